@@ -1,0 +1,32 @@
+"""A model from its specification to tokens.
+
+    from numoe.engine import load, plan
+    model = load("folder | repo-id | file.gguf")
+    session = model.session(ctx=8192)
+    logits = session.feed([1, 2, 3])  # float32 (3, vocab)
+    for piece in session.generate("Hello", max_tokens=64): ...
+
+The names below are the whole public face.
+"""
+
+# `load` and `plan` name modules too: imported here, the functions are what `numoe.engine` gives under these names.
+from numoe.engine.load import Description, Model, describe, load
+from numoe.engine.plan import Plan, plan
+from numoe.engine.sample import Sampling
+from numoe.engine.session import Generation, Session
+from numoe.engine.spec import ModelSpec
+from numoe.quant.errors import InputError
+
+__all__ = [
+    "Description",
+    "Generation",
+    "InputError",
+    "Model",
+    "ModelSpec",
+    "Plan",
+    "Sampling",
+    "Session",
+    "describe",
+    "load",
+    "plan",
+]

@@ -1,0 +1,310 @@
+"""From a folder or file to a model in memory.
+
+`describe` reads only configuration and headers: it finds a place for every tensor of the spec and refuses what
+does not fit. `load` then reads the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numoe.engine.families import family
+from numoe.engine.families.gguf import from_gguf
+from numoe.engine.hub import locate
+from numoe.engine.model import Decoder
+from numoe.engine.plan import Plan, parse_bytes, plan, require_memory
+from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
+from numoe.engine.weights import Weights
+from numoe.quant.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.chat import ChatFormat
+    from numoe.engine.session import Session
+    from numoe.engine.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor of the spec is stored."""
+
+    name: str
+    index: int | None
+    """Which one of a stack of experts."""
+    rows: tuple[int, int] | None
+    """Row range of a fused tensor."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model on disk: what it is, and where each of its tensors lies."""
+
+    path: Path
+    config: dict[str, Any]
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    places: dict[str, Place]
+
+    def plan(self, context: int | None = None) -> Plan:
+        """Bytes and parameters, without reading weights."""
+        context = min(context or DEFAULT_CONTEXT, self.spec.context)
+        tensors = self.spec.tensors()
+        stored = {n: self._stored(tensors[n], place) for n, place in self.places.items()}
+        return plan(self.spec, stored, context)
+
+    def _stored(self, tensor: Tensor, place: Place) -> tuple[str, int]:
+        if tensor.held == "array":  # held as float32 (tables of ids: int64), however it is stored
+            table = self.checkpoint.tensors[place.name].dtype.startswith(("I", "U"))
+            return ("i64", 8 * tensor.size) if table else ("f32", 4 * tensor.size)
+        share = tensor.size, math.prod(self.checkpoint.shape(place.name))
+        return self.checkpoint.format(place.name), self.checkpoint.loaded_nbytes(place.name) * share[0] // share[1]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises InputError when the model comes without one."""
+        from numoe.engine.tokenizer import gguf_tokenizer, load_tokenizer
+
+        if self.path.is_file():
+            return gguf_tokenizer(self.checkpoint.metadata)
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How a conversation becomes a prompt. Raises InputError when the model comes without a template."""
+        from numoe.engine.chat import chat_format
+
+        return chat_format(self.config["model_type"], self.tokenizer)
+
+
+def describe(model: str | Path) -> Description:
+    """Read a model's configuration and headers.
+
+    Args:
+        model: a folder with config.json and safetensors, a .gguf file, or a hub id that was downloaded.
+
+    Raises:
+        InputError: a file is missing or damaged, the architecture or a config key is not known, a tensor is
+            missing, has another shape than the config says, or has no place in the architecture.
+    """
+    path = locate(model)
+    if path.is_file():
+        checkpoint = open_checkpoint(path)
+        config, kind, spec = from_gguf(checkpoint.metadata, set(checkpoint.names()), path)
+    else:
+        config = _read_config(path)
+        kind = family(config.get("model_type"))
+        spec = kind.spec(config)
+        checkpoint = open_checkpoint(path, _fp8_block(config))
+    places = {name: _place(name, tensor, kind, spec, checkpoint, path) for name, tensor in spec.tensors().items()}
+    _refuse_leftovers(config, kind, spec, checkpoint, places, path)
+    return Description(path, config, spec, checkpoint, places)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no config.json; a model folder needs one beside its safetensors") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); download it again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a JSON object; download it again")
+    return config
+
+
+_FP8_KEYS = {
+    "quant_method", "fmt", "scale_fmt", "weight_block_size", "activation_scheme", "expert_dtype",
+    "modules_to_not_convert",
+}  # fmt: skip
+
+
+def _fp8_block(config: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns that share a scale in FP8 weights; refuses other kinds of quantization by name."""
+    quantization = config.get("quantization_config") or {}
+    kind = quantization.get("quant_method", "fp8"), quantization.get("fmt", "e4m3")
+    if kind != ("fp8", "e4m3") or set(quantization) - _FP8_KEYS:
+        name = quantization.get("moe_quant_algo") or quantization.get("quant_algo") or " ".join(map(str, kind))
+        raise InputError(
+            f'config.json: quantization "{name}" is not supported; '
+            "numoe reads fp8 e4m3 with block scales, mxfp4 experts, bf16, f16, f32 and GGUF"
+        )
+    block = quantization.get("weight_block_size") or [128, 128]
+    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
+        raise InputError(f'config.json: "weight_block_size" must be two positive integers, not {block!r}')
+    return block[0], block[1]
+
+
+def _place(name: str, tensor: Tensor, kind: Family, spec: ModelSpec, checkpoint: Checkpoint, path: Path) -> Place:
+    tried = []
+    for source, expert in kind.sources(name):
+        tried.append(source.name)
+        if source.name not in checkpoint:
+            continue
+        part, parts = source.part
+        found = checkpoint.shape(source.name)
+        stack = (_experts(spec, name),) if source.stacked else ()
+        want = (*stack, tensor.shape[0] * parts, *tensor.shape[1:])
+        if found != want:
+            raise InputError(
+                f"{path}: tensor {source.name} has shape {list(found)}, but config.json says {list(want)}; "
+                "the files do not belong together"
+            )
+        rows = (part * tensor.shape[0], (part + 1) * tensor.shape[0]) if parts > 1 else None
+        return Place(source.name, expert if source.stacked else None, rows)
+    raise InputError(f"{path}: tensor {tried[0]} is missing; the download is incomplete, or config.json not its own")
+
+
+def _experts(spec: ModelSpec, name: str) -> int:
+    """How many routed experts the layer of this tensor has."""
+    ffn = spec.layers[int(name.split(".")[1])].ffn
+    return ffn.experts if isinstance(ffn, MixtureOfExperts) else 0
+
+
+def _refuse_leftovers(
+    config: dict[str, Any],
+    kind: Family,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    places: dict[str, Place],
+    path: Path,
+) -> None:
+    """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
+    left = set(checkpoint.names()) - {place.name for place in places.values()}
+    if spec.tied:
+        left -= {source.name for source, _ in kind.sources("head")}
+    drafting = config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    layers = len(spec.layers)
+    for name in sorted(left):
+        if any(re.fullmatch(pattern, name) for pattern in kind.ignored):
+            continue
+        # Some checkpoints number their multi-token prediction layers on after the last one.
+        number = re.search(r"\blayers\.(\d+)\.", name)
+        if number and layers <= int(number[1]) < layers + drafting:
+            continue
+        raise InputError(
+            f"{path}: tensor {name} is not part of {spec.family} as config.json describes it; "
+            "numoe does not run this variant yet"
+        )
+
+
+class Model:
+    """A model in memory: makes sessions, and says what it is."""
+
+    def __init__(self, description: Description, weights: Weights, ram: int | None = None):
+        self.description = description
+        self.spec = description.spec
+        self.path = description.path
+        self._weights = weights
+        self._ram = ram
+        self.decoder = Decoder(self.spec, weights)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.description.tokenizer
+
+    def session(self, ctx: int | None = None) -> Session:
+        """An empty session for up to `ctx` tokens (default: 8192 or the model's own limit, if lower).
+
+        Raises:
+            InputError: ctx is above the model's limit, or its cache does not fit into memory.
+        """
+        from numoe.engine.session import Session
+
+        if ctx is not None and not 1 <= ctx <= self.spec.context:
+            raise InputError(f"--ctx {ctx} is not possible: this model reads from 1 to {self.spec.context} tokens")
+        planned = self.plan(ctx)
+        resident = planned.total_bytes if self._ram is not None else planned.kv_bytes
+        require_memory(f"a context of {planned.context} tokens", resident, self._ram)
+        return Session(self, planned.context)
+
+    def restore(self, path: str | Path) -> Session:
+        """The session that `Session.save` wrote.
+
+        Raises:
+            InputError: the file is not a session of this model.
+        """
+        from numoe.engine.session import restore
+
+        return restore(self, Path(path))
+
+    def plan(self, ctx: int | None = None) -> Plan:
+        return self.description.plan(ctx)
+
+    def stats(self) -> dict[str, int]:
+        """Bytes in memory: of the weights, and the most this process has held since it started (RSS)."""
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        weights = sum(w.nbytes for w in self._weights.matrices.values())
+        weights += sum(w.nbytes for w in self._weights.arrays.values())
+        return {"weight_bytes": weights, "peak_rss_bytes": peak}
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash that tells models apart: the spec, the tensors' listing, and the bytes of all small tensors.
+
+        Fine-tunes of one architecture differ in their norms, so that the large tensors need not be read again.
+        """
+        digest = hashlib.sha256(repr(self.spec).encode())
+        for name, info in sorted(self.description.checkpoint.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+        for _, values in sorted(self._weights.arrays.items(), key=lambda item: item[0]):
+            if values.ndim == 1:
+                digest.update(values.tobytes())
+        return digest.hexdigest()
+
+
+def load(model: str | Path, *, ram: str | int | None = None, threads: int | None = None) -> Model:
+    """Load a model; its weights stay in the formats they are stored in.
+
+    Args:
+        model: see `describe`.
+        ram: memory that weights and caches may take, such as "8GiB"; None: what is free now.
+        threads: threads of NumPy's BLAS in this process; None: as many as it takes by itself.
+
+    Raises:
+        InputError: see `describe`; or the weights hold NaN, or do not fit into memory.
+    """
+    budget = None if ram is None else parse_bytes(ram)
+    if threads is not None:
+        from threadpoolctl import threadpool_limits
+
+        if threads < 1:
+            raise InputError(f"--threads must be at least 1, not {threads}")
+        threadpool_limits(threads)
+    description = describe(model)
+    require_memory(description.path.name, description.plan().weight_bytes, budget)
+    weights = Weights()
+    checkpoint = description.checkpoint
+    for name, tensor in description.spec.tensors().items():
+        place = description.places[name]
+        if tensor.held == "array":
+            weights.arrays[name] = checkpoint.array(place.name)
+        else:
+            weights.matrices[name] = checkpoint.matrix(place.name, place.index, place.rows)
+    _check_tables(description, weights)
+    return Model(description, weights, budget)
+
+
+def _check_tables(description: Description, weights: Weights) -> None:
+    """The experts that look-up tables name must exist."""
+    for i, layer in enumerate(description.spec.layers):
+        table = weights.arrays.get(f"layers.{i}.ffn.router_table")
+        if table is not None and isinstance(layer.ffn, MixtureOfExperts):
+            low, high = int(table.min()), int(table.max())
+            if low < 0 or high >= layer.ffn.experts:
+                raise InputError(
+                    f"{description.path}: tensor {description.places[f'layers.{i}.ffn.router_table'].name} names "
+                    f"expert {low if low < 0 else high} of {layer.ffn.experts}; download the model again"
+                )

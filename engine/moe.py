@@ -1,0 +1,103 @@
+"""Feed-forward blocks: one SwiGLU, or a router's choice among many.
+
+Shapes: T tokens, D hidden, E experts, K chosen a token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.engine import ops
+from numoe.engine.ops import Floats
+from numoe.engine.spec import MixtureOfExperts, Router, SwiGLU
+from numoe.engine.weights import Weights
+
+Ids = NDArray[np.int64]
+
+
+class Dense:
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, spec: SwiGLU, weights: Weights):
+        self.spec = spec
+        self.w = weights
+
+    def __call__(self, x: Floats, ids: Ids | None = None) -> Floats:
+        """(T, D) -> (T, D); token ids play no part."""
+        hidden = ops.swiglu(self._linear("gate", x), self._linear("up", x), self.spec.limit)
+        return self._linear("down", hidden)
+
+    def _linear(self, name: str, x: Floats) -> Floats:
+        y = self.w.matrices[name].matmul(x)
+        if self.spec.bias:
+            y += self.w.arrays[f"{name}_bias"]
+        return y
+
+
+class Routing:
+    """Which experts a token goes to, and with which weights."""
+
+    def __init__(self, spec: Router, top_k: int, weights: Weights):
+        self.spec = spec
+        self.top_k = top_k
+        self.matrix = weights.matrices["router"]
+        self.bias = weights.arrays.get("router_bias")
+        self.table = weights.arrays.get("router_table")
+
+    def __call__(self, x: Floats, ids: Ids) -> tuple[Ids, Floats]:
+        """Chosen experts (T, K) and their weights (T, K) of tokens x (T, D) with these ids."""
+        spec = self.spec
+        scores = self.matrix.matmul(x)  # (T, E)
+        if spec.score == "softmax":
+            ops.softmax(scores)
+        elif spec.score == "sigmoid":
+            ops.sigmoid(scores)
+        else:
+            scores = np.sqrt(ops.softplus(scores))
+        chosen = self.table[ids] if self.table is not None else self._choose(scores)
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        if spec.normalize:
+            weights /= weights.sum(axis=1, keepdims=True) + np.float32(1e-20)
+        weights *= np.float32(spec.scale)
+        return chosen, weights
+
+    def _choose(self, scores: Floats) -> Ids:
+        spec = self.spec
+        if self.bias is not None:
+            scores = scores + self.bias
+        if spec.groups > 1:
+            grouped = scores.reshape(len(scores), spec.groups, -1)
+            best = 1 if spec.group_score == "max" else 2
+            strength = np.partition(grouped, -best, axis=-1)[..., -best:].sum(axis=-1)  # (T, groups)
+            masked = np.full_like(grouped, -np.inf)
+            rows, kept = np.arange(len(scores))[:, None], ops.top_k(strength, spec.top_groups)
+            masked[rows, kept] = grouped[rows, kept]
+            scores = masked.reshape(scores.shape)
+        return ops.top_k(scores, self.top_k)
+
+
+class Mixture:
+    """sum_k weight_k expert_k(x), plus the shared expert."""
+
+    def __init__(self, spec: MixtureOfExperts, weights: Weights):
+        self.spec = spec
+        self.route = Routing(spec.router, spec.top_k, weights)
+        self.experts = [Dense(spec.expert, part) for part in weights.numbered("experts.", spec.experts)]
+        self.shared = Dense(spec.shared, weights.below("shared.")) if spec.shared else None
+
+    def __call__(self, x: Floats, ids: Ids) -> Floats:
+        """(T, D) and the tokens' ids (T,) -> (T, D). Every chosen expert runs once, on all its tokens."""
+        chosen, weights = self.route(x, ids)
+        count, k = chosen.shape
+        order = np.argsort(chosen, axis=None, kind="stable")
+        bounds = np.searchsorted(chosen.ravel()[order], np.arange(self.spec.experts + 1))
+        # Each choice has a place of its own, so that the sum over K below does not depend on the experts' order.
+        outputs = np.empty((count * k, x.shape[1]), np.float32)
+        for e in np.unique(chosen):
+            places = order[bounds[e] : bounds[e + 1]]
+            outputs[places] = self.experts[e](x[places // k])
+        out = np.matmul(weights[:, None], outputs.reshape(count, k, -1))[:, 0]
+        if self.shared:
+            out += self.shared(x)
+        return out

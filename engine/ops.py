@@ -1,0 +1,73 @@
+"""Small float32 operations on rows. T tokens, D channels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = None) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467); `weight` None for none.
+
+    Shapes: x (..., D), weight (D,). `out` may be x itself.
+    """
+    square = np.einsum("...d,...d->...", x, x)
+    square /= np.float32(x.shape[-1])
+    square += np.float32(eps)
+    np.sqrt(square, out=square)
+    out = np.divide(x, square[..., None], out=out)
+    if weight is not None:
+        out *= weight
+    return out
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)), in place and without overflow."""
+    # tanh never overflows, and sigmoid(x) = (1 + tanh(x / 2)) / 2.
+    x *= np.float32(0.5)
+    np.tanh(x, out=x)
+    x += np.float32(1)
+    x *= np.float32(0.5)
+    return x
+
+
+def swiglu(gate: Floats, up: Floats, limit: float | None = None) -> Floats:
+    """silu(gate) * up, in gate's memory; `limit` clips gate above and up on both sides (DeepSeek-V4)."""
+    if limit is not None:
+        np.minimum(gate, np.float32(limit), out=gate)
+        np.clip(up, np.float32(-limit), np.float32(limit), out=up)
+    up *= gate
+    sigmoid(gate)
+    gate *= up
+    return gate
+
+
+def softmax(x: Floats) -> Floats:
+    """exp(x - max) / sum over the last axis, in place."""
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def softplus(x: Floats) -> Floats:
+    """log(1 + exp(x)) without overflow."""
+    return np.logaddexp(x, np.float32(0))
+
+
+def top_k(scores: Floats, k: int) -> NDArray[np.int64]:
+    """Indices of the k largest of each row, (T, n) -> (T, k), ascending by index.
+
+    Among equal scores at the border the lowest index is taken, so that the choice never depends on the machine.
+    """
+    n = scores.shape[-1]
+    if k >= n:
+        return np.broadcast_to(np.arange(n), (len(scores), n))
+    border = np.partition(scores, n - k, axis=-1)[:, n - k, None]  # (T, 1) the k-th largest
+    above = scores > border
+    level = scores == border
+    room = k - above.sum(axis=-1, keepdims=True)
+    chosen = above | (level & (np.cumsum(level, axis=-1) <= room))
+    return np.nonzero(chosen)[1].reshape(len(scores), k)

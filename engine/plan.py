@@ -1,0 +1,95 @@
+"""What a model takes: parameters, bytes by role and format, cache for a context. Only adds up what the pieces say."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from numoe.engine import kvcache
+from numoe.engine.spec import ModelSpec
+from numoe.quant.errors import InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of one model at one context length, in bytes."""
+
+    parameters: int
+    active_parameters: int
+    weights: Mapping[tuple[str, str], int]
+    """Bytes by (role, format)."""
+    context: int
+    kv_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes
+
+
+def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int) -> Plan:
+    """Add up a model.
+
+    Args:
+        stored: canonical tensor name -> (format, bytes), of a local folder or of a remote listing.
+        context: tokens that a session holds.
+    """
+    total, active = spec.parameters()
+    weights: Counter[tuple[str, str]] = Counter()
+    for name, tensor in spec.tensors().items():
+        kind, nbytes = stored[name]
+        weights[tensor.role, kind] += nbytes
+    kv = sum(kvcache.nbytes(layer.attention, context) for layer in spec.layers)
+    return Plan(total, active, dict(weights), context, kv)
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    **{p + s: b**e for e, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("", 1000), ("iB", 1024))},
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of "16GB", "8 GiB", "500M" or a plain number.
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    unit = match[2].upper().replace("I", "i") if match else ""
+    if not match or unit not in _UNITS or float(match[1]) == 0:
+        raise InputError(f'"{text}" is not an amount of memory; write it like 16GB or 8GiB')
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def format_bytes(count: int) -> str:
+    """1_234_567_890 -> "1.23 GB"."""
+    if count < 1000:
+        return f"{count} B"
+    amount, units = count / 1000, ["kB", "MB", "GB", "TB"]
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}"
+
+
+def require_memory(what: str, needed: int, ram: int | None) -> None:
+    """Refuse what does not fit into `ram` bytes, or into the memory that is free now when None.
+
+    Raises:
+        InputError: says how much is needed and how much there is.
+    """
+    import psutil
+
+    room = psutil.virtual_memory().available if ram is None else ram
+    if needed > room:
+        source = "are free now; close other programs" if ram is None else "are allowed; raise --ram"
+        raise InputError(
+            f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
+        )

@@ -1,0 +1,219 @@
+"""From logits to the next token: penalties, filters, the draw, log-probabilities and stop strings.
+
+The order is fixed: repetition penalty, temperature, top-k, top-p, min-p. Candidates are sorted by logit, highest
+first, equal logits by id; every filter then keeps a prefix of that order, so all of them together are one length.
+"""
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.errors import InputError
+
+_FIRST_SORTED = 1024  # candidates sorted at first; nearly every draw and every top-p cut falls among them
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. `InputError` names a value that is out of range.
+
+    temperature: 0 is greedy (the highest logit, the lowest id among equals); otherwise logits are divided by it.
+    top_k: keep the k highest logits; 0 keeps all (Fan et al., 2018).
+    top_p: keep the fewest tokens whose probabilities reach top_p together (Holtzman et al., 2020).
+    min_p: keep tokens at least min_p times as probable as the best one (Nguyen et al., 2024).
+    repetition_penalty: logits of the last `repeat_last_n` tokens are divided by it when positive and multiplied
+        when not (Keskar et al., 2019); 1 is off.
+    seed: the same seed and logits give the same tokens on every machine; None draws one from the system.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more (0 is greedy)")
+        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
+        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
+        _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 (off) and 1")
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0 (1 is off)")
+        _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
+        if self.seed is not None:
+            _check("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
+
+
+def _check(name: str, value: float, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise InputError(f"{name} is {value}; give a value {wanted}.")
+
+
+class Sampler:
+    """Chooses one token after another under one `Sampling`. `seed` is the one in use, drawn if none was given."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
+        self._bits = np.random.PCG64(self.seed)
+
+    def choose(self, logits: NDArray[np.float32], recent_ids: Sequence[int] = ()) -> int:
+        """The next token id from logits (V,) float32, which are not changed.
+
+        recent_ids: the tokens so far, oldest first (prompt included), for the repetition penalty.
+        Raises InputError when the logits are not finite at their maximum (NaN weights, for one).
+        """
+        chosen = self.sampling
+        logits = _penalized(logits, recent_ids, chosen)
+        best = float(logits.max())
+        if not math.isfinite(best):
+            raise InputError(
+                "The model's logits are not finite numbers; its weights may be damaged, so fetch its files again."
+            )
+        if chosen.temperature == 0:
+            return int(logits.argmax())
+        limit = min(chosen.top_k or logits.size, logits.size)
+        total = None if chosen.top_k else float(_weights(logits, best, chosen.temperature).cumsum()[-1])
+        uniform = (self._bits.random_raw() >> 11) * 2.0**-53  # in [0, 1)
+        count = limit if chosen.top_k else min(limit, _FIRST_SORTED)
+        while True:
+            order = _descending(logits, count)  # (count,)
+            weights = _weights(logits[order], best, chosen.temperature)
+            cumulative = weights.cumsum()
+            mass = cumulative[-1] if total is None else total
+            kept = limit
+            if chosen.top_p < 1:
+                kept = min(kept, int(np.searchsorted(cumulative, chosen.top_p * mass)) + 1)
+            if chosen.min_p > 0:
+                kept = min(kept, int(np.count_nonzero(weights >= chosen.min_p)))
+            if kept <= count:
+                mass = cumulative[kept - 1]
+            place = int(np.searchsorted(cumulative[:kept], uniform * mass, side="right"))
+            # A cut or a draw past what is sorted is only known to lie there: sort more and look again.
+            if count == limit or (place < count and _decided(chosen, kept, count)):
+                return int(order[min(place, kept - 1, count - 1)])
+            count = min(limit, count * 8)
+
+
+def _decided(sampling: Sampling, kept: int, count: int) -> bool:
+    """Whether the sorted prefix of `count` candidates fixes how many the filters keep."""
+    filtered = sampling.top_p < 1 or sampling.min_p > 0
+    return not filtered or kept < count
+
+
+def _penalized(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:
+    if sampling.repetition_penalty == 1 or sampling.repeat_last_n == 0 or len(recent_ids) == 0:
+        return logits
+    recent = np.unique(np.asarray(recent_ids[-sampling.repeat_last_n :], dtype=np.int64))
+    penalty = np.float32(sampling.repetition_penalty)
+    values = logits[recent]
+    logits = logits.copy()
+    logits[recent] = np.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def _weights(logits: NDArray[np.float32], best: float, temperature: float) -> NDArray[np.float64]:
+    """exp((logits - best) / temperature), of which the best one is exactly 1.
+
+    float64, for then the rounding of a sum over the vocabulary is far below any probability that a draw notices.
+    """
+    with np.errstate(over="ignore"):  # to -inf, which means a weight of nothing
+        return _exp((logits.astype(np.float64) - best) / temperature)
+
+
+def _descending(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Ids of the `count` highest logits, highest first, equal logits by id."""
+    ids = np.arange(logits.size)
+    if count < logits.size:
+        threshold = np.partition(logits, logits.size - count)[logits.size - count]
+        ids = np.flatnonzero(logits >= threshold)
+    return ids[np.argsort(-logits[ids], kind="stable")[:count]]
+
+
+_LN2 = math.log(2)
+_EXP_TERMS = [1 / math.factorial(n) for n in range(13, -1, -1)]
+
+
+def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """exp(x) for x <= 0 by exp(k ln 2 + r) = 2^k * Taylor(r), |r| <= ln(2)/2; relative error below 1e-12.
+
+    Only operations that IEEE 754 rounds exactly: the library's exp differs in the last bit between machines.
+    """
+    x = np.maximum(x, -700.0)
+    exponent = np.rint(x / _LN2)
+    rest = x - exponent * _LN2
+    result = np.full_like(x, _EXP_TERMS[0])
+    for term in _EXP_TERMS[1:]:
+        result *= rest
+        result += term
+    return np.ldexp(result, exponent.astype(np.int32))
+
+
+def logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
+    """The k most probable tokens of logits (V,) as (id, natural log of the probability), best first.
+
+    The model's own distribution: temperature, penalties and filters play no part.
+    """
+    order = _descending(logits, min(k, logits.size)) if k > 0 else np.empty(0, np.intp)
+    normalizer = _log_sum_exp(logits)
+    return [(int(i), float(logits[i]) - normalizer) for i in order]
+
+
+def logprob(logits: NDArray[np.float32], token_id: int) -> float:
+    """The natural log of one token's probability in the distribution that `logprobs` lists."""
+    return float(logits[token_id]) - _log_sum_exp(logits)
+
+
+def _log_sum_exp(logits: NDArray[np.float32]) -> float:
+    best = float(logits.max())
+    return best + math.log(float(_weights(logits, best, 1.0).cumsum()[-1]))
+
+
+def partial_match(text: str, strings: Iterable[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of one of `strings`."""
+    longest = 0
+    for string in strings:
+        for length in range(min(len(string) - 1, len(text)), longest, -1):
+            if text.endswith(string[:length]):
+                longest = length
+                break
+    return longest
+
+
+class StopMatcher:
+    """Passes streamed text on up to the first stop string, whichever way the text is cut into pieces.
+
+    First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
+    of a stop string is held back until it is decided. An empty stop string raises InputError.
+    """
+
+    def __init__(self, stop_strings: Sequence[str] = ()) -> None:
+        if "" in stop_strings:
+            raise InputError("A stop string is empty; give at least one character or leave it out.")
+        self._stops = tuple(stop_strings)
+        self._held = ""
+        self._stopped = False
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """(text that can be shown now, whether a stop string ended the text). After a stop nothing more comes."""
+        if self._stopped:
+            return "", True
+        text = self._held + piece
+        starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            self._stopped, self._held = True, ""
+            return text[: min(starts)[1]], True
+        cut = len(text) - partial_match(text, self._stops)
+        self._held = text[cut:]
+        return text[:cut], False
+
+    def flush(self) -> str:
+        """What is still held back, once the stream has ended."""
+        text, self._held = self._held, ""
+        return text

@@ -1,0 +1,328 @@
+"""A conversation with a model: feed tokens, go back, generate, save and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numoe.engine import kvcache
+from numoe.engine.kvcache import CHUNK
+from numoe.engine.ops import Floats
+from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.load import Model
+
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point that `Session.restore` can go back to."""
+
+    tokens: tuple[int, ...]
+    cache: kvcache.Snapshot
+
+
+class Session:
+    """The tokens that a model has read, and what it remembers of them. Made by `Model.session`."""
+
+    def __init__(self, model: Model, context: int):
+        self.model = model
+        self.context = context
+        self._cache = model.decoder.cache(context)
+        # All tokens whose rows are in the cache, also those behind the position after going back.
+        self._written: list[int] = []
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return self._cache.position
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens read so far."""
+        return self._written[: self.position]
+
+    def feed(
+        self,
+        token_ids: Sequence[int],
+        *,
+        last: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Floats:
+        """Read tokens and give the logits after each: float32 (T, vocab), or only the last's (1, vocab) with `last`.
+
+        Long inputs go through the layers in chunks. `progress(done, total)` is called after each; what it raises
+        ends the reading there, with the chunks so far read.
+
+        Raises:
+            InputError: no tokens, an id outside the vocabulary, or more tokens than the context has room for.
+        """
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or ids.size == 0:
+            raise InputError("there is nothing to read: the prompt is empty")
+        vocab = self.model.spec.vocab
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab:
+            raise InputError(f"a token id is outside 0..{vocab - 1}; the tokens are not this model's")
+        if self.position + len(ids) > self.context:
+            raise InputError(
+                f"{self.position + len(ids)} tokens do not fit into the context of {self.context}; "
+                f"shorten the prompt or raise --ctx (this model reads up to {self.model.spec.context})"
+            )
+        ids = ids.astype(np.int64)
+        parts: list[Floats] = []
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            at, end = self.position, start + len(chunk)
+            del self._written[at:]
+            logits = self.model.decoder.forward(chunk, self._cache, last=last)
+            self._written += chunk.tolist()
+            parts = [logits] if last else [*parts, logits]
+            if progress:
+                progress(end, len(ids))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` tokens.
+
+        As far as the caches reach (always where attention is full; 64 tokens at least where it has windows) this
+        is immediate; beyond that the remaining tokens are read again from the first.
+
+        Raises:
+            InputError: there are fewer tokens.
+        """
+        if not 0 <= count <= self.position:
+            raise InputError(f"cannot go back {count} tokens of {self.position}")
+        self._go_to(self.position - count)
+
+    def _go_to(self, position: int) -> None:
+        if self._cache.can_rewind(position):
+            self._cache.rewind(position)
+            return
+        tokens = self._written[:position]
+        self._cache.clear()
+        if tokens:
+            self.feed(tokens, last=True)
+
+    def snapshot(self) -> Snapshot:
+        """Remember this point; small, since only the rows of sliding windows are copied."""
+        return Snapshot(tuple(self.tokens), self._cache.snapshot())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back (or forward) to a snapshot of this session.
+
+        Raises:
+            InputError: its tokens were overwritten by others since.
+        """
+        position = snapshot.cache.position
+        if tuple(self._written[:position]) != snapshot.tokens:
+            raise InputError("this snapshot is gone: other tokens were read over its own; feed its tokens again")
+        self._cache.restore(snapshot.cache)
+
+    def align(self, token_ids: Sequence[int]) -> list[int]:
+        """Go back to the longest common beginning with `token_ids` and return what is left to feed.
+
+        At least one token is left, so that there are logits to continue from.
+        """
+        ids = list(token_ids)
+        common = 0
+        for ours, theirs in zip(self.tokens, ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        self._go_to(common)
+        return ids[common:]
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Continue from `prompt`: text to be read after the tokens so far, or token ids.
+
+        Args:
+            max_tokens: at most so many; None: until the model stops or the context is full.
+            stop: strings that end the text; they are not part of it.
+            logprobs: record the log-probabilities of each token and of so many best alternatives.
+            cancelled: asked before every token; True ends the text.
+            progress: called as `feed` does while the prompt is read.
+            sampling: temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n, seed; see `Sampling`.
+
+        Returns:
+            An iterator over pieces of text, which also carries what is known of the run.
+
+        Raises:
+            InputError: a value out of range, or a prompt that `feed` refuses.
+        """
+        if isinstance(prompt, str):
+            prompt = self.model.tokenizer.encode(prompt)
+            if self.position == 0 and self.model.tokenizer.add_bos:
+                bos = self.model.tokenizer.bos_id
+                prompt = prompt if bos is None or prompt[:1] == [bos] else [bos, *prompt]
+        if max_tokens is not None and max_tokens < 0:
+            raise InputError(f"--max-tokens must be 0 or more, not {max_tokens}")
+        sampler = Sampler(Sampling(**sampling))
+        return Generation(self, list(prompt), sampler, StopMatcher(stop), max_tokens, logprobs, cancelled, progress)
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a file, whole or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        path = Path(path)
+        header = {
+            "numoe": f"session {FILE_VERSION}",
+            "model": self.model.identity,
+            "context": str(self.context),
+            "tokens": json.dumps(self.tokens),
+        }
+        arrays = {name: np.ascontiguousarray(rows) for name, rows in self._cache.arrays().items()}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                file.write(save(arrays, header))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"the session cannot be written to {path} ({error.strerror})") from error
+
+
+def restore(model: Model, path: Path) -> Session:
+    """The session that `Session.save` wrote; see `Model.restore`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"there is no session file {path}") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is not a session file ({error})") from None
+    if header.get("numoe") != f"session {FILE_VERSION}":
+        raise InputError(f"{path} is not a session file of this version of numoe; start a new session")
+    if header["model"] != model.identity:
+        raise InputError(f"{path} is a session of another model; load that model, or start a new session")
+    tokens = json.loads(header["tokens"])
+    session = model.session(int(header["context"]))
+    try:
+        session._cache.load_arrays(arrays, len(tokens))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; start a new session") from None
+    session._written = tokens
+    return session
+
+
+@dataclass
+class Token:
+    """A generated token, with log-probabilities if they were asked for."""
+
+    id: int
+    logprob: float | None = None
+    alternatives: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Generation(Iterator[str]):
+    """Pieces of text as they are made. After the last one `finish_reason` says why it ended.
+
+    tokens: the generated tokens, the one that ended the text included.
+    finish_reason: "stop" (a stop token or string), "length" (max_tokens or a full context), "cancelled", or None.
+    prompt_seconds, decode_seconds: time spent reading the prompt and making tokens; first_token_seconds: until the
+    first token was there. seed: what `Sampling.seed` was, or was drawn.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: list[int],
+        sampler: Sampler,
+        stop: StopMatcher,
+        max_tokens: int | None,
+        logprobs: int,
+        cancelled: Callable[[], bool],
+        progress: Callable[[int, int], None] | None,
+    ):
+        self.prompt = prompt
+        self.seed = sampler.seed
+        self.tokens: list[Token] = []
+        self.finish_reason: str | None = None
+        self.prompt_seconds = self.decode_seconds = self.first_token_seconds = 0.0
+        self._session = session
+        self._sampler = sampler
+        self._stop = stop
+        self._limit = max_tokens
+        self._logprobs = logprobs
+        self._cancelled = cancelled
+        self._progress = progress
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the text here."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        tokenizer = self._session.model.tokenizer
+        text = tokenizer.stream()
+        begun = time.perf_counter()
+        logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
+        self.prompt_seconds = time.perf_counter() - begun
+        history = self._session.tokens
+        while True:
+            if self._cancelled():
+                self.finish_reason = "cancelled"
+            elif len(self.tokens) == self._limit:
+                self.finish_reason = "length"
+            if self.finish_reason:
+                break
+            chosen = self._sampler.choose(logits, history)
+            self.tokens.append(self._record(chosen, logits))
+            history.append(chosen)
+            if len(self.tokens) == 1:
+                self.first_token_seconds = time.perf_counter() - begun
+            if chosen in tokenizer.eos_ids:
+                self.finish_reason = "stop"
+                break
+            piece, stopped = self._stop.push(text.push(chosen))
+            if piece:
+                yield piece
+            if stopped:
+                self.finish_reason = "stop"
+                return
+            if self._session.position == self._session.context:
+                self.finish_reason = "length"
+                break
+            if len(self.tokens) != self._limit:
+                step = time.perf_counter()
+                logits = self._session.feed([chosen], last=True)[0]
+                self.decode_seconds += time.perf_counter() - step
+        piece, _ = self._stop.push(text.flush())
+        if tail := piece + self._stop.flush():
+            yield tail
+
+    def _record(self, chosen: int, logits: Floats) -> Token:
+        if not self._logprobs:
+            return Token(chosen)
+        return Token(chosen, logprob(logits, chosen), logprobs(logits, self._logprobs))

@@ -1,0 +1,328 @@
+"""A model's weights on disk, whatever the file format: names, shapes, byte ranges, and matrices when asked for.
+
+A weight may be stored in two tensors, its codes and its scales. The conventions understood are
+
+    X.weight (F8_E4M3) + X.scale or X.weight_scale_inv       blocks of 128x128; e8m0 or float scales
+    X.weight (I8)      + X.scale                             mxfp4: two e2m1 values a byte, groups of 32
+    X_blocks (U8)      + X_scales                            mxfp4 as gpt-oss stores it; its name here is X
+
+Nothing is read before it is needed, and pickled files are never opened.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant import safetensors_file
+from numoe.quant.dtypes import UInt8, decode_bf16, decode_e8m0
+from numoe.quant.errors import InputError
+from numoe.quant.files import Files, TensorInfo
+from numoe.quant.kernels import all_finite
+from numoe.quant.qtensor import BF16, F16, F32, FP8, MX_GROUP, MXFP4, QTensor
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_INTEGERS = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "I64": "<i8",
+}
+_FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_SCALES = ("F8_E8M0", "U8", "F32", "BF16")
+_SUPPORTED = "use a checkpoint in F32, F16, BF16, FP8 with block scales, MXFP4, or a GGUF file"
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One weight as it is stored; `shape` is that of its values, (out, in) after any leading dimensions."""
+
+    info: TensorInfo
+    scales: TensorInfo | None
+    shape: tuple[int, ...]
+    format: str
+
+
+class Checkpoint:
+    """The tensors of a folder or file. Made by `open_checkpoint`, or from a mere listing to plan without data.
+
+    `tensors` maps stored names, scales included. `metadata` holds safetensors' `__metadata__` or GGUF's
+    key-value pairs. A context manager: leaving it closes the files. Reading is safe from several threads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, TensorInfo],
+        metadata: Mapping[str, Any],
+        fp8_block: tuple[int, int] = (128, 128),
+        files: Files | None = None,
+    ) -> None:
+        self.path = path
+        self.tensors = tensors
+        self.metadata = metadata
+        self.fp8_block = fp8_block
+        self.files = files or Files()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.files.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors or f"{name}_blocks" in self.tensors
+
+    def names(self) -> Iterator[str]:
+        """The names of the weights, in stored order; scales belong to their weight and are not listed."""
+        for name in self.tensors:
+            if name not in self._folded:
+                yield self._folded_into.get(name, name)
+
+    def companions(self, name: str) -> tuple[str, ...]:
+        """The stored names that make up a weight: itself, or codes and scales."""
+        weight = self._weight(name)
+        return (weight.info.name,) if weight.scales is None else (weight.info.name, weight.scales.name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight's values: (out, in) for a matrix, (E, out, in) for stacked ones."""
+        return self._weight(name).shape
+
+    def format(self, name: str) -> str:
+        """The `QTensor.format` that `matrix` gives, or the dtype of a tensor that only `array` reads."""
+        return self._weight(name).format
+
+    def stored_nbytes(self, name: str) -> int:
+        """Bytes of a weight in its file, scales included."""
+        return sum(self.tensors[stored].nbytes for stored in self.companions(name))
+
+    def loaded_nbytes(self, name: str) -> int:
+        """Bytes of a weight as `matrix` holds it: as stored, but for GGUF's block types that are converted."""
+        weight = self._weight(name)
+        if _is_block_type(weight.info.dtype):
+            from numoe.quant import gguf_file
+
+            return gguf_file.decoded_nbytes(weight.info.dtype, math.prod(weight.shape))
+        if weight.info.dtype == "F64":
+            return weight.info.nbytes // 2
+        return self.stored_nbytes(name)
+
+    def matrix(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> QTensor:
+        """The weight `name` as a QTensor (out, in), in the format it is stored in.
+
+        `index` picks one matrix of a stacked (E, out, in) weight; `rows` is a range (start, stop) of output
+        rows. Only the bytes of what is picked are read. Raises InputError for a missing or non-matrix tensor, an
+        index or range outside it, a dtype that cannot be multiplied with, and weights that are NaN or infinite.
+        """
+        weight = self._weight(name)
+        source = f"{weight.info.path}: the tensor {name!r}"
+        if len(weight.shape) != (2 if index is None else 3) or 0 in weight.shape:
+            wanted = "(out, in)" if index is None else "(E, out, in)"
+            raise InputError(f"{source} has the shape {weight.shape} where {wanted} is needed; check the config")
+        if index is not None and not 0 <= index < weight.shape[0]:
+            raise InputError(f"{source} has no matrix {index}: it holds {weight.shape[0]}")
+        start, stop = rows or (0, weight.shape[-2])
+        if not 0 <= start < stop <= weight.shape[-2]:
+            raise InputError(f"{source} has no rows {start} to {stop}: it has {weight.shape[-2]}")
+        try:
+            tensor = self._read_matrix(weight, index or 0, start, stop)
+        except InputError as error:
+            raise InputError(f"{source} cannot be used: {error}") from error
+        if not tensor.finite():
+            raise InputError(f"{source} contains NaN or infinity; the file is damaged: download it again")
+        return tensor
+
+    def array(self, name: str) -> NDArray:
+        """A whole tensor of any rank: float32 if it stores floats or codes with scales, int64 if integers.
+
+        Raises InputError for a missing tensor, a dtype that is not supported, and NaN or infinite values.
+        """
+        weight = self._weight(name)
+        info = weight.info
+        if weight.scales is not None or _is_block_type(info.dtype):
+            if len(weight.shape) == 3:
+                return np.stack([self.matrix(name, index).dequantize() for index in range(weight.shape[0])])
+            return self.matrix(name).dequantize()
+        raw = self.files.read_range(info.path, info.offset, info.nbytes)
+        if info.dtype in _INTEGERS:
+            return raw.view(_INTEGERS[info.dtype]).astype(np.int64).reshape(info.shape)
+        values = _float_values(raw, info).reshape(info.shape)
+        if not all_finite(values):
+            raise InputError(
+                f"{info.path}: the tensor {name!r} contains NaN or infinity; the file is damaged: download it again"
+            )
+        return values
+
+    @cached_property
+    def _folded_into(self) -> dict[str, str]:
+        # gpt-oss: the codes X_blocks and the weight X that they are.
+        codes = {name: name.removesuffix("_blocks") for name in self.tensors if name.endswith("_blocks")}
+        return {name: weight for name, weight in codes.items() if f"{weight}_scales" in self.tensors}
+
+    @cached_property
+    def _folded(self) -> frozenset[str]:
+        scales = {f"{weight}_scales" for weight in self._folded_into.values()}
+        scales |= {found.name for info in self.tensors.values() if (found := self._scales_of(info)) is not None}
+        return frozenset(scales)
+
+    def _scales_of(self, info: TensorInfo) -> TensorInfo | None:
+        if info.dtype not in ("F8_E4M3", "I8"):
+            return None
+        candidates = [f"{info.name}_scale_inv"]
+        if info.name.endswith(".weight"):
+            candidates.append(f"{info.name.removesuffix('weight')}scale")
+        return next((self.tensors[name] for name in candidates if name in self.tensors), None)
+
+    def _weight(self, name: str) -> _Weight:
+        info = self.tensors.get(name)
+        if info is not None:
+            scales = self._scales_of(info)
+            if info.dtype == "F8_E4M3" and scales is not None:
+                return self._fp8(info, scales)
+            if info.dtype == "I8" and scales is not None:
+                return self._mxfp4(info, scales, (*info.shape[:-1], 2 * info.shape[-1] if info.shape else 0))
+            return _Weight(info, None, info.shape, _format(info))
+        blocks, scales = self.tensors.get(f"{name}_blocks"), self.tensors.get(f"{name}_scales")
+        if blocks is not None and scales is not None:
+            if blocks.shape[-1:] != (MX_GROUP // 2,) or len(blocks.shape) < 3:
+                raise InputError(
+                    f"{blocks.path}: {blocks.name!r} has the shape {blocks.shape}, not (.., out, in/32, 16)"
+                )
+            return self._mxfp4(blocks, scales, (*blocks.shape[:-2], MX_GROUP * blocks.shape[-2]))
+        raise InputError(f"{self.path} has no tensor {name!r}; check that the download is whole and fits the config")
+
+    def _fp8(self, info: TensorInfo, scales: TensorInfo) -> _Weight:
+        height, width = self.fp8_block
+        blocks = tuple(-(-size // step) for size, step in zip(info.shape[-2:], self.fp8_block, strict=False))
+        self._check_scales(info, scales, (*info.shape[:-2], *blocks), _SCALES)
+        return _Weight(info, scales, info.shape, f"fp8 {height}x{width}")
+
+    def _mxfp4(self, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...]) -> _Weight:
+        if shape[-1] % MX_GROUP:
+            raise InputError(f"{info.path}: the rows of {info.name!r} hold {shape[-1]} values, not a multiple of 32")
+        self._check_scales(info, scales, (*shape[:-1], shape[-1] // MX_GROUP), _SCALES[:2])
+        return _Weight(info, scales, shape, MXFP4.format)
+
+    def _check_scales(
+        self, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...], dtypes: tuple[str, ...]
+    ) -> None:
+        if scales.shape != shape or scales.dtype not in dtypes:
+            raise InputError(
+                f"{scales.path}: {scales.name!r} is {scales.dtype} {scales.shape} where {info.name!r} "
+                f"{info.shape} needs {' or '.join(dtypes)} {shape}; check the block size in the config"
+            )
+
+    def _read_rows(self, info: TensorInfo, shape: tuple[int, ...], index: int, start: int, stop: int) -> UInt8:
+        """Rows start..stop of matrix `index` of a tensor of (.., out, ..): (stop - start, bytes a row)."""
+        width = info.nbytes // int(np.prod(shape[:-1], dtype=np.int64))
+        first = index * shape[-2] + start
+        raw = self.files.read_range(info.path, info.offset + first * width, (stop - start) * width)
+        return raw.reshape(stop - start, width)
+
+    def _read_matrix(self, weight: _Weight, index: int, start: int, stop: int) -> QTensor:
+        info, scales = weight.info, weight.scales
+        if scales is None and not _is_block_type(info.dtype) and info.dtype not in (*_FLOATS, "BF16"):
+            raise InputError(f"it is {info.dtype} without scales; {_SUPPORTED}")
+        codes = self._read_rows(info, weight.shape, index, start, stop)
+        if scales is None:
+            return _unscaled(codes, info, weight.shape[-1])
+        if weight.format == MXFP4.format:
+            return MXFP4(codes, self._read_rows(scales, weight.shape, index, start, stop))
+        height, width = self.fp8_block
+        first = start // height
+        raw = self._read_rows(scales, scales.shape, index, first, -(-stop // height))
+        factors = raw if scales.dtype in _SCALES[:2] else _float_values(raw, scales)
+        if start % height == 0:
+            return FP8(codes, factors, self.fp8_block)
+        # The range starts inside a block: it gets one row of scales a row of codes.
+        return FP8(codes, factors[np.arange(start, stop) // height - first], (1, width))
+
+
+def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -> Checkpoint:
+    """Opens a folder of safetensors files (with or without an index), a .safetensors file or a .gguf file.
+
+    `fp8_block` is the (height, width) of the blocks that share an FP8 scale. Reads headers only.
+    Raises InputError when there is nothing readable there or a header is damaged.
+    """
+    path = Path(path)
+    files = Files()
+    if path.is_dir():
+        tensors, metadata = safetensors_file.read_folder(path)
+        if not tensors:
+            raise _nothing_in(path)
+        return Checkpoint(path, tensors, metadata, fp8_block, files)
+    if path.suffix == ".safetensors":
+        return Checkpoint(path, *safetensors_file.read_header(path), fp8_block, files)
+    if path.suffix == ".gguf":
+        from numoe.quant import gguf_file  # imports gguf, which safetensors users need not wait for
+
+        return Checkpoint(path, *gguf_file.read_gguf(path, files), fp8_block, files)
+    if path.suffix in _PICKLES:
+        raise InputError(f"{path} is a pickle, which can run code when opened: get the model's .safetensors files")
+    raise InputError(f"{path} is not a folder, a .safetensors file or a .gguf file; check the path")
+
+
+def _nothing_in(folder: Path) -> InputError:
+    found = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in found if name.endswith(_PICKLES)]
+    ggufs = [name for name in found if name.endswith(".gguf")]
+    if ggufs:
+        return InputError(f"{folder} holds GGUF files: give the path of one of them, such as {folder / ggufs[0]}")
+    if pickles:
+        return InputError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened: "
+            "get the model's .safetensors files"
+        )
+    return InputError(f"{folder} holds no .safetensors files; check that the download is whole")
+
+
+def _is_block_type(dtype: str) -> bool:
+    # GGUF's plain types have the names of safetensors' dtypes; all others of GGUF pack weights in blocks.
+    return dtype not in safetensors_file.DTYPE_BITS
+
+
+def _format(info: TensorInfo) -> str:
+    if _is_block_type(info.dtype):
+        from numoe.quant import gguf_file
+
+        return gguf_file.decoded_format(info.dtype)
+    return {"F64": "f32"}.get(info.dtype, info.dtype.lower())
+
+
+def _unscaled(codes: UInt8, info: TensorInfo, columns: int) -> QTensor:
+    if _is_block_type(info.dtype):
+        from numoe.quant import gguf_file
+
+        return gguf_file.decode(codes, info.dtype, columns)
+    if info.dtype == "BF16":
+        return BF16(codes.view("<u2"))
+    if info.dtype == "F16":
+        return F16(codes.view("<f2"))
+    return F32(_float_values(codes, info))
+
+
+def _float_values(raw: UInt8, info: TensorInfo) -> NDArray[np.float32]:
+    """The values along the last axis of raw bytes, float32. Raises InputError unless the dtype is a float."""
+    if info.dtype == "BF16":
+        return decode_bf16(raw.view("<u2"))
+    if info.dtype == "F8_E8M0":
+        return decode_e8m0(raw)
+    if info.dtype not in _FLOATS:
+        raise InputError(f"{info.path}: the tensor {info.name!r} is {info.dtype} without scales; {_SUPPORTED}")
+    return raw.view(_FLOATS[info.dtype]).astype(np.float32, copy=False)

@@ -1,0 +1,81 @@
+"""Tensors as byte ranges of files, and the one function that reads such a range."""
+
+import os
+import threading
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.errors import InputError
+
+# macOS refuses to read 2 GiB or more at once.
+_LARGEST_READ = 1 << 30
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a stored tensor lies: `nbytes` from `offset` of `path` hold `shape` in row-major order.
+
+    `dtype` is the file format's own name: "BF16", "F8_E4M3", "Q4_K", ...
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+
+class Files:
+    """Files opened for reading when first needed. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, FileIO] = {}
+        self._lock = threading.Lock()
+
+    def read_range(
+        self, path: Path, offset: int, nbytes: int, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """`nbytes` from `offset` of a file: uint8 (nbytes,), in `out` if given.
+
+        Raises InputError when the file cannot be opened or ends too soon.
+        """
+        if out is None:
+            out = np.empty(nbytes, np.uint8)
+        file = self._file(path)
+        view = out.data[:nbytes]
+        done = 0
+        while done < nbytes:
+            count = self._read_into(file, offset + done, view[done : done + _LARGEST_READ])
+            if count == 0:
+                raise InputError(f"{path} ends at byte {offset + done}, inside its tensor data: download it again")
+            done += count
+        return out[:nbytes]
+
+    def close(self) -> None:
+        """Closes every file. A later read opens it again."""
+        with self._lock:
+            for file in self._open.values():
+                file.close()
+            self._open.clear()
+
+    def _file(self, path: Path) -> FileIO:
+        with self._lock:
+            if path not in self._open:
+                try:
+                    self._open[path] = path.open("rb", buffering=0)
+                except OSError as error:
+                    raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
+            return self._open[path]
+
+    def _read_into(self, file: FileIO, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [view], offset)
+        # Windows has no positioned read: seek and read are one step under the lock.
+        with self._lock:
+            file.seek(offset)
+            return file.readinto(view)

@@ -1,0 +1,110 @@
+"""The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs, decode_e4m3
+
+SCRATCH_ELEMENTS = 1 << 17
+"""Float32 elements of dequantized weights alive at a time (512 KiB, about an L2 cache), unless one row is longer."""
+
+_CHECK_ELEMENTS = 1 << 20
+_local = threading.local()
+
+
+def block_rows(columns: int) -> int:
+    """How many rows of `columns` elements fit in the scratch, at least one."""
+    return max(1, SCRATCH_ELEMENTS // max(1, columns))
+
+
+def _scratch(rows: int, columns: int) -> Float32:
+    # One buffer a thread, reused by every matmul on it.
+    buffer = getattr(_local, "buffer", None)
+    if buffer is None or buffer.size < rows * columns:
+        buffer = _local.buffer = np.empty(max(rows * columns, SCRATCH_ELEMENTS), np.float32)
+    return buffer[: rows * columns].reshape(rows, columns)
+
+
+def matmul_by_rows(
+    x: Float32, shape: tuple[int, int], dequantize_rows: Callable[[int, int, Float32], None], out: Float32
+) -> None:
+    """out = x @ W.T, with W of `shape` (out, in) made a block of rows at a time; x (T, in), out (T, out) float32."""
+    rows, columns = shape
+    step = block_rows(columns)
+    buffer = _scratch(min(step, rows), columns)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        block = buffer[: stop - start]
+        dequantize_rows(start, stop, block)
+        np.matmul(x, block.T, out=out[:, start:stop])
+
+
+def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:
+    """out[r, k] = out[r, k] * scales[r, k // g] + bias[r, k // g] in place; out (n, in) C-contiguous float32."""
+    grouped = out.reshape(*scales.shape, -1)  # (n, groups, g)
+    grouped *= scales.astype(np.float32, copy=False)[..., None]
+    if bias is not None:
+        grouped += bias.astype(np.float32, copy=False)[..., None]
+
+
+def dequantize_int8(codes: NDArray[np.int8], scales: NDArray, bias: NDArray | None, out: Float32) -> None:
+    """out = scale * code + bias; codes (n, in) int8, scales and bias (n, groups), out (n, in) float32."""
+    np.copyto(out, codes)
+    dequantize_groups(out, scales, bias)
+
+
+def dequantize_int4(codes: UInt8, scales: NDArray, bias: NDArray | None, out: Float32) -> None:
+    """out = scale * q + bias, or scale * (q - 8) without a bias; codes (n, in/2) uint8 as `pack_nibbles` lays them."""
+    halves = out.reshape(*scales.shape, 2, -1)  # (n, groups, 2, g/2)
+    packed = codes.reshape(*scales.shape, -1)  # (n, groups, g/2)
+    np.copyto(halves[..., 0, :], packed & 15)
+    np.copyto(halves[..., 1, :], packed >> 4)
+    if bias is None:
+        out -= np.float32(8)
+    dequantize_groups(out, scales, bias)
+
+
+def pack_nibbles(codes: UInt8) -> UInt8:
+    """Two 4-bit codes a byte within each group: (..., g) of 0..15 -> (..., g/2).
+
+    Low nibbles hold the group's first half and high nibbles its second, the order of GGUF's Q4_0 and Q4_1.
+    """
+    half = codes.shape[-1] // 2
+    return codes[..., :half] | codes[..., half:] << np.uint8(4)
+
+
+def dequantize_fp8(codes: UInt8, scales: Float32, block: tuple[int, int], start: int, out: Float32) -> None:
+    """out = e4m3(code) * scale of its block; codes and out (n, in) are rows start.. of the matrix, scales all of it."""
+    decode_e4m3(codes, out)
+    height, width = block
+    row = 0
+    while row < len(out):
+        block_row = (start + row) // height
+        end = min(len(out), (block_row + 1) * height - start)
+        out[row:end] *= np.repeat(scales[block_row], width)[: out.shape[1]]
+        row = end
+
+
+def dequantize_mxfp4(codes: UInt8, scales: Float32, out: Float32) -> None:
+    """out = e2m1(code) * scale of its group of 32; codes (n, in/2) low nibble first, scales (n, in/32), out (n, in)."""
+    decode_e2m1_pairs(codes, out)
+    dequantize_groups(out, scales, None)
+
+
+def all_finite(values: NDArray) -> bool:
+    """Whether a float array holds no NaN or infinity, looked at in pieces of bounded size."""
+    return not _any(values, lambda piece: ~np.isfinite(piece))
+
+
+def has_bits(codes: NDArray, mask: int) -> bool:
+    """Whether any unsigned code has all bits of `mask` set, looked at in pieces of bounded size."""
+    return _any(codes, lambda piece: (piece & mask) == mask)
+
+
+def _any(values: NDArray, test: Callable[[NDArray], NDArray]) -> bool:
+    flat = values.reshape(-1)
+    pieces = (flat[at : at + _CHECK_ELEMENTS] for at in range(0, flat.size, _CHECK_ELEMENTS))
+    return any(bool(test(piece).any()) for piece in pieces)

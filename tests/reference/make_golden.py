@@ -1,0 +1,512 @@
+"""Make the golden numbers of tests/golden with transformers, in float32 on the CPU.
+
+Run: pip install -e '.[reference]' && python tests/reference/make_golden.py [CASE ...]
+
+For every case the model is built from its config and saved by transformers; only the config.json and the tensor
+listing of that folder are kept, `tiny.write_checkpoint` fills the same folder with reproducible numbers, and
+transformers computes the logits and a greedy continuation of a random prompt from it. The two cases in a released
+layout (FP8, FP4) have their listing here and are dequantized by torch before transformers loads them.
+
+Random models have near ties, where any two correct implementations may part: a case is drawn again (another salt)
+until rounding noise in the weights leaves its logits alone and its greedy continuation is decided clearly.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import tiny
+
+Listing = list[tuple[str, str, tuple[int, ...]]]
+
+GREEDY_TOKENS = 28
+MIN_MARGIN = 0.02  # between the two best logits, along the greedy path
+MIN_GREEDY_IDS = 6  # different ids in the continuation: a constant one would test little
+MAX_NOISE = 5e-5  # change of any logit when the weights change by a rounding error
+
+
+@dataclass(frozen=True)
+class Case:
+    """`config` is what config.json starts from; `listing` (released layouts only) makes the tensor listing from it."""
+
+    model_type: str
+    tokens: int
+    config: dict[str, Any]
+    listing: Callable[[dict[str, Any]], Listing] | None = None
+    shards: int = 1
+
+
+def define(
+    model_type: str,
+    tokens: int,
+    /,
+    *,
+    listing: Callable[[dict[str, Any]], Listing] | None = None,
+    shards: int = 1,
+    **config: Any,
+) -> Case:
+    """A case with its config spelled as keywords."""
+    return Case(model_type, tokens, config, listing, shards)
+
+
+def released_v4(config: dict[str, Any]) -> Listing:
+    """DeepSeek-V4 as released: FP8 in 128x128 blocks with e8m0 scales, FP4 experts in blocks of 32, MTP layers."""
+    hidden, width, hc = config["hidden_size"], config["moe_intermediate_size"], config["hc_mult"]
+    heads, head_dim, q_lora = config["num_attention_heads"], config["head_dim"], config["q_lora_rank"]
+    groups, o_lora = config["o_groups"], config["o_lora_rank"]
+    experts, vocab, top_k = config["n_routed_experts"], config["vocab_size"], config["num_experts_per_tok"]
+    index_heads, index_dim = config["index_n_heads"], config["index_head_dim"]
+
+    def fp8(name: str, rows: int, columns: int) -> Listing:
+        blocks = (-(-rows // 128), -(-columns // 128))
+        return [(f"{name}.weight", "F8_E4M3", (rows, columns)), (f"{name}.scale", "F8_E8M0", blocks)]
+
+    def fp4(name: str, rows: int, columns: int) -> Listing:
+        return [
+            (f"{name}.weight", "I8", (rows, columns // 2)),
+            (f"{name}.scale", "F8_E8M0", (rows, columns // 32)),
+        ]
+
+    def collapse(prefix: str, rows: int, scales: int) -> Listing:
+        return [
+            (f"{prefix}_fn", "F32", (rows, hc * hidden)),
+            (f"{prefix}_base", "F32", (rows,)),
+            (f"{prefix}_scale", "F32", (scales,)),
+        ]
+
+    def compressor(prefix: str, ratio: int, dim: int) -> Listing:
+        channels = 2 * dim if ratio == 4 else dim
+        return [
+            (f"{prefix}.ape", "F32", (ratio, channels)),
+            (f"{prefix}.wkv.weight", "BF16", (channels, hidden)),
+            (f"{prefix}.wgate.weight", "BF16", (channels, hidden)),
+            (f"{prefix}.norm.weight", "BF16", (dim,)),
+        ]
+
+    def block(prefix: str, ratio: int, hashed: bool) -> Iterator[Listing]:
+        yield collapse(f"{prefix}.hc_attn", (2 + hc) * hc, 3)
+        yield collapse(f"{prefix}.hc_ffn", (2 + hc) * hc, 3)
+        yield [(f"{prefix}.{norm}.weight", "BF16", (hidden,)) for norm in ("attn_norm", "ffn_norm")]
+        attn, ffn = f"{prefix}.attn", f"{prefix}.ffn"
+        yield [(f"{attn}.attn_sink", "F32", (heads,))]
+        yield fp8(f"{attn}.wq_a", q_lora, hidden)
+        yield fp8(f"{attn}.wq_b", heads * head_dim, q_lora)
+        yield fp8(f"{attn}.wkv", head_dim, hidden)
+        yield fp8(f"{attn}.wo_a", groups * o_lora, heads * head_dim // groups)
+        yield fp8(f"{attn}.wo_b", hidden, groups * o_lora)
+        yield [(f"{attn}.q_norm.weight", "BF16", (q_lora,)), (f"{attn}.kv_norm.weight", "BF16", (head_dim,))]
+        if ratio:
+            yield compressor(f"{attn}.compressor", ratio, head_dim)
+        if ratio == 4:
+            yield compressor(f"{attn}.indexer.compressor", ratio, index_dim)
+            yield fp8(f"{attn}.indexer.wq_b", index_heads * index_dim, q_lora)
+            yield [(f"{attn}.indexer.weights_proj.weight", "BF16", (index_heads, hidden))]
+        yield [(f"{ffn}.gate.weight", "BF16", (experts, hidden))]
+        if hashed:
+            yield [(f"{ffn}.gate.tid2eid", "I64", (vocab, top_k))]
+        else:
+            yield [(f"{ffn}.gate.bias", "F32", (experts,))]
+        for pack, expert in [(fp4, f"experts.{e}") for e in range(experts)] + [(fp8, "shared_experts")]:
+            yield pack(f"{ffn}.{expert}.w1", width, hidden)
+            yield pack(f"{ffn}.{expert}.w2", hidden, width)
+            yield pack(f"{ffn}.{expert}.w3", width, hidden)
+
+    def parts() -> Iterator[Listing]:
+        layers, ratios = config["num_hidden_layers"], config["compress_ratios"]
+        yield [("embed.weight", "BF16", (vocab, hidden))]
+        for layer in range(layers):
+            yield from block(f"layers.{layer}", ratios[layer], layer < config["num_hash_layers"])
+        yield [("norm.weight", "BF16", (hidden,)), ("head.weight", "BF16", (vocab, hidden))]
+        yield collapse("hc_head", hc, 1)
+        for m in range(config["num_nextn_predict_layers"]):
+            yield from block(f"mtp.{m}", ratios[layers + m], False)
+            yield fp8(f"mtp.{m}.e_proj", hidden, hidden)
+            yield fp8(f"mtp.{m}.h_proj", hidden, hidden)
+            yield [(f"mtp.{m}.{norm}.weight", "BF16", (hidden,)) for norm in ("enorm", "hnorm", "norm")]
+            yield collapse(f"mtp.{m}.hc_head", hc, 1)
+
+    return [entry for part in parts() for entry in part]
+
+
+def released_v3(config: dict[str, Any]) -> Listing:
+    """DeepSeek-V3 as released: FP8 in 128x128 blocks with float32 `weight_scale_inv`, one MTP layer after the last."""
+    hidden, heads, vocab = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
+    q_lora, kv_lora, rope = config["q_lora_rank"], config["kv_lora_rank"], config["qk_rope_head_dim"]
+    nope, value = config["qk_nope_head_dim"], config["v_head_dim"]
+    experts, width = config["n_routed_experts"], config["moe_intermediate_size"]
+
+    def fp8(name: str, rows: int, columns: int) -> Listing:
+        blocks = (-(-rows // 128), -(-columns // 128))
+        return [
+            (f"{name}.weight", "F8_E4M3", (rows, columns)),
+            (f"{name}.weight_scale_inv", "F32", blocks),
+        ]
+
+    def swiglu(prefix: str, inner: int) -> Listing:
+        return [
+            *fp8(f"{prefix}.gate_proj", inner, hidden),
+            *fp8(f"{prefix}.up_proj", inner, hidden),
+            *fp8(f"{prefix}.down_proj", hidden, inner),
+        ]
+
+    def block(prefix: str, dense: bool) -> Iterator[Listing]:
+        attn, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        yield fp8(f"{attn}.q_a_proj", q_lora, hidden)
+        yield [(f"{attn}.q_a_layernorm.weight", "BF16", (q_lora,))]
+        yield fp8(f"{attn}.q_b_proj", heads * (nope + rope), q_lora)
+        yield fp8(f"{attn}.kv_a_proj_with_mqa", kv_lora + rope, hidden)
+        yield [(f"{attn}.kv_a_layernorm.weight", "BF16", (kv_lora,))]
+        yield fp8(f"{attn}.kv_b_proj", heads * (nope + value), kv_lora)
+        yield fp8(f"{attn}.o_proj", hidden, heads * value)
+        yield [
+            (f"{prefix}.{norm}.weight", "BF16", (hidden,)) for norm in ("input_layernorm", "post_attention_layernorm")
+        ]
+        if dense:
+            yield swiglu(mlp, config["intermediate_size"])
+            return
+        yield [
+            (f"{mlp}.gate.weight", "BF16", (experts, hidden)),
+            (f"{mlp}.gate.e_score_correction_bias", "F32", (experts,)),
+        ]
+        for expert in range(experts):
+            yield swiglu(f"{mlp}.experts.{expert}", width)
+        yield swiglu(f"{mlp}.shared_experts", width * config["n_shared_experts"])
+
+    def parts() -> Iterator[Listing]:
+        layers = config["num_hidden_layers"]
+        yield [("model.embed_tokens.weight", "BF16", (vocab, hidden))]
+        for layer in range(layers + config["num_nextn_predict_layers"]):
+            yield from block(f"model.layers.{layer}", layer < config["first_k_dense_replace"])
+        mtp = f"model.layers.{layers}"
+        yield [
+            (f"{mtp}.embed_tokens.weight", "BF16", (vocab, hidden)),
+            (f"{mtp}.enorm.weight", "BF16", (hidden,)),
+            (f"{mtp}.hnorm.weight", "BF16", (hidden,)),
+        ]
+        yield fp8(f"{mtp}.eh_proj", hidden, 2 * hidden)
+        yield [
+            (f"{mtp}.shared_head.norm.weight", "BF16", (hidden,)),
+            (f"{mtp}.shared_head.head.weight", "BF16", (vocab, hidden)),
+        ]
+        yield [("model.norm.weight", "BF16", (hidden,)), ("lm_head.weight", "BF16", (vocab, hidden))]
+
+    return [entry for part in parts() for entry in part]
+
+
+YARN = {
+    "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "beta_fast": 32, "beta_slow": 1,
+}  # fmt: skip
+
+CASES = {
+    # All three attention kinds, hash and score routing, YaRN on the compressed layers, three closed 128-token windows.
+    "v4_a": define("deepseek_v4", 420,
+        vocab_size=96, hidden_size=80, moe_intermediate_size=48, num_hidden_layers=7, num_attention_heads=6,
+        head_dim=32, partial_rotary_factor=0.25, q_lora_rank=40, o_groups=2, o_lora_rank=28,
+        compress_ratios=[0, 4, 128, 4, 128, 0, 4], num_hash_layers=2, sliding_window=24,
+        index_n_heads=24, index_head_dim=16, index_topk=6, hc_mult=4, hc_sinkhorn_iters=20,
+        n_routed_experts=10, num_experts_per_tok=3, routed_scaling_factor=1.7, swiglu_limit=1.5,
+        compress_rope_theta=2000.0, rope_theta=500.0, max_position_embeddings=4096,
+        rope_parameters={
+            "rope_type": "yarn", "factor": 6.0, "original_max_position_embeddings": 100, "beta_fast": 8, "beta_slow": 1,
+        },
+    ),
+    # Other ratios, one head a group, an odd number of streams, tied embeddings, no hash layer, no rope scaling.
+    "v4_b": define("deepseek_v4", 337,
+        vocab_size=73, hidden_size=60, moe_intermediate_size=36, num_hidden_layers=5, num_attention_heads=5,
+        head_dim=20, partial_rotary_factor=0.5, q_lora_rank=30, o_groups=5, o_lora_rank=12,
+        layer_types=[
+            "heavily_compressed_attention", "compressed_sparse_attention", "sliding_attention",
+            "compressed_sparse_attention", "heavily_compressed_attention",
+        ],
+        compress_rates={"compressed_sparse_attention": 3, "heavily_compressed_attention": 20},
+        num_hash_layers=0, sliding_window=40, index_n_heads=25, index_head_dim=14, index_topk=9,
+        hc_mult=3, hc_sinkhorn_iters=4, hc_eps=1e-3, n_routed_experts=7, num_experts_per_tok=2,
+        routed_scaling_factor=2.5, swiglu_limit=10.0, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    ),
+    "v4_released": define("deepseek_v4", 400,
+        architectures=["DeepseekV4ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=0,
+        eos_token_id=1, expert_dtype="fp4", hc_eps=1e-06, hc_mult=4, hc_sinkhorn_iters=20, head_dim=64,
+        hidden_act="silu", hidden_size=160, index_head_dim=32, index_n_heads=24, index_topk=8,
+        initializer_range=0.02, max_position_embeddings=4096, model_type="deepseek_v4", moe_intermediate_size=96,
+        n_routed_experts=9, n_shared_experts=1, norm_topk_prob=True, num_attention_heads=6, num_experts_per_tok=3,
+        num_hidden_layers=5, num_hash_layers=2, num_key_value_heads=1, num_nextn_predict_layers=1, o_groups=3,
+        o_lora_rank=64, q_lora_rank=96, qk_rope_head_dim=16,
+        quantization_config={
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0",
+            "weight_block_size": [128, 128],
+        },
+        rms_norm_eps=1e-06,
+        rope_scaling={
+            "beta_fast": 32, "beta_slow": 1, "factor": 16, "original_max_position_embeddings": 1024, "type": "yarn",
+        },
+        rope_theta=10000, routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", sliding_window=32,
+        swiglu_limit=2.0, tie_word_embeddings=False, topk_method="noaux_tc", torch_dtype="bfloat16",
+        transformers_version="4.57.1", use_cache=True, vocab_size=100, compress_rope_theta=160000,
+        compress_ratios=[0, 0, 4, 128, 4, 0],
+        listing=released_v4, shards=4,
+    ),
+    # Grouped sigmoid routing with a bias, low-rank queries, YaRN with the softmax scale of mscale_all_dim.
+    "v3_a": define("deepseek_v3", 220,
+        vocab_size=72, hidden_size=60, intermediate_size=88, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, n_routed_experts=12, num_experts_per_tok=3, n_group=4,
+        topk_group=2, n_shared_experts=1, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=2.5,
+        q_lora_rank=36, kv_lora_rank=20, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12,
+        max_position_embeddings=2048, rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        num_mtp_layers=0,
+    ),
+    "v3_b": define("deepseek_v3", 150,
+        vocab_size=65, hidden_size=70, intermediate_size=90, moe_intermediate_size=30, num_hidden_layers=3,
+        num_attention_heads=5, num_key_value_heads=5, n_routed_experts=7, num_experts_per_tok=2, n_group=1,
+        topk_group=1, n_shared_experts=2, first_k_dense_replace=0, norm_topk_prob=False, routed_scaling_factor=1.0,
+        q_lora_rank=None, kv_lora_rank=24, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=18,
+        max_position_embeddings=1024, num_mtp_layers=0,
+    ),
+    "v3_fp8": define("deepseek_v3", 200,
+        architectures=["DeepseekV3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=0,
+        eos_token_id=1, ep_size=1, first_k_dense_replace=1, hidden_act="silu", hidden_size=160,
+        initializer_range=0.02, intermediate_size=208, kv_lora_rank=48, max_position_embeddings=2048,
+        model_type="deepseek_v3", moe_intermediate_size=72, moe_layer_freq=1, n_group=2, n_routed_experts=8,
+        n_shared_experts=1, norm_topk_prob=True, num_attention_heads=6, num_experts_per_tok=3, num_hidden_layers=3,
+        num_key_value_heads=6, num_nextn_predict_layers=1, q_lora_rank=56, qk_nope_head_dim=24, qk_rope_head_dim=16,
+        quantization_config={
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+        },
+        rms_norm_eps=1e-06,
+        rope_scaling={
+            "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 1024, "type": "yarn",
+        },
+        rope_theta=10000, routed_scaling_factor=2.5, scoring_func="sigmoid", tie_word_embeddings=False,
+        topk_group=1, topk_method="noaux_tc", torch_dtype="bfloat16", transformers_version="4.33.1",
+        use_cache=True, v_head_dim=24, vocab_size=80,
+        listing=released_v3, shards=2,
+    ),
+    # V2-Lite's shape: greedy softmax routing, two shared experts, full-rank queries.
+    "v2_a": define("deepseek_v2", 220,
+        vocab_size=68, hidden_size=60, intermediate_size=84, moe_intermediate_size=26, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, n_routed_experts=9, num_experts_per_tok=4, n_group=1,
+        topk_group=1, topk_method="greedy", n_shared_experts=2, first_k_dense_replace=1, norm_topk_prob=False,
+        routed_scaling_factor=1.0, q_lora_rank=None, kv_lora_rank=20, qk_nope_head_dim=14, qk_rope_head_dim=8,
+        v_head_dim=10, max_position_embeddings=2048,
+        rope_parameters=YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    # V2's shape: group-limited routing; unequal mscales also scale cos and sin.
+    "v2_b": define("deepseek_v2", 180,
+        vocab_size=66, hidden_size=50, intermediate_size=70, moe_intermediate_size=22, num_hidden_layers=3,
+        num_attention_heads=5, num_key_value_heads=5, n_routed_experts=12, num_experts_per_tok=3, n_group=3,
+        topk_group=2, topk_method="group_limited_greedy", n_shared_experts=1, first_k_dense_replace=1,
+        norm_topk_prob=False, routed_scaling_factor=16.0, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=12,
+        qk_rope_head_dim=10, v_head_dim=12, max_position_embeddings=2048,
+        rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.707},
+    ),
+    "qwen3_moe_a": define("qwen3_moe", 200,
+        vocab_size=70, hidden_size=64, intermediate_size=100, moe_intermediate_size=26, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=3, head_dim=18, num_experts=9, num_experts_per_tok=3,
+        norm_topk_prob=True, decoder_sparse_step=2, mlp_only_layers=[3], rope_parameters={"rope_theta": 1000000.0},
+        max_position_embeddings=1024,
+    ),
+    "qwen3_moe_b": define("qwen3_moe", 160,
+        vocab_size=64, hidden_size=56, intermediate_size=80, moe_intermediate_size=30, num_hidden_layers=3,
+        num_attention_heads=7, num_key_value_heads=1, head_dim=10, num_experts=6, num_experts_per_tok=4,
+        norm_topk_prob=False, attention_bias=True, tie_word_embeddings=True, max_position_embeddings=1024,
+    ),
+    "mixtral_a": define("mixtral", 170,
+        vocab_size=67, hidden_size=60, intermediate_size=44, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, num_local_experts=5, num_experts_per_tok=2, max_position_embeddings=1024,
+    ),
+    "mixtral_b": define("mixtral", 190,
+        vocab_size=64, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=14, num_local_experts=7, num_experts_per_tok=3, sliding_window=37,
+        rope_parameters={"rope_theta": 5000.0}, max_position_embeddings=1024,
+    ),
+    "llama_a": define("llama", 180,
+        vocab_size=90, hidden_size=72, intermediate_size=100, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=1024, rms_norm_eps=1e-5,
+    ),
+    "llama_b": define("llama", 200,
+        vocab_size=64, hidden_size=60, intermediate_size=84, num_hidden_layers=3, num_attention_heads=5,
+        num_key_value_heads=1, head_dim=24, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
+        max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    ),
+    "llama_c": define("llama", 150,
+        vocab_size=64, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5},
+    ),
+    "qwen3_a": define("qwen3", 160,
+        vocab_size=76, hidden_size=60, intermediate_size=90, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, rope_parameters={"rope_theta": 1000000.0},
+        max_position_embeddings=1024,
+    ),
+    "qwen3_b": define("qwen3", 190,
+        vocab_size=64, hidden_size=54, intermediate_size=80, num_hidden_layers=5, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=20, use_sliding_window=True, sliding_window=29, max_window_layers=2,
+        max_position_embeddings=1024,
+    ),
+}  # fmt: skip
+
+
+def saved_listing(case: Case) -> tuple[dict[str, Any], Listing]:
+    """config.json and the tensors, as transformers' own save_pretrained writes them."""
+    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        saved = json.loads((Path(folder) / "config.json").read_text())
+        with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return saved, [(n, s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()]
+
+
+def dequantized(folder: Path, target: Path, layers: int) -> Path:
+    """Copy a released checkpoint to float32 (its tid2eid to int64), without scales and MTP layers."""
+    stored: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            stored.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    e2m1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        if name.startswith(("mtp.", f"model.layers.{layers}.")) or name.endswith(("_scale_inv", ".scale")):
+            continue
+        if tensor.dtype == torch.float8_e4m3fn:
+            scale = stored.get(f"{name}_scale_inv", stored.get(name.removesuffix("weight") + "scale")).float()
+            blocks = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+            plain[name] = tensor.float() * blocks[: tensor.shape[0], : tensor.shape[1]]
+        elif tensor.dtype == torch.int8:
+            codes = tensor.view(torch.uint8).int()
+            values = e2m1[torch.stack((codes & 15, codes >> 4), dim=-1)].flatten(1)
+            scale = stored[name.removesuffix("weight") + "scale"].float()
+            plain[name] = values * scale.repeat_interleave(32, 1)
+        else:
+            plain[name] = tensor if tensor.dtype == torch.int64 else tensor.float()
+    config = json.loads((folder / "config.json").read_text())
+    target.mkdir()
+    kept = {k: v for k, v in config.items() if k not in ("quantization_config", "expert_dtype", "torch_dtype")}
+    (target / "config.json").write_text(json.dumps(kept))
+    save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def load_reference(folder: Path) -> transformers.PreTrainedModel:
+    """The model in float32 with eager attention; every tensor of the folder is used and none is missing."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",  # the grouped kernel wants widths in multiples of 4
+        output_loading_info=True,
+    )
+    left = {kind: keys for kind, keys in info.items() if keys}
+    if left:
+        raise SystemExit(f"{folder}: not loaded cleanly: {left}")
+    rope = json.loads((folder / "config.json").read_text()).get("rope_scaling") or {}
+    parameters = model.config.rope_parameters
+    if rope and parameters.get("compress", parameters)["rope_type"] != "yarn":
+        raise SystemExit(f"{folder}: the rope scaling was not understood")
+    return model.eval()
+
+
+def logits_of(model: transformers.PreTrainedModel, ids: np.ndarray) -> np.ndarray:
+    """float32 (T, vocab)"""
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
+
+
+def rounding_noise(model: transformers.PreTrainedModel, ids: np.ndarray, logits: np.ndarray) -> float:
+    """Largest change of a logit when every weight is moved by about a float32 rounding error, three times over."""
+    original = {name: p.detach().clone() for name, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for _ in range(3):
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(original[name] * (1 + 2e-7 * torch.randn(p.shape, generator=generator)))
+        worst = max(worst, float(np.abs(logits_of(model, ids) - logits).max()))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(original[name])
+    return worst
+
+
+def greedy_path(model: transformers.PreTrainedModel, ids: np.ndarray) -> tuple[np.ndarray, float]:
+    """The greedy continuation, the whole sequence computed anew for each token, and its smallest margin."""
+    sequence, margin = ids, np.inf
+    for _ in range(GREEDY_TOKENS):
+        last = logits_of(model, sequence)[-1]
+        second, best = np.sort(last)[-2:]
+        margin = min(margin, float(best - second))
+        sequence = np.append(sequence, last.argmax())
+        if margin < MIN_MARGIN:
+            break
+    return sequence[len(ids) :], margin
+
+
+def make(name: str, case: Case) -> None:
+    """Write golden/NAME.json and golden/NAME.npz with the first salt that makes a fair test."""
+    config, listing = (case.config, case.listing(case.config)) if case.listing else saved_listing(case)
+    eos = config.get("eos_token_id")
+    for salt in range(100):
+        write_description(name, {"salt": salt, "shards": case.shards, "config": config}, listing)
+        ids = tiny.random_ids(f"{name}/{salt}/prompt", case.tokens, config["vocab_size"])
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = tiny.write_checkpoint(name, Path(temporary) / "stored")
+            if case.listing:
+                folder = dequantized(folder, Path(temporary) / "plain", config["num_hidden_layers"])
+            model = load_reference(folder)
+        greedy, margin = greedy_path(model, ids)
+        if margin < MIN_MARGIN or eos in greedy or len(set(greedy)) < MIN_GREEDY_IDS:
+            continue
+        logits = logits_of(model, ids)
+        noise = rounding_noise(model, ids, logits)
+        if noise > MAX_NOISE:
+            continue
+        np.savez_compressed(tiny.GOLDEN / f"{name}.npz", ids=ids, logits=logits, greedy=greedy)
+        print(
+            f"{name:12} salt {salt:2} tensors {len(listing):4} tokens {len(ids)} logits std {logits.std():.2f} "
+            f"margin {margin:.3f} noise {noise:.1e} different greedy ids {len(set(greedy))}",
+            flush=True,
+        )
+        return
+    raise SystemExit(f"{name}: no fair draw in 100 salts")
+
+
+def write_description(name: str, description: dict[str, Any], listing: Listing) -> None:
+    """golden/NAME.json, a tensor a line."""
+    head = json.dumps(description, indent=1).removesuffix("\n}")
+    rows = ",\n  ".join(json.dumps(entry) for entry in listing)
+    (tiny.GOLDEN / f"{name}.json").write_text(f'{head},\n "listing": [\n  {rows}\n ]\n}}\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {', '.join(CASES)} (default: all)")
+    names = parser.parse_args().cases or list(CASES)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the numbers do not depend on the machine's cores
+    tiny.GOLDEN.mkdir(exist_ok=True)
+    for name in names:
+        make(name, CASES[name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Chat formats: DeepSeek-V4's against its authors' conversations, Jinja templates, parsing and streaming."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models
+
+from numoe.engine.chat import DeepSeekV4Chat, JinjaChat, ThinkSplitter, chat_format, opens_thinking
+from numoe.engine.chat_deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER
+from numoe.engine.tokenizer import Tokenizer
+from numoe.quant.errors import InputError
+
+V4 = DeepSeekV4Chat()
+CASES = Path(__file__).parent / "v4_chat"
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def user(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content, **more}
+
+
+def assistant(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def call(name: str, arguments: Any, call_id: str = "") -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+# ------------------------------------------------------------------------------------------------------ DeepSeek-V4
+
+
+@pytest.mark.parametrize(("case", "thinking"), [(1, True), (2, True), (3, True), (4, False)])
+def test_v4_writes_its_authors_conversations(case: int, thinking: bool) -> None:
+    document = json.loads((CASES / f"test_input_{case}.json").read_text("utf-8"))
+    messages, tools = document, None
+    if isinstance(document, dict):
+        messages, tools = document["messages"], document["tools"]
+    prompt = V4.render(messages, tools=tools, thinking=thinking, add_generation_prompt=False)
+    assert prompt == (CASES / f"test_output_{case}.txt").read_text("utf-8")
+
+
+def test_v4_ends_with_the_beginning_of_an_answer() -> None:
+    messages = [{"role": "system", "content": "S"}, user("U"), assistant("A", reasoning_content="R"), user("V")]
+    chat = f"{BOS}S{USER}U{ASSISTANT}</think>A{EOS}{USER}V{ASSISTANT}"
+    assert V4.render(messages) == chat + "</think>"
+    assert V4.render(messages, thinking=True) == chat + "<think>"
+    assert opens_thinking(V4.render(messages, thinking=True)) and not opens_thinking(V4.render(messages))
+
+
+def test_v4_keeps_all_reasoning_when_there_are_tools() -> None:
+    messages = [user("U"), assistant("A", reasoning_content="R"), user("V")]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    prompt = V4.render(messages, tools=tools, thinking=True)
+    assert prompt.startswith(f"{BOS}\n\n## Tools\n\n") and '{"name": "f", "parameters": {}}' in prompt
+    assert prompt.endswith(f"{USER}U{ASSISTANT}<think>R</think>A{EOS}{USER}V{ASSISTANT}<think>")
+    assert "<think>R" not in V4.render(messages, tools=tools, thinking=False)
+
+
+def test_v4_sorts_tool_results_by_their_calls_and_joins_what_follows() -> None:
+    messages = [
+        user("U"),
+        assistant(None, tool_calls=[call("f", {}, "a"), call("g", {"n": 1}, "b")]),
+        {"role": "tool", "tool_call_id": "b", "content": "second"},
+        {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "first"}]},
+        user("and?"),
+    ]
+    results = "<tool_result>first</tool_result>\n\n<tool_result>second</tool_result>"
+    assert V4.render(messages).endswith(f"{EOS}{USER}{results}\n\nand?{ASSISTANT}</think>")
+
+
+def test_v4_reasoning_effort() -> None:
+    messages = [{"role": "system", "content": "S"}, user("U")]
+    assert V4.render(messages, thinking=True, reasoning_effort="max").startswith(BOS + MAX_EFFORT + "S")
+    assert V4.render(messages, thinking=True, reasoning_effort="high") == V4.render(messages, thinking=True)
+    assert V4.render(messages, thinking=False, reasoning_effort="max") == V4.render(messages)
+    with pytest.raises(InputError, match="'enormous'"):
+        V4.render(messages, reasoning_effort="enormous")
+
+
+def test_v4_tasks_and_reminder() -> None:
+    reminder = {"role": "latest_reminder", "content": "today"}
+    assert V4.render([reminder, user("U", task="query")]) == f"{BOS}{REMINDER}today{USER}U<｜query｜>"
+    action = V4.render([user("U", task="action"), assistant("Search")], thinking=True, add_generation_prompt=False)
+    assert action == f"{BOS}{USER}U{ASSISTANT}<think><｜action｜>Search{EOS}"
+    assert V4.render([user("U"), assistant("A", task="title")]).endswith(f"A{EOS}<｜title｜>")
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "no messages"),
+        ([{"role": "wizard", "content": "x"}], "'wizard'"),
+        ([user("U"), assistant("A")], "nothing to answer"),
+        ([user([{"type": "image_url"}])], "other than text"),
+        ([user("U", task="dance")], "'dance'"),
+        ([user("U"), assistant("", tool_calls=[call("f", "{")]), user("V")], "arguments of the tool call 'f'"),
+        ([user("U"), assistant("", tool_calls=[call("f", "[1]")]), user("V")], "not a JSON object"),
+        ([user("U"), assistant("", tool_calls=[{"name": "f"}]), user("V")], '"function" object'),
+    ],
+)
+def test_v4_refuses_what_it_cannot_write(messages: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        V4.render(messages)
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='<>"'), max_size=12)
+names = words.filter(bool)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+calls = st.lists(st.tuples(names, st.dictionaries(names, json_values, max_size=3)), max_size=3)
+
+
+@given(content=words, reasoning=words, calls=calls, thinking=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_v4_parses_what_it_writes(
+    content: str, reasoning: str, calls: list[tuple[str, dict[str, Any]]], thinking: bool
+) -> None:
+    tool_calls = [call(name, json.dumps(arguments)) for name, arguments in calls]
+    message = assistant(content, reasoning_content=reasoning, tool_calls=tool_calls)
+    prompt = V4.render([user("U")], thinking=thinking)
+    whole = V4.render([user("U"), message], thinking=thinking, add_generation_prompt=False)
+    assert whole.startswith(prompt)
+    parsed = V4.parse(whole.removeprefix(prompt), thinking=opens_thinking(prompt))
+    assert parsed["content"] == content
+    assert parsed["reasoning_content"] == (reasoning if thinking else "")
+    functions = [one["function"] for one in parsed["tool_calls"]]
+    assert [(f["name"], json.loads(f["arguments"])) for f in functions] == calls
+
+
+GOOD = (
+    f'Let me look.\n\n<{DSML}tool_calls>\n<{DSML}invoke name="f">\n'
+    f'<{DSML}parameter name="n" string="false">[1, 2]</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}tool_calls>'
+)
+
+
+def test_v4_tool_calls_are_read() -> None:
+    parsed = V4.parse(GOOD + EOS, thinking=False)
+    assert parsed["content"] == "Let me look."
+    assert [c["function"] for c in parsed["tool_calls"]] == [{"name": "f", "arguments": '{"n": [1, 2]}'}]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *(GOOD[:end] for end in range(GOOD.index("<"), len(GOOD), 7)),
+        GOOD.replace("[1, 2]", "[1, 2"),
+        GOOD.replace('string="false"', 'string="maybe"'),
+        GOOD.replace("</｜DSML｜invoke>", ""),
+        GOOD + " and more",
+        GOOD.replace(
+            "\n</｜DSML｜invoke>", '\n<｜DSML｜parameter name="n" string="true">x</｜DSML｜parameter></｜DSML｜invoke>'
+        ),
+    ],
+)
+def test_v4_malformed_tool_calls_stay_in_the_content(damaged: str) -> None:
+    assert V4.parse(damaged, thinking=False) == {"content": damaged, "reasoning_content": "", "tool_calls": []}
+
+
+# ------------------------------------------------------------------------------------------------------------ Jinja
+
+
+def jinja(template: str, **special_tokens: str) -> JinjaChat:
+    return JinjaChat(template, special_tokens)
+
+
+def test_templates_get_what_they_expect() -> None:
+    chat = jinja(
+        "{{ bos_token }}" + CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", bos_token="<s>"
+    )
+    assert chat.render([user("<b>é")]) == "<s><|im_start|>user\n<b>é<|im_end|>\n<|im_start|>assistant\n"
+    assert not chat.render([user("x")], add_generation_prompt=False).endswith("assistant\n")
+    assert jinja("{{ tools is none }} {{ eos_token is defined }}").render([user("x")]) == "True False"
+    effort = jinja("{{ enable_thinking }} {{ thinking }} {{ reasoning_effort | default('unset') }}")
+    assert effort.render([user("x")], thinking=True, reasoning_effort="low") == "True True low"
+    assert effort.render([user("x")]) == "False False unset"
+
+
+def test_tojson_writes_json_as_models_saw_it() -> None:
+    tools = [{"function": {"name": "f", "about": "<é & 'q'>"}}]
+    assert jinja("{{ tools | tojson }}").render([user("x")], tools=tools) == json.dumps(tools, ensure_ascii=False)
+    assert jinja("{{ tools | tojson(indent=2) }}").render([], tools=tools) == json.dumps(
+        tools, ensure_ascii=False, indent=2
+    )
+
+
+def test_blocks_are_trimmed_and_loops_controlled() -> None:
+    stop = "  {% if loop.index > 2 %}\n    {% break %}\n  {% endif %}\n"
+    template = "{% for m in messages %}\n" + stop + "{{ m.content }}\n{% endfor %}"
+    assert jinja(template).render([user("a"), user("b"), user("c")]) == "a\nb\n"
+    assert jinja("{% generation %}{{ messages[0].content }}{% endgeneration %}!").render([user("a")]) == "a!"
+    assert jinja("{{ strftime_now('%Y') | length }}").render([]) == "4"
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "Roles must alternate"),
+        ("{{ messages[0].content.nothing.more }}", "has no attribute"),
+        ("{{ messages[0].content + 1 }}", "refused the conversation"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely callable"),
+    ],
+)
+def test_failing_templates_speak_for_themselves(template: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        jinja(template).render([user("x")])
+
+
+def test_invalid_templates_are_refused_when_loaded() -> None:
+    with pytest.raises(InputError, match="chat template is not valid"):
+        jinja("{% if %}")
+
+
+def test_a_model_s_format() -> None:
+    def tokenizer(template: str | None) -> Tokenizer:
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        return Tokenizer(backend, bos_id=None, eos_ids=[], add_bos=False, special_tokens={}, chat_template=template)
+
+    assert isinstance(chat_format("deepseek_v4", tokenizer(None)), DeepSeekV4Chat)
+    assert chat_format("deepseek_v4", tokenizer("own")).render([user("x")]) == "own"
+    with pytest.raises(InputError, match="--raw"):
+        chat_format("llama", tokenizer(None))
+
+
+# --------------------------------------------------------------------------------------------------------- thinking
+
+
+@pytest.mark.parametrize(
+    ("completion", "thinking", "reasoning", "content"),
+    [
+        ("why\n</think>\n\nbecause", True, "why", "because"),
+        ("<think>\nwhy\n</think>\nbecause", True, "why", "because"),
+        ("\n<think>\nwhy\n</think>\nbecause", False, "why", "because"),
+        ("<think>never ends </thi", False, "never ends </thi", ""),
+        ("never ends", True, "never ends", ""),
+        ("</think>at once", True, "", "at once"),
+        ("no <think>tags</think> at the start", False, "", "no <think>tags</think> at the start"),
+        ("a</think>b</think>c", True, "a", "b</think>c"),
+        ("", True, "", ""),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(completion: str, thinking: bool, reasoning: str, content: str) -> None:
+    parsed = jinja("").parse(completion, thinking=thinking)
+    assert parsed == {"content": content, "reasoning_content": reasoning, "tool_calls": []}
+
+
+def test_the_prompt_says_whether_a_block_is_open() -> None:
+    assert opens_thinking("...<think>\n") and not opens_thinking("...<think>\n\n</think>\n\n")
+
+
+pieces = st.lists(
+    st.sampled_from(["<think>", "</think>", "<", "/", "thi", "nk>", " ", "\n", "word", "</thin"]), max_size=12
+)
+
+
+@given(pieces=pieces, thinking=st.booleans(), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_splitting_does_not_depend_on_the_pieces(pieces: list[str], thinking: bool, data: st.DataObject) -> None:
+    def split(chunks: list[str]) -> dict[str, str]:
+        splitter = ThinkSplitter(thinking)
+        joined = {"thinking": "", "text": ""}
+        for chunk in chunks:
+            for kind, text in splitter.push(chunk):
+                assert text
+                joined[kind] += text
+                # What was shown stays true: no tag, whole or begun, was shown as reasoning.
+                assert not whole["thinking"] or whole["thinking"].startswith(joined["thinking"])
+        for kind, text in splitter.flush():
+            joined[kind] += text
+        return joined
+
+    completion = "".join(pieces)
+    whole = {"thinking": "", "text": ""}
+    whole = split([completion])
+    assert "</think>" not in whole["thinking"]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(completion)), max_size=6)))
+    assert split([completion[a:b] for a, b in zip([0, *cuts], [*cuts, len(completion)], strict=True)]) == whole
+    assert split(list(completion)) == whole

@@ -1,0 +1,213 @@
+"""Bad input gets one clear sentence; both spellings and fused tensors are found; planned bytes are real bytes."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from helpers import write_safetensors
+from safetensors.numpy import load_file, save_file
+
+from numoe.engine import InputError, Model, describe, load
+
+Checkpoints = Callable[[str], Path]
+Models = Callable[[str], Model]
+
+
+@pytest.fixture
+def folder(checkpoint: Checkpoints, tmp_path: Path) -> Path:
+    """A copy of a small mixture that a test may damage."""
+    return Path(shutil.copytree(checkpoint("mixtral_a"), tmp_path / "model"))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_things_are_named(tmp_path: Path, folder: Path) -> None:
+    assert 'no folder or file "nowhere"' in refused("nowhere")
+    assert "hf download some-org/some-model" in refused("some-org/some-model")
+    assert "has no config.json" in refused(tmp_path)
+    (folder / "model.safetensors").unlink()
+    assert str(folder) in refused(folder)
+
+
+def test_broken_configs_are_refused(folder: Path) -> None:
+    change_config(folder, model_type="gpt9")
+    assert 'model_type "gpt9" is not supported yet; known are deepseek_v2' in refused(folder)
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused(folder)
+    (folder / "config.json").write_text("[]")
+    assert "is not a JSON object" in refused(folder)
+
+
+def test_unknown_quantization_is_refused(folder: Path) -> None:
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert 'quantization "gptq e4m3" is not' in refused(folder)
+    change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [0, 128]})
+    assert '"weight_block_size"' in refused(folder)
+
+
+def test_nvfp4_releases_are_refused_by_name(folder: Path) -> None:
+    nvfp4 = json.loads((Path(__file__).parent / "configs" / "nvidia__DeepSeek-V4-Flash-NVFP4.json").read_text())
+    (folder / "config.json").write_text(json.dumps(nvfp4))
+    assert "NVFP4" in refused(folder)
+
+
+def test_a_shape_that_contradicts_the_config_is_refused(folder: Path) -> None:
+    change_config(folder, intermediate_size=json.loads((folder / "config.json").read_text())["intermediate_size"] + 8)
+    message = refused(folder)
+    assert "has shape" in message
+    assert "config.json says" in message
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    assert "tensor model.norm.weight is missing" in refused(folder)
+
+
+def test_a_tensor_without_a_place_is_refused(folder: Path) -> None:
+    change_tensors(folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(3, np.float32)}))
+    assert "tensor model.layers.0.self_attn.q_proj.bias is not part of mixtral" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight"])
+def test_nan_weights_are_refused(folder: Path, name: str) -> None:
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name].copy()
+        tensors[name].flat[5] = np.nan
+
+    change_tensors(folder, spoil)
+    message = refused(folder)
+    assert name in message
+    assert "NaN" in message
+
+
+def test_damaged_files_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert "model.safetensors" in refused(folder)
+    file.write_bytes((2**40).to_bytes(8, "little") + whole[8:])
+    assert "model.safetensors" in refused(folder)
+
+
+def test_a_missing_shard_is_named(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("v4_released"), tmp_path / "model"))
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    assert shard.name in refused(folder)
+
+
+def test_hash_tables_must_name_existing_experts(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint("v4_a"), tmp_path / "model"))
+    name = next(n for n in load_file(folder / "model.safetensors") if n.endswith("tid2eid"))
+
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors[name] = tensors[name] + 8
+
+    change_tensors(folder, spoil)
+    assert f"tensor {name} names expert" in refused(folder)
+
+
+def test_experts_in_a_stack_and_one_by_one_are_the_same_model(checkpoint: Checkpoints, folder: Path) -> None:
+    ids = tiny.load_golden("mixtral_a").ids
+    apart = load(folder).session(256).feed(ids)
+    experts = json.loads((folder / "config.json").read_text())["num_local_experts"]
+
+    def stack(tensors: dict[str, np.ndarray]) -> None:
+        for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
+            layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
+            w1, w2, w3 = (
+                [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(experts)]
+                for w in ("w1", "w2", "w3")
+            )
+            fused = [np.concatenate(pair) for pair in zip(w1, w3, strict=True)]
+            tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack(fused)
+            tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)
+
+    change_tensors(folder, stack)
+    np.testing.assert_array_equal(load(folder).session(256).feed(ids), apart)
+    change_config(folder, num_local_experts=experts - 1)
+    assert "config.json says" in refused(folder)
+
+
+def test_a_dense_model_cut_into_equal_experts_is_the_same_model(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Each FFN cut into slices that are all chosen with equal weight, `down` scaled by their number: sum = dense."""
+    source, folder = checkpoint("llama_a"), tmp_path / "cut"
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    slices = next(n for n in (8, 6, 5, 4, 3, 2) if config["intermediate_size"] % n == 0)
+    width = config["intermediate_size"] // slices
+    config |= {
+        "model_type": "mixtral",
+        "num_local_experts": slices,
+        "num_experts_per_tok": slices,
+        "intermediate_size": width,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "model.safetensors")
+    for layer in range(config["num_hidden_layers"]):
+        mlp, moe = f"model.layers.{layer}.mlp", f"model.layers.{layer}.block_sparse_moe"
+        gate, up, down = (tensors.pop(f"{mlp}.{n}_proj.weight") for n in ("gate", "up", "down"))
+        tensors[f"{moe}.gate.weight"] = np.zeros((slices, config["hidden_size"]), np.float32)
+        for e in range(slices):
+            part = slice(e * width, (e + 1) * width)
+            tensors[f"{moe}.experts.{e}.w1.weight"] = gate[part]
+            tensors[f"{moe}.experts.{e}.w3.weight"] = up[part]
+            tensors[f"{moe}.experts.{e}.w2.weight"] = np.ascontiguousarray(down[:, part] * slices)
+    save_file(tensors, folder / "model.safetensors")
+    golden = tiny.load_golden("llama_a")
+    assert np.abs(load(folder).session(256).feed(golden.ids) - golden.logits).max() < 2e-4
+
+
+@pytest.mark.parametrize("case", tiny.cases())
+def test_planned_weight_bytes_are_those_in_memory(model: Models, case: str) -> None:
+    loaded = model(case)
+    assert loaded.plan().weight_bytes == loaded.stats()["weight_bytes"]
+
+
+def test_describing_reads_no_weights(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """A folder whose data is all NaN can be described, and not loaded."""
+    folder = Path(shutil.copytree(checkpoint("llama_a"), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    nan = {n: ("F32", t.shape, np.full(t.shape, np.nan, "<f4").tobytes()) for n, t in tensors.items()}
+    write_safetensors(folder / "model.safetensors", nan)
+    described = describe(folder)
+    assert described.plan().parameters == sum(t.size for t in tensors.values())
+    assert "NaN" in refused(folder)
+
+
+def test_models_that_exceed_the_memory_allowed_are_refused(checkpoint: Checkpoints) -> None:
+    with pytest.raises(InputError, match=r"needs .* of memory and 10 kB are allowed; raise --ram"):
+        load(checkpoint("llama_a"), ram="10kB")
+    loaded = load(checkpoint("llama_a"), ram=describe(checkpoint("llama_a")).plan(64).total_bytes)
+    loaded.session(64)
+    with pytest.raises(InputError, match="a context of 128 tokens needs"):
+        loaded.session(128)
+
+
+@pytest.mark.parametrize("amount", ["", "much", "-3GB", "0", "3 parsecs", "1e9"])
+def test_amounts_of_memory_that_are_none_are_refused(checkpoint: Checkpoints, amount: str) -> None:
+    with pytest.raises(InputError, match="write it like 16GB"):
+        load(checkpoint("llama_a"), ram=amount)

@@ -1,0 +1,94 @@
+"""Every family against transformers' float32 logits, however the tokens are fed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tiny
+
+from numoe.engine import Model, Session
+
+Models = Callable[[str], Model]
+
+# The longest prompts (V4: three closed windows of 128 tokens, an indexer that must choose) come in every attention kind.
+CASES = tiny.cases()
+
+
+def feed_all(session: Session, ids: list[int], sizes: list[int]) -> np.ndarray:
+    """Feed ids in chunks of these sizes, in turn."""
+    parts, at = [], 0
+    while at < len(ids):
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(session.feed(ids[at : at + size]))
+        at += size
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_match_the_reference_at_every_position(model: Models, case: str) -> None:
+    golden = tiny.load_golden(case)
+    logits = model(case).session(1024).feed(golden.ids)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - golden.logits).max() < 2e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_continuation_matches_token_for_token(model: Models, case: str) -> None:
+    golden = tiny.load_golden(case)
+    session = model(case).session(1024)
+    logits, made = session.feed(golden.ids, last=True), []
+    for _ in golden.greedy:
+        made.append(int(logits[0].argmax()))
+        logits = session.feed([made[-1]], last=True)
+    assert made == golden.greedy.tolist()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 50, 129, 2, 17]], ids=["one by one", "uneven"])
+def test_chunking_does_not_matter(model: Models, case: str, sizes: list[int]) -> None:
+    ids = tiny.load_golden(case).ids.tolist()
+    whole = model(case).session(1024).feed(ids)
+    chunked = feed_all(model(case).session(1024), ids, sizes)
+    assert np.abs(chunked - whole).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("back", [1, 2, 40, 150], ids=lambda n: f"back {n}")
+def test_rewinding_leads_to_the_logits_of_a_fresh_run(model: Models, case: str, back: int) -> None:
+    ids = tiny.load_golden(case).ids.tolist()
+    session = model(case).session(1024)
+    fresh = session.feed(ids)
+    session.rewind(back)
+    assert session.position == len(ids) - back
+    session.feed([(t + 1) % model(case).spec.vocab for t in ids[-back:]])  # other tokens overwrite the rows
+    session.rewind(back)
+    assert np.abs(session.feed(ids[-back:]) - fresh[-back:]).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_restoring_a_snapshot_leads_to_the_logits_of_a_fresh_run(model: Models, case: str) -> None:
+    ids = tiny.load_golden(case).ids.tolist()
+    session = model(case).session(1024)
+    fresh = session.feed(ids)
+    session.rewind(session.position)
+    session.feed(ids[:100])
+    snapshot = session.snapshot()
+    session.feed(ids[100:])
+    session.restore(snapshot)
+    assert session.tokens == ids[:100]
+    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", ["v4_a", "v4_b", "v3_a", "mixtral_b", "llama_a"])
+def test_long_inputs_pass_through_moved_caches(model: Models, case: str) -> None:
+    """Streams of latest rows are moved to the front of their memory when it is full: feed well beyond it."""
+    loaded = model(case)
+    ids = tiny.random_ids("long", 1500, loaded.spec.vocab).tolist()
+    context = min(1500, loaded.spec.context)
+    ids = ids[:context]
+    whole = loaded.session(context).feed(ids)
+    session = loaded.session(context)
+    chunked = feed_all(session, ids, [211, 64, 400])
+    assert np.abs(chunked - whole).max() < 1e-4
+    session.rewind(33)
+    assert np.abs(session.feed(ids[-33:]) - whole[-33:]).max() < 1e-4

@@ -1,0 +1,152 @@
+"""Sessions: what they refuse, aligning to a prompt, interruption, files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from numoe.engine import InputError, Model
+
+Models = Callable[[str], Model]
+
+
+@pytest.fixture(params=["v4_a", "v2_a", "mixtral_b", "llama_a"])
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_feed_refuses_what_it_cannot_read(model: Models) -> None:
+    session = model("llama_a").session(32)
+    for tokens, reason in [
+        ([], "the prompt is empty"),
+        ([model("llama_a").spec.vocab], "outside 0.."),
+        ([-1], "outside 0.."),
+        ([0.5], "outside 0.."),
+        ([1] * 33, "33 tokens do not fit into the context of 32"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            session.feed(tokens)
+    assert session.position == 0
+    session.feed([1] * 32)
+    with pytest.raises(InputError, match="33 tokens do not fit"):
+        session.feed([1])
+
+
+def test_context_is_bounded_by_the_model(model: Models) -> None:
+    limit = model("llama_a").spec.context
+    with pytest.raises(InputError, match=f"--ctx {limit + 1} is not possible"):
+        model("llama_a").session(limit + 1)
+    with pytest.raises(InputError, match="--ctx 0 is not possible"):
+        model("llama_a").session(0)
+
+
+def test_feed_with_last_gives_the_last_logits_only(model: Models, case: str) -> None:
+    ids = tiny.load_golden(case).ids[:50]
+    full = model(case).session(64).feed(ids)
+    last = model(case).session(64).feed(ids, last=True)
+    assert last.shape == (1, model(case).spec.vocab)
+    np.testing.assert_allclose(last[0], full[-1], atol=1e-4)
+
+
+def test_align_keeps_the_common_beginning(model: Models, case: str) -> None:
+    ids = tiny.load_golden(case).ids.tolist()[:120]
+    session = model(case).session(256)
+    session.feed(ids)
+    assert session.align([*ids[:90], 3, 4]) == [3, 4] or ids[90] == 3
+    rest = session.align([*ids, 5])
+    assert session.tokens + rest == [*ids, 5]
+    session.feed(rest)
+    # The same prompt again: one token is read again for its logits.
+    assert session.align([*ids, 5]) == [5]
+    assert session.align([7]) == [7]
+    assert session.position == 0
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_walk_of_feeds_and_rewinds_ends_at_the_fresh_logits(model: Models, data: st.DataObject) -> None:
+    loaded = model(data.draw(st.sampled_from(["v4_b", "v3_b", "mixtral_b"])))
+    ids = tiny.random_ids("walk", 300, loaded.spec.vocab).tolist()
+    fresh = loaded.session(300).feed(ids)
+    session = loaded.session(300)
+    for _ in range(data.draw(st.integers(1, 6))):
+        forward = data.draw(st.integers(1, max(1, 300 - session.position)))
+        part = ids[session.position : session.position + forward]
+        if part:
+            got = session.feed(part)
+            assert np.abs(got - fresh[session.position - len(part) : session.position]).max() < 1e-4
+        session.rewind(data.draw(st.integers(0, session.position)))
+
+
+def test_an_interrupted_feed_leaves_the_session_where_it_was(model: Models, case: str, monkeypatch) -> None:
+    loaded = model(case)
+    ids = tiny.load_golden(case).ids.tolist()[:140]
+    fresh = loaded.session(256).feed(ids)
+    session = loaded.session(256)
+    session.feed(ids[:100])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.decoder.layers[-1], "ffn", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.feed(ids[100:120])
+    assert session.position == 100
+    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < 1e-4
+
+
+def test_restoring_an_overwritten_snapshot_is_refused(model: Models, case: str) -> None:
+    session = model(case).session(256)
+    session.feed(range(50))
+    snapshot = session.snapshot()
+    session.rewind(20)
+    session.feed([9] * 5)
+    with pytest.raises(InputError, match="other tokens were read over its own"):
+        session.restore(snapshot)
+
+
+def test_a_saved_session_goes_on_where_it_was(model: Models, case: str, tmp_path: Path) -> None:
+    loaded = model(case)
+    ids = tiny.load_golden(case).ids.tolist()[:140]
+    fresh = loaded.session(256).feed(ids)
+    session = loaded.session(256)
+    session.feed(ids[:97])
+    session.save(tmp_path / "chat")
+    assert [p.name for p in tmp_path.iterdir()] == ["chat"]
+    restored = loaded.restore(tmp_path / "chat")
+    assert restored.tokens == ids[:97]
+    assert np.abs(restored.feed(ids[97:]) - fresh[97:]).max() < 1e-4
+    restored.rewind(60)
+    assert np.abs(restored.feed(ids[80:]) - fresh[80:]).max() < 1e-4
+
+
+def test_files_that_are_not_sessions_of_this_model_are_refused(model: Models, tmp_path: Path) -> None:
+    session = model("llama_a").session(64)
+    session.feed([1, 2, 3])
+    session.save(tmp_path / "chat")
+    with pytest.raises(InputError, match="session of another model"):
+        model("llama_c").restore(tmp_path / "chat")
+    with pytest.raises(InputError, match="there is no session file"):
+        model("llama_a").restore(tmp_path / "none")
+    damaged = (tmp_path / "chat").read_bytes()
+    (tmp_path / "chat").write_bytes(damaged[:-7])
+    with pytest.raises(InputError, match="is not a session file"):
+        model("llama_a").restore(tmp_path / "chat")
+
+
+def test_a_session_that_cannot_be_written_leaves_nothing(model: Models, tmp_path: Path) -> None:
+    session = model("llama_a").session(64)
+    with pytest.raises(InputError, match="cannot be written"):
+        session.save(tmp_path / "missing" / "chat")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_bytes_are_those_of_the_plan(model: Models, case: str) -> None:
+    loaded = model(case)
+    for ctx in (64, 1000):
+        assert loaded.session(ctx)._cache.nbytes == loaded.plan(ctx).kv_bytes
