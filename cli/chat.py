@@ -42,29 +42,29 @@ def chat(
     """Talk with a model. Piped input is one turn a line."""
     from numoe.engine import load
 
-    output = Output(quiet)
-    output.status(f"loading {model}")
-    loaded = load(model, ram=ram, threads=threads)
-    session = loaded.session(ctx)
-    sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    sampling |= {"repetition_penalty": repeat_penalty, "seed": seed}
-    conversation = Conversation(session, output, system, think, max_tokens, stop or (), sampling)
-    output.clear_status()
-    typed = sys.stdin.isatty() and sys.stderr.isatty()
-    if typed:
-        output.note(f"{loaded.path.name}, context {session.context} tokens. /help lists the commands.")
-    for line in _typed_lines(output) if typed else _piped_lines():
-        try:
-            if not conversation.command(line):
-                conversation.turn(line)
-        except EOFError:
-            return
-        except (InputError, KeyboardInterrupt) as error:
-            if not typed:
-                raise
-            output.clear_status()
-            if isinstance(error, InputError):
-                print_error(str(error))
+    with Output(quiet) as output:
+        output.status(f"loading {model}")
+        loaded = load(model, ram=ram, threads=threads)
+        session = loaded.session(ctx)
+        sampling: dict[str, Any] = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+        sampling |= {"repetition_penalty": repeat_penalty, "seed": seed}
+        conversation = Conversation(session, output, system, think, max_tokens, stop or (), sampling)
+        output.clear_status()
+        typed = sys.stdin.isatty() and sys.stderr.isatty()
+        if typed:
+            output.note(f"{loaded.path.name}, context {session.context} tokens. /help lists the commands.")
+        for line in _typed_lines(output) if typed else _piped_lines():
+            try:
+                if not conversation.command(line):
+                    conversation.turn(line)
+            except EOFError:
+                return
+            except (InputError, KeyboardInterrupt) as error:
+                if not typed:
+                    raise
+                output.settle()
+                if isinstance(error, InputError):
+                    print_error(str(error))
 
 
 def _typed_lines(output: Output) -> Iterator[str]:
@@ -95,7 +95,10 @@ def _piped_lines() -> Iterator[str]:
 
 
 class Conversation:
-    """The turns so far, and a session that has read them."""
+    """The turns so far, and a session that has read them.
+
+    Raises InputError for a model without a chat template.
+    """
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Conversation:
         sampling: dict[str, Any],
     ) -> None:
         self._session = session
+        self._format = session.model.description.chat_format
         self._output = output
         self._system = system
         self._think = think
@@ -146,7 +150,7 @@ class Conversation:
         instructions = [{"role": "system", "content": self._system}] if self._system else []
         session = self._session
         with Interrupt() as interrupt:
-            ids, thinking = encode(session.model, [*instructions, *turns], self._think)
+            ids, thinking = encode(self._format, session.model.tokenizer, [*instructions, *turns], self._think)
             if len(ids) >= session.context:
                 raise InputError(
                     f"the conversation is {len(ids)} tokens long and the context has room for {session.context}; "

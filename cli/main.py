@@ -69,5 +69,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("NUMOE_DEBUG"):
             raise
-        print_error(f"this is a bug in numoe ({type(error).__name__}: {error}); NUMOE_DEBUG=1 shows where, please report")
+        print_error(
+            f"this is a bug in numoe ({type(error).__name__}: {error}); NUMOE_DEBUG=1 shows where, please report"
+        )
     sys.exit(1)

@@ -15,19 +15,20 @@ PromptArgument = Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="
 Prompt = Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt. Piped text is put after it.")]
 System = Annotated[str | None, typer.Option("-s", "--system", help="Instructions that come before the conversation.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
-Think = Annotated[
-    bool, typer.Option("--think/--no-think", help="Ask models that can for reasoning before the answer.")
-]
+Think = Annotated[bool, typer.Option("--think/--no-think", help="Ask models that can for reasoning before the answer.")]
 
 MaxTokens = Annotated[
     int | None, typer.Option("-n", "--max-tokens", min=0, help="Most tokens in an answer; else until it ends.")
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text. Can be repeated.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Randomness; 0 takes the likeliest token.")]
-TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this sum; 1 is off.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this sum; 1 is off.")
+]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Keep so many of the likeliest tokens; 0 is off.")]
 MinP = Annotated[
-    float, typer.Option("--min-p", min=0, max=1, help="Keep tokens at least this likely, the likeliest being 1; 0 is off.")
+    float,
+    typer.Option("--min-p", min=0, max=1, help="Keep tokens at least this likely, the likeliest being 1; 0 is off."),
 ]
 RepeatPenalty = Annotated[float, typer.Option("--repeat-penalty", min=0, help="Above 1 avoids repeats; 1 is off.")]
 Seed = Annotated[

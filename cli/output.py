@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -25,7 +26,7 @@ def print_error(message: str) -> None:
 
 
 class Output:
-    """What a command shows.
+    """What a command shows. Leaving it as a context puts the cursor on a fresh line, whatever happened.
 
     quiet: nothing but answers and documents.
     """
@@ -38,7 +39,20 @@ class Output:
         self._dims = live and not os.environ.get("NO_COLOR")
         self._status = False  # a status line is on the screen
         self._thought = ""  # the last piece of an open thinking block
+        self._answering = False  # an answer has begun and not ended
         self._held = ""  # newlines that end the answer so far
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """End what an error or Ctrl-C cut short."""
+        self.clear_status()
+        if self._answering or self._thought:
+            self.end_answer()
 
     def answer(self, text: str) -> None:
         """A piece of the answer, shown at once."""
@@ -46,6 +60,7 @@ class Output:
         if self._thought:
             self._note("" if self._thought.endswith("\n") else "\n")
             self._thought = ""
+        self._answering = True
         if self._cleans:
             text = printable(text)
         text = self._held + text
@@ -57,7 +72,7 @@ class Output:
     def end_answer(self) -> None:
         """Exactly one newline ends an answer."""
         self.answer("")
-        self._held = ""
+        self._answering, self._held = False, ""
         sys.stdout.write("\n")
         sys.stdout.flush()
 
@@ -66,6 +81,23 @@ class Output:
         self.clear_status()
         sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
         sys.stdout.flush()
+
+    def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+        """Rows of as many cells, folded into the width of the screen; `numbers` are the columns to align right."""
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for column in range(len(rows[0])):
+            table.add_column(justify="right" if column in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        console = Console(file=sys.stdout, no_color=True)
+        with console.capture() as page:
+            console.print(table)
+        for line in page.get().splitlines():
+            print(line.rstrip())  # Rich fills columns with spaces
 
     def thinking(self, text: str) -> None:
         """A piece of the model's reasoning."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numoe.cli.output import Output
-    from numoe.engine import Generation, Model
+    from numoe.engine import Generation
+    from numoe.engine.chat import ChatFormat
     from numoe.engine.tokenizer import Tokenizer
 
 
@@ -22,26 +23,28 @@ class Reply:
     thinking: str
 
 
-def encode(model: Model, messages: Sequence[Mapping[str, str]], think: bool) -> tuple[list[int], bool]:
+def encode(
+    chat_format: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], think: bool
+) -> tuple[list[int], bool]:
     """(token ids of a conversation up to the answer, whether the answer begins with reasoning).
 
     Special tokens come from the template alone: what messages spell stays text.
 
     Raises:
-        InputError: the model has no chat template, or its template refuses the conversation.
+        InputError: the format cannot write the conversation.
     """
     from numoe.engine.chat import opens_thinking
 
-    prompt = model.description.chat_format.render(messages, thinking=think)
+    prompt = chat_format.render(messages, thinking=think)
     ids: list[int] = []
     rest = prompt
     for message in messages:
         text = message["content"].strip()  # templates may trim
         before, found, after = rest.partition(text)
-        if found and _spells_special(model.tokenizer, text):
-            ids += _continued(model.tokenizer, before, ids) + model.tokenizer.encode(text, special=False)
+        if found and _spells_special(tokenizer, text):
+            ids += _continued(tokenizer, before, ids) + tokenizer.encode(text, special=False)
             rest = after
-    return ids + _continued(model.tokenizer, rest, ids), opens_thinking(prompt)
+    return ids + _continued(tokenizer, rest, ids), opens_thinking(prompt)
 
 
 def _spells_special(tokenizer: Tokenizer, text: str) -> bool:

@@ -48,8 +48,7 @@ def run(
     if logprobs and not json:
         raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
     text = _whole_prompt(prompt if prompt is not None else prompt_argument)
-    output = Output(quiet)
-    with Interrupt() as interrupt:
+    with Output(quiet) as output, Interrupt() as interrupt:
         from numoe.engine import load
 
         output.status(f"loading {model}")
@@ -62,7 +61,12 @@ def run(
             ids = loaded.tokenizer.encode(text)
         else:
             instructions = [{"role": "system", "content": system}] if system else []
-            ids, thinking = encode(loaded, [*instructions, {"role": "user", "content": text.strip()}], think)
+            ids, thinking = encode(
+                loaded.description.chat_format,
+                loaded.tokenizer,
+                [*instructions, {"role": "user", "content": text.strip()}],
+                think,
+            )
         generation = session.generate(
             ids,
             max_tokens=max_tokens,
@@ -78,12 +82,12 @@ def run(
             seed=seed,
         )
         reply = stream(generation, None if json else output, thinking)
-    if json:
-        document = {"model": model, **_document(generation, reply, load_seconds)}
-        if logprobs:
-            document["logprobs"] = _logprobs(generation, loaded.tokenizer)
-        output.document(document)
-    output.note(statistics(generation))
+        if json:
+            document = {"model": model, **_document(generation, reply, load_seconds)}
+            if logprobs:
+                document["logprobs"] = _logprobs(generation, loaded.tokenizer)
+            output.document(document)
+        output.note(statistics(generation))
     if generation.finish_reason == "cancelled":
         raise typer.Exit(130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli import options
@@ -46,3 +47,90 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
         "tokenizer": _has(description, "tokenizer"),
         "chat_format": _has(description, "chat_format"),
     }
+
+
+def _print(model: str, description: Description, plan: Plan) -> None:
+    from numoe.engine.plan import format_bytes
+
+    spec = description.spec
+    attention = _count(_attention(layer.attention) for layer in spec.layers)
+    ffn = _count(_ffn(layer.ffn) for layer in spec.layers)
+    active = f"{_billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
+    template = "yes" if _has(description, "chat_format") else "none, so run it with --raw"
+    output = Output()
+    output.table(
+        [
+            ("model", model),
+            ("family", spec.family),
+            ("layers", f"{len(spec.layers)}, hidden {spec.hidden}, vocabulary {spec.vocab}"),
+            ("attention", _listed(attention)),
+            ("ffn", _listed(ffn)),
+            *([("experts", experts)] if (experts := _experts(spec)) else []),
+            ("parameters", f"{_billions(plan.parameters)}, {active}"),
+            ("context", f"up to {spec.context} tokens; {plan.context} take {format_bytes(plan.kv_bytes)}"),
+            ("tokenizer", "yes" if _has(description, "tokenizer") else "none"),
+            ("chat format", template),
+            ("", ""),
+        ]
+    )
+    weights = sorted(plan.weights.items(), key=lambda entry: -entry[1])
+    rows = [(role, kind, format_bytes(nbytes)) for (role, kind), nbytes in weights]
+    output.table([("weights", "format", "size"), *rows, ("all", "", format_bytes(plan.weight_bytes))], numbers=[2])
+
+
+def _attention(attention: Attention) -> str:
+    from numoe.engine.spec import CompressedAttention, MultiHeadLatentAttention
+
+    match attention:
+        case CompressedAttention(indexer=None, compressor=None):
+            return "sliding"
+        case CompressedAttention(indexer=None):
+            return "HCA"
+        case CompressedAttention():
+            return "CSA"
+        case MultiHeadLatentAttention():
+            return "MLA"
+        case _:
+            return "full" if attention.window is None else "sliding"
+
+
+def _ffn(ffn: FeedForward) -> str:
+    from numoe.engine.spec import SwiGLU
+
+    if isinstance(ffn, SwiGLU):
+        return "dense"
+    return "hash-routed" if ffn.router.hash_vocab else "routed"
+
+
+def _experts(spec: ModelSpec) -> str:
+    """How many experts a token takes, of the layers that have them."""
+    from numoe.engine.spec import MixtureOfExperts
+
+    mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MixtureOfExperts)]
+    kinds = {f"{m.top_k} of {m.experts} a token" + (", and a shared one" if m.shared else "") for m in mixtures}
+    return "; ".join(sorted(kinds))
+
+
+def _count(kinds: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(kinds))
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+
+
+def _billions(count: int) -> str:
+    """284_331_000_000 -> "284 B"."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)
+
+
+def _has(description: Description, part: str) -> bool:
+    """Whether the model comes with a part that `Description` refuses to give when it is absent."""
+    try:
+        getattr(description, part)
+    except InputError:
+        return False
+    return True

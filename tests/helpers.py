@@ -40,3 +40,35 @@ def write_sharded(folder: Path, tensors: Mapping[str, RawTensor], shards: int) -
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     return folder
+
+
+def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant:") -> None:
+    """Write a tokenizer of `vocab` ids (60 to 128) and a chat template into a model folder.
+
+    Ids 0 to 2 are <pad>, <s> and </s>, the others one character each. No id ends a text. `ending` is what the template
+    puts before an answer.
+    """
+    # GPT-2's spelling of bytes: the space and the newline, letters and marks as they are, then bytes from 0xA1.
+    characters = "\u0120\u010a" + "abcdefghijklmnopqrstuvwxyz.,:?!</>|ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    characters += "".join(map(chr, range(0xAE, 0xFF)))
+    pieces = ["<pad>", "<s>", "</s>", *characters][:vocab]
+    special = [
+        {"id": i, "content": piece, "special": True, "normalized": False, "single_word": False, "lstrip": False}
+        | {"rstrip": False}
+        for i, piece in enumerate(pieces[:3])
+    ]
+    spec = {
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": []},
+    }
+    template = (
+        "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}ENDING{% endif %}"
+    ).replace("ENDING", ending)
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "chat_template": template}))

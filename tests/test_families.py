@@ -63,7 +63,7 @@ def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
 
 def test_v4_flash_cache_of_a_long_context_grows_as_the_architecture_promises() -> None:
     model = spec(config("deepseek-ai__DeepSeek-V4-Flash"))
-    stored = {name: ("bf16", 0) for name in model.tensors()}
+    stored = dict.fromkeys(model.tensors(), ("bf16", 0))
     per_token = (plan(model, stored, 1_048_576).kv_bytes - plan(model, stored, 131_072).kv_bytes) / (
         1_048_576 - 131_072
     )

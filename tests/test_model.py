@@ -10,7 +10,7 @@ from numoe.engine import Model, Session
 
 Models = Callable[[str], Model]
 
-# The longest prompts (V4: three closed windows of 128 tokens, an indexer that must choose) come in every attention kind.
+# V4's prompts close three windows of 128 tokens and make the indexer choose.
 CASES = tiny.cases()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numoe.engine.config import Config, rope
-from numoe.engine.spec import GroupedQueryAttention, LayerSpec, ModelSpec, Names, Source, SwiGLU
+from numoe.engine.spec import GroupedQueryAttention, LayerSpec, ModelSpec, Source, SwiGLU
 from numoe.quant.errors import InputError
 
 

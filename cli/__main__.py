@@ -1,0 +1,5 @@
+"""`python -m numoe.cli` is `numoe`."""
+
+from numoe.cli.main import main
+
+main()
