@@ -12,8 +12,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from numoe.cli.bench import bench
 from numoe.cli.chat import chat
 from numoe.cli.output import print_error
+from numoe.cli.perplexity import perplexity
+from numoe.cli.quantize import quantize
 from numoe.cli.run import run
 from numoe.cli.show import show
 from numoe.quant.errors import InputError
@@ -30,6 +33,9 @@ app = typer.Typer(
 app.command()(run)
 app.command()(chat)
 app.command()(show)
+app.command()(quantize)
+app.command()(bench)
+app.command()(perplexity)
 
 
 def _print_version(asked: bool) -> None:

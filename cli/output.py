@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -112,7 +113,8 @@ class Output:
         """What takes time just now, on a line that the next output replaces. Only on a terminal."""
         if self._live:
             self._status = True
-            sys.stderr.write(f"\r\x1b[K{printable(text)}")
+            width = shutil.get_terminal_size().columns - 1  # a second line would not be replaced
+            sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
             sys.stderr.flush()
 
     def reading(self, done: int, total: int) -> None:

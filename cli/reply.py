@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,15 +38,19 @@ def encode(
     from numoe.engine.chat import opens_thinking
 
     prompt = chat_format.render(messages, thinking=think)
+    if not any(_spells_special(tokenizer, message["content"]) for message in messages):
+        return tokenizer.encode(prompt), opens_thinking(prompt)
+    # The template writes stand-ins that no one can guess, and the messages take their places.
+    key = secrets.token_hex(16)
+    stand_ins = [{**message, "content": f"{key}{i}{key}"} for i, message in enumerate(messages)]
+    prompt = chat_format.render(stand_ins, thinking=think)
     ids: list[int] = []
-    rest = prompt
-    for message in messages:
-        text = message["content"].strip()  # templates may trim
-        before, found, after = rest.partition(text)
-        if found and _spells_special(tokenizer, text):
-            ids += _continued(tokenizer, before, ids) + tokenizer.encode(text, special=False)
-            rest = after
-    return ids + _continued(tokenizer, rest, ids), opens_thinking(prompt)
+    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt)):
+        if n % 2:  # what the parentheses caught
+            ids += tokenizer.encode(messages[int(part)]["content"], special=False)
+        else:
+            ids += _continued(tokenizer, part, ids)
+    return ids, opens_thinking(prompt)
 
 
 def _spells_special(tokenizer: Tokenizer, text: str) -> bool:
@@ -79,6 +85,8 @@ def stream(generation: Generation, output: Output | None, thinking: bool | None)
             if output:
                 (output.answer if kind == "text" else output.thinking)(text)
 
+    if output:
+        output.reading(0, len(generation.prompt))
     for piece in generation:
         show(splitter.push(piece) if splitter else [("text", piece)])
     show(splitter.flush() if splitter else [])

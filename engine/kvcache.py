@@ -111,11 +111,15 @@ class Cache:
 
     def snapshot(self) -> Snapshot:
         """Copies only the streams of latest rows; valid while the kept rows below its position are not rewritten."""
-        saved = tuple(
-            None if r.stream.keep is None else (first := max(r.first, r.end - r.stream.keep), r.view(first).copy())
-            for r in self.streams()
-        )
-        return Snapshot(self.position, saved)
+
+        def latest(rows: Rows) -> tuple[int, Floats] | None:
+            if rows.stream.keep is None:
+                return None
+            # With the slack, so that one can go back a little from here too.
+            first = max(rows.first, rows.end - rows.stream.keep - SLACK)
+            return first, rows.view(first).copy()
+
+        return Snapshot(self.position, tuple(map(latest, self.streams())))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to a snapshot's state."""

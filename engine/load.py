@@ -23,7 +23,10 @@ from numoe.engine.plan import Plan, parse_bytes, plan, require_memory
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Weights
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
+from numoe.quant.threads import usable_cores
+from numoe.quant.threads import use as use_threads
 
 if TYPE_CHECKING:
     from numoe.engine.chat import ChatFormat
@@ -67,6 +70,21 @@ class Description:
             return ("i64", 8 * tensor.size) if table else ("f32", 4 * tensor.size)
         share = tensor.size, math.prod(self.checkpoint.shape(place.name))
         return self.checkpoint.format(place.name), self.checkpoint.loaded_nbytes(place.name) * share[0] // share[1]
+
+    def matrices(self) -> list[Matrix]:
+        """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked."""
+        kind = family(self.config["model_type"])
+        matrices = []
+        for name, tensor in self.spec.tensors().items():
+            if tensor.held == "array":
+                continue
+            place = self.places[name]
+            stored = place.name
+            if place.index is not None or place.rows is not None:
+                stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
+            unit = name.rpartition(".")[0] if tensor.role == "experts" else ""
+            matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit))
+        return matrices
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -271,18 +289,15 @@ def load(model: str | Path, *, ram: str | int | None = None, threads: int | None
     Args:
         model: see `describe`.
         ram: memory that weights and caches may take, such as "8GiB"; None: what is free now.
-        threads: threads of NumPy's BLAS in this process; None: as many as it takes by itself.
+        threads: threads to compute with, for the whole process; None: one a core.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or do not fit into memory.
     """
     budget = None if ram is None else parse_bytes(ram)
-    if threads is not None:
-        from threadpoolctl import threadpool_limits
-
-        if threads < 1:
-            raise InputError(f"--threads must be at least 1, not {threads}")
-        threadpool_limits(threads)
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, not {threads}")
+    use_threads(threads or usable_cores())
     description = describe(model)
     require_memory(description.path.name, description.plan().weight_bytes, budget)
     weights = Weights()

@@ -1,10 +1,14 @@
 """A model's weights on disk, whatever the file format: names, shapes, byte ranges, and matrices when asked for.
 
-A weight may be stored in two tensors, its codes and its scales. The conventions understood are
+A weight may be stored in several tensors, its codes and its scales. The conventions understood are
 
     X.weight (F8_E4M3) + X.scale or X.weight_scale_inv       blocks of 128x128; e8m0 or float scales
-    X.weight (I8)      + X.scale                             mxfp4: two e2m1 values a byte, groups of 32
+    X.weight (I8)      + X.scale (F8_E8M0)                   mxfp4: two e2m1 values a byte, groups of 32
     X_blocks (U8)      + X_scales                            mxfp4 as gpt-oss stores it; its name here is X
+    X.weight (I8)      + X.scale (F16)                       numoe's int8: (out, in), scales (out, in / group)
+    X.weight (U8)      + X.scale (F16) [+ X.minimum (F16)]   numoe's int4: (out, in / 2) in the order of `INT4`
+
+The last two say Y_scale and Y_minimum beside a Y that does not end in .weight.
 
 Nothing is read before it is needed, and pickled files are never opened.
 """
@@ -25,7 +29,8 @@ from numoe.quant.dtypes import UInt8, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.kernels import all_finite
-from numoe.quant.qtensor import BF16, F16, F32, FP8, MX_GROUP, MXFP4, QTensor
+from numoe.quant.manifest import read_manifest
+from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MX_GROUP, MXFP4, QTensor
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _INTEGERS = {
@@ -51,6 +56,7 @@ class _Weight:
     scales: TensorInfo | None
     shape: tuple[int, ...]
     format: str
+    minimum: TensorInfo | None = None
 
 
 class Checkpoint:
@@ -96,9 +102,9 @@ class Checkpoint:
                 yield self._folded_into.get(name, name)
 
     def companions(self, name: str) -> tuple[str, ...]:
-        """The stored names that make up a weight: itself, or codes and scales."""
+        """The stored names that make up a weight: itself, or codes, scales and perhaps minimums."""
         weight = self._weight(name)
-        return (weight.info.name,) if weight.scales is None else (weight.info.name, weight.scales.name)
+        return tuple(info.name for info in (weight.info, weight.scales, weight.minimum) if info is not None)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight's values: (out, in) for a matrix, (E, out, in) for stacked ones."""
@@ -177,17 +183,25 @@ class Checkpoint:
 
     @cached_property
     def _folded(self) -> frozenset[str]:
-        scales = {f"{weight}_scales" for weight in self._folded_into.values()}
-        scales |= {found.name for info in self.tensors.values() if (found := self._scales_of(info)) is not None}
-        return frozenset(scales)
+        folded = {f"{weight}_scales" for weight in self._folded_into.values()}
+        for info in self.tensors.values():
+            scales = self._scales_of(info)
+            if scales is not None:
+                folded.add(scales.name)
+                if (minimum := self._minimum_of(info, scales)) is not None:
+                    folded.add(minimum.name)
+        return frozenset(folded)
 
     def _scales_of(self, info: TensorInfo) -> TensorInfo | None:
-        if info.dtype not in ("F8_E4M3", "I8"):
+        if info.dtype not in ("F8_E4M3", "I8", "U8"):
             return None
-        candidates = [f"{info.name}_scale_inv"]
-        if info.name.endswith(".weight"):
-            candidates.append(f"{info.name.removesuffix('weight')}scale")
-        return next((self.tensors[name] for name in candidates if name in self.tensors), None)
+        candidates = (f"{info.name}_scale_inv", companion(info.name, "scale"))
+        found = next((self.tensors[name] for name in candidates if name in self.tensors), None)
+        # A U8 tensor is int4 codes only beside numoe's own scales.
+        return None if found is not None and info.dtype == "U8" and found.dtype != "F16" else found
+
+    def _minimum_of(self, info: TensorInfo, scales: TensorInfo) -> TensorInfo | None:
+        return self.tensors.get(companion(info.name, "minimum")) if scales.dtype == "F16" else None
 
     def _weight(self, name: str) -> _Weight:
         info = self.tensors.get(name)
@@ -195,6 +209,8 @@ class Checkpoint:
             scales = self._scales_of(info)
             if info.dtype == "F8_E4M3" and scales is not None:
                 return self._fp8(info, scales)
+            if scales is not None and scales.dtype == "F16":
+                return self._grouped(info, scales)
             if info.dtype == "I8" and scales is not None:
                 return self._mxfp4(info, scales, (*info.shape[:-1], 2 * info.shape[-1] if info.shape else 0))
             return _Weight(info, None, info.shape, _format(info))
@@ -218,6 +234,21 @@ class Checkpoint:
             raise InputError(f"{info.path}: the rows of {info.name!r} hold {shape[-1]} values, not a multiple of 32")
         self._check_scales(info, scales, (*shape[:-1], shape[-1] // MX_GROUP), _SCALES[:2])
         return _Weight(info, scales, shape, MXFP4.format)
+
+    def _grouped(self, info: TensorInfo, scales: TensorInfo) -> _Weight:
+        columns = info.shape[-1] * (2 if info.dtype == "U8" else 1) if len(info.shape) > 1 else 0
+        groups = scales.shape[-1] if scales.shape else 0
+        if groups < 1 or columns % (2 * groups):
+            raise InputError(
+                f"{info.path}: {info.name!r} of shape {info.shape} does not divide into even groups by the scales "
+                f"{scales.name!r} of shape {scales.shape}; convert or download the model again"
+            )
+        minimum = self._minimum_of(info, scales)
+        for stored in (scales, minimum):
+            if stored is not None:
+                self._check_scales(info, stored, (*info.shape[:-1], groups), ("F16",))
+        kind = "int4" if info.dtype == "U8" else "int8"
+        return _Weight(info, scales, (*info.shape[:-1], columns), f"{kind} g{columns // groups}", minimum)
 
     def _check_scales(
         self, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...], dtypes: tuple[str, ...]
@@ -244,6 +275,13 @@ class Checkpoint:
             return _unscaled(codes, info, weight.shape[-1])
         if weight.format == MXFP4.format:
             return MXFP4(codes, self._read_rows(scales, weight.shape, index, start, stop))
+        if scales.dtype == "F16":
+            factors = self._read_rows(scales, weight.shape, index, start, stop).view("<f2")
+            bias = weight.minimum
+            offsets = None if bias is None else self._read_rows(bias, weight.shape, index, start, stop).view("<f2")
+            if info.dtype == "U8":
+                return INT4(codes, factors, offsets)
+            return INT8(codes.view(np.int8), factors, offsets)
         height, width = self.fp8_block
         first = start // height
         raw = self._read_rows(scales, scales.shape, index, first, -(-stop // height))
@@ -252,6 +290,13 @@ class Checkpoint:
             return FP8(codes, factors, self.fp8_block)
         # The range starts inside a block: it gets one row of scales a row of codes.
         return FP8(codes, factors[np.arange(start, stop) // height - first], (1, width))
+
+
+def companion(name: str, part: str) -> str:
+    """The name under which the "scale" or "minimum" of the weight `name` is stored beside it."""
+    if name.endswith(".weight"):
+        return f"{name.removesuffix('weight')}{part}"
+    return f"{name}_{part}"
 
 
 def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -> Checkpoint:
@@ -263,6 +308,7 @@ def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -
     path = Path(path)
     files = Files()
     if path.is_dir():
+        read_manifest(path)  # refuses a later format
         tensors, metadata = safetensors_file.read_folder(path)
         if not tensors:
             raise _nothing_in(path)

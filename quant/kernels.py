@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant import threads
 from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs, decode_e4m3
 
 SCRATCH_ELEMENTS = 1 << 17
@@ -34,12 +35,26 @@ def matmul_by_rows(
     """out = x @ W.T, with W of `shape` (out, in) made a block of rows at a time; x (T, in), out (T, out) float32."""
     rows, columns = shape
     step = block_rows(columns)
-    buffer = _scratch(min(step, rows), columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        block = buffer[: stop - start]
+
+    def multiply(part: int) -> None:
+        start, stop = part * step, min((part + 1) * step, rows)
+        block = _scratch(stop - start, columns)
         dequantize_rows(start, stop, block)
         np.matmul(x, block.T, out=out[:, start:stop])
+
+    threads.share(-(-rows // step), multiply)
+
+
+def matmul_float32(x: Float32, weights: Float32, out: Float32) -> None:
+    """out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
+    rows, columns = weights.shape
+    step = block_rows(columns)
+
+    def multiply(part: int) -> None:
+        span = slice(part * step, (part + 1) * step)
+        np.matmul(x, weights[span].T, out=out[:, span])
+
+    threads.share(-(-rows // step), multiply)
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:

@@ -118,7 +118,7 @@ class F32(QTensor):
         return kernels.all_finite(self.values)
 
     def _multiply(self, x: Float32, out: Float32) -> None:
-        np.matmul(x, self.values.T, out=out)
+        kernels.matmul_float32(x, self.values, out)
 
 
 @dataclass(frozen=True, eq=False)

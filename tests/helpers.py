@@ -42,7 +42,7 @@ def write_sharded(folder: Path, tensors: Mapping[str, RawTensor], shards: int) -
     return folder
 
 
-def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant:") -> None:
+def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant: ") -> None:
     """Write a tokenizer of `vocab` ids (60 to 128) and a chat template into a model folder.
 
     Ids 0 to 2 are <pad>, <s> and </s>, the others one character each. No id ends a text. `ending` is what the template

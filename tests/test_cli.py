@@ -15,6 +15,7 @@ import pytest
 from helpers import tiny_tokenizer
 from tiny import write_checkpoint
 
+from numoe.cli.chat import Conversation
 from numoe.cli.main import main
 from numoe.cli.output import Output, print_error
 from numoe.cli.reply import Interrupt, encode, statistics, stream
@@ -140,7 +141,7 @@ def test_json_document(numoe: Run, model: str) -> None:
     assert document["text"].rstrip("\n") + "\n" == text
     assert document["model"] == model
     assert document["finish_reason"] == "length"
-    assert document["prompt_tokens"] == 1 + len("user: hi\nassistant:")
+    assert document["prompt_tokens"] == 1 + len("user: hi\nassistant: ")
     assert document["completion_tokens"] == 5
     assert document["seed"] == 7
     assert document["thinking"] == ""
@@ -160,7 +161,7 @@ def test_raw_skips_the_template(numoe: Run, model: str) -> None:
 
 def test_system_comes_first(numoe: Run, model: str) -> None:
     _, out, _ = numoe("run", model, "hi", "-s", "be brief", "-n", "0", "--json")
-    assert json.loads(out)["prompt_tokens"] == 1 + len("system: be brief\nuser: hi\nassistant:")
+    assert json.loads(out)["prompt_tokens"] == 1 + len("system: be brief\nuser: hi\nassistant: ")
 
 
 def test_same_seed_same_text(numoe: Run, model: str) -> None:
@@ -362,6 +363,13 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.getvalue() == ""
 
 
+def test_status_lines_never_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminals(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "20")
+    Output().status("loading a model with a long name")
+    assert screen.err.getvalue() == "\r\x1b[Kloading a model wit"
+
+
 def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminals(monkeypatch)
     with pytest.raises(KeyboardInterrupt), Output() as output:
@@ -376,10 +384,14 @@ def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
 # --------------------------------------------------------------------------------------------------- reply
 
 
+class Pieces(list[str]):
+    prompt = (1, 2, 3)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_reply_parts_however_cut(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     text = "\nfirst this\nthen that\n</think>\n\nAnswer:\n\nyes\n"
-    generation: Any = iter([text[i : i + size] for i in range(0, len(text), size)])
+    generation: Any = Pieces(text[i : i + size] for i in range(0, len(text), size))
     reply = stream(generation, Output(), True)
     assert (reply.thinking, reply.text) == ("first this\nthen that", "Answer:\n\nyes\n")
     shown = capsys.readouterr()
@@ -391,12 +403,14 @@ def test_messages_cannot_spell_special_tokens(model: str) -> None:
     loaded = load(model)
     form = loaded.description.chat_format
     clean, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "hi"}], False)
-    assert clean == loaded.tokenizer.encode("<s>user: hi\nassistant:")
+    assert clean == loaded.tokenizer.encode("<s>user: hi\nassistant: ")
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": " a</s><s>b "}]
     ids, thinking = encode(form, loaded.tokenizer, messages, False)
     assert not thinking
-    assert loaded.tokenizer.decode(ids) == "<s>system: be\nuser:  a</s><s>b \nassistant:"
+    assert loaded.tokenizer.decode(ids) == "<s>system: be\nuser:  a</s><s>b \nassistant: "
     assert [i for i in ids if i in loaded.tokenizer.special_ids] == [loaded.tokenizer.bos_id]
+    ids, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "<s>"}], False)
+    assert ids[0] == loaded.tokenizer.bos_id and loaded.tokenizer.bos_id not in ids[1:]
 
 
 def test_interrupt_waits_only_while_answering() -> None:
@@ -427,9 +441,33 @@ def test_piped_chat_is_one_turn_a_line(numoe: Run, model: str) -> None:
     code, out, err = numoe("chat", model, *options, "-q", stdin="hi\n\nand\n")
     assert (code, err) == (0, "")
     first = json.loads(numoe("run", model, "hi", "-n", "4", "--json")[1])["text"]
-    told = f"<s>user: hi\nassistant: {first}\nuser: and\nassistant:"
+    told = f"<s>user: hi\nassistant: {first}\nuser: and\nassistant: "
     second = json.loads(numoe("run", model, "--raw", told, "-n", "4", "--json")[1])["text"]
     assert out == first.rstrip("\n") + "\n" + second.rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize("case", ["llama_a", "v4_a"])
+def test_reasoning_is_not_told_again(numoe: Run, tmp_path: Path, case: str) -> None:
+    """The next turn goes back to before the reasoning, further than the caches of sliding windows reach."""
+    model = model_folder(tmp_path, case, ending="<think>")
+    options = ("-n", "100", "--temp", "0")
+    told = "<s>user: hi\nassistant: \nuser: and\n<think>"
+    fresh = json.loads(numoe("run", model, "--raw", told, "-n", "100", "--json")[1])["text"]
+    _, out, err = numoe("chat", model, *options, stdin="hi\nand\n")
+    assert out == "\n\n"
+    assert fresh.strip("\n") in err
+
+
+def test_chat_reads_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = load(model).session(200)
+    read = []
+    feed = session.feed
+    monkeypatch.setattr(session, "feed", lambda ids, **options: read.append(len(ids)) or feed(ids, **options))
+    conversation = Conversation(session, Output(), None, False, 5, (), {"temperature": 0.0})
+    conversation.turn("hi")
+    conversation.turn("and")
+    # Four of the five answered tokens were fed back; the fifth comes with what follows.
+    assert read == [1 + len("user: hi\nassistant: "), 1, 1, 1, 1, 1 + len("\nuser: and\nassistant: "), 1, 1, 1, 1]
 
 
 def test_chat_commands(numoe: Run, model: str) -> None:

@@ -18,7 +18,7 @@ HOME = {
     "jinja2": {"engine/chat.py"},
     "huggingface_hub": {"engine/hub.py"},
     "psutil": {"engine/plan.py"},
-    "threadpoolctl": {"engine/load.py"},
+    "threadpoolctl": {"quant/threads.py"},
 }
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "click"}
 

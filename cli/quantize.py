@@ -1,0 +1,32 @@
+"""`numoe quantize`: a checkpoint written anew with smaller weights."""
+
+from __future__ import annotations
+
+from numoe.cli import options
+from numoe.cli.output import Output
+
+
+def quantize(
+    source: options.Source, destination: options.Destination, quant: options.Quant, quiet: options.Quiet = False
+) -> None:
+    """Write a model into a new folder, its weights in fewer bits."""
+    with Output(quiet) as output:
+        from numoe.engine import describe
+        from numoe.engine.plan import format_bytes
+        from numoe.quant.convert import convert
+
+        shown = -1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            percent = 100 * done // max(total, 1)
+            if percent != shown:
+                shown = percent
+                bar = "#" * (percent // 5) + "." * (20 - percent // 5)
+                output.status(f"writing [{bar}] {format_bytes(done)} of {format_bytes(total)}")
+
+        destination = destination.expanduser()
+        description = describe(source)
+        made = convert(description.checkpoint, description.matrices(), destination, quant.value, source, progress)
+        before, after = format_bytes(made.source_bytes), format_bytes(made.result_bytes)
+        output.note(f"{before} of weights became {after} in {destination}")

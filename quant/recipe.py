@@ -1,0 +1,93 @@
+"""Which format a weight is written in, by its role in the model.
+
+The many weights of experts, feed-forward blocks and attention are rounded; the few that decide where tokens go or
+what a word is (embedding, head, norms, router, indexer, residual mixing) stay as they are stored. int4 keeps eight
+bits for what every token passes through, which is a small share of a mixture of experts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from numoe.quant import pack
+from numoe.quant.dtypes import Float32
+from numoe.quant.errors import InputError
+from numoe.quant.qtensor import BF16, INT4, INT8
+
+Kind = Literal["bf16", "int8", "int4"]
+
+GROUP = 32
+"""Weights that share one float16 scale."""
+
+# Other groups serve rows that GROUP does not divide: smaller ones would spend more bits than they save.
+_OTHER_GROUPS = range(128, 15, -2)
+
+# float32 tables of words hold no more than bf16 does in any released model; narrower ones are never rounded.
+_WORDS: dict[str, Kind] = {"embedding": "bf16", "head": "bf16"}
+_RECIPES: dict[str, dict[str, Kind]] = {
+    "native": {},
+    "int8": _WORDS
+    | {
+        "attention": "int8",
+        "compressor": "int8",
+        "dense ffn": "int8",
+        "shared experts": "int8",
+        "experts": "int8",
+    },
+    "int4": _WORDS
+    | {
+        "attention": "int8",
+        "compressor": "int8",
+        "dense ffn": "int4",
+        "shared experts": "int8",
+        "experts": "int4",
+    },
+}
+RECIPES: Mapping[str, Mapping[str, Kind]] = _RECIPES
+"""Recipe -> role -> format; a role that is not listed stays as stored."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format to write a matrix in. `group` weights share a scale; bf16 has none."""
+
+    kind: Kind
+    group: int = 1
+
+    @property
+    def format(self) -> str:
+        """As `QTensor.format` spells it."""
+        return self.kind if self.kind == "bf16" else f"{self.kind} g{self.group}"
+
+    def pack(self, weights: Float32) -> BF16 | INT8 | INT4:
+        """weights (out, in) float32 -> that matrix in this format. Raises InputError for NaN or infinity."""
+        if self.kind == "bf16":
+            return pack.pack_bf16(weights)
+        if self.kind == "int8":
+            return pack.pack_int8(weights, self.group)
+        return pack.pack_int4(weights, self.group, symmetric=True, search=True)
+
+    def layout(self, rows: int, columns: int) -> tuple[tuple[str, tuple[int, int]], ...]:
+        """(dtype as safetensors spells it, shape) of the codes, and of the scales if there are any."""
+        if self.kind == "bf16":
+            return (("BF16", (rows, columns)),)
+        codes = ("I8", (rows, columns)) if self.kind == "int8" else ("U8", (rows, columns // 2))
+        return codes, ("F16", (rows, columns // self.group))
+
+
+def target(quant: str, role: str, columns: int, stored: str) -> Target | None:
+    """The format for a matrix with rows of `columns` weights; None: as it is stored.
+
+    `stored` is its `QTensor.format` now. Rows that 32 does not divide get the largest even group from 16 to 128 that
+    does, or stay as stored when there is none. Raises InputError for an unknown recipe.
+    """
+    if quant not in RECIPES:
+        raise InputError(f'"{quant}" is not a way to quantize; choose one of {", ".join(RECIPES)}')
+    kind = RECIPES[quant].get(role)
+    if kind is None:
+        return None
+    if kind == "bf16":
+        return Target(kind) if stored == "f32" else None
+    group = next((size for size in (GROUP, *_OTHER_GROUPS) if columns % size == 0), None)
+    chosen = None if group is None else Target(kind, group)
+    return None if chosen is None or chosen.format == stored else chosen
