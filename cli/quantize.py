@@ -7,12 +7,17 @@ from numoe.cli.output import Output
 
 
 def quantize(
-    source: options.Source, destination: options.Destination, quant: options.Quant, quiet: options.Quiet = False
+    source: options.Source,
+    destination: options.Destination,
+    quant: options.Quant,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a model into a new folder, its weights in fewer bits."""
     with Output(quiet) as output:
         from numoe.engine import describe
         from numoe.engine.plan import format_bytes
+        from numoe.quant import threads as kernel_threads
         from numoe.quant.convert import convert
 
         shown = -1
@@ -25,6 +30,7 @@ def quantize(
                 bar = "#" * (percent // 5) + "." * (20 - percent // 5)
                 output.status(f"writing [{bar}] {format_bytes(done)} of {format_bytes(total)}")
 
+        kernel_threads.use(threads or kernel_threads.usable_cores())
         destination = destination.expanduser()
         description = describe(source)
         made = convert(description.checkpoint, description.matrices(), destination, quant.value, source, progress)

@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant import threads
 from numoe.quant.checkpoint import Checkpoint, companion
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
@@ -36,7 +36,6 @@ SHARD_BYTES = 4_000_000_000
 """Most bytes of tensors in a file, unless a single unit is larger."""
 
 _BLOCK_ELEMENTS = 1 << 20  # weights in float32 at a time and thread: 4 MiB
-_THREADS = os.cpu_count() or 1
 _COPY_BYTES = 1 << 24
 # Configuration, vocabularies, templates; weights, code and pictures stay behind.
 _SMALL_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
@@ -94,7 +93,7 @@ class _Copy:
     def outputs(self) -> tuple[_Output, ...]:
         return (self.output,)
 
-    def pieces(self, source: Checkpoint, pool: Executor) -> Iterator[NDArray]:
+    def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         end = self.offset + self.output.nbytes
         for start in range(self.offset, end, _COPY_BYTES):
             yield source.files.read_range(self.path, start, min(_COPY_BYTES, end - start))
@@ -114,22 +113,28 @@ class _Quantization:
         layout = self.target.layout(*self.shape)
         return tuple(_Output(name, *tensor) for name, tensor in zip(names, layout, strict=False))
 
-    def pieces(self, source: Checkpoint, pool: Executor) -> Iterator[NDArray]:
+    def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         first = (self.matrix.rows or (0, 0))[0]
         rows, columns = self.shape
         step = max(1, _BLOCK_ELEMENTS // columns)
 
-        def pack(start: int) -> BF16 | INT8 | INT4:
-            span = first + start, first + min(start + step, rows)
-            return self.target.pack(source.matrix(self.matrix.source, self.matrix.index, span).dequantize())
-
         scales = []
         starts = range(0, rows, step)
-        for at in range(0, len(starts), _THREADS):  # `map` would start all of them and keep what they made
-            for packed in pool.map(pack, starts[at : at + _THREADS]):
-                yield packed.codes
-                if not isinstance(packed, BF16):
-                    scales.append(packed.scales)
+        for at in range(0, len(starts), threads.in_use()):  # no more blocks at a time than threads
+            batch = starts[at : at + threads.in_use()]
+            packed: list[BF16 | INT8 | INT4 | None] = [None] * len(batch)
+
+            def pack(part: int, batch: range = batch, packed: list[BF16 | INT8 | INT4 | None] = packed) -> None:
+                span = first + batch[part], first + min(batch[part] + step, rows)
+                block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
+                packed[part] = self.target.pack(block)
+
+            threads.share(len(batch), pack)
+            for one in packed:
+                assert one is not None
+                yield one.codes
+                if not isinstance(one, BF16):
+                    scales.append(one.scales)
         yield from scales
 
 
@@ -218,7 +223,8 @@ def _copies(source: Checkpoint, name: str) -> list[_Job]:
 def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
     *_, height, width = source.shape(matrix.source)
     start, stop = matrix.rows or (0, height)
-    wanted = target(quant, matrix.role, width, source.format(matrix.source))
+    stored_bits = 8 * source.stored_nbytes(matrix.source) / math.prod(source.shape(matrix.source))
+    wanted = target(quant, matrix.role, width, stored_bits)
     if wanted is not None:
         return [_Quantization(matrix, wanted, (stop - start, width))]
     if matrix.index is None and matrix.rows is None:
@@ -239,7 +245,7 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Jo
         if start % block:
             raise InputError(
                 f"{info.path}: {matrix.source!r} cannot be cut at row {start} without new scales, as its blocks have "
-                f"{block} rows; quantize it to int8 or int4"
+                f"{block} rows; quantize it to int4"
             )
         start, stop = start // block, -(-stop // block)
     row = info.nbytes // (height_k * (shape[0] if matrix.index is not None else 1))
@@ -278,12 +284,12 @@ def _write_shards(
         outputs = [output for job in jobs for output in job.outputs]
         weight_map |= dict.fromkeys((output.name for output in outputs), name)
         digest = hashlib.sha256()
-        with (folder / name).open("xb") as file, ThreadPoolExecutor(_THREADS) as pool:
+        with (folder / name).open("xb") as file:
             header = _header(outputs, source.metadata)
             file.write(header)
             digest.update(header)
             for job in jobs:
-                for piece in job.pieces(source, pool):
+                for piece in job.pieces(source):
                     data = np.ascontiguousarray(piece).view(np.uint8).data
                     file.write(data)
                     digest.update(data)

@@ -22,7 +22,7 @@ GROUP = 32
 # Other groups serve rows that GROUP does not divide: smaller ones would spend more bits than they save.
 _OTHER_GROUPS = range(128, 15, -2)
 
-# float32 tables of words hold no more than bf16 does in any released model; narrower ones are never rounded.
+# float32 tables of words hold no more than bf16 does in any released model.
 _WORDS: dict[str, Kind] = {"embedding": "bf16", "head": "bf16"}
 _RECIPES: dict[str, dict[str, Kind]] = {
     "native": {},
@@ -55,9 +55,9 @@ class Target:
     group: int = 1
 
     @property
-    def format(self) -> str:
-        """As `QTensor.format` spells it."""
-        return self.kind if self.kind == "bf16" else f"{self.kind} g{self.group}"
+    def bits(self) -> float:
+        """What a weight takes, its share of the scales included."""
+        return {"bf16": 16.0, "int8": 8 + 16 / self.group, "int4": 4 + 16 / self.group}[self.kind]
 
     def pack(self, weights: Float32) -> BF16 | INT8 | INT4:
         """weights (out, in) float32 -> that matrix in this format. Raises InputError for NaN or infinity."""
@@ -75,19 +75,20 @@ class Target:
         return codes, ("F16", (rows, columns // self.group))
 
 
-def target(quant: str, role: str, columns: int, stored: str) -> Target | None:
+def target(quant: str, role: str, columns: int, stored_bits: float) -> Target | None:
     """The format for a matrix with rows of `columns` weights; None: as it is stored.
 
-    `stored` is its `QTensor.format` now. Rows that 32 does not divide get the largest even group from 16 to 128 that
-    does, or stay as stored when there is none. Raises InputError for an unknown recipe.
+    `stored_bits` is what a weight takes now, scales included: what is stored in no more bits than the recipe would
+    spend (a checkpoint's own FP8 and FP4) is never rounded again. Rows that 32 does not divide get the largest even
+    group from 16 to 128 that does, or stay as stored when there is none. Raises InputError for an unknown recipe.
     """
     if quant not in RECIPES:
         raise InputError(f'"{quant}" is not a way to quantize; choose one of {", ".join(RECIPES)}')
     kind = RECIPES[quant].get(role)
     if kind is None:
         return None
-    if kind == "bf16":
-        return Target(kind) if stored == "f32" else None
-    group = next((size for size in (GROUP, *_OTHER_GROUPS) if columns % size == 0), None)
-    chosen = None if group is None else Target(kind, group)
-    return None if chosen is None or chosen.format == stored else chosen
+    group = 1 if kind == "bf16" else next((size for size in (GROUP, *_OTHER_GROUPS) if columns % size == 0), None)
+    if group is None:
+        return None
+    chosen = Target(kind, group)
+    return chosen if chosen.bits < stored_bits else None

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from numoe.cli.main import main
 from numoe.engine import Model, describe, load
 from numoe.quant import convert as converter
-from numoe.quant import pack
+from numoe.quant import pack, threads
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
 from numoe.quant.convert import Conversion, Matrix, convert
 from numoe.quant.errors import InputError
@@ -94,6 +94,7 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
     """Random mixtures are hard to round: where two experts score alike, the least change picks the other one."""
     ids = tiny.load_golden(case).ids[:40]
     reference = model(case).session(256).feed(ids)
+    compact = case in ("v3_fp8", "v4_released")  # FP8 and FP4 of its own, which no recipe makes larger
     bounds = {"int8": 2e-3, "int4": 0.2} if case in DENSE else {"int8": 0.2, "int4": 1.0}
     sizes = {}
     for quant, bound in bounds.items():
@@ -104,17 +105,18 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
         assert found < bound
         assert loaded.plan().weight_bytes == loaded.stats()["weight_bytes"]
         formats = {role: {kind for r, kind in loaded.plan().weights if r == role} for role, _ in loaded.plan().weights}
-        assert any(kind.startswith(quant) for kind in formats.get("experts", formats.get("dense ffn", set())))
+        bulk = formats.get("experts", formats.get("dense ffn", set()))
+        assert compact or any(kind.startswith(quant) for kind in bulk)
         assert formats["router"] <= {"f32", "bf16", "i64"} if "router" in formats else case in DENSE
         assert formats["norms"] == {"f32"}
-    assert sizes["int4"] < sizes["int8"]
+    assert sizes["int4"] < sizes["int8"] or case == "v4_released"
 
 
 def test_every_weight_is_what_the_quantizer_makes_of_it(checkpoint: Checkpoints, tmp_path: Path) -> None:
-    quantize(checkpoint("v4_released"), tmp_path / "int4", "int4")
-    with open_checkpoint(checkpoint("v4_released")) as before, open_checkpoint(tmp_path / "int4") as after:
+    quantize(checkpoint("qwen3_moe_a"), tmp_path / "int4", "int4")
+    with open_checkpoint(checkpoint("qwen3_moe_a")) as before, open_checkpoint(tmp_path / "int4") as after:
         assert set(before.names()) == set(after.names())
-        for name in ("layers.0.ffn.experts.3.w2.weight", "layers.1.ffn.shared_experts.w1.weight"):
+        for name in [n for n in before.names() if n.endswith(("experts.3.up_proj.weight", "q_proj.weight"))]:
             weights = before.matrix(name).dequantize()
             routed = ".experts." in name
             expected = pack.pack_int4(weights, symmetric=True, search=True) if routed else pack.pack_int8(weights)
@@ -135,10 +137,12 @@ def test_bytes_do_not_depend_on_threads_or_blocks(
     quantize(source, tmp_path / "a", "int4")
     monkeypatch.setattr(converter, "_BLOCK_ELEMENTS", 1000)
     monkeypatch.setattr(converter, "_COPY_BYTES", 999)
-    for threads in (1, 3):
-        monkeypatch.setattr(converter, "_THREADS", threads)
-        quantize(source, tmp_path / f"{threads}", "int4")
-        assert tree(tmp_path / f"{threads}") == tree(tmp_path / "a")
+    before = threads.in_use()
+    for count in (1, 3):
+        threads.use(count)
+        quantize(source, tmp_path / f"{count}", "int4")
+        assert tree(tmp_path / f"{count}") == tree(tmp_path / "a")
+    threads.use(before)
 
 
 # The layout
@@ -232,9 +236,9 @@ def test_stacked_codes_are_cut_with_their_scales(tmp_path: Path) -> None:
             np.testing.assert_array_equal(made.matrix(f"e{e}.up.weight").dequantize(), fp4[e].dequantize())
             np.testing.assert_array_equal(made.matrix(f"e{e}.half.weight").dequantize(), fp8[e].dequantize()[128:])
     inside = [Matrix("half.weight", "experts", "fused", 0, (100, 200))]
-    with pytest.raises(InputError, match=r"'fused' cannot be cut at row 100.*quantize it to int8 or int4"):
+    with pytest.raises(InputError, match=r"'fused' cannot be cut at row 100.*quantize it to int4"):
         convert(source, inside, tmp_path / "other", "native", "source")
-    convert(source, inside, tmp_path / "other", "int8", "source")
+    convert(source, inside, tmp_path / "other", "int4", "source")
 
 
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
@@ -412,7 +416,7 @@ def test_single_files_are_refused(source: Path, tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converter, "_THREADS", 2)
+    monkeypatch.setattr(threads, "in_use", lambda: 2)
     monkeypatch.setattr(converter, "_BLOCK_ELEMENTS", 1 << 15)
     monkeypatch.setattr(converter, "_COPY_BYTES", 1 << 17)
     weights = normal(4096, 512)

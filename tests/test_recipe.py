@@ -20,22 +20,24 @@ def squared_error(weights: np.ndarray, **options: object) -> float:
 
 def test_what_decides_stays_precise_and_the_bulk_shrinks() -> None:
     for quant in RECIPES:
-        assert all(target(quant, role, 64, stored) is None for role in PRECISE for stored in ("f32", "bf16"))
-    assert {target("int8", role, 64, "bf16") for role in BULK} == {Target("int8", 32)}
-    assert target("int4", "experts", 64, "bf16") == target("int4", "dense ffn", 64, "fp8 128x128") == Target("int4", 32)
-    assert all(target("native", role, 64, "f32") is None for role in (*BULK, "embedding", "head"))
+        assert all(target(quant, role, 64, stored) is None for role in PRECISE for stored in (32, 16))
+    assert {target("int8", role, 64, 16) for role in BULK} == {Target("int8", 32)}
+    assert target("int4", "experts", 64, 16) == target("int4", "dense ffn", 64, 8) == Target("int4", 32)
+    assert all(target("native", role, 64, 32) is None for role in (*BULK, "embedding", "head"))
 
 
 def test_only_float32_words_become_bf16() -> None:
     for quant in ("int8", "int4"):
         for role in ("embedding", "head"):
-            assert target(quant, role, 64, "f32") == Target("bf16")
-            assert target(quant, role, 64, "bf16") is target(quant, role, 64, "f16") is None
+            assert target(quant, role, 64, 32) == Target("bf16")
+            assert target(quant, role, 64, 16) is None
 
 
-def test_a_weight_that_has_the_format_already_is_left_alone() -> None:
-    assert target("int4", "experts", 64, "int4 g32") is None
-    assert target("int4", "experts", 64, "int4 g64") == Target("int4", 32)
+def test_a_weight_stored_in_no_more_bits_is_left_alone() -> None:
+    assert target("int4", "experts", 64, 4.5) is None  # this very format
+    assert target("int4", "experts", 64, 4.25) is None  # a checkpoint's own FP4
+    assert target("int8", "attention", 64, 8.001) is None  # its own FP8
+    assert target("int4", "experts", 64, 8.001) == Target("int4", 32)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +45,12 @@ def test_a_weight_that_has_the_format_already_is_left_alone() -> None:
     [(32, 32), (576, 32), (44, 44), (60, 60), (208, 104), (254, None), (26, 26), (14, None), (45, None)],
 )
 def test_rows_that_32_does_not_divide(columns: int, group: int | None) -> None:
-    assert target("int8", "experts", columns, "f32") == (None if group is None else Target("int8", group))
+    assert target("int8", "experts", columns, 32) == (None if group is None else Target("int8", group))
 
 
 def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(InputError, match='"int5" is not a way to quantize; choose one of native, int8, int4'):
-        target("int5", "experts", 64, "f32")
+        target("int5", "experts", 64, 32)
 
 
 def test_the_command_line_knows_the_recipes() -> None:
@@ -58,12 +60,12 @@ def test_the_command_line_knows_the_recipes() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["int8", "int4"]), st.integers(1, 9), st.integers(1, 400), st.integers(0, 1 << 30))
 def test_packed_weights_have_the_layout_that_was_promised(quant: str, rows: int, columns: int, seed: int) -> None:
-    wanted = target(quant, "experts", columns, "f32")
+    wanted = target(quant, "experts", columns, 32)
     if wanted is None:
         assert all(columns % group for group in range(16, 129, 2))
         return
     packed = wanted.pack(np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32))
-    assert packed.format == wanted.format
+    assert packed.nbytes == pytest.approx(rows * columns * wanted.bits / 8)
     layout = [shape for _, shape in wanted.layout(rows, columns)]
     assert [packed.codes.shape, packed.scales.shape] == layout
     assert packed.bias is None
