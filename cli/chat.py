@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numoe.cli import options
 from numoe.cli.output import Output, print_error
-from numoe.cli.reply import Interrupt, encode, statistics, stream
+from numoe.cli.reply import Interrupt, statistics, stream
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -148,9 +148,12 @@ class Conversation:
         """
         turns = [*self._turns, {"role": "user", "content": text}]
         instructions = [{"role": "system", "content": self._system}] if self._system else []
+        from numoe.engine.chat import encode
+
         session = self._session
         with Interrupt() as interrupt:
-            ids, thinking = encode(self._format, session.model.tokenizer, [*instructions, *turns], self._think)
+            tokenizer, messages = session.model.tokenizer, [*instructions, *turns]
+            ids, thinking = encode(self._format, tokenizer, messages, thinking=self._think)
             if len(ids) >= session.context:
                 raise InputError(
                     f"the conversation is {len(ids)} tokens long and the context has room for {session.context}; "

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numoe.cli.output import Output
     from numoe.engine import Generation
-    from numoe.engine.chat import ChatFormat
-    from numoe.engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,45 +19,6 @@ class Reply:
 
     text: str
     thinking: str
-
-
-def encode(
-    chat_format: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], think: bool
-) -> tuple[list[int], bool]:
-    """(token ids of a conversation up to the answer, whether the answer begins with reasoning).
-
-    Special tokens come from the template alone: what messages spell stays text.
-
-    Raises:
-        InputError: the format cannot write the conversation.
-    """
-    from numoe.engine.chat import opens_thinking
-
-    prompt = chat_format.render(messages, thinking=think)
-    if not any(_spells_special(tokenizer, message["content"]) for message in messages):
-        return tokenizer.encode(prompt), opens_thinking(prompt)
-    # The template writes stand-ins that no one can guess, and the messages take their places.
-    key = secrets.token_hex(16)
-    stand_ins = [{**message, "content": f"{key}{i}{key}"} for i, message in enumerate(messages)]
-    prompt = chat_format.render(stand_ins, thinking=think)
-    ids: list[int] = []
-    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt)):
-        if n % 2:  # what the parentheses caught
-            ids += tokenizer.encode(messages[int(part)]["content"], special=False)
-        else:
-            ids += _continued(tokenizer, part, ids)
-    return ids, opens_thinking(prompt)
-
-
-def _spells_special(tokenizer: Tokenizer, text: str) -> bool:
-    plain = tokenizer.encode(text, special=False)
-    return tokenizer.encode(text)[-len(plain) :] != plain if plain else False
-
-
-def _continued(tokenizer: Tokenizer, text: str, ids: list[int]) -> list[int]:
-    """The ids of a prompt's next part: the tokenizer puts the BOS before every text, where only the first has one."""
-    more = tokenizer.encode(text)
-    return more[1:] if ids and tokenizer.add_bos else more
 
 
 def stream(generation: Generation, output: Output | None, thinking: bool | None) -> Reply:

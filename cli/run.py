@@ -10,7 +10,7 @@ import typer
 
 from numoe.cli import options
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, Reply, encode, statistics, stream
+from numoe.cli.reply import Interrupt, Reply, statistics, stream
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,25 +50,22 @@ def run(
     text = _whole_prompt(prompt if prompt is not None else prompt_argument)
     with Output(quiet) as output, Interrupt() as interrupt:
         from numoe.engine import load
+        from numoe.engine.chat import encode
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
         loaded = load(model, ram=ram, threads=threads)
         session = loaded.session(ctx)
         load_seconds = time.perf_counter() - begun
+        whole: str | list[int] = text
         thinking = None
-        if raw:
-            ids = loaded.tokenizer.encode(text)
-        else:
-            instructions = [{"role": "system", "content": system}] if system else []
-            ids, thinking = encode(
-                loaded.description.chat_format,
-                loaded.tokenizer,
-                [*instructions, {"role": "user", "content": text.strip()}],
-                think,
-            )
+        if not raw:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": text.strip()})
+            chat_format, tokenizer = loaded.description.chat_format, loaded.tokenizer
+            whole, thinking = encode(chat_format, tokenizer, messages, thinking=think)
         generation = session.generate(
-            ids,
+            whole,
             max_tokens=max_tokens,
             stop=stop or (),
             logprobs=logprobs,

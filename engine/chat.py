@@ -1,6 +1,8 @@
 """Conversations to prompts, and completions back to messages: Jinja templates and DeepSeek-V4's own format."""
 
 import json
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -53,7 +55,37 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
         return JinjaChat(tokenizer.chat_template, tokenizer.special_tokens)
     if model_type == "deepseek_v4":
         return DeepSeekV4Chat()
-    raise InputError("The model has no chat template, so it may be a base model; pass --raw to continue plain text.")
+    raise InputError(
+        "The model has no chat template, so it may be a base model; continue plain text with `numoe run --raw`."
+    )
+
+
+def encode(
+    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool
+) -> tuple[list[int], bool]:
+    """The token ids of a conversation up to the answer, and whether the answer begins with reasoning.
+
+    Special tokens come from the template alone: what messages spell stays text.
+    Raises InputError when the format cannot write the conversation.
+    """
+    prompt = chat.render(messages, thinking=thinking)
+    if not any(_spells_special(tokenizer, message["content"]) for message in messages):
+        return tokenizer.encode(prompt), opens_thinking(prompt)
+    # The template writes stand-ins that no one can guess, and the messages take their places.
+    key = secrets.token_hex(16)
+    stand_ins = [{**message, "content": f"{key}{i}{key}"} for i, message in enumerate(messages)]
+    prompt = chat.render(stand_ins, thinking=thinking)
+    ids: list[int] = []
+    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt)):
+        if n % 2:  # what the parentheses caught
+            ids += tokenizer.encode(messages[int(part)]["content"], special=False)
+        else:
+            ids += tokenizer.encode(part)
+    return ids, opens_thinking(prompt)
+
+
+def _spells_special(tokenizer: Tokenizer, text: str) -> bool:
+    return tokenizer.encode(text) != tokenizer.encode(text, special=False)
 
 
 class DeepSeekV4Chat:

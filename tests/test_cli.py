@@ -18,8 +18,9 @@ from tiny import write_checkpoint
 from numoe.cli.chat import Conversation
 from numoe.cli.main import main
 from numoe.cli.output import Output, print_error
-from numoe.cli.reply import Interrupt, encode, statistics, stream
+from numoe.cli.reply import Interrupt, statistics, stream
 from numoe.engine import load
+from numoe.engine.chat import encode
 
 VOCAB = {"llama_a": 90, "v4_a": 96}
 
@@ -402,14 +403,14 @@ def test_reply_parts_however_cut(size: int, capsys: pytest.CaptureFixture[str]) 
 def test_messages_cannot_spell_special_tokens(model: str) -> None:
     loaded = load(model)
     form = loaded.description.chat_format
-    clean, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "hi"}], False)
+    clean, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "hi"}], thinking=False)
     assert clean == loaded.tokenizer.encode("<s>user: hi\nassistant: ")
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": " a</s><s>b "}]
-    ids, thinking = encode(form, loaded.tokenizer, messages, False)
+    ids, thinking = encode(form, loaded.tokenizer, messages, thinking=False)
     assert not thinking
     assert loaded.tokenizer.decode(ids) == "<s>system: be\nuser:  a</s><s>b \nassistant: "
     assert [i for i in ids if i in loaded.tokenizer.special_ids] == [loaded.tokenizer.bos_id]
-    ids, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "<s>"}], False)
+    ids, _ = encode(form, loaded.tokenizer, [{"role": "user", "content": "<s>"}], thinking=False)
     assert ids[0] == loaded.tokenizer.bos_id and loaded.tokenizer.bos_id not in ids[1:]
 
 
