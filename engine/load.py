@@ -122,6 +122,15 @@ def describe(model: str | Path) -> Description:
         kind = family(config.get("model_type"))
         spec = kind.spec(config)
         checkpoint = open_checkpoint(path, _fp8_block(config))
+    return arrange(path, config, kind, spec, checkpoint)
+
+
+def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
+    """Find the place of every tensor of the spec in a checkpoint, which may be a mere listing without data.
+
+    Raises:
+        InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
+    """
     places = {name: _place(name, tensor, kind, spec, checkpoint, path) for name, tensor in spec.tensors().items()}
     _refuse_leftovers(config, kind, spec, checkpoint, places, path)
     return Description(path, config, spec, checkpoint, places)

@@ -6,6 +6,7 @@ The safetensors library's NumPy front end cannot write BF16, F8_E4M3 or F8_E8M0:
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 RawTensor = tuple[str, tuple[int, ...], bytes]
 """(dtype as safetensors spells it, shape, little-endian bytes)"""
@@ -72,3 +73,91 @@ def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant: ") -> Non
     ).replace("ENDING", ending)
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "chat_template": template}))
+
+
+Listing = dict[str, tuple[str, tuple[int, ...]]]
+"""Stored name -> (dtype as safetensors spells it, shape)."""
+
+ITEM_BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "I64": 8}
+_FP8 = ("wq_a", "wq_b", "attn.wkv", "wo_a", "wo_b", "e_proj", "h_proj", "w1", "w2", "w3")
+
+
+def released_v4_listing(config: dict[str, Any]) -> Listing:
+    """The tensors of a released DeepSeek-V4 checkpoint with this config.json, multi-token prediction included.
+
+    Written from the tensor table of the model cards and not from the engine's own specification, to check it.
+    """
+    c = config
+    hidden, heads, dim, vocab = c["hidden_size"], c["num_attention_heads"], c["head_dim"], c["vocab_size"]
+    rank, streams, groups = c["q_lora_rank"], c["hc_mult"], c["o_groups"]
+    experts, width = c["n_routed_experts"], c["moe_intermediate_size"]
+    listing: Listing = {}
+
+    def weight(name: str, *shape: int) -> None:
+        """A matrix or vector in the dtype its name implies, with its scales."""
+        stem = name.removesuffix(".weight")
+        if ".experts." in name:
+            listing[name] = ("I8", (shape[0], shape[1] // 2))
+            listing[f"{stem}.scale"] = ("F8_E8M0", (shape[0], shape[1] // 32))
+        elif stem.endswith(_FP8):
+            listing[name] = ("F8_E4M3", shape)
+            listing[f"{stem}.scale"] = ("F8_E8M0", (-(-shape[0] // 128), -(-shape[1] // 128)))
+        else:
+            listing[name] = ("BF16", shape)
+
+    def mixing(prefix: str, outputs: int, scales: int) -> None:
+        listing[f"{prefix}_fn"] = ("F32", (outputs, streams * hidden))
+        listing[f"{prefix}_base"] = ("F32", (outputs,))
+        listing[f"{prefix}_scale"] = ("F32", (scales,))
+
+    def compressor(prefix: str, ratio: int, size: int) -> None:
+        columns = size * (2 if ratio == 4 else 1)
+        listing[f"{prefix}.ape"] = ("F32", (ratio, columns))
+        weight(f"{prefix}.wkv.weight", columns, hidden)
+        weight(f"{prefix}.wgate.weight", columns, hidden)
+        weight(f"{prefix}.norm.weight", size)
+
+    def block(prefix: str, ratio: int, hashed: bool) -> None:
+        for part in ("attn", "ffn"):
+            mixing(f"{prefix}.hc_{part}", (2 + streams) * streams, 3)
+            weight(f"{prefix}.{part}_norm.weight", hidden)
+        attn, ffn = f"{prefix}.attn", f"{prefix}.ffn"
+        listing[f"{attn}.attn_sink"] = ("F32", (heads,))
+        weight(f"{attn}.wq_a.weight", rank, hidden)
+        weight(f"{attn}.wq_b.weight", heads * dim, rank)
+        weight(f"{attn}.wkv.weight", dim, hidden)
+        weight(f"{attn}.wo_a.weight", groups * c["o_lora_rank"], heads * dim // groups)
+        weight(f"{attn}.wo_b.weight", hidden, groups * c["o_lora_rank"])
+        weight(f"{attn}.q_norm.weight", rank)
+        weight(f"{attn}.kv_norm.weight", dim)
+        if ratio:
+            compressor(f"{attn}.compressor", ratio, dim)
+        if ratio == 4:
+            compressor(f"{attn}.indexer.compressor", ratio, c["index_head_dim"])
+            weight(f"{attn}.indexer.wq_b.weight", c["index_n_heads"] * c["index_head_dim"], rank)
+            weight(f"{attn}.indexer.weights_proj.weight", c["index_n_heads"], hidden)
+        weight(f"{ffn}.gate.weight", experts, hidden)
+        if hashed:
+            listing[f"{ffn}.gate.tid2eid"] = ("I64", (vocab, c["num_experts_per_tok"]))
+        else:
+            listing[f"{ffn}.gate.bias"] = ("F32", (experts,))
+        for expert in [*(f"experts.{e}" for e in range(experts)), "shared_experts"]:
+            weight(f"{ffn}.{expert}.w1.weight", width, hidden)
+            weight(f"{ffn}.{expert}.w2.weight", hidden, width)
+            weight(f"{ffn}.{expert}.w3.weight", width, hidden)
+
+    weight("embed.weight", vocab, hidden)
+    weight("head.weight", vocab, hidden)
+    weight("norm.weight", hidden)
+    mixing("hc_head", streams, 1)
+    for layer in range(c["num_hidden_layers"]):
+        block(f"layers.{layer}", c["compress_ratios"][layer], layer < c["num_hash_layers"])
+    for layer in range(c["num_nextn_predict_layers"]):
+        prefix = f"mtp.{layer}"
+        block(prefix, 0, False)
+        mixing(f"{prefix}.hc_head", streams, 1)
+        weight(f"{prefix}.e_proj.weight", hidden, hidden)
+        weight(f"{prefix}.h_proj.weight", hidden, hidden)
+        for norm in ("enorm", "hnorm", "norm"):
+            weight(f"{prefix}.{norm}.weight", hidden)
+    return listing
