@@ -19,7 +19,7 @@ from numoe.engine.families import family
 from numoe.engine.families.gguf import from_gguf
 from numoe.engine.hub import locate
 from numoe.engine.model import Decoder
-from numoe.engine.plan import Plan, parse_bytes, plan, require_memory
+from numoe.engine.plan import Plan, parse_bytes, peak_rss, plan, require_memory
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Weights
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
@@ -58,8 +58,15 @@ class Description:
     places: dict[str, Place]
 
     def plan(self, context: int | None = None) -> Plan:
-        """Bytes and parameters, without reading weights."""
-        context = min(context or DEFAULT_CONTEXT, self.spec.context)
+        """Bytes and parameters, without reading weights; `context` in tokens, by default 8192 or the model's limit.
+
+        Raises:
+            InputError: the context is above the model's limit.
+        """
+        limit = self.spec.context
+        if context is not None and not 1 <= context <= limit:
+            raise InputError(f"--ctx {context} is not possible: this model reads from 1 to {limit} tokens")
+        context = min(DEFAULT_CONTEXT, limit) if context is None else context
         tensors = self.spec.tensors()
         stored = {n: self._stored(tensors[n], place) for n, place in self.places.items()}
         return plan(self.spec, stored, context)
@@ -247,8 +254,6 @@ class Model:
         """
         from numoe.engine.session import Session
 
-        if ctx is not None and not 1 <= ctx <= self.spec.context:
-            raise InputError(f"--ctx {ctx} is not possible: this model reads from 1 to {self.spec.context} tokens")
         planned = self.plan(ctx)
         resident = planned.total_bytes if self._ram is not None else planned.kv_bytes
         require_memory(f"a context of {planned.context} tokens", resident, self._ram)
@@ -269,13 +274,9 @@ class Model:
 
     def stats(self) -> dict[str, int]:
         """Bytes in memory: of the weights, and the most this process has held since it started (RSS)."""
-        import resource
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         weights = sum(w.nbytes for w in self._weights.matrices.values())
         weights += sum(w.nbytes for w in self._weights.arrays.values())
-        return {"weight_bytes": weights, "peak_rss_bytes": peak}
+        return {"weight_bytes": weights, "peak_rss_bytes": peak_rss()}
 
     @cached_property
     def identity(self) -> str:

@@ -43,7 +43,7 @@ def in_use() -> int:
 def share(parts: int, work: Callable[[int], None]) -> None:
     """Call work(0) ... work(parts - 1), spread over the threads; raises what they raise."""
     pool, count = _pool, min(_count, parts)
-    if pool is None or count == 1:
+    if pool is None or count <= 1:
         for part in range(parts):
             work(part)
         return
