@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,18 +16,26 @@ PromptTokens = Annotated[int, typer.Option("--prompt-tokens", metavar="N", min=1
 Repetitions = Annotated[
     int, typer.Option("--repetitions", metavar="N", min=1, help="Runs; the figures are their medians.")
 ]
+Replay = Annotated[
+    Path | None,
+    typer.Option("--replay", metavar="FILE", help="Only tell how caches would have done on the trace of a run."),
+]
 
 
 def bench(
-    model: options.Model,
+    model: options.ModelOrTiny = "tiny",
     decode_tokens: DecodeTokens = 32,
     prompt_tokens: PromptTokens = 512,
     repetitions: Repetitions = 3,
     threads: options.Threads = None,
     ram: options.Ram = None,
+    replay: Replay = None,
     json: options.Json = False,
 ) -> None:
     """Measure how fast a model reads and writes."""
+    if replay is not None:
+        _replay(replay, json)
+        return
     with Output() as output:
         from numoe.engine import load
         from numoe.engine.bench import bench as measure
@@ -58,8 +67,35 @@ def bench(
                 ("first token", f"after {result['first_token_s']:.3g} s"),
                 ("decode", _speed(result["decode"])),
                 ("peak memory", format_bytes(result["peak_rss_bytes"])),
+                *_experts(result["experts"]),
             ]
         )
+
+
+def _replay(file: Path, json: bool) -> None:
+    """Hit rates of the caches on a trace, by how many of the experts they hold."""
+    from numoe.engine.replay import POLICIES, read_trace, replay
+
+    trace = read_trace(file)
+    rows = replay(trace)
+    if json:
+        Output().document({"replay": str(file), "accesses": len(trace.accesses), "budgets": rows})
+        return
+    table: list[tuple[str, ...]] = [("experts in memory", *POLICIES)]
+    table += [(f"{row['share']:.0%}, {row['experts']}", *(f"{row[name]:.1%}" for name in POLICIES)) for row in rows]
+    Output().table(table, numbers=range(1, len(POLICIES) + 1))
+
+
+def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows about reads from disk, if there were any."""
+    from numoe.engine.plan import format_bytes
+
+    if not counts.get("misses"):
+        return []
+    return [
+        ("experts", f"{counts['hit_rate']:.1%} found in memory, {format_bytes(counts['resident_bytes'])} there now"),
+        ("read", f"{format_bytes(counts['bytes_read'])}, {counts['wait_s']:.3g} s of waiting"),
+    ]
 
 
 def _speed(figures: dict[str, Any]) -> str:

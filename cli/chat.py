@@ -23,7 +23,7 @@ Ctrl-C stops an answer."""
 
 
 def chat(
-    model: options.Model,
+    model: options.ModelOrTiny = "tiny",
     system: options.System = None,
     think: options.Think = False,
     max_tokens: options.MaxTokens = None,
@@ -44,7 +44,7 @@ def chat(
 
     with Output(quiet) as output:
         output.status(f"loading {model}")
-        loaded = load(model, ram=ram, threads=threads)
+        loaded = load(model, ram=ram, threads=threads, ctx=ctx)
         session = loaded.session(ctx)
         sampling: dict[str, Any] = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
         sampling |= {"repetition_penalty": repeat_penalty, "seed": seed}
@@ -53,6 +53,8 @@ def chat(
         typed = sys.stdin.isatty() and sys.stderr.isatty()
         if typed:
             output.note(f"{loaded.path.name}, context {session.context} tokens. /help lists the commands.")
+            if model == "tiny":
+                output.note(_about_tiny(loaded.plan().parameters))
         for line in _typed_lines(output) if typed else _piped_lines():
             try:
                 if not conversation.command(line):
@@ -65,6 +67,13 @@ def chat(
                 output.settle()
                 if isinstance(error, InputError):
                     print_error(str(error))
+
+
+def _about_tiny(parameters: int) -> str:
+    return (
+        f"tiny is a demonstration of {parameters / 1e6:.1f} million parameters that knows one small world. "
+        "For a large model: hf download Qwen/Qwen3-30B-A3B, then numoe chat Qwen/Qwen3-30B-A3B"
+    )
 
 
 def _typed_lines(output: Output) -> Iterator[str]:
@@ -167,7 +176,7 @@ class Conversation:
         if generation.finish_reason == "length":
             full = session.position == session.context
             self._output.note("The context is full: /clear begins anew." if full else "Cut off at --max-tokens.")
-        self._output.note(statistics(generation))
+        self._output.note(statistics(generation, session.model.stats()["experts"]))
 
     def _unread(self, ids: list[int]) -> list[int]:
         """Go back to where a conversation goes on from, and return what is still to be read.

@@ -17,10 +17,9 @@ class Recipe(StrEnum):
     NATIVE = "native"
 
 
-Model = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="A model folder, a .gguf file or the hub id of a downloaded model."),
-]
+_MODEL_HELP = "A model folder, a .gguf file, the hub id of a downloaded model, or tiny, the one inside numoe."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+ModelOrTiny = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
 PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; -p does the same.")]
 
 Prompt = Annotated[

@@ -46,11 +46,11 @@ def perplexity(
         output.status(f"loading {model}")
         loaded, reference = load(model), None
         tokenizer = loaded.tokenizer
-        ids = tokenizer.encode(text, special=False)
+        ids = tokenizer.encode(text)
         if against is not None:
             output.status(f"loading {against}")
             reference = load(against)
-            if reference.tokenizer.encode(text, special=False) != ids:
+            if reference.tokenizer.encode(text) != ids:
                 raise InputError(
                     f"{against} splits the text into other tokens than {model} does; "
                     "--against needs a model with the same tokenizer"

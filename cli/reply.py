@@ -52,14 +52,20 @@ def stream(generation: Generation, output: Output | None, thinking: bool | None)
     return Reply("".join(told["text"]), "".join(told["thinking"]).rstrip("\n"))
 
 
-def statistics(generation: Generation) -> str:
-    """One line: how many tokens, how fast, and how long the first one took."""
+def statistics(generation: Generation, experts: dict[str, Any]) -> str:
+    """One line: how many tokens, how fast, how long the first one took, and what came from disk.
+
+    experts: as in `Model.stats`.
+    """
     made = len(generation.tokens)
     parts = [f"{made} token" + ("s" if made != 1 else "")]
     if made > 1 and generation.decode_seconds > 0:
         parts.append(f"{(made - 1) / generation.decode_seconds:.3g} tok/s")
     if made:
         parts.append(f"first after {generation.first_token_seconds:.2g} s")
+    if experts.get("misses"):
+        waited = f"{experts['wait_s']:.3g} s of waiting for the others"
+        parts.append(f"{experts['hit_rate']:.0%} of experts found in memory and {waited}")
     return ", ".join(parts)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +18,11 @@ from numoe.quant.errors import InputError
 if TYPE_CHECKING:
     from numoe.engine import Generation
     from numoe.engine.tokenizer import Tokenizer
+
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Write which experts each token takes, for bench --replay."),
+]
 
 
 def run(
@@ -38,6 +45,7 @@ def run(
     threads: options.Threads = None,
     json: options.Json = False,
     logprobs: options.Logprobs = 0,
+    trace: Trace = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer one prompt."""
@@ -48,15 +56,20 @@ def run(
     if logprobs and not json:
         raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
     text = _whole_prompt(prompt if prompt is not None else prompt_argument)
-    with Output(quiet) as output, Interrupt() as interrupt:
+    with ExitStack() as stack:
+        output = stack.enter_context(Output(quiet))
+        interrupt = stack.enter_context(Interrupt())
         from numoe.engine import load
         from numoe.engine.chat import encode
+        from numoe.engine.replay import RouteTrace
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        loaded = load(model, ram=ram, threads=threads)
+        loaded = load(model, ram=ram, threads=threads, ctx=ctx)
         session = loaded.session(ctx)
         load_seconds = time.perf_counter() - begun
+        if trace is not None:
+            loaded.trace_routes(stack.enter_context(RouteTrace(trace, loaded.spec.routed_experts)))
         whole: str | list[int] = text
         thinking = None
         if not raw:
@@ -79,12 +92,13 @@ def run(
             seed=seed,
         )
         reply = stream(generation, None if json else output, thinking)
+        experts = loaded.stats()["experts"]
         if json:
-            document = {"model": model, **_document(generation, reply, load_seconds)}
+            document = {"model": model, **_document(generation, reply, load_seconds, experts)}
             if logprobs:
                 document["logprobs"] = _logprobs(generation, loaded.tokenizer)
             output.document(document)
-        output.note(statistics(generation))
+        output.note(statistics(generation, experts))
     if generation.finish_reason == "cancelled":
         raise typer.Exit(130)
 
@@ -108,7 +122,7 @@ def _whole_prompt(given: str | None) -> str:
     return text
 
 
-def _document(generation: Generation, reply: Reply, load_seconds: float) -> dict[str, Any]:
+def _document(generation: Generation, reply: Reply, load_seconds: float, experts: dict[str, Any]) -> dict[str, Any]:
     return {
         "text": reply.text,
         "thinking": reply.thinking,
@@ -121,7 +135,7 @@ def _document(generation: Generation, reply: Reply, load_seconds: float) -> dict
             "first_token_s": generation.first_token_seconds,
             "decode_s": generation.decode_seconds,
         },
-        "experts": {},
+        "experts": experts,
         "seed": generation.seed,
     }
 

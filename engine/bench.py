@@ -38,7 +38,8 @@ def bench(
     Returns:
         {"threads", "prefill": {"tokens", "tokens_per_s"}, "decode": {"tokens", "tokens_per_s"}, "load_s",
         "first_token_s", "peak_rss_bytes", "experts"}. A decoded token is one choice and one pass through the layers;
-        the first one takes the prompt's pass and a choice. The peak is that of the process since it started.
+        the first one takes the prompt's pass and a choice. The peak is that of the process since it started,
+        and "experts" are the counts of `ExpertStore.stats` since the model was loaded.
 
     Raises:
         InputError: a count below 1, or more tokens than the model's context.
@@ -71,12 +72,13 @@ def bench(
         first.append(chosen - begun)
         if progress:
             progress(done, repetitions)
+    stats = model.stats()
     return {
         "threads": in_use(),
         "prefill": {"tokens": prompt_tokens, "tokens_per_s": prompt_tokens / median(prefill)},
         "decode": {"tokens": decode_tokens, "tokens_per_s": decode_tokens / median(decode)},
         "load_s": load_seconds,
         "first_token_s": median(first),
-        "peak_rss_bytes": model.stats()["peak_rss_bytes"],
-        "experts": {},
+        "peak_rss_bytes": stats["peak_rss_bytes"],
+        "experts": stats["experts"],
     }

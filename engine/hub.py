@@ -1,4 +1,4 @@
-"""Finding a model: a folder, a .gguf file, or a hub id whose files are in the Hugging Face cache."""
+"""Finding a model: a folder, a .gguf file, a hub id whose files are in the Hugging Face cache, or `tiny`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from pathlib import Path
 
 from numoe.quant.errors import InputError
 
+TINY = "tiny"
+"""The name of the trained model that ships inside the package."""
+
 
 def locate(model: str | Path) -> Path:
-    """The folder or .gguf file that `model` names.
+    """The folder or .gguf file that `model` names; `tiny` is the model inside the package.
 
     Raises:
         InputError: nothing is there; the message says how to get it.
     """
+    if model == TINY:
+        return Path(__file__).parent / TINY
     path = Path(model).expanduser()
     if path.is_dir() or path.is_file():
         return path
@@ -23,7 +28,7 @@ def locate(model: str | Path) -> Path:
         if cached:
             return cached
         raise InputError(f'"{name}" is neither a folder here nor downloaded; get it with: hf download {name}')
-    raise InputError(f'there is no folder or file "{name}"; give a model folder, a .gguf file or a hub id')
+    raise InputError(f'there is no folder or file "{name}"; give a model folder, a .gguf file, a hub id or tiny')
 
 
 def _cached(repo: str) -> Path | None:

@@ -10,18 +10,21 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.engine.experts import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.gguf import from_gguf
 from numoe.engine.hub import locate
 from numoe.engine.model import Decoder
-from numoe.engine.plan import Plan, parse_bytes, peak_rss, plan, require_memory
+from numoe.engine.moe import Ids
+from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
-from numoe.engine.weights import Weights
+from numoe.engine.weights import Place, Weights
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
@@ -34,17 +37,6 @@ if TYPE_CHECKING:
     from numoe.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one tensor of the spec is stored."""
-
-    name: str
-    index: int | None
-    """Which one of a stack of experts."""
-    rows: tuple[int, int] | None
-    """Row range of a fused tensor."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +226,23 @@ def _refuse_leftovers(
 class Model:
     """A model in memory: makes sessions, and says what it is."""
 
-    def __init__(self, description: Description, weights: Weights, ram: int | None = None):
+    def __init__(
+        self,
+        description: Description,
+        weights: Weights,
+        experts: ExpertStore | None = None,
+        ram: int | None = None,
+        kept_free: int = 0,
+    ):
+        """`ram` as in `load`; `kept_free`: bytes that were left for the caches of a session when `ram` is None."""
         self.description = description
         self.spec = description.spec
         self.path = description.path
+        self.experts = experts
         self._weights = weights
         self._ram = ram
-        self.decoder = Decoder(self.spec, weights)
+        self._kept_free = kept_free
+        self.decoder = Decoder(self.spec, weights, experts)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -255,8 +257,13 @@ class Model:
         from numoe.engine.session import Session
 
         planned = self.plan(ctx)
-        resident = planned.total_bytes if self._ram is not None else planned.kv_bytes
-        require_memory(f"a context of {planned.context} tokens", resident, self._ram)
+        budget, held = (self.experts.budget, self.experts.held_bytes) if self.experts else (0, 0)
+        what = f"a context of {planned.context} tokens"
+        if self._ram is not None:
+            others = planned.resident_bytes + min(budget, planned.expert_bytes)
+            require_memory(what, others + planned.kv_bytes, self._ram)
+        elif planned.kv_bytes > self._kept_free:
+            require_memory(what, budget - held + planned.kv_bytes, None)
         return Session(self, planned.context)
 
     def restore(self, path: str | Path) -> Session:
@@ -272,11 +279,20 @@ class Model:
     def plan(self, ctx: int | None = None) -> Plan:
         return self.description.plan(ctx)
 
-    def stats(self) -> dict[str, int]:
-        """Bytes in memory: of the weights, and the most this process has held since it started (RSS)."""
+    def trace_routes(self, trace: Callable[[int, int, Ids], None] | None) -> None:
+        """Have trace(position of the first token, layer, chosen experts (T, K)) called from now on, or nothing."""
+        self.decoder.trace = trace
+
+    def stats(self) -> dict[str, Any]:
+        """Bytes in memory: of the weights, and the most this process has held since it started (RSS).
+
+        "experts" are the counts of `ExpertStore.stats`, {} without routed experts.
+        """
         weights = sum(w.nbytes for w in self._weights.matrices.values())
         weights += sum(w.nbytes for w in self._weights.arrays.values())
-        return {"weight_bytes": weights, "peak_rss_bytes": peak_rss()}
+        experts = self.experts.stats() if self.experts else {}
+        weights += experts.get("resident_bytes", 0)
+        return {"weight_bytes": weights, "peak_rss_bytes": peak_rss(), "experts": experts}
 
     @cached_property
     def identity(self) -> str:
@@ -293,33 +309,72 @@ class Model:
         return digest.hexdigest()
 
 
-def load(model: str | Path, *, ram: str | int | None = None, threads: int | None = None) -> Model:
+def load(
+    model: str | Path, *, ram: str | int | None = None, threads: int | None = None, ctx: int | None = None
+) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
+
+    Routed experts that do not fit into memory stay on disk and are read when a token takes them.
 
     Args:
         model: see `describe`.
-        ram: memory that weights and caches may take, such as "8GiB"; None: what is free now.
+        ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free.
         threads: threads to compute with, for the whole process; None: one a core.
+        ctx: tokens of the sessions that memory is set aside for, as in `Model.session`.
 
     Raises:
-        InputError: see `describe`; or the weights hold NaN, or do not fit into memory.
+        InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
+            experts, and those that one token takes in a layer.
     """
     budget = None if ram is None else parse_bytes(ram)
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     description = describe(model)
-    require_memory(description.path.name, description.plan().weight_bytes, budget)
+    experts = _experts_on_disk(description)
+    planned = description.plan(ctx)
+    room = _expert_room(description, experts, planned, budget)
     weights = Weights()
     checkpoint = description.checkpoint
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
             weights.arrays[name] = checkpoint.array(place.name)
-        else:
+        elif tensor.role != "experts":
             weights.matrices[name] = checkpoint.matrix(place.name, place.index, place.rows)
     _check_tables(description, weights)
-    return Model(description, weights, budget)
+    if experts is None:
+        return Model(description, weights, ram=budget)
+    experts.allow(room)
+    return Model(description, weights, experts, budget, planned.kv_bytes)
+
+
+def _experts_on_disk(description: Description) -> ExpertStore | None:
+    experts: dict[tuple[int, int], dict[str, Place]] = {}
+    for name, tensor in description.spec.tensors().items():
+        if tensor.role == "experts" and tensor.held == "matrix":
+            _, layer, _, _, expert, part = name.split(".")
+            experts.setdefault((int(layer), int(expert)), {})[part] = description.places[name]
+    return ExpertStore(description.checkpoint, experts) if experts else None
+
+
+def _expert_room(description: Description, experts: ExpertStore | None, planned: Plan, ram: int | None) -> int:
+    """The bytes that routed experts may take of `ram`, which everything else is taken from first.
+
+    Raises:
+        InputError: too few for those that one token takes in a layer.
+    """
+    if experts is None:
+        require_memory(description.path.name, planned.weight_bytes, ram)
+        return 0
+    room = available_memory() if ram is None else ram
+    if planned.total_bytes <= room:
+        return experts.total_bytes
+    others = planned.resident_bytes + planned.kv_bytes + planned.scratch_bytes
+    ffns = enumerate(layer.ffn for layer in description.spec.layers)
+    least = max(ffn.top_k * experts.largest[i] for i, ffn in ffns if isinstance(ffn, MixtureOfExperts))
+    require_memory(description.path.name, min(others + least, planned.total_bytes), ram)
+    return room - others
 
 
 def _check_tables(description: Description, weights: Weights) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from numoe.engine import ops
 from numoe.engine.attention import GroupedQuery
 from numoe.engine.csa import Compressed
+from numoe.engine.experts import ExpertStore
 from numoe.engine.kvcache import CHUNK, Cache, Rows
 from numoe.engine.mla import Latent
 from numoe.engine.moe import Dense, Ids, Mixture
@@ -18,10 +20,10 @@ from numoe.engine.residual import Hyper, HyperHead, Mixer, Plain
 from numoe.engine.rope import Rotation
 from numoe.engine.spec import (
     CompressedAttention,
+    FeedForward,
     GroupedQueryAttention,
     HyperConnections,
     LayerSpec,
-    MixtureOfExperts,
     ModelSpec,
     MultiHeadLatentAttention,
     PlainResidual,
@@ -36,23 +38,19 @@ ATTENTION: dict[type, Callable[..., Callable[[Floats, Mapping[str, Rows], int], 
     MultiHeadLatentAttention: Latent,
     CompressedAttention: Compressed,
 }
-FEED_FORWARD: dict[type, Callable[..., Callable[[Floats, Ids], Floats]]] = {
-    SwiGLU: Dense,
-    MixtureOfExperts: Mixture,
-}
 
 
 class Layer:
     """state -> state: attention, then feed-forward, each normed and joined to the residual."""
 
-    def __init__(self, spec: LayerSpec, weights: Weights, rotation: Rotation, norm_eps: float):
+    def __init__(self, spec: LayerSpec, weights: Weights, rotation: Rotation, norm_eps: float, ffn: Dense | Mixture):
         self.norm_eps = norm_eps
         self.attention_norm = weights.arrays["attention_norm"]
         self.ffn_norm = weights.arrays["ffn_norm"]
         self.attention = ATTENTION[type(spec.attention)](
             spec.attention, weights.below("attention."), rotation, norm_eps
         )
-        self.ffn = FEED_FORWARD[type(spec.ffn)](spec.ffn, weights.below("ffn."))
+        self.ffn = ffn
         self.attention_residual = _mixer(spec.residual, weights.below("attention_residual."), norm_eps)
         self.ffn_residual = _mixer(spec.residual, weights.below("ffn_residual."), norm_eps)
 
@@ -69,21 +67,35 @@ def _mixer(spec: PlainResidual | HyperConnections, weights: Weights, norm_eps: f
     return Plain() if isinstance(spec, PlainResidual) else Hyper(spec, weights, norm_eps)
 
 
-class Decoder:
-    """Token ids and a cache -> logits."""
+def _feed_forward(spec: FeedForward, weights: Weights, experts: ExpertStore | None, layer: int) -> Dense | Mixture:
+    if isinstance(spec, SwiGLU):
+        return Dense(spec, weights)
+    assert experts is not None
+    return Mixture(spec, weights, experts, layer)
 
-    def __init__(self, spec: ModelSpec, weights: Weights):
+
+class Decoder:
+    """Token ids and a cache -> logits.
+
+    experts: the routed experts, of a spec that has them; the other weights are in `weights`.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights, experts: ExpertStore | None = None):
         self.spec = spec
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
         self.norm = weights.arrays["norm"]
         rotations: dict[Rope, Rotation] = {}
-        self.layers = [
-            Layer(
-                layer, part, rotations.setdefault(layer.attention.rope, Rotation(layer.attention.rope)), spec.norm_eps
-            )
-            for layer, part in zip(spec.layers, weights.numbered("layers.", len(spec.layers)), strict=True)
-        ]
+        self.layers = []
+        for i, (layer, part) in enumerate(zip(spec.layers, weights.numbered("layers.", len(spec.layers)), strict=True)):
+            rotation = rotations.setdefault(layer.attention.rope, Rotation(layer.attention.rope))
+            ffn = _feed_forward(layer.ffn, part.below("ffn."), experts, i)
+            self.layers.append(Layer(layer, part, rotation, spec.norm_eps, ffn))
+        self.mixtures = [layer.ffn for layer in self.layers if isinstance(layer.ffn, Mixture)]
+        for mixture, following in pairwise(self.mixtures):
+            mixture.following = following if following.route.table is None else None
+        self.trace: Callable[[int, int, Ids], None] | None = None
+        """Called with (position of the first token, layer, chosen experts (T, K)) after each mixture."""
         residual = spec.layers[-1].residual
         self.streams = residual.streams if isinstance(residual, HyperConnections) else 0
         self.collapse: Callable[[Floats], Floats] | None = None
@@ -101,13 +113,19 @@ class Decoder:
         """
         assert len(ids) <= CHUNK
         start = cache.position
-        cache.rewind(start)  # drop the rows of a pass that did not finish
         state: Any = self.embedding.rows(ids)  # (T, D)
         if self.streams:
             state = np.repeat(state[:, None], self.streams, axis=1)  # (T, N, D)
-        for layer, rows in zip(self.layers, cache.layers, strict=True):
-            state = layer(state, rows, ids, start)
-        cache.position = start + len(ids)
+        for mixture in self.mixtures:
+            mixture.foresee_exactly(ids)
+        try:
+            for layer, rows in zip(self.layers, cache.layers, strict=True):
+                state = layer(state, rows, ids, start)
+                if self.trace and isinstance(layer.ffn, Mixture):
+                    self.trace(start, layer.ffn.layer, layer.ffn.chosen)
+            cache.position = start + len(ids)
+        finally:
+            cache.rewind(cache.position)  # drops the rows of a pass that did not finish
         if last:
             state = state[-1:]
         if self.collapse:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine import ops
+from numoe.engine.experts import ExpertStore
 from numoe.engine.ops import Floats
 from numoe.engine.spec import MixtureOfExperts, Router, SwiGLU
 from numoe.engine.weights import Weights
@@ -80,24 +81,47 @@ class Routing:
 class Mixture:
     """sum_k weight_k expert_k(x), plus the shared expert."""
 
-    def __init__(self, spec: MixtureOfExperts, weights: Weights):
+    def __init__(self, spec: MixtureOfExperts, weights: Weights, experts: ExpertStore, layer: int):
         self.spec = spec
         self.route = Routing(spec.router, spec.top_k, weights)
-        self.experts = [Dense(spec.expert, part) for part in weights.numbered("experts.", spec.experts)]
         self.shared = Dense(spec.shared, weights.below("shared.")) if spec.shared else None
+        self.experts = experts
+        self.layer = layer
+        self.following: Mixture | None = None
+        """The next mixture, if its choice is to be guessed from this one's input."""
+        self.chosen: Ids = np.empty((0, spec.top_k), np.int64)
+        """The latest choice, (T, K)."""
 
     def __call__(self, x: Floats, ids: Ids) -> Floats:
         """(T, D) and the tokens' ids (T,) -> (T, D). Every chosen expert runs once, on all its tokens."""
         chosen, weights = self.route(x, ids)
+        self.chosen = chosen
         count, k = chosen.shape
         order = np.argsort(chosen, axis=None, kind="stable")
         bounds = np.searchsorted(chosen.ravel()[order], np.arange(self.spec.experts + 1))
         # Each choice has a place of its own, so that the sum over K below does not depend on the experts' order.
         outputs = np.empty((count * k, x.shape[1]), np.float32)
-        for e in np.unique(chosen):
-            places = order[bounds[e] : bounds[e + 1]]
-            outputs[places] = self.experts[e](x[places // k])
+        with self.experts.stream(self.layer, np.unique(chosen)) as arriving:
+            if self.following:
+                self.following.foresee(x, ids)
+            shared = self.shared(x) if self.shared else None
+            for e, matrices in arriving:
+                places = order[bounds[e] : bounds[e + 1]]
+                outputs[places] = Dense(self.spec.expert, Weights(matrices))(x[places // k])
         out = np.matmul(weights[:, None], outputs.reshape(count, k, -1))[:, 0]
-        if self.shared:
-            out += self.shared(x)
+        if shared is not None:
+            out += shared
         return out
+
+    def foresee(self, x: Floats, ids: Ids) -> None:
+        """Have the experts fetched ahead that these tokens will probably take here.
+
+        `x` (T, D) is the input of the mixture before: what the layers between add to it is small.
+        """
+        if self.experts.expects(self.layer):
+            self.experts.expect(self.layer, np.unique(self.route(x, ids)[0]))
+
+    def foresee_exactly(self, ids: Ids) -> None:
+        """The same where a table tells the experts of the tokens' ids alone, before any layer has run."""
+        if self.route.table is not None and self.experts.expects(self.layer):
+            self.experts.expect(self.layer, np.unique(self.route.table[ids]))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from numoe.engine import kvcache
-from numoe.engine.spec import ModelSpec
+from numoe.engine.spec import HyperConnections, MixtureOfExperts, ModelSpec
 from numoe.quant.errors import InputError
 
 
@@ -23,10 +23,22 @@ class Plan:
     """Bytes by (role, format)."""
     context: int
     kv_bytes: int
+    scratch_bytes: int
+    """What a pass through the layers takes beside weights and caches, at most and about."""
 
     @property
     def weight_bytes(self) -> int:
         return sum(self.weights.values())
+
+    @property
+    def expert_bytes(self) -> int:
+        """The routed experts, which may stay on disk."""
+        return sum(nbytes for (role, _), nbytes in self.weights.items() if role == "experts")
+
+    @property
+    def resident_bytes(self) -> int:
+        """All other weights, which may not."""
+        return self.weight_bytes - self.expert_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -46,7 +58,24 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int) -
         kind, nbytes = stored[name]
         weights[tensor.role, kind] += nbytes
     kv = sum(kvcache.nbytes(layer.attention, context) for layer in spec.layers)
-    return Plan(total, active, dict(weights), context, kv)
+    return Plan(total, active, dict(weights), context, kv, scratch_bytes(spec))
+
+
+def scratch_bytes(spec: ModelSpec) -> int:
+    """Memory of the activations while a chunk of tokens goes through the layers.
+
+    A token takes a few copies of the widest thing a layer computes, of every residual stream, and of what each
+    chosen expert reads and gives.
+    """
+    copies = 4
+    most = 0
+    for layer in spec.layers:
+        parts = layer.attention.tensors(spec.hidden), layer.ffn.tensors(spec.hidden)
+        widest = max(t.shape[0] for part in parts for t in part.values() if t.held == "matrix")
+        streams = layer.residual.streams if isinstance(layer.residual, HyperConnections) else 1
+        chosen = layer.ffn.top_k if isinstance(layer.ffn, MixtureOfExperts) else 0
+        most = max(most, copies * (widest + streams * spec.hidden) + 2 * chosen * spec.hidden)
+    return 4 * kvcache.CHUNK * most
 
 
 _UNITS = {
@@ -87,9 +116,16 @@ def peak_rss() -> int:
     except ImportError:  # Windows keeps count elsewhere
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
+        return int(psutil.Process().memory_info().peak_wset)  # type: ignore[attr-defined]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def available_memory() -> int:
+    """Bytes that this process can take now without anything being swapped out; a tenth is left to others."""
+    import psutil
+
+    return int(psutil.virtual_memory().available) * 9 // 10
 
 
 def require_memory(what: str, needed: int, ram: int | None) -> None:
@@ -98,11 +134,10 @@ def require_memory(what: str, needed: int, ram: int | None) -> None:
     Raises:
         InputError: says how much is needed and how much there is.
     """
-    import psutil
-
-    room = psutil.virtual_memory().available if ram is None else ram
+    room = available_memory() if ram is None else ram
     if needed > room:
-        source = "are free now; close other programs" if ram is None else "are allowed; raise --ram"
+        raised = f"are allowed; raise --ram to {-(-needed // 10**6)}MB"
+        source = "are free now; close other programs" if ram is None else raised
         raise InputError(
             f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
         )

@@ -399,6 +399,11 @@ class ModelSpec:
             table["head"] = Tensor((self.vocab, self.hidden), "head")
         return table
 
+    @property
+    def routed_experts(self) -> int:
+        """How many there are in all layers together."""
+        return sum(layer.ffn.experts for layer in self.layers if isinstance(layer.ffn, MixtureOfExperts))
+
     def parameters(self) -> tuple[int, int]:
         """Parameters in total, and those that one token's computation touches.
 

@@ -14,7 +14,7 @@ Nothing is read before it is needed, and pickled files are never opened.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from numoe.quant import safetensors_file
 from numoe.quant.dtypes import UInt8, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, TensorInfo
+from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.kernels import all_finite
 from numoe.quant.manifest import read_manifest
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MX_GROUP, MXFP4, QTensor
@@ -57,6 +57,17 @@ class _Weight:
     shape: tuple[int, ...]
     format: str
     minimum: TensorInfo | None = None
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Rows start..stop of matrix `index` (0 where there is one) of a stored weight."""
+
+    name: str
+    weight: _Weight
+    index: int
+    start: int
+    stop: int
 
 
 class Checkpoint:
@@ -129,6 +140,11 @@ class Checkpoint:
             return weight.info.nbytes // 2
         return self.stored_nbytes(name)
 
+    def kept_as_stored(self, name: str) -> bool:
+        """Whether `assemble` gives a view of the raw bytes, so that a matrix takes no memory beside them."""
+        dtype = self._weight(name).info.dtype
+        return not _is_block_type(dtype) and dtype != "F64"
+
     def matrix(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> QTensor:
         """The weight `name` as a QTensor (out, in), in the format it is stored in.
 
@@ -136,23 +152,31 @@ class Checkpoint:
         rows. Only the bytes of what is picked are read. Raises InputError for a missing or non-matrix tensor, an
         index or range outside it, a dtype that cannot be multiplied with, and weights that are NaN or infinite.
         """
-        weight = self._weight(name)
-        source = f"{weight.info.path}: the tensor {name!r}"
-        if len(weight.shape) != (2 if index is None else 3) or 0 in weight.shape:
-            wanted = "(out, in)" if index is None else "(E, out, in)"
-            raise InputError(f"{source} has the shape {weight.shape} where {wanted} is needed; check the config")
-        if index is not None and not 0 <= index < weight.shape[0]:
-            raise InputError(f"{source} has no matrix {index}: it holds {weight.shape[0]}")
-        start, stop = rows or (0, weight.shape[-2])
-        if not 0 <= start < stop <= weight.shape[-2]:
-            raise InputError(f"{source} has no rows {start} to {stop}: it has {weight.shape[-2]}")
+        picked = self._pick(name, index, rows)
         try:
-            tensor = self._read_matrix(weight, index or 0, start, stop)
+            raw = [self.files.read_range(*extent) for extent in self._extents(picked)]
         except InputError as error:
-            raise InputError(f"{source} cannot be used: {error}") from error
-        if not tensor.finite():
-            raise InputError(f"{source} contains NaN or infinity; the file is damaged: download it again")
-        return tensor
+            raise self._refusal(picked, error) from error
+        return self._assemble(picked, raw, check=True)
+
+    def extents(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> tuple[Extent, ...]:
+        """Where the bytes lie that `matrix` reads for the same arguments, and raises what it raises before reading."""
+        return self._extents(self._pick(name, index, rows))
+
+    def assemble(
+        self,
+        name: str,
+        index: int | None,
+        rows: tuple[int, int] | None,
+        raw: Sequence[UInt8],
+        *,
+        check: bool = True,
+    ) -> QTensor:
+        """What `matrix` gives for the same arguments, of the bytes of its `extents` that were read elsewhere.
+
+        With `check` False NaN and infinite weights are not looked for. Raises what `matrix` raises after reading.
+        """
+        return self._assemble(self._pick(name, index, rows), raw, check)
 
     def array(self, name: str) -> NDArray:
         """A whole tensor of any rank: float32 if it stores floats or codes with scales, int64 if integers.
@@ -259,37 +283,81 @@ class Checkpoint:
                 f"{info.shape} needs {' or '.join(dtypes)} {shape}; check the block size in the config"
             )
 
-    def _read_rows(self, info: TensorInfo, shape: tuple[int, ...], index: int, start: int, stop: int) -> UInt8:
-        """Rows start..stop of matrix `index` of a tensor of (.., out, ..): (stop - start, bytes a row)."""
-        width = info.nbytes // int(np.prod(shape[:-1], dtype=np.int64))
-        first = index * shape[-2] + start
-        raw = self.files.read_range(info.path, info.offset + first * width, (stop - start) * width)
-        return raw.reshape(stop - start, width)
+    def _pick(self, name: str, index: int | None, rows: tuple[int, int] | None) -> _Picked:
+        weight = self._weight(name)
+        source = f"{weight.info.path}: the tensor {name!r}"
+        if len(weight.shape) != (2 if index is None else 3) or 0 in weight.shape:
+            wanted = "(out, in)" if index is None else "(E, out, in)"
+            raise InputError(f"{source} has the shape {weight.shape} where {wanted} is needed; check the config")
+        if index is not None and not 0 <= index < weight.shape[0]:
+            raise InputError(f"{source} has no matrix {index}: it holds {weight.shape[0]}")
+        start, stop = rows or (0, weight.shape[-2])
+        if not 0 <= start < stop <= weight.shape[-2]:
+            raise InputError(f"{source} has no rows {start} to {stop}: it has {weight.shape[-2]}")
+        picked = _Picked(name, weight, index or 0, start, stop)
+        info = weight.info
+        if weight.scales is None and not _is_block_type(info.dtype) and info.dtype not in (*_FLOATS, "BF16"):
+            raise self._refusal(picked, f"it is {info.dtype} without scales; {_SUPPORTED}")
+        return picked
 
-    def _read_matrix(self, weight: _Weight, index: int, start: int, stop: int) -> QTensor:
+    def _refusal(self, picked: _Picked, reason: object) -> InputError:
+        return InputError(f"{picked.weight.info.path}: the tensor {picked.name!r} cannot be used: {reason}")
+
+    def _scale_rows(self, picked: _Picked) -> tuple[int, int]:
+        """The range of rows of the scales that belong to the picked rows."""
+        height = self.fp8_block[0] if picked.weight.info.dtype == "F8_E4M3" else 1
+        return picked.start // height, -(-picked.stop // height)
+
+    def _extents(self, picked: _Picked) -> tuple[Extent, ...]:
+        """Of the codes, then the scales and the minimums where there are any."""
+        weight, scale_rows = picked.weight, self._scale_rows(picked)
+        extents = [_row_extent(weight.info, weight.shape, picked.index, picked.start, picked.stop)]
+        if weight.scales is not None:
+            shape = weight.scales.shape if weight.info.dtype == "F8_E4M3" else weight.shape
+            extents += [
+                _row_extent(info, shape, picked.index, *scale_rows)
+                for info in (weight.scales, weight.minimum)
+                if info is not None
+            ]
+        return tuple(extents)
+
+    def _assemble(self, picked: _Picked, raw: Sequence[UInt8], check: bool) -> QTensor:
+        try:
+            tensor = self._tensor(picked, raw)
+        except InputError as error:
+            raise self._refusal(picked, error) from error
+        if check and not tensor.finite():
+            source = f"{picked.weight.info.path}: the tensor {picked.name!r}"
+            raise InputError(f"{source} contains NaN or infinity; the file is damaged: download it again")
+        return tensor
+
+    def _tensor(self, picked: _Picked, raw: Sequence[UInt8]) -> QTensor:
+        weight, start, stop = picked.weight, picked.start, picked.stop
         info, scales = weight.info, weight.scales
-        if scales is None and not _is_block_type(info.dtype) and info.dtype not in (*_FLOATS, "BF16"):
-            raise InputError(f"it is {info.dtype} without scales; {_SUPPORTED}")
-        codes = self._read_rows(info, weight.shape, index, start, stop)
+        codes = raw[0].reshape(stop - start, -1)
         if scales is None:
             return _unscaled(codes, info, weight.shape[-1])
+        first, last = self._scale_rows(picked)
+        factors, *minimum = (part.reshape(last - first, -1) for part in raw[1:])
         if weight.format == MXFP4.format:
-            return MXFP4(codes, self._read_rows(scales, weight.shape, index, start, stop))
+            return MXFP4(codes, factors)
         if scales.dtype == "F16":
-            factors = self._read_rows(scales, weight.shape, index, start, stop).view("<f2")
-            bias = weight.minimum
-            offsets = None if bias is None else self._read_rows(bias, weight.shape, index, start, stop).view("<f2")
+            offsets = minimum[0].view("<f2") if minimum else None
             if info.dtype == "U8":
-                return INT4(codes, factors, offsets)
-            return INT8(codes.view(np.int8), factors, offsets)
+                return INT4(codes, factors.view("<f2"), offsets)
+            return INT8(codes.view(np.int8), factors.view("<f2"), offsets)
         height, width = self.fp8_block
-        first = start // height
-        raw = self._read_rows(scales, scales.shape, index, first, -(-stop // height))
-        factors = raw if scales.dtype in _SCALES[:2] else _float_values(raw, scales)
+        values = factors if scales.dtype in _SCALES[:2] else _float_values(factors, scales)
         if start % height == 0:
-            return FP8(codes, factors, self.fp8_block)
+            return FP8(codes, values, self.fp8_block)
         # The range starts inside a block: it gets one row of scales a row of codes.
-        return FP8(codes, factors[np.arange(start, stop) // height - first], (1, width))
+        return FP8(codes, values[np.arange(start, stop) // height - first], (1, width))
+
+
+def _row_extent(info: TensorInfo, shape: tuple[int, ...], index: int, start: int, stop: int) -> Extent:
+    """Rows start..stop of matrix `index` of a tensor of `shape` (.., out, ..)."""
+    width = info.nbytes // math.prod(shape[:-1])
+    return Extent(info.path, info.offset + (index * shape[-2] + start) * width, (stop - start) * width)
 
 
 def companion(name: str, part: str) -> str:

@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,14 @@ class TensorInfo:
     nbytes: int
 
 
+class Extent(NamedTuple):
+    """A range of bytes in a file."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
 class Files:
     """Files opened for reading when first needed. Safe to use from several threads."""
 
@@ -42,7 +51,7 @@ class Files:
     ) -> NDArray[np.uint8]:
         """`nbytes` from `offset` of a file: uint8 (nbytes,), in `out` if given.
 
-        Raises InputError when the file cannot be opened or ends too soon.
+        Raises InputError when the file cannot be opened or read, or ends too soon.
         """
         if out is None:
             out = np.empty(nbytes, np.uint8)
@@ -50,11 +59,19 @@ class Files:
         view = out.data[:nbytes]
         done = 0
         while done < nbytes:
-            count = self._read_into(file, offset + done, view[done : done + _LARGEST_READ])
+            try:
+                count = self._read_into(file, offset + done, view[done : done + _LARGEST_READ])
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}); check its disk") from error
             if count == 0:
                 raise InputError(f"{path} ends at byte {offset + done}, inside its tensor data: download it again")
             done += count
         return out[:nbytes]
+
+    def drop_cached(self, path: Path, offset: int, nbytes: int) -> None:
+        """Tells the system, where it listens, that its own copy of a range that was read is not needed again."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file(path).fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Closes every file. A later read opens it again."""

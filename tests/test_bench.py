@@ -1,7 +1,9 @@
 """The benchmark: what it feeds, what it reports. No figure is compared with a clock."""
 
 import json
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,9 @@ def test_the_document_is_as_scripts_expect_it(numoe: Run, checkpoint: Callable[[
     assert set(document) == {
         "model", "threads", "prefill", "decode", "load_s", "first_token_s", "peak_rss_bytes", "experts",
     }  # fmt: skip
-    assert (document["model"], document["threads"], document["experts"]) == (folder, 1, {})
+    assert (document["model"], document["threads"]) == (folder, 1)
+    # All of them are in memory: whatever is asked for is there.
+    assert document["experts"]["hits"] > 0 and document["experts"]["misses"] == 0
     assert threads.in_use() == 1
     for kind, tokens in [("prefill", 10), ("decode", 3)]:
         assert set(document[kind]) == {"tokens", "tokens_per_s"}
@@ -129,6 +133,18 @@ def test_people_get_a_table(numoe: Run, checkpoint: Callable[[str], Path]) -> No
     assert rows["prefill"][1:] == ["tok/s", "(10", "tokens)"]
     assert rows["decode"][1:] == ["tok/s", "(3", "tokens)"]
     assert {"load", "first token", "peak memory"} <= set(rows)
+
+
+def test_reads_from_disk_are_told(
+    numoe: Run, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = sys.modules["numoe.engine.load"]
+    monkeypatch.setattr(loading, "_expert_room", lambda _, experts, *others: 3 * max(experts.largest.values()))
+    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT)
+    rows = {line[:11].strip(): line[11:].strip() for line in out.splitlines()}
+    assert code == 0
+    assert re.fullmatch(r"\d+\.\d% found in memory, [\d.]+ kB there now", rows["experts"])
+    assert re.fullmatch(r"[\d.]+ [kM]B, [\de.-]+ s of waiting", rows["read"])
 
 
 def test_errors_are_one_sentence(numoe: Run, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

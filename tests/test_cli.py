@@ -427,11 +427,13 @@ def test_interrupt_waits_only_while_answering() -> None:
 
 def test_statistics_of_short_answers() -> None:
     run: Any = SimpleNamespace(tokens=[], decode_seconds=0.0, first_token_seconds=0.0)
-    assert statistics(run) == "0 tokens"
+    assert statistics(run, {}) == "0 tokens"
     run.tokens, run.first_token_seconds = [1], 0.25
-    assert statistics(run) == "1 token, first after 0.25 s"
+    assert statistics(run, {}) == "1 token, first after 0.25 s"
     run.tokens, run.decode_seconds = [1, 2, 3], 0.5
-    assert statistics(run) == "3 tokens, 4 tok/s, first after 0.25 s"
+    assert statistics(run, {}) == "3 tokens, 4 tok/s, first after 0.25 s"
+    from_disk = {"misses": 3, "hit_rate": 0.625, "wait_s": 1.25}
+    assert statistics(run, from_disk).endswith(", 62% of experts found in memory and 1.25 s of waiting for the others")
 
 
 # ---------------------------------------------------------------------------------------------------- chat

@@ -1,0 +1,434 @@
+"""The routed experts of a model: in memory up to a budget of bytes, on disk beyond it.
+
+One expert of one layer is a unit: its gate, up and down with their scales, read together into one buffer. Units that
+are asked for arrive in any order, those in memory first, while threads read the others; the least recently used make
+room. What comes out is the same bytes wherever they came from, so the budget changes no digit of a result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Any
+
+import numpy as np
+
+from numoe.engine.weights import Place
+from numoe.quant.checkpoint import Checkpoint
+from numoe.quant.dtypes import UInt8
+from numoe.quant.files import Extent
+from numoe.quant.qtensor import QTensor
+
+Key = tuple[int, int]
+"""(layer, expert)."""
+
+READERS = 4
+"""Threads that read: a disk gives its full speed only to several reads at a time."""
+
+_ALIGNMENT = 64
+# Bytes between two ranges that are read through instead of starting another read, as a share of the unit.
+_GAP_SHARE = 1 / 128
+# A guess is tried on so many units before it is judged, and must be right this often.
+_GUESS_TRIALS = 32
+_GUESS_PAYS = 0.5
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What to read for an expert, and where it goes in a buffer of `buffer_bytes`."""
+
+    runs: tuple[tuple[Extent, int], ...]
+    """Ranges to read, and the place of each in the buffer."""
+    matrices: Mapping[str, tuple[Place, tuple[slice, ...]]]
+    """gate, up and down: codes, scales and minimums in the buffer."""
+    buffer_bytes: int
+    decoded_bytes: int
+    """Memory of the matrices that are made anew, from GGUF's block types for one."""
+    keeps_buffer: bool
+    """Whether some matrix is a view of the buffer."""
+
+    @property
+    def needed(self) -> int:
+        """Most memory it takes, which is while it is read."""
+        return self.buffer_bytes + self.decoded_bytes
+
+    @property
+    def kept(self) -> int:
+        """Memory it takes afterwards."""
+        return self.decoded_bytes + (self.buffer_bytes if self.keeps_buffer else 0)
+
+
+@dataclass(eq=False)
+class _Request:
+    """Somebody who asked for units, and those that arrived for him."""
+
+    arrived: deque[_Entry] = field(default_factory=deque)
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A unit that is queued, being read, or resident. It stays while it has users or is expected."""
+
+    key: Key
+    unit: _Unit
+    users: set[_Request] = field(default_factory=set)
+    expected: bool = False
+    buffer: UInt8 | None = None
+    matrices: dict[str, QTensor] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+@dataclass
+class _Guess:
+    """How many units were fetched ahead for a layer, and how many of them it then took."""
+
+    fetched: int = 0
+    used: int = 0
+
+    def pays(self) -> bool:
+        return self.fetched < _GUESS_TRIALS or self.used >= _GUESS_PAYS * self.fetched
+
+    def count(self, used: bool) -> None:
+        self.fetched += 1
+        self.used += used
+        if self.fetched == 8 * _GUESS_TRIALS:  # what was long ago counts for less
+            self.fetched //= 2
+            self.used //= 2
+
+
+class ExpertStore:
+    """Routed experts by (layer, expert). Safe to use from several threads.
+
+    ahead: whether `expect` fetches anything. It changes speed alone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]]):
+        """Lay out the units without reading them; `allow` says how much memory there is.
+
+        Raises:
+            InputError: a matrix is missing or of a type that cannot be multiplied with.
+        """
+        self.budget = 0
+        self.ahead = True
+        self._checkpoint = checkpoint
+        self._units = {key: _lay_out(checkpoint, stored) for key, stored in experts.items()}
+        self.largest: dict[int, int] = {}
+        """For each layer, the most bytes that one of its units takes."""
+        for (layer, _), unit in self._units.items():
+            self.largest[layer] = max(self.largest.get(layer, 0), unit.needed)
+        self._largest = max(self.largest.values())
+        views = all(unit.keeps_buffer for unit in self._units.values())
+        self.total_bytes = sum(unit.kept for unit in self._units.values()) + (0 if views else READERS * self._largest)
+        """The budget at which every unit is resident."""
+        self._change = Condition()
+        self._queue: dict[Key, _Entry] = {}
+        self._reading: dict[Key, _Entry] = {}
+        self._resident: OrderedDict[Key, _Entry] = OrderedDict()  # the least recently used first
+        self._expected: dict[int, list[_Entry]] = {}
+        self._guesses: dict[int, _Guess] = {}
+        self._spare: dict[int, list[UInt8]] = {}  # buffers without a unit, by size
+        self._held = 0  # bytes of resident units, of those being read, and of spare buffers
+        self._expected_held = 0  # those of them that are kept for a layer to come
+        self._checked: set[Key] = set()  # units without NaN
+        self._readers = ThreadPoolExecutor(READERS, "numoe-read")
+        self._reset()
+
+    def _reset(self) -> None:
+        self._hits = self._misses = self._bytes_read = 0
+        self._wait_seconds = 0.0
+
+    # ------------------------------------------------------------------------------------------ sizes
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory taken now; never more than the budget."""
+        return self._held
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit is resident."""
+        return len(self._resident) == len(self._units)
+
+    def allow(self, budget: int) -> None:
+        """Take at most `budget` bytes, once, before anything is asked for; what fits as a whole is read at once.
+
+        Raises:
+            ValueError: the largest unit takes more.
+            InputError: a file cannot be read or holds NaN.
+        """
+        if budget < self._largest:
+            raise ValueError(f"a budget of {budget} bytes does not hold an expert of {self._largest}")
+        self.budget = min(budget, self.total_bytes)
+        if self.budget == self.total_bytes:
+            for layer in sorted({layer for layer, _ in self._units}):
+                with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
+                    deque(units, maxlen=0)
+            with self._change:
+                self._drop_spare()
+            self._reset()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since loading, and the bytes of the weights that are in memory now.
+
+        hits are units that were there when asked for, ahead_fetched those read because they were expected, of which
+        ahead_used were asked for; wait_s is the time that computing stood still for reads.
+        """
+        with self._change:
+            asked = self._hits + self._misses
+            resident = sum(m.nbytes for entry in self._resident.values() for m in entry.matrices.values())
+            return {
+                "hits": self._hits,
+                "misses": self._misses,
+                "hit_rate": self._hits / asked if asked else 1.0,
+                "bytes_read": self._bytes_read,
+                "wait_s": self._wait_seconds,
+                "resident_bytes": resident,
+                "ahead_fetched": sum(guess.fetched for guess in self._guesses.values()),
+                "ahead_used": sum(guess.used for guess in self._guesses.values()),
+            }
+
+    # ---------------------------------------------------------------------------------------- fetching
+
+    @contextmanager
+    def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Iterator[tuple[int, dict[str, QTensor]]]]:
+        """Ask for experts of a layer, each once. Entering starts the reads, and gives an iterator over
+        (expert, its gate, up and down), in the order of arrival. The matrices are valid until the next one is taken.
+
+        More experts than the budget holds come in turns: one that was passed on makes room.
+
+        Raises:
+            InputError: from the iterator, when a file cannot be read, ends too soon or holds NaN.
+        """
+        request = _Request()
+        keys = [(layer, int(expert)) for expert in experts]
+        try:
+            with self._change:
+                self._end_expectation(layer, set(keys))
+                for key in keys:
+                    self._ask(key, request)
+                self._schedule()
+            yield self._arrivals(request, len(keys))
+        finally:
+            with self._change:
+                for key in keys:
+                    self._release(key, request)
+                self._schedule()
+
+    def expects(self, layer: int) -> bool:
+        """Whether it pays to say beforehand what a layer will ask for."""
+        guess = self._guesses.get(layer)
+        return self.ahead and not self.complete and (guess is None or guess.pays())
+
+    def expect(self, layer: int, experts: Iterable[int]) -> None:
+        """Fetch experts ahead, into half of the budget at most and after all that is asked for already.
+
+        They are kept until the layer asks, or until another expectation takes this one's place.
+        """
+        if not self.expects(layer):
+            return
+        with self._change:
+            self._end_expectation(layer)
+            expected = self._expected[layer] = []
+            for expert in experts:
+                key = layer, int(expert)
+                if key in self._resident:
+                    self._resident.move_to_end(key)
+                elif key not in self._reading and key not in self._queue:
+                    entry = self._queue[key] = _Entry(key, self._units[key], expected=True)
+                    expected.append(entry)
+            self._schedule()
+
+    def _ask(self, key: Key, request: _Request) -> None:
+        entry = self._resident.get(key)
+        if entry:
+            self._hits += 1
+            self._resident.move_to_end(key)
+            request.arrived.append(entry)
+        else:
+            self._misses += 1
+            entry = self._reading.get(key) or self._queue.setdefault(key, _Entry(key, self._units[key]))
+        entry.users.add(request)
+
+    def _arrivals(self, request: _Request, count: int) -> Iterator[tuple[int, dict[str, QTensor]]]:
+        for _ in range(count):
+            with self._change:
+                begun = time.perf_counter()
+                while not request.arrived:
+                    self._change.wait()
+                self._wait_seconds += time.perf_counter() - begun
+                entry = request.arrived.popleft()
+            if entry.error:
+                raise entry.error
+            yield entry.key[1], entry.matrices
+            with self._change:
+                self._release(entry.key, request)
+                self._schedule()
+
+    def _release(self, key: Key, request: _Request) -> None:
+        entry = self._resident.get(key) or self._reading.get(key) or self._queue.get(key)
+        if entry:
+            entry.users.discard(request)
+            self._drop_unwanted(entry)
+
+    def _end_expectation(self, layer: int, taken: set[Key] | None = None) -> None:
+        """`taken`: what the layer asks for now, by which the guess is judged."""
+        for entry in self._expected.pop(layer, ()):
+            entry.expected = False
+            if self._queue.get(entry.key) is entry:
+                self._drop_unwanted(entry)
+            elif not entry.error:
+                self._expected_held -= entry.unit.needed
+                if taken is not None:
+                    self._guesses.setdefault(layer, _Guess()).count(entry.key in taken)
+
+    def _drop_unwanted(self, entry: _Entry) -> None:
+        if not entry.users and not entry.expected and entry.key in self._queue:
+            del self._queue[entry.key]
+
+    # -------------------------------------------------------------- reading; the lock is held but in _fetch
+
+    def _schedule(self) -> None:
+        """Start every read that can start now. To be called after every change."""
+        while len(self._reading) < READERS:
+            entry = self._next()
+            if entry is None or not self._reserve(entry):
+                return
+            # In this order Ctrl-C between two lines loses a buffer at worst; nobody waits for what is never read.
+            del self._queue[entry.key]
+            self._readers.submit(self._fetch, entry)
+            self._reading[entry.key] = entry
+
+    def _next(self) -> _Entry | None:
+        """What was asked for comes first; what is expected must leave room for it."""
+        for entry in self._queue.values():
+            if entry.users:
+                return entry
+        room = min(self.budget // 2, self.budget - self._largest) - self._expected_held
+        return next((entry for entry in self._queue.values() if entry.unit.needed <= room), None)
+
+    def _reserve(self, entry: _Entry) -> bool:
+        """Get memory for a unit, from others if need be; False if all of it is in use."""
+        unit = entry.unit
+        while True:
+            spare = self._spare.get(unit.buffer_bytes)
+            more = unit.decoded_bytes + (0 if spare else unit.buffer_bytes)
+            if self._held + more <= self.budget:
+                break
+            if not self._drop_spare(unit.buffer_bytes, 1) and not self._evict():
+                return False
+        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes)
+        self._held += more
+        if entry.expected:
+            self._expected_held += unit.needed
+        return True
+
+    def _drop_spare(self, size: int = 0, keep: int = 0) -> bool:
+        """Give back the buffers without a unit, all but `keep` of a size; False if there are none."""
+        dropped = False
+        for one, spare in self._spare.items():
+            kept = keep if one == size else 0
+            dropped |= len(spare) > kept
+            self._held -= one * max(0, len(spare) - kept)
+            del spare[kept:]
+        return dropped
+
+    def _evict(self) -> bool:
+        """Make the least recently used unit's buffer spare; False if all are in use."""
+        victim = next((e for e in self._resident.values() if not e.users and not e.expected), None)
+        if victim is None:
+            return False
+        del self._resident[victim.key]
+        victim.matrices.clear()  # who had them may hold on to the dict
+        self._held -= victim.unit.decoded_bytes
+        if victim.unit.keeps_buffer:
+            self._set_spare(victim)
+        return True
+
+    def _set_spare(self, entry: _Entry) -> None:
+        assert entry.buffer is not None
+        self._spare.setdefault(entry.unit.buffer_bytes, []).append(entry.buffer)
+        entry.buffer = None
+
+    def _fetch(self, entry: _Entry) -> None:
+        """Read a unit, on a thread of its own and without the lock, then hand it to those who asked."""
+        try:
+            entry.matrices = self._read(entry)
+        except Exception as error:
+            entry.error = error
+        with self._change:
+            self._reading.pop(entry.key, None)
+            if entry.error:
+                self._held -= entry.unit.decoded_bytes
+                self._set_spare(entry)
+                if entry.expected:
+                    self._expected_held -= entry.unit.needed
+            else:
+                self._checked.add(entry.key)
+                self._bytes_read += sum(extent.nbytes for extent, _ in entry.unit.runs)
+                self._resident[entry.key] = entry
+                if not entry.unit.keeps_buffer:
+                    self._set_spare(entry)
+            for request in entry.users:
+                request.arrived.append(entry)
+            self._schedule()
+            self._change.notify_all()
+
+    def _read(self, entry: _Entry) -> dict[str, QTensor]:
+        checkpoint, buffer = self._checkpoint, entry.buffer
+        assert buffer is not None
+        for extent, at in entry.unit.runs:
+            checkpoint.files.read_range(*extent, out=buffer[at : at + extent.nbytes])
+            if self.budget < self.total_bytes:
+                checkpoint.files.drop_cached(*extent)
+        check = entry.key not in self._checked
+        return {
+            part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
+            for part, (at, places) in entry.unit.matrices.items()
+        }
+
+
+def _buffer(nbytes: int) -> UInt8:
+    """Uninitialised memory whose start is aligned, within `nbytes`."""
+    memory = np.empty(nbytes, np.uint8)
+    return memory[-memory.ctypes.data % _ALIGNMENT :]
+
+
+def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
+    extents = {part: checkpoint.extents(at.name, at.index, at.rows) for part, at in stored.items()}
+    flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
+    gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
+    joined: list[Extent] = []
+    for extent in flat:
+        end = joined[-1].offset + joined[-1].nbytes if joined else 0
+        if joined and extent.path == joined[-1].path and extent.offset <= end + gap:
+            end = max(end, extent.offset + extent.nbytes)
+            joined[-1] = joined[-1]._replace(nbytes=end - joined[-1].offset)
+        else:
+            joined.append(extent)
+    runs, used = [], 0
+    for run in joined:
+        used += (run.offset - used) % _ALIGNMENT  # as aligned as in the file
+        runs.append((run, used))
+        used += run.nbytes
+
+    def place(extent: Extent) -> slice:
+        for run, at in runs:
+            first = at + extent.offset - run.offset
+            if run.path == extent.path and at <= first < at + run.nbytes:
+                return slice(first, first + extent.nbytes)
+        raise AssertionError("every range is part of a run")
+
+    matrices = {part: (stored[part], tuple(map(place, parts))) for part, parts in extents.items()}
+    decoded = 0
+    for part, parts in extents.items():
+        name = stored[part].name
+        if not checkpoint.kept_as_stored(name):
+            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name)
+            decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
+    keeps = any(checkpoint.kept_as_stored(place.name) for place in stored.values())
+    return _Unit(tuple(runs), matrices, used + _ALIGNMENT, decoded, keeps)
