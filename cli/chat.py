@@ -54,7 +54,8 @@ def chat(
         if typed:
             output.note(f"{loaded.path.name}, context {session.context} tokens. /help lists the commands.")
             if model == "tiny":
-                output.note(_about_tiny(loaded.plan().parameters))
+                size = loaded.plan().parameters / 1e6
+                output.note(f"A demonstration of {size:.1f} M parameters. For more: hf download Qwen/Qwen3-30B-A3B")
         for line in _typed_lines(output) if typed else _piped_lines():
             try:
                 if not conversation.command(line):
@@ -67,13 +68,6 @@ def chat(
                 output.settle()
                 if isinstance(error, InputError):
                     print_error(str(error))
-
-
-def _about_tiny(parameters: int) -> str:
-    return (
-        f"tiny is a demonstration of {parameters / 1e6:.1f} million parameters that knows one small world. "
-        "For a large model: hf download Qwen/Qwen3-30B-A3B, then numoe chat Qwen/Qwen3-30B-A3B"
-    )
 
 
 def _typed_lines(output: Output) -> Iterator[str]:

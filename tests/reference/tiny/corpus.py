@@ -522,6 +522,17 @@ def number_bigger(rng: random.Random) -> Turn:
     return Turn("number size", key, turn.user, turn.answer, turn.answer[:-1], (), turn.answer)
 
 
+def counted(first: int, second: int, minus: bool) -> str:
+    """A sum or difference done in steps that need only the numbers before and after: by tens, then by ones."""
+    x, y = (first, second) if minus else (max(first, second), min(first, second))
+    steps = [(x, y)]
+    while y:
+        by = 10 if y >= 10 else 1
+        x, y = (x - by if minus else x + by), y - by
+        steps.append((x, y))
+    return ", ".join(f"{x} {'less' if minus else 'and'} {y}" for x, y in steps) + ". "
+
+
 def arithmetic(rng: random.Random) -> Turn:
     """A sum or a difference. Its key is the pair of numbers alone: a held-out pair is never added in any phrasing."""
     minus = rng.random() < 0.35
@@ -573,7 +584,7 @@ def arithmetic(rng: random.Random) -> Turn:
         ]
     form = rng.randrange(len(forms))
     slots = {"x": first, "y": second, "r": right, "n": names[0], "m": names[1], "t": thing}
-    answer = answers[form].format(**slots)
+    answer = counted(first, second, minus) + answers[form].format(**slots)
     sentence = answers[0].format(**slots)
     return Turn("arithmetic", key, forms[form].format(**slots), answer, sentence[:-1], (), sentence)
 
@@ -701,9 +712,9 @@ QUESTIONS: list[tuple[Callable[..., Turn], float]] = [
 # What takes more practice than knowing by heart: training has more of it than an exam.
 PRACTICE = {
     arithmetic: 3.0,
-    who_has: 2.5,
-    where_is: 2.5,
-    bigger_person: 2.0,
+    who_has: 5.0,
+    where_is: 4.0,
+    bigger_person: 2.5,
     count_list: 2.0,
     number_order: 2.5,
     number_bigger: 2.5,
