@@ -41,48 +41,43 @@ def test_it_answers(smollm2: Model, question: str, answer: str) -> None:
 
 def test_cut_into_equal_experts_it_is_the_same_model(smollm2: Model, tmp_path: Path) -> None:
     """Every FFN in 8 slices that are all chosen with equal weight, `down` times 8: the sum is the dense FFN."""
-    spec, source = smollm2.spec, smollm2.description
-    layers, slices, width = 4, 8, 1536 // 8
-    dense = source.config | {"num_hidden_layers": layers}
-    config = dense | {
+    source, slices = smollm2.description, 8
+    width = source.config["intermediate_size"] // slices
+    config = source.config | {
         "model_type": "mixtral",
         "num_local_experts": slices,
         "num_experts_per_tok": slices,
         "intermediate_size": width,
     }
-    tensors: dict[str, np.ndarray] = {}
-    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
-    tensors["model.embed_tokens.weight"] = smollm2.decoder.embedding.dequantize()
-    tensors["model.norm.weight"] = smollm2.decoder.norm
-    mlps: dict[str, np.ndarray] = {}
-    for i in range(layers):
-        layer = f"model.layers.{i}"
-        for ours, theirs in names.items():
-            stored = source.places[f"layers.{i}.attention.{ours}"].name
-            tensors[f"{layer}.self_attn.{theirs}.weight"] = source.checkpoint.matrix(stored).dequantize()
-        tensors[f"{layer}.input_layernorm.weight"] = smollm2.decoder.layers[i].attention_norm
-        tensors[f"{layer}.post_attention_layernorm.weight"] = smollm2.decoder.layers[i].ffn_norm
-        for part in ("gate", "up", "down"):
-            stored = source.places[f"layers.{i}.ffn.{part}"].name
-            mlps[f"{layer}.mlp.{part}_proj.weight"] = source.checkpoint.matrix(stored).dequantize()
+    (tmp_path / "config.json").write_text(json.dumps(config))
 
-    def write(folder: Path, config: dict, weights: dict[str, np.ndarray]) -> Model:
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(config))
-        save_file(weights, folder / "model.safetensors")
-        return load(folder)
+    def weights(name: str) -> np.ndarray:
+        return source.checkpoint.matrix(source.places[name].name).dequantize()
 
-    experts: dict[str, np.ndarray] = {}
-    for i in range(layers):
-        moe = f"model.layers.{i}.block_sparse_moe"
-        gate, up, down = (mlps[f"model.layers.{i}.mlp.{n}_proj.weight"] for n in ("gate", "up", "down"))
-        experts[f"{moe}.gate.weight"] = np.zeros((slices, spec.hidden), np.float32)
+    def halves(rows: np.ndarray, heads: int) -> np.ndarray:
+        """GGUF's order of a head's rows, rotated channels side by side, back to llama's: first all first ones."""
+        return np.ascontiguousarray(rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+
+    tensors = {"model.embed_tokens.weight": weights("embed"), "model.norm.weight": smollm2.decoder.norm}
+    for i, loaded in enumerate(smollm2.decoder.layers):
+        layer, moe = f"model.layers.{i}", f"model.layers.{i}.block_sparse_moe"
+        q, k, v, o = (weights(f"layers.{i}.attention.{n}") for n in "qkvo")
+        tensors[f"{layer}.self_attn.q_proj.weight"] = halves(q, config["num_attention_heads"])
+        tensors[f"{layer}.self_attn.k_proj.weight"] = halves(k, config["num_key_value_heads"])
+        tensors[f"{layer}.self_attn.v_proj.weight"] = v
+        tensors[f"{layer}.self_attn.o_proj.weight"] = o
+        tensors[f"{layer}.input_layernorm.weight"] = loaded.attention_norm
+        tensors[f"{layer}.post_attention_layernorm.weight"] = loaded.ffn_norm
+        tensors[f"{moe}.gate.weight"] = np.zeros((slices, config["hidden_size"]), np.float32)
+        gate, up, down = (weights(f"layers.{i}.ffn.{n}") for n in ("gate", "up", "down"))
         for e in range(slices):
             rows = slice(e * width, (e + 1) * width)
-            experts[f"{moe}.experts.{e}.w1.weight"] = gate[rows]
-            experts[f"{moe}.experts.{e}.w3.weight"] = up[rows]
-            experts[f"{moe}.experts.{e}.w2.weight"] = np.ascontiguousarray(down[:, rows] * slices)
-    ids = PROMPTS[0][:200]
-    as_dense = write(tmp_path / "dense", dense, tensors | mlps).session(256).feed(ids)
-    as_experts = write(tmp_path / "experts", config, tensors | experts).session(256).feed(ids)
-    assert np.abs(as_dense - as_experts).max() < 1e-3
+            tensors[f"{moe}.experts.{e}.w1.weight"] = gate[rows]
+            tensors[f"{moe}.experts.{e}.w3.weight"] = up[rows]
+            tensors[f"{moe}.experts.{e}.w2.weight"] = np.ascontiguousarray(down[:, rows] * slices)
+    save_file(tensors, tmp_path / "model.safetensors")
+    del tensors
+
+    ids = PROMPTS[2]
+    as_experts = load(tmp_path).session(256).feed(ids)
+    assert np.abs(as_experts - smollm2.session(256).feed(ids)).max() < 1e-3
