@@ -31,10 +31,9 @@ def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int
         yield start, min(start + step, queries)
 
 
-def visible_span(start: int, stop: int, window: int | None) -> tuple[int, int]:
-    """First key and number of keys that queries at positions start..stop see."""
-    first = 0 if window is None else max(0, start - window + 1)
-    return first, stop - first
+def first_visible(start: int, window: int | None) -> int:
+    """Position of the first key that queries from `start` on see."""
+    return 0 if window is None else max(0, start - window + 1)
 
 
 def hidden_keys(start: int, stop: int, first: int, window: int | None) -> NDArray[np.bool_] | None:
@@ -118,7 +117,7 @@ class GroupedQuery:
         out = np.empty((count, groups, share, spec.head_dim), np.float32)
         most = start + count if spec.window is None else min(start + count, spec.window + count)
         for a, b in query_blocks(count, spec.heads, most):
-            first, _ = visible_span(start + a, start + b, spec.window)
+            first = first_visible(start + a, spec.window)
             keys, values = cache["k"].view(first, start + b), cache["v"].view(first, start + b)
             block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window)

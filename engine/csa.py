@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine import ops
-from numoe.engine.attention import Part, attend, hidden_keys, query_blocks, visible_span
+from numoe.engine.attention import Part, attend, first_visible, hidden_keys, query_blocks
 from numoe.engine.kvcache import Rows
 from numoe.engine.ops import Floats
 from numoe.engine.rope import Rotation
@@ -142,7 +142,7 @@ class Compressed:
         return keys + (position // self.spec.compressor.ratio if self.spec.compressor else 0)
 
     def _window(self, cache: Mapping[str, Rows], start: int, stop: int) -> Part:
-        first, _ = visible_span(start, stop, self.spec.window)
+        first = first_visible(start, self.spec.window)
         rows = cache["window"].view(first, stop)
         return rows, rows, hidden_keys(start, stop, first, self.spec.window)
 

@@ -1,16 +1,19 @@
 """Fixtures that several test modules use."""
 
+import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 import tiny
 
+from numoe.cli.main import main
 from numoe.engine import Model, load
+from numoe.quant import threads
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +53,22 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_file: Path) -> Model:
     return load(smollm2_file)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """command(*arguments) -> (exit code, stdout, stderr) of `numoe`, within this process."""
+    handler, before = signal.getsignal(signal.SIGTERM), threads.in_use()
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        code = left.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    yield run
+    threads.use(before)
+    signal.signal(signal.SIGTERM, handler)

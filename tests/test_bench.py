@@ -2,16 +2,15 @@
 
 import json
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from numoe.cli.main import main
 from numoe.engine import InputError, Model, Session
 from numoe.engine.bench import bench
 from numoe.quant import threads
@@ -87,20 +86,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def numoe(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """numoe(*arguments) -> (exit code, stdout, stderr) of this command, within this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["bench", *arguments])
-        code = left.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    before = threads.in_use()
-    yield run
-    threads.use(before)
-    signal.signal(signal.SIGTERM, handler)
+def numoe(command: Run) -> Run:
+    """numoe(*arguments) -> (exit code, stdout, stderr) of this command."""
+    return partial(command, "bench")
 
 
 SHORT = ["-n", "3", "--prompt-tokens", "10", "--repetitions", "2"]

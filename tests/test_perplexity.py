@@ -2,8 +2,8 @@
 
 import io
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from numoe.cli.main import main
 from numoe.engine import InputError, Model
 from numoe.engine.perplexity import perplexity, windows
 
@@ -175,18 +174,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def numoe(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """numoe(*arguments) -> (exit code, stdout, stderr) of this command, within this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(["perplexity", *arguments])
-        code = left.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+def numoe(command: Run) -> Run:
+    """numoe(*arguments) -> (exit code, stdout, stderr) of this command."""
+    return partial(command, "perplexity")
 
 
 TEXT = "the quick brown fox jumps over the lazy dog. what does the fox say?\n" * 3

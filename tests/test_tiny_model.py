@@ -43,13 +43,13 @@ def test_logits_are_those_of_the_training_code(master: Model) -> None:
 def test_it_answers_what_it_was_never_asked_in_training(shipped: Model) -> None:
     questions = corpus.held_out_questions(200, seed=1)
     right = sum(corpus.check(question, evaluate.ask(shipped, question.user)) for question in questions)
-    assert right >= 174  # 181 where it was measured; a processor that rounds otherwise may tip a few close choices
+    assert right >= 180
 
 
 def test_it_tells_stories_on_pairs_it_never_met(shipped: Model) -> None:
     asked = corpus.held_out_story_prompts(50, seed=1)
     told = [corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked]
-    assert sum(told) >= 48  # 50 where it was measured
+    assert sum(told) == 50
 
 
 @pytest.mark.parametrize(("quant", "bound"), [("int8", 1.005), ("int4", 1.04)])
