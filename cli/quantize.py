@@ -18,7 +18,7 @@ def quantize(
         from numoe.engine import describe
         from numoe.engine.plan import format_bytes
         from numoe.quant import threads as kernel_threads
-        from numoe.quant.convert import convert
+        from numoe.quant.convert import PART_SUFFIX, Folder, convert
 
         shown = -1
 
@@ -33,6 +33,12 @@ def quantize(
         kernel_threads.use(threads or kernel_threads.usable_cores())
         destination = destination.expanduser()
         description = describe(source)
-        made = convert(description.checkpoint, description.matrices(), destination, quant.value, source, progress)
+        origin = Folder(description.path, source)
+        try:
+            made = convert(description.checkpoint, description.matrices(), destination, quant.value, origin, progress)
+        except KeyboardInterrupt:
+            if destination.with_name(destination.name + PART_SUFFIX).exists():
+                output.note("stopped; the same command goes on from here")
+            raise
         before, after = format_bytes(made.source_bytes), format_bytes(made.result_bytes)
         output.note(f"{before} of weights became {after} in {destination}")

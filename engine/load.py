@@ -19,20 +19,23 @@ from typing import TYPE_CHECKING, Any
 from numoe.engine.experts import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.gguf import from_gguf
-from numoe.engine.hub import locate
+from numoe.engine.home import locate
 from numoe.engine.model import Decoder
 from numoe.engine.moe import Ids
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Place, Weights
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.columns import laid_out
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
+from numoe.quant.recipe import target
 from numoe.quant.threads import usable_cores
 from numoe.quant.threads import use as use_threads
 
 if TYPE_CHECKING:
     from numoe.engine.chat import ChatFormat
+    from numoe.engine.hub import Repository
     from numoe.engine.session import Session
     from numoe.engine.tokenizer import Tokenizer
 
@@ -49,8 +52,12 @@ class Description:
     checkpoint: Checkpoint
     places: dict[str, Place]
 
-    def plan(self, context: int | None = None) -> Plan:
-        """Bytes and parameters, without reading weights; `context` in tokens, by default 8192 or the model's limit.
+    def plan(self, context: int | None = None, quant: str = "native") -> Plan:
+        """Bytes and parameters, without reading weights.
+
+        Args:
+            context: in tokens; None: 8192 or the model's limit.
+            quant: a key of `recipe.RECIPES`: what the model would be when converted.
 
         Raises:
             InputError: the context is above the model's limit.
@@ -59,16 +66,27 @@ class Description:
         if context is not None and not 1 <= context <= limit:
             raise InputError(f"--ctx {context} is not possible: this model reads from 1 to {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
-        tensors = self.spec.tensors()
-        stored = {n: self._stored(tensors[n], place) for n, place in self.places.items()}
-        return plan(self.spec, stored, context)
+        disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
+        held = {}
+        for name, tensor in self.spec.tensors().items():
+            kind, nbytes, grown = self._held(tensor, self.places[name], quant)
+            held[name] = kind, nbytes
+            disk += grown
+        return plan(self.spec, held, context, disk)
 
-    def _stored(self, tensor: Tensor, place: Place) -> tuple[str, int]:
+    def _held(self, tensor: Tensor, place: Place, quant: str) -> tuple[str, int, int]:
+        """A weight's format and bytes in memory, and by how many bytes conversion makes it grow on disk."""
+        checkpoint = self.checkpoint
         if tensor.held == "array":  # held as float32 (tables of ids: int64), however it is stored
-            table = self.checkpoint.tensors[place.name].dtype.startswith(("I", "U"))
-            return ("i64", 8 * tensor.size) if table else ("f32", 4 * tensor.size)
-        share = tensor.size, math.prod(self.checkpoint.shape(place.name))
-        return self.checkpoint.format(place.name), self.checkpoint.loaded_nbytes(place.name) * share[0] // share[1]
+            table = checkpoint.tensors[place.name].dtype.startswith(("I", "U"))
+            return ("i64", 8 * tensor.size, 0) if table else ("f32", 4 * tensor.size, 0)
+        whole = math.prod(checkpoint.shape(place.name))
+        stored = checkpoint.stored_nbytes(place.name)
+        wanted = target(quant, tensor.role, tensor.shape[1], 8 * stored / whole)
+        if wanted:
+            nbytes = wanted.nbytes(*tensor.shape)
+            return wanted.format, nbytes, nbytes - stored * tensor.size // whole
+        return checkpoint.format(place.name), checkpoint.loaded_nbytes(place.name) * tensor.size // whole, 0
 
     def matrices(self) -> list[Matrix]:
         """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked."""
@@ -122,6 +140,18 @@ def describe(model: str | Path) -> Description:
         spec = kind.spec(config)
         checkpoint = open_checkpoint(path, _fp8_block(config))
     return arrange(path, config, kind, spec, checkpoint)
+
+
+def describe_repository(repository: Repository) -> Description:
+    """Read a model's configuration and headers on the hub, and nothing else.
+
+    Raises:
+        InputError: see `describe`; or the hub cannot be reached.
+    """
+    config = repository.config()
+    kind = family(config.get("model_type"))
+    spec = kind.spec(config)
+    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(_fp8_block(config)))
 
 
 def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
@@ -310,17 +340,24 @@ class Model:
 
 
 def load(
-    model: str | Path, *, ram: str | int | None = None, threads: int | None = None, ctx: int | None = None
+    model: str | Path | Description,
+    *,
+    ram: str | int | None = None,
+    threads: int | None = None,
+    ctx: int | None = None,
+    exact: bool = False,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
     Routed experts that do not fit into memory stay on disk and are read when a token takes them.
 
     Args:
-        model: see `describe`.
+        model: see `describe`; or what that gave.
         ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free.
         threads: threads to compute with, for the whole process; None: one a core.
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`.
+        exact: whether activations stay float32 throughout; otherwise 4-bit weights are multiplied, several times
+            faster, with activations rounded by less than a thousandth.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
@@ -330,8 +367,8 @@ def load(
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
-    description = describe(model)
-    experts = _experts_on_disk(description)
+    description = model if isinstance(model, Description) else describe(model)
+    experts = _experts_on_disk(description, exact)
     planned = description.plan(ctx)
     room = _expert_room(description, experts, planned, budget)
     weights = Weights()
@@ -341,7 +378,9 @@ def load(
         if tensor.held == "array":
             weights.arrays[name] = checkpoint.array(place.name)
         elif tensor.role != "experts":
-            weights.matrices[name] = checkpoint.matrix(place.name, place.index, place.rows)
+            matrix = checkpoint.matrix(place.name, place.index, place.rows)
+            looked_up = name == "embed" and not description.spec.tied
+            weights.matrices[name] = matrix if exact or looked_up else laid_out(matrix)
     _check_tables(description, weights)
     if experts is None:
         return Model(description, weights, ram=budget)
@@ -349,13 +388,13 @@ def load(
     return Model(description, weights, experts, budget, planned.kv_bytes)
 
 
-def _experts_on_disk(description: Description) -> ExpertStore | None:
+def _experts_on_disk(description: Description, exact: bool) -> ExpertStore | None:
     experts: dict[tuple[int, int], dict[str, Place]] = {}
     for name, tensor in description.spec.tensors().items():
         if tensor.role == "experts" and tensor.held == "matrix":
             _, layer, _, _, expert, part = name.split(".")
             experts.setdefault((int(layer), int(expert)), {})[part] = description.places[name]
-    return ExpertStore(description.checkpoint, experts) if experts else None
+    return ExpertStore(description.checkpoint, experts, exact) if experts else None
 
 
 def _expert_room(description: Description, experts: ExpertStore | None, planned: Plan, ram: int | None) -> int:
@@ -370,7 +409,7 @@ def _expert_room(description: Description, experts: ExpertStore | None, planned:
     room = available_memory() if ram is None else ram
     if planned.total_bytes <= room:
         return experts.total_bytes
-    others = planned.resident_bytes + planned.kv_bytes + planned.scratch_bytes
+    others = planned.beside_experts
     ffns = enumerate(layer.ffn for layer in description.spec.layers)
     least = max(ffn.top_k * experts.largest[i] for i, ffn in ffns if isinstance(ffn, MixtureOfExperts))
     require_memory(description.path.name, min(others + least, planned.total_bytes), ram)

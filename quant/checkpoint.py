@@ -32,7 +32,7 @@ from numoe.quant.kernels import all_finite
 from numoe.quant.manifest import read_manifest
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MX_GROUP, MXFP4, QTensor
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _INTEGERS = {
     "BOOL": "?",
     "U8": "u1",
@@ -57,6 +57,14 @@ class _Weight:
     shape: tuple[int, ...]
     format: str
     minimum: TensorInfo | None = None
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        return tuple(info for info in (self.info, self.scales, self.minimum) if info is not None)
+
+    @cached_property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.parts)
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Checkpoint:
         self.metadata = metadata
         self.fp8_block = fp8_block
         self.files = files or Files()
+        self._weights: dict[str, _Weight] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -114,8 +123,7 @@ class Checkpoint:
 
     def companions(self, name: str) -> tuple[str, ...]:
         """The stored names that make up a weight: itself, or codes, scales and perhaps minimums."""
-        weight = self._weight(name)
-        return tuple(info.name for info in (weight.info, weight.scales, weight.minimum) if info is not None)
+        return tuple(info.name for info in self._weight(name).parts)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a weight's values: (out, in) for a matrix, (E, out, in) for stacked ones."""
@@ -127,7 +135,7 @@ class Checkpoint:
 
     def stored_nbytes(self, name: str) -> int:
         """Bytes of a weight in its file, scales included."""
-        return sum(self.tensors[stored].nbytes for stored in self.companions(name))
+        return self._weight(name).nbytes
 
     def loaded_nbytes(self, name: str) -> int:
         """Bytes of a weight as `matrix` holds it: as stored, but for GGUF's block types that are converted."""
@@ -228,6 +236,12 @@ class Checkpoint:
         return self.tensors.get(companion(info.name, "minimum")) if scales.dtype == "F16" else None
 
     def _weight(self, name: str) -> _Weight:
+        # A listing of a large model is gone through many times.
+        if name not in self._weights:
+            self._weights[name] = self._find(name)
+        return self._weights[name]
+
+    def _find(self, name: str) -> _Weight:
         info = self.tensors.get(name)
         if info is not None:
             scales = self._scales_of(info)
@@ -387,14 +401,14 @@ def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -
         from numoe.quant import gguf_file  # imports gguf, which safetensors users need not wait for
 
         return Checkpoint(path, *gguf_file.read_gguf(path, files), fp8_block, files)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run code when opened: get the model's .safetensors files")
     raise InputError(f"{path} is not a folder, a .safetensors file or a .gguf file; check the path")
 
 
 def _nothing_in(folder: Path) -> InputError:
     found = sorted(path.name for path in folder.iterdir())
-    pickles = [name for name in found if name.endswith(_PICKLES)]
+    pickles = [name for name in found if name.endswith(PICKLES)]
     ggufs = [name for name in found if name.endswith(".gguf")]
     if ggufs:
         return InputError(f"{folder} holds GGUF files: give the path of one of them, such as {folder / ggufs[0]}")

@@ -1,24 +1,34 @@
 """Writes a checkpoint anew as a numoe folder, its matrices in the formats of a recipe.
 
 The folder is laid out as on the Hugging Face hub: the small files of the source as they are, `model.safetensors` or
-shards of at most `SHARD_BYTES` with their index, and `numoe.json`. Tensors keep their stored names, and what the
-recipe leaves alone keeps its bytes; only experts stacked in one tensor get names of their own.
+shards with their index, and `numoe.json`. Tensors keep their stored names, and what the recipe leaves alone keeps its
+bytes; only experts stacked in one tensor get names of their own.
 
-Matrices of one unit (a routed expert's gate, up and down with their scales) follow each other in one file without a
-gap, so that one read fetches them. Everything outside the units comes first, in the order of the source.
+A shard of the result is made from one of the source, in the same order. What a later shard needs of it besides (scales
+stored apart from their codes, the rest of an expert) waits in a file of its own, so that no two shards of the source
+must be there together. Matrices of one unit (a routed expert's gate, up and down with their scales) follow each other
+without a gap, so that one read fetches them. Everything outside the units comes first, in the order of the source.
+
+Files appear in DESTINATION.part whole and synced, then its numoe.json records them; the folder gets its name when all
+are there. So a conversion that ended in any way goes on at its first unrecorded file.
 
 Memory is bounded by a block of rows a thread, plus the scales of one matrix.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +37,19 @@ from numoe.quant import threads
 from numoe.quant.checkpoint import Checkpoint, companion
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
-from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest
+from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from numoe.quant.qtensor import BF16, INT4, INT8
-from numoe.quant.recipe import RECIPES, Target, target
+from numoe.quant.recipe import Target, target
 from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME
 
-SHARD_BYTES = 4_000_000_000
-"""Most bytes of tensors in a file, unless a single unit is larger."""
+PART_SUFFIX = ".part"
+"""Ends the name of a folder that is not finished."""
 
+_WORK = "work"  # in the unfinished folder: downloads, files half written, what waits for a later shard
+_LOCK = "lock"
+# Room that is left on the disk: so many bytes, or on small disks this part of all.
+_RESERVE_BYTES = 1_000_000_000
+_RESERVE_SHARE = 50
 _BLOCK_ELEMENTS = 1 << 20  # weights in float32 at a time and thread: 4 MiB
 _COPY_BYTES = 1 << 24
 # Configuration, vocabularies, templates; weights, code and pictures stay behind.
@@ -43,6 +58,73 @@ _LICENSES = ("LICENSE", "NOTICE")
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write); what it raises ends the conversion."""
+
+
+class Origin(Protocol):
+    """Where a conversion takes its files from."""
+
+    @property
+    def name(self) -> str:
+        """The manifest's `source`."""
+
+    @property
+    def revision(self) -> str | None:
+        """The manifest's `revision`."""
+
+    @property
+    def passing(self) -> bool:
+        """Whether shards are there for a while only."""
+
+    def room(self, names: Sequence[str], folder: Path) -> int:
+        """The most bytes that these shards will take together on the disk of `folder`, what is there left out."""
+
+    def names(self) -> Sequence[str]:
+        """All files at the top of the source."""
+
+    def read(self, name: str) -> bytes:
+        """A small file."""
+
+    def shards(self, names: Sequence[str], folder: Path) -> Generator[Path]:
+        """The paths of these shards one by one, each whole by then; asking for the next gives the last one up.
+
+        `folder` is a place for downloads, which an interrupted conversion finds there when it goes on.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local folder as the origin of a conversion, which calls it `name`."""
+
+    path: Path
+    name: str
+    passing = False
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is one file, and quantize takes a folder of safetensors with a config.json")
+
+    @property
+    def revision(self) -> str:
+        """A hash over the files' names, sizes and times of change."""
+        stats = ((name, (self.path / name).stat()) for name in self.names())
+        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+    def names(self) -> Sequence[str]:
+        return sorted(path.name for path in self.path.iterdir() if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.path / name} cannot be read ({error.strerror}); check its permissions") from error
+
+    def room(self, names: Sequence[str], folder: Path) -> int:
+        return 0
+
+    def shards(self, names: Sequence[str], folder: Path) -> Generator[Path]:
+        for name in names:
+            yield self.path / name
 
 
 @dataclass(frozen=True)
@@ -83,20 +165,25 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Copy:
-    """A tensor that is a byte range of the source."""
+    """A tensor that is a byte range of the stored tensor `source`, from its byte `start`."""
 
     output: _Output
-    path: Path
-    offset: int
+    source: str
+    start: int = 0
 
     @property
     def outputs(self) -> tuple[_Output, ...]:
         return (self.output,)
 
+    def needs(self, source: Checkpoint) -> tuple[str, ...]:
+        """The stored tensors that are read."""
+        return (self.source,)
+
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
-        end = self.offset + self.output.nbytes
-        for start in range(self.offset, end, _COPY_BYTES):
-            yield source.files.read_range(self.path, start, min(_COPY_BYTES, end - start))
+        info = source.tensors[self.source]
+        end = self.start + self.output.nbytes
+        for at in range(self.start, end, _COPY_BYTES):
+            yield source.files.read_range(info.path, info.offset + at, min(_COPY_BYTES, end - at))
 
 
 @dataclass(frozen=True)
@@ -112,6 +199,10 @@ class _Quantization:
         names = self.matrix.name, companion(self.matrix.name, "scale")
         layout = self.target.layout(*self.shape)
         return tuple(_Output(name, *tensor) for name, tensor in zip(names, layout, strict=False))
+
+    def needs(self, source: Checkpoint) -> tuple[str, ...]:
+        """The stored tensors that are read."""
+        return source.companions(self.matrix.source)
 
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         first = (self.matrix.rows or (0, 0))[0]
@@ -146,58 +237,133 @@ def convert(
     matrices: Sequence[Matrix],
     destination: Path,
     quant: str,
-    origin: str,
+    origin: Origin,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
     """Writes `source` into the new folder `destination`, which appears there when it is complete and not before.
 
-    Until then the files lie in DESTINATION.part, which is removed when anything fails.
+    Until then the files lie in DESTINATION.part. When something ends the conversion, the ones that are finished stay
+    there, and the same call goes on with the others.
 
     Args:
+        source: a listing of the tensors, whose paths end in the names of the origin's shards.
         matrices: the weights a recipe may change, with their roles; every other tensor is copied.
         quant: a key of `recipe.RECIPES`.
-        origin: what the manifest calls the source.
+        origin: where the files of `source` come from.
 
     Raises:
-        InputError: the source is no safetensors folder, the destination exists, its disk has too little room or
-            cannot be written, or a weight is damaged.
+        InputError: the destination exists, its disk has too little room or cannot be written, another process writes
+            there, DESTINATION.part is of another conversion, or a weight is damaged.
     """
-    if quant not in RECIPES:
-        raise InputError(f'"{quant}" is not a way to quantize; choose one of {", ".join(RECIPES)}')
-    if not source.path.is_dir():
-        raise InputError(f"{source.path} is one file, and quantize takes a folder of safetensors with a config.json")
-    if destination.exists():
-        raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
-    if not destination.parent.is_dir():
-        raise InputError(f"there is no folder {destination.parent} to put {destination.name} into; make it first")
-    units = _jobs(source, matrices, quant)
-    small = _small_files(source.path)
-    total = sum(output.nbytes for unit in units for job in unit for output in job.outputs)
-    _require_space(destination, total + sum(path.stat().st_size for path in small))
-    part = destination.with_name(destination.name + ".part")
-    try:
-        part.mkdir()
-    except FileExistsError:
-        raise InputError(
-            f"{part} is left from a conversion that was killed, or of one that still runs; remove it and try again"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{part} cannot be made ({error.strerror}); choose another folder") from error
-    try:
-        files = _write_shards(source, units, part, total, progress)
-        for path in small:
-            shutil.copyfile(path, part / path.name)
-            files[path.name] = _record(part / path.name)
-        _sync(Manifest(origin, quant, dict(sorted(files.items()))).write(part))
-        _sync(part)
-        part.rename(destination)
-        _sync(destination.parent)
-    except OSError as error:
-        raise InputError(f"{destination} cannot be written ({error.strerror or error}); nothing was kept") from error
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
-    return Conversion(sum(info.nbytes for info in source.tensors.values()), total)
+    plan = _plan(source, matrices, quant, origin.passing)
+    small = small_files(origin.names())
+    with _part(destination, Manifest(origin.name, quant, {}, origin.revision)) as part:
+        part.forget_all_but([*small, *([INDEX_NAME] if plan.index else []), *plan.names.values()])
+        for name in small:
+            if name not in part.files:
+                part.write(name, [origin.read(name)])
+        if plan.index and INDEX_NAME not in part.files:
+            part.write(INDEX_NAME, [plan.index])
+        _write_shards(plan, part, source, origin, progress)
+        part.finish()
+    return Conversion(sum(info.nbytes for info in source.tensors.values()), plan.nbytes)
+
+
+def small_files(names: Iterable[str]) -> list[str]:
+    """Those of a model's files that a conversion takes along as they are."""
+    return sorted(
+        name
+        for name in names
+        if not name.startswith(".")
+        and name not in (INDEX_NAME, MANIFEST_NAME)
+        and (name.endswith(_SMALL_SUFFIXES) or name.startswith(_LICENSES))
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A conversion laid out. Shards of source and result have the same number."""
+
+    shards: tuple[str, ...]
+    """The files of the source."""
+    jobs: tuple[tuple[_Job, ...], ...]
+    """For each shard what is written when it is there."""
+    names: Mapping[int, str]
+    """The files of the result; a shard without jobs has none."""
+    stored: tuple[tuple[TensorInfo, ...], ...]
+    """The tensors of each shard."""
+    waiting: Mapping[int, tuple[TensorInfo, ...]]
+    """Those of them that later shards of the result need."""
+    needed_by: Mapping[int, frozenset[int]]
+    """The shards of the result that need these."""
+    index: bytes
+    """The text of the index file; empty when there is one shard."""
+    metadata: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result's tensors."""
+        return sum(self.shard_nbytes(number) for number in self.names)
+
+    def shard_nbytes(self, number: int) -> int:
+        """Bytes of the tensors in one shard of the result."""
+        return sum(output.nbytes for job in self.jobs[number] for output in job.outputs)
+
+    def waiting_nbytes(self) -> int:
+        """The most that waits at a time."""
+        sizes = {number: sum(info.nbytes for info in infos) for number, infos in self.waiting.items()}
+        together = (
+            sum(size for i, size in sizes.items() if i <= number < max(self.needed_by[i]))
+            for number in range(len(self.shards))
+        )
+        return max(together, default=0)
+
+    def header(self, number: int) -> bytes:
+        """What comes before the tensors of a shard of the result."""
+        return _header([output for job in self.jobs[number] for output in job.outputs], self.metadata)
+
+
+def _plan(source: Checkpoint, matrices: Sequence[Matrix], quant: str, passing: bool) -> _Plan:
+    """`passing`: the shards of the source are there one by one."""
+    shards = tuple(sorted({info.path.name for info in source.tensors.values()}))
+    number = {name: i for i, name in enumerate(shards)}
+    home = {name: number[info.path.name] for name, info in source.tensors.items()}
+    jobs: list[list[_Job]] = [[] for _ in shards]
+    for unit in _jobs(source, matrices, quant):
+        homes = [home[name] for job in unit for name in job.needs(source)]
+        if max(homes) - min(homes) > 1:  # to keep it together could make a large part of the source wait
+            for job in unit:
+                jobs[max(home[name] for name in job.needs(source))].append(job)
+        else:
+            jobs[max(homes)] += unit
+    waiting: dict[int, dict[str, TensorInfo]] = {}
+    needed_by: dict[int, set[int]] = {}
+    for i, made in enumerate(jobs if passing else ()):
+        for name in {name for job in made for name in job.needs(source) if home[name] < i}:
+            waiting.setdefault(home[name], {})[name] = source.tensors[name]
+            needed_by.setdefault(home[name], set()).add(i)
+    stored: list[list[TensorInfo]] = [[] for _ in shards]
+    for name, info in source.tensors.items():
+        stored[home[name]].append(info)
+    full = [i for i, made in enumerate(jobs) if made]
+    single = len(full) == 1
+    names = {
+        i: "model.safetensors" if single else f"model-{k:05d}-of-{len(full):05d}.safetensors"
+        for k, i in enumerate(full, 1)
+    }
+    weight_map = {output.name: names[i] for i in full for job in jobs[i] for output in job.outputs}
+    total = sum(output.nbytes for made in jobs for job in made for output in job.outputs)
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
+    return _Plan(
+        shards,
+        tuple(map(tuple, jobs)),
+        names,
+        tuple(map(tuple, stored)),
+        {i: tuple(sorted(infos.values(), key=lambda info: info.offset)) for i, infos in waiting.items()},
+        {i: frozenset(users) for i, users in needed_by.items()},
+        b"" if single else index.encode(),
+        source.metadata,
+    )
 
 
 def _jobs(source: Checkpoint, matrices: Sequence[Matrix], quant: str) -> list[list[_Job]]:
@@ -217,7 +383,7 @@ def _jobs(source: Checkpoint, matrices: Sequence[Matrix], quant: str) -> list[li
 
 def _copies(source: Checkpoint, name: str) -> list[_Job]:
     stored = (source.tensors[part] for part in source.companions(name))
-    return [_Copy(_Output(info.name, info.dtype, info.shape), info.path, info.offset) for info in stored]
+    return [_Copy(_Output(info.name, info.dtype, info.shape), info.name) for info in stored]
 
 
 def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
@@ -254,55 +420,200 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Jo
     if source.format(matrix.source) == "mxfp4":
         dtype = "F8_E8M0" if name != matrix.name else "I8"
     output = _Output(name, dtype, (stop - start, math.prod(inner)))
-    return _Copy(output, info.path, info.offset + ((matrix.index or 0) * height_k + start) * row)
+    return _Copy(output, info.name, ((matrix.index or 0) * height_k + start) * row)
 
 
-def _shards(units: Iterable[list[_Job]]) -> list[list[_Job]]:
-    shards: list[list[_Job]] = [[]]
-    filled = 0
-    for unit in units:
-        size = sum(output.nbytes for job in unit for output in job.outputs)
-        if filled and filled + size > SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1] += unit
-        filled += size
-    return shards
+def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, progress: Progress) -> None:
+    """Writes the shards that are not there yet, with what they need of earlier ones."""
+    undone = {number for number, name in plan.names.items() if name not in part.files}
+    done = plan.nbytes - sum(map(plan.shard_nbytes, undone))
+    located = dict(source.tensors)  # where each tensor is now
+    reader = Checkpoint(source.path, located, source.metadata, source.fp8_block)
+
+    def waiting(number: int) -> Path:
+        return part.work / f"waiting-{number + 1:05d}"
+
+    def leave(number: int) -> None:
+        offset = 0
+        for info in plan.waiting.get(number, ()):
+            located[info.name] = replace(info, path=waiting(number), offset=offset)
+            offset += info.nbytes
+
+    def pieces(number: int) -> Iterator[NDArray]:
+        nonlocal done
+        for job in plan.jobs[number]:
+            for piece in job.pieces(reader):
+                yield piece
+                done += piece.nbytes
+                progress(done, plan.nbytes)
+
+    needed = {number for number, users in plan.needed_by.items() if users & undone}
+    there = {number for number in needed if waiting(number).exists()}
+    todo = sorted(undone | needed - there)
+    shards = [plan.shards[number] for number in todo]
+    part.clear_work({*shards, *(f"{name}.incomplete" for name in shards), *(waiting(number).name for number in there)})
+    part.require_space(sum(map(plan.shard_nbytes, undone)) + plan.waiting_nbytes() + origin.room(shards, part.work))
+    for number in there:
+        leave(number)
+    with closing(reader), closing(origin.shards(shards, part.work)) as paths:
+        for number, path in zip(todo, paths, strict=True):
+            located |= {info.name: replace(info, path=path) for info in plan.stored[number]}
+            if number in needed - there:
+                copies = [_Copy(_Output(i.name, i.dtype, i.shape), i.name) for i in plan.waiting[number]]
+                part.put(waiting(number), (piece for copy in copies for piece in copy.pieces(reader)))
+            if number in undone:
+                part.require_space(plan.shard_nbytes(number))
+                part.write(plan.names[number], chain([plan.header(number)], pieces(number)))
+                undone.discard(number)
+            reader.close()  # an open file keeps its room on the disk when it is removed
+            leave(number)
+            for earlier, users in plan.needed_by.items():
+                if earlier <= number and not users & undone:
+                    waiting(earlier).unlink(missing_ok=True)
 
 
-def _write_shards(
-    source: Checkpoint, units: list[list[_Job]], folder: Path, total: int, progress: Progress
-) -> dict[str, FileRecord]:
-    """Writes all tensors and, if there are several files, their index; gives the files' records by name."""
-    shards = _shards(units)
-    files: dict[str, FileRecord] = {}
-    weight_map: dict[str, str] = {}
-    done = 0
-    for number, jobs in enumerate(shards, 1):
-        single = len(shards) == 1
-        name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        outputs = [output for job in jobs for output in job.outputs]
-        weight_map |= dict.fromkeys((output.name for output in outputs), name)
+class _Part:
+    """The unfinished folder of a conversion, made or found, while nobody else writes there."""
+
+    def __init__(self, destination: Path, manifest: Manifest, lock: BinaryIO) -> None:
+        self.destination = destination
+        self._lock = lock
+        self.path = destination.with_name(destination.name + PART_SUFFIX)
+        self.work = self.path / _WORK
+        found = read_manifest(self.path)
+        if found is not None and replace(found, files={}) != manifest:
+            raise InputError(
+                f"{self.path} holds an unfinished conversion to {found.recipe} of {found.source} at revision "
+                f"{found.revision}, and this is one to {manifest.recipe} of {manifest.source} at revision "
+                f"{manifest.revision}; repeat the command that began it, or remove the folder to begin anew"
+            )
+        self._manifest = found or manifest
+
+    @property
+    def files(self) -> Mapping[str, FileRecord]:
+        """Those that are finished."""
+        return self._manifest.files
+
+    def forget_all_but(self, names: Sequence[str]) -> None:
+        """Keeps the record of files by these names that are there."""
+        files = self._manifest.files
+        for name in list(files):
+            path = self.path / name
+            if name not in names or not path.is_file() or path.stat().st_size != files[name].size:
+                del files[name]
+                path.unlink(missing_ok=True)
+        self._manifest.write(self.path)
+
+    def clear_work(self, keep: Set[str]) -> None:
+        """Removes what earlier runs left and nobody needs."""
+        for path in self.work.iterdir():
+            if path.name not in keep | {_LOCK}:
+                path.unlink()
+
+    def require_space(self, nbytes: int) -> None:
+        """Raises InputError unless so many more bytes leave the disk its reserve."""
+        usage = shutil.disk_usage(self.path)
+        nbytes += min(_RESERVE_BYTES, usage.total // _RESERVE_SHARE)
+        if nbytes > usage.free:
+            raise InputError(
+                f"{self.destination} needs {nbytes / 1e9:.2f} GB more and its disk has {usage.free / 1e9:.2f} GB "
+                "free; make room and repeat the command, or choose a folder on another disk"
+            )
+
+    def put(self, path: Path, pieces: Iterable[bytes | NDArray]) -> FileRecord:
+        """Makes a file, which appears when it is whole and safe on disk."""
+        new = self.work / f"{path.name}.new"
         digest = hashlib.sha256()
-        with (folder / name).open("xb") as file:
-            header = _header(outputs, source.metadata)
-            file.write(header)
-            digest.update(header)
-            for job in jobs:
-                for piece in job.pieces(source):
-                    data = np.ascontiguousarray(piece).view(np.uint8).data
+        try:
+            with new.open("wb") as file:
+                for piece in pieces:
+                    data = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).view(np.uint8).data
                     file.write(data)
                     digest.update(data)
-                    done += piece.nbytes
-                    progress(done, total)
-            file.flush()
-            os.fsync(file.fileno())
-            files[name] = FileRecord(file.tell(), digest.hexdigest())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1), encoding="utf-8")
-        files[INDEX_NAME] = _record(folder / INDEX_NAME)
-    return files
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+        _sync(path.parent)
+        return FileRecord(size, digest.hexdigest())
+
+    def write(self, name: str, pieces: Iterable[bytes | NDArray]) -> None:
+        """Makes a file of the result and records it."""
+        self._manifest.files[name] = self.put(self.path / name, pieces)
+        self._manifest.write(self.path)
+        _sync(self.path)
+
+    def finish(self) -> None:
+        """Gives the folder its name."""
+        self._lock.close()  # Windows removes no open file
+        shutil.rmtree(self.work)
+        self.path.rename(self.destination)
+        _sync(self.destination.parent)
+
+    def give_up(self) -> None:
+        """Removes the folder when nothing in it would save work."""
+        if not self.work.exists():
+            return  # finished
+        shards = (name for name in self.files if name.endswith(".safetensors"))
+        if not any(shards) and all(path.name == _LOCK for path in self.work.iterdir()):
+            self._lock.close()
+            shutil.rmtree(self.path)
+
+
+@contextmanager
+def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
+    """DESTINATION.part, locked. Errors of the disk become sentences."""
+    _refuse_existing(destination)
+    if not destination.parent.is_dir():
+        raise InputError(f"there is no folder {destination.parent} to put {destination.name} into; make it first")
+    path = destination.with_name(destination.name + PART_SUFFIX)
+    ours = {_WORK, MANIFEST_NAME, f"{MANIFEST_NAME}.new"}
+    try:
+        found = {other.name for other in path.iterdir()} if path.exists() else set()
+        if found and ours.isdisjoint(found):
+            raise InputError(f"{path} is there and holds no unfinished conversion; remove or rename it")
+        (path / _WORK).mkdir(parents=True, exist_ok=True)
+        lock = (path / _WORK / _LOCK).open("ab")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+    with lock:
+        try:
+            if not _lock(lock):
+                raise InputError(f"{path} is being written by another process; wait until that has ended")
+            _refuse_existing(destination)  # by a process that has finished just now
+            part = _Part(destination, manifest, lock)
+            try:
+                yield part
+            finally:
+                part.give_up()
+        except OSError as error:
+            raise InputError(
+                f"{destination} cannot be written ({error.strerror or error}); what is finished is kept: put the "
+                "disk right and repeat the command"
+            ) from error
+
+
+def _refuse_existing(destination: Path) -> None:
+    if destination.exists():
+        raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Takes an open file for this process until it is closed or the process ends; False: another one has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _header(outputs: Sequence[_Output], metadata: Mapping[str, str]) -> bytes:
@@ -317,39 +628,11 @@ def _header(outputs: Sequence[_Output], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _small_files(folder: Path) -> list[Path]:
-    skipped = (INDEX_NAME, MANIFEST_NAME)
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name not in skipped
-        and (path.suffix in _SMALL_SUFFIXES or path.name.startswith(_LICENSES))
-    ]
-
-
-def _require_space(destination: Path, needed: int) -> None:
-    free = shutil.disk_usage(destination.parent).free
-    if needed > free:
-        raise InputError(
-            f"{destination} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "make room or choose a folder on another disk"
-        )
-
-
-def _record(path: Path) -> FileRecord:
-    """Size and hash of a small file that was just written, which is then safe on disk."""
-    data = path.read_bytes()
-    _sync(path)
-    return FileRecord(len(data), hashlib.sha256(data).hexdigest())
-
-
-def _sync(path: Path) -> None:
-    """Makes a file, or the entries of a folder, outlast a power cut."""
-    if os.name == "nt" and path.is_dir():
+def _sync(folder: Path) -> None:
+    """Makes the entries of a folder outlast a power cut."""
+    if os.name == "nt":
         return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

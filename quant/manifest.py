@@ -1,6 +1,7 @@
 """numoe.json: what a converted folder is, where it came from, and the size and sha256 of each of its files."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,18 +21,25 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`source` names what was converted, `recipe` how (a key of `recipe.RECIPES`); `files` are by name."""
+    """`source` names what was converted, `recipe` how (a key of `recipe.RECIPES`); `files` are by name.
+
+    `revision` tells states of one source apart: a commit on the hub, or the `Folder.revision` of a local one.
+    """
 
     source: str
     recipe: str
     files: dict[str, FileRecord]
+    revision: str | None = None
 
-    def write(self, folder: Path) -> Path:
-        """Writes numoe.json into `folder` and returns its path."""
-        path = folder / MANIFEST_NAME
-        document = {"format": FORMAT_VERSION, **asdict(self)}
-        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+    def write(self, folder: Path) -> None:
+        """Writes numoe.json into `folder`, in one step and safe on disk."""
+        document = {"format": FORMAT_VERSION, **asdict(self), "files": dict(sorted(asdict(self)["files"].items()))}
+        new = folder / f"{MANIFEST_NAME}.new"
+        with new.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(folder / MANIFEST_NAME)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -45,7 +53,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         version = document["format"]
         if version == FORMAT_VERSION:
             files = {str(name): FileRecord(int(e["size"]), str(e["sha256"])) for name, e in document["files"].items()}
-            return Manifest(str(document["source"]), str(document["recipe"]), files)
+            revision = document.get("revision")
+            return Manifest(
+                str(document["source"]), str(document["recipe"]), files, None if revision is None else str(revision)
+            )
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -6,6 +6,7 @@ Reads headers only and gives byte ranges. The checks are those of the format's s
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -66,12 +67,21 @@ def parse_header(header: bytes, path: Path, size: int) -> tuple[dict[str, Tensor
 def read_index(path: Path) -> dict[str, str]:
     """The `weight_map` of an index file: tensor name -> shard file name.
 
-    Raises InputError when it is malformed or names a file outside its folder.
+    Raises InputError when it cannot be read, or as `parse_index` does.
     """
     try:
-        document = _parse_json(path.read_bytes(), path)
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
+    return parse_index(text, path)
+
+
+def parse_index(text: bytes, path: Path) -> dict[str, str]:
+    """The `weight_map` in the text of an index file: tensor name -> shard file name.
+
+    Raises InputError naming `path` when it is malformed or names a file outside its folder.
+    """
+    document = _parse_json(text, path)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise _refusal(path, "weight_map is not a table of file names")
@@ -92,20 +102,33 @@ def read_folder(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         shards = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     else:
         shards = [folder / shard for shard in sorted(set(weight_map.values()))]
-    tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
     for shard in shards:
         if not shard.exists():
             raise InputError(
                 f"{folder}: the shard {shard.name} is missing; download it (the folder needs {len(shards)})"
             )
-        stored, shard_metadata = read_header(shard)
+    return join_shards(folder, {shard.name: read_header(shard) for shard in shards}, weight_map)
+
+
+def join_shards(
+    folder: Path,
+    headers: Mapping[str, tuple[Mapping[str, TensorInfo], Mapping[str, str]]],
+    weight_map: Mapping[str, str] | None,
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and metadata of the model that shards make up.
+
+    `headers` are (tensors, metadata) by the shard's file name, as `read_header` gives them; `weight_map` is that of
+    the index, if there is one. Raises InputError naming `folder` when the two disagree.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for shard, (stored, shard_metadata) in headers.items():
         metadata |= shard_metadata
         for name, info in stored.items():
             # Tensors that the index leaves out are no part of the model.
             if weight_map is not None and name not in weight_map:
                 continue
-            if name in tensors or (weight_map is not None and weight_map[name] != shard.name):
+            if name in tensors or (weight_map is not None and weight_map[name] != shard):
                 raise InputError(f"{folder}: the tensor {name!r} is in two shards; download the folder again")
             tensors[name] = info
     for name, file in (weight_map or {}).items():

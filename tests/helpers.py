@@ -4,9 +4,12 @@ The safetensors library's NumPy front end cannot write BF16, F8_E4M3 or F8_E8M0:
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from numoe.quant.safetensors_file import read_header
 
 RawTensor = tuple[str, tuple[int, ...], bytes]
 """(dtype as safetensors spells it, shape, little-endian bytes)"""
@@ -43,14 +46,29 @@ def write_sharded(folder: Path, tensors: Mapping[str, RawTensor], shards: int) -
     return folder
 
 
-def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant: ") -> None:
+def reshard(source: Path, folder: Path, shards: int, key: Callable[[str], Any] | None = None) -> Path:
+    """Write a model folder anew in `shards` files of about as many tensors, in the order of `key`; return it."""
+    tensors: dict[str, RawTensor] = {}
+    for path in sorted(source.glob("*.safetensors")):
+        data = path.read_bytes()
+        for name, info in read_header(path)[0].items():
+            tensors[name] = (info.dtype, info.shape, data[info.offset : info.offset + info.nbytes])
+    folder.mkdir()
+    shutil.copy(source / "config.json", folder)
+    return write_sharded(folder, {name: tensors[name] for name in sorted(tensors, key=key)} if key else tensors, shards)
+
+
+def tiny_tokenizer(
+    folder: Path, vocab: int, ending: str = "assistant: ", marks: str = ".,:?!</>|", eos: bool = False
+) -> None:
     """Write a tokenizer of `vocab` ids (60 to 128) and a chat template into a model folder.
 
-    Ids 0 to 2 are <pad>, <s> and </s>, the others one character each. No id ends a text. `ending` is what the template
-    puts before an answer.
+    Ids 0 to 2 are <pad>, <s> and </s>, the others one character each. `ending` is what the template puts before an
+    answer, `marks` the ASCII characters beside letters and digits; `eos`: </s> ends a text, which else none does.
     """
     # GPT-2's spelling of bytes: the space and the newline, letters and marks as they are, then bytes from 0xA1.
-    characters = "\u0120\u010a" + "abcdefghijklmnopqrstuvwxyz.,:?!</>|ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    characters = f"\u0120\u010a{letters}{marks}{letters.upper()}0123456789"
     characters += "".join(map(chr, range(0xAE, 0xFF)))
     pieces = ["<pad>", "<s>", "</s>", *characters][:vocab]
     special = [
@@ -72,7 +90,8 @@ def tiny_tokenizer(folder: Path, vocab: int, ending: str = "assistant: ") -> Non
         "{% if add_generation_prompt %}ENDING{% endif %}"
     ).replace("ENDING", ending)
     (folder / "tokenizer.json").write_text(json.dumps(spec))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "chat_template": template}))
+    config = {"bos_token": "<s>", "chat_template": template} | ({"eos_token": "</s>"} if eos else {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 Listing = dict[str, tuple[str, tuple[int, ...]]]

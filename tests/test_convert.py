@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from helpers import write_safetensors
+from helpers import reshard, write_safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -24,7 +26,7 @@ from numoe.engine import Model, describe, load
 from numoe.quant import convert as converter
 from numoe.quant import pack, threads
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.convert import Conversion, Matrix, convert
+from numoe.quant.convert import Conversion, Folder, Matrix, convert
 from numoe.quant.errors import InputError
 from numoe.quant.manifest import read_manifest
 
@@ -38,11 +40,11 @@ MIXTURES = sorted(set(tiny.cases()) - set(DENSE))
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
     description = describe(source)
     with description.checkpoint as checkpoint:
-        return convert(checkpoint, description.matrices(), destination, quant, source.name, **options)
+        return convert(checkpoint, description.matrices(), destination, quant, Folder(source, source.name), **options)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def raw(dtype: str, values: NDArray) -> tuple[str, tuple[int, ...], bytes]:
@@ -163,26 +165,44 @@ def experts_ranges(folder: Path) -> Iterator[list[tuple[Path, int, int]]]:
 
 
 @pytest.mark.parametrize("quant", ["native", "int8", "int4"])
-@pytest.mark.parametrize("shard", [None, 100_000])
+@pytest.mark.parametrize("shards", [1, 7])
 @pytest.mark.parametrize("case", ["mixtral_a", "v3_fp8", "v4_released"])
 def test_an_expert_is_one_byte_range(
-    case: str, shard: int | None, quant: str, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, shards: int, quant: str, checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
-    if shard:
-        monkeypatch.setattr(converter, "SHARD_BYTES", shard)
-    quantize(checkpoint(case), tmp_path / "out", quant)
+    folder = reshard(checkpoint(case), tmp_path / "source", shards)
+    quantize(folder, tmp_path / "out", quant)
     for ranges in experts_ranges(tmp_path / "out"):
         assert len({path for path, _, _ in ranges}) == 1
         assert all(before[2] == after[1] for before, after in pairwise(ranges))
-    shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
-    if shard is None:
-        assert shards == ["model.safetensors"]
+    files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+    if shards == 1:
+        assert files == ["model.safetensors"]
     else:
-        assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-        assert len(shards) == len(
-            set(json.loads((tmp_path / "out" / converter.INDEX_NAME).read_text())["weight_map"].values())
+        assert files == [f"model-{i:05d}-of-00007.safetensors" for i in range(1, 8)]
+        index = json.loads((tmp_path / "out" / converter.INDEX_NAME).read_text())
+        assert set(index["weight_map"].values()) == set(files)
+        assert index["metadata"]["total_size"] == sum(
+            info.nbytes for info in describe(tmp_path / "out").checkpoint.tensors.values()
         )
-        assert load(tmp_path / "out").plan() == describe(tmp_path / "out").plan()
+
+
+@pytest.mark.parametrize("quant", ["native", "int4"])
+def test_scales_may_be_far_from_their_codes(quant: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """And a unit that is spread over many shards is not kept together."""
+    apart = reshard(checkpoint("v3_fp8"), tmp_path / "apart", 6, key=lambda name: ("scale" in name, name[::-1]))
+    quantize(apart, tmp_path / "from apart", quant)
+    quantize(checkpoint("v3_fp8"), tmp_path / "from one", quant)
+    with open_checkpoint(tmp_path / "from apart") as one, open_checkpoint(tmp_path / "from one") as other:
+        assert set(one.names()) == set(other.names())
+        for name, info in one.tensors.items():
+            there = other.tensors[name]
+            assert (info.dtype, info.shape) == (there.dtype, there.shape)
+            values = [c.files.read_range(i.path, i.offset, i.nbytes) for c, i in ((one, info), (other, there))]
+            np.testing.assert_array_equal(*values)
+    with open_checkpoint(apart) as before:
+        homes = [{before.tensors[stored].path for stored in before.companions(name)} for name in before.names()]
+    assert any(len(home) > 1 for home in homes)
 
 
 @pytest.mark.parametrize("quant", ["native", "int4"])
@@ -228,7 +248,7 @@ def test_stacked_codes_are_cut_with_their_scales(tmp_path: Path) -> None:
     )
     cuts = [Matrix(f"e{e}.up.weight", "experts", "up", e, unit=f"{e}") for e in range(3)]
     cuts += [Matrix(f"e{e}.half.weight", "experts", "fused", e, (128, 256), unit=f"{e} half") for e in range(3)]
-    convert(source, cuts, tmp_path / "out", "native", "source")
+    convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
     with open_checkpoint(tmp_path / "out") as made:
         assert set(made.names()) == {cut.name for cut in cuts}
         for e in range(3):
@@ -237,8 +257,8 @@ def test_stacked_codes_are_cut_with_their_scales(tmp_path: Path) -> None:
             np.testing.assert_array_equal(made.matrix(f"e{e}.half.weight").dequantize(), fp8[e].dequantize()[128:])
     inside = [Matrix("half.weight", "experts", "fused", 0, (100, 200))]
     with pytest.raises(InputError, match=r"'fused' cannot be cut at row 100.*quantize it to int4"):
-        convert(source, inside, tmp_path / "other", "native", "source")
-    convert(source, inside, tmp_path / "other", "int4", "source")
+        convert(source, inside, tmp_path / "other", "native", Folder(source.path, "source"))
+    convert(source, inside, tmp_path / "other", "int4", Folder(source.path, "source"))
 
 
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
@@ -344,24 +364,106 @@ def refused(source: Path, destination: Path, *mentions: str, quant: str = "int4"
     assert before == (sorted(destination.parent.rglob("*")) if destination.parent.exists() else None)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("at", [1, 20, -1])
-def test_an_interrupted_conversion_leaves_nothing(
-    source: Path, error: type[BaseException], at: int, tmp_path: Path
-) -> None:
-    calls = 0
+def interruption(share: float, error: type[BaseException] = KeyboardInterrupt) -> Callable[[int, int], None]:
+    """A progress that raises when this share of the bytes is written."""
 
-    def interrupt(done: int, total: int) -> None:
-        nonlocal calls
-        calls += 1
-        assert not (tmp_path / "out").exists()
-        if calls == at or (at == -1 and done == total):
+    def progress(done: int, total: int) -> None:
+        if done >= share * total:
             raise error
 
+    return progress
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_an_interruption_within_the_first_file_leaves_nothing(
+    source: Path, error: type[BaseException], share: float, tmp_path: Path
+) -> None:
     with pytest.raises(error):
-        quantize(source, tmp_path / "out", "int4", progress=interrupt)
+        quantize(source, tmp_path / "out", "int4", progress=interruption(share, error))
     assert not list(tmp_path.iterdir())
     quantize(source, tmp_path / "out", "int4")
+
+
+@pytest.mark.parametrize("case", ["mixtral_a", "v4_released"])
+def test_an_interrupted_conversion_goes_on(
+    case: str, checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = reshard(checkpoint(case), tmp_path / "source", 5)
+    quantize(folder, tmp_path / "whole", "int4")
+    made: list[str] = []
+    write = converter._Part.write
+    monkeypatch.setattr(converter._Part, "write", lambda part, name, data: (write(part, name, data), made.append(name)))
+    part = tmp_path / "out.part"
+    for share in (0.3, 0.5, 0.5, 0.9, 1):
+        with pytest.raises(KeyboardInterrupt):
+            quantize(folder, tmp_path / "out", "int4", progress=interruption(share))
+        assert not (tmp_path / "out").exists()
+        manifest = read_manifest(part)
+        assert manifest is not None
+        assert manifest.files.keys() == set(made)
+        assert tree(part).keys() == {*made, "numoe.json"}
+        with pytest.raises(InputError):
+            load(part)
+    seen: list[int] = []
+    quantize(folder, tmp_path / "out", "int4", progress=lambda done, total: seen.append(done))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert len(made) == len(set(made)) == len(tree(tmp_path / "out")) - 1
+    assert seen[0] > seen[-1] / 2  # what was there already counts
+    assert not part.exists()
+
+
+def test_an_interruption_between_two_steps_is_gone_on_from(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 3)
+    (tmp_path / "out.part").mkdir()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", interrupt)
+        quantize(folder, tmp_path / "out", "int8")
+    assert not (tmp_path / "out.part" / "work").exists()
+    quantize(folder, tmp_path / "out", "int8")
+    quantize(folder, tmp_path / "whole", "int8")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_one_lost_file_is_made_anew(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """What `numoe verify` leaves to repair: the folder's name and the record taken back."""
+    folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 5)
+    quantize(folder, tmp_path / "out", "native")
+    whole = tree(tmp_path / "out")
+    for name in ("model-00003-of-00005.safetensors", "config.json", converter.INDEX_NAME):
+        (tmp_path / "out").rename(tmp_path / "out.part")
+        (tmp_path / "out.part" / name).write_bytes(b"damaged")
+        quantize(folder, tmp_path / "out", "native")
+        assert tree(tmp_path / "out") == whole
+
+
+def test_conversions_are_not_mixed(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 5)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, tmp_path / "out", "int4", progress=interruption(0.5))
+    refused(folder, tmp_path / "out", "out.part", "conversion to int4 of source", "repeat the command", quant="int8")
+    other = reshard(checkpoint("mixtral_a"), tmp_path / "other", 5)
+    refused(other, tmp_path / "out", "of source at revision", "of other", "or remove the folder to begin anew")
+    (folder / "model-00005-of-00005.safetensors").touch()
+    refused(folder, tmp_path / "out", "of source at revision")
+    (tmp_path / "notes.part").mkdir()
+    (tmp_path / "notes.part" / "diary.txt").write_text("mine")
+    refused(folder, tmp_path / "notes", "notes.part is there and holds no unfinished conversion")
+
+
+def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
+    def again(done: int, total: int) -> None:
+        with pytest.raises(InputError, match=r"out\.part is being written by another process"):
+            quantize(source, tmp_path / "out", "int4")
+
+    quantize(source, tmp_path / "out", "int4", progress=again)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_progress_ends_at_the_size_of_the_result(source: Path, tmp_path: Path) -> None:
@@ -377,8 +479,6 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     refused(source, tmp_path / "empty", "is there already")
     refused(source, source, "is there already")
-    (tmp_path / "out.part").mkdir()
-    refused(source, tmp_path / "out", "out.part", "remove it and try again")
     refused(source, tmp_path / "nowhere" / "out", "there is no folder")
 
 
@@ -388,8 +488,10 @@ def test_a_disk_that_is_too_small_is_refused_first(
     size = sum(len(data) for name, data in tree(source).items())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    refused(source, tmp_path / "out", "needs 0.00 GB", "make room")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, size))
+    refused(source, tmp_path / "out", "needs 0.02 GB more", "make room")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9 + size // 2))
+    refused(source, tmp_path / "out", "needs 1.00 GB more and its disk has 1.00 GB free", quant="native")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**9 // 50 + size))
     quantize(source, tmp_path / "out", "native")
 
 
@@ -398,7 +500,7 @@ def test_a_disk_that_fills_up_leaves_nothing(source: Path, tmp_path: Path, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(source, tmp_path / "out", "cannot be written (No space left on device); nothing was kept")
+    refused(source, tmp_path / "out", "cannot be written (No space left on device)", "repeat the command")
 
 
 def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
@@ -410,9 +512,9 @@ def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
     refused(folder, tmp_path / "out", name, "NaN")
 
 
-def test_single_files_are_refused(source: Path, tmp_path: Path) -> None:
-    with open_checkpoint(source / "model.safetensors") as opened, pytest.raises(InputError, match="takes a folder of"):
-        convert(opened, [], tmp_path / "out", "int4", "x")
+def test_single_files_are_refused(source: Path) -> None:
+    with pytest.raises(InputError, match="is one file, and quantize takes a folder of"):
+        Folder(source / "model.safetensors", "x")
 
 
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,11 +525,39 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
     source = folder_of(tmp_path / "source", a__weight=raw("F32", weights), b__weight=raw("F32", weights))
     tracemalloc.start()
     try:
-        convert(source, [Matrix("a.weight", "experts", "a.weight")], tmp_path / "out", "int4", "source")
+        convert(
+            source, [Matrix("a.weight", "experts", "a.weight")], tmp_path / "out", "int4", Folder(source.path, "source")
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < weights.nbytes / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["native", "int4"])
+def test_memory_of_a_real_process_is_bounded(quant: str, tmp_path: Path) -> None:
+    """`pytest -m slow tests/test_convert.py -k real_process`: half a minute. A shard of 200 MB takes about 40 MB."""
+    rows = np.random.default_rng(0).integers(0x3C00, 0x3E00, (25_000, 4096), np.uint16)
+    source = folder_of(tmp_path / "source", a__weight=raw("BF16", rows)).path
+    code = """
+import sys
+from pathlib import Path
+from numoe.engine.plan import peak_rss
+from numoe.quant import threads
+from numoe.quant.checkpoint import open_checkpoint
+from numoe.quant.convert import Folder, Matrix, convert
+source, destination, quant = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+threads.use(2)
+before = peak_rss()
+matrices = [Matrix("a.weight", "experts", "a.weight")]
+convert(open_checkpoint(source), matrices, destination, quant, Folder(source, "source"))
+print(peak_rss() - before)
+"""
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "out"), quant]
+    took = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    print(f"{quant}: {took / 1e6:.0f} MB beside the imports")
+    assert took < 100e6
 
 
 # The command
@@ -447,3 +577,25 @@ def test_the_command_says_what_it_saved(source: Path, tmp_path: Path, capsys: py
     assert err.count("\n") == 1
     assert "is there already" in err
     assert numoe("--quant", "int5")[0] == 2
+
+
+def test_ctrl_c_says_how_to_go_on(
+    checkpoint: Checkpoints,
+    tmp_path: Path,
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 3)
+    write = converter._Part.write
+
+    def interrupt(part: Any, name: str, pieces: Any) -> None:
+        write(part, name, pieces)
+        if name.startswith("model-00002"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(converter._Part, "write", interrupt)
+        code, _, err = command("quantize", str(folder), str(tmp_path / "out"), "--quant", "int8")
+    assert (code, err) == (130, "stopped; the same command goes on from here\n")
+    assert command("quantize", str(folder), str(tmp_path / "out"), "--quant", "int8")[0] == 0
+    load(tmp_path / "out")

@@ -1,0 +1,77 @@
+"""`numoe pull`: a model downloaded from the hub, its weights in the formats of a recipe."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from numoe.cli import options
+from numoe.cli.output import Output, duration
+
+if TYPE_CHECKING:
+    from numoe.engine.pull import Progress
+
+_PAUSE = 0.1  # seconds between two status lines
+
+
+def pull(
+    model: options.HubId,
+    quant: options.Quant = options.Recipe.NATIVE,
+    keep: options.Keep = False,
+    revision: options.Revision = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Download a model. After an interruption the same command goes on where it was."""
+    with Output(quiet) as output:
+        from numoe.engine.plan import format_bytes
+        from numoe.engine.pull import pull as fetch
+        from numoe.quant import threads as kernel_threads
+
+        kernel_threads.use(threads or kernel_threads.usable_cores())
+        output.status(f"asking the hub for {model}")
+        try:
+            pulled = fetch(model, quant.value, revision, keep, _Display(output).show)
+        except KeyboardInterrupt:
+            output.note("stopped; the same command goes on from here")
+            raise
+        if pulled.conversion is None:
+            output.note(f"{model} is complete already, in {pulled.path}")
+        else:
+            before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
+            output.note(f"{before} of weights became {after} in {pulled.path}")
+
+
+class _Display:
+    """Progress on one status line; where there is none, a line a shard."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._first: Progress | None = None
+        self._since = self._shown = time.monotonic()
+        self._noted = 0
+
+    def show(self, at: Progress) -> None:
+        from numoe.engine.plan import format_bytes
+
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._since, self._noted = at, now, at.shards
+        received = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
+        if at.shards > self._noted:
+            self._noted = at.shards
+            written = format_bytes(at.written)
+            self._output.milestone(f"shard {at.shards} of {at.of_shards}: {received} received, {written} written")
+        if now - self._shown < _PAUSE:
+            return
+        self._shown = now
+        seconds = max(now - self._since, 1e-3)
+        speed = (at.received - self._first.received) / seconds
+        steps = (
+            (at.received - self._first.received, at.to_receive - at.received),
+            (at.written - self._first.written, at.to_write - at.written),
+        )
+        left = [todo * seconds / done for done, todo in steps if done]
+        shard = min(at.shards + 1, at.of_shards)
+        parts = [f"shard {shard} of {at.of_shards}", received, f"{format_bytes(int(speed))}/s"]
+        self._output.status(", ".join(parts + ([f"{duration(max(left))} left"] if left else [])))

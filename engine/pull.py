@@ -1,0 +1,185 @@
+"""From a repository on the hub to a numoe folder: a shard is converted while the next one arrives, then it goes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from numoe.engine import home, hub
+from numoe.engine.hub import Repository, Wait
+from numoe.engine.load import describe_repository
+from numoe.quant.convert import PART_SUFFIX, Conversion, convert
+from numoe.quant.errors import InputError
+from numoe.quant.manifest import read_manifest
+
+_REPORT_S = 0.2  # between two reports while nothing but the network is at work
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pull is: shards that are done with, bytes that are here or were, bytes of the result."""
+
+    shards: int
+    of_shards: int
+    received: int
+    to_receive: int
+    written: int
+    to_write: int
+
+
+Report = Callable[[Progress], None]
+"""Called often and from the thread that pulls; what it raises ends the pull."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """`path` is the folder; `conversion` is None for one that was complete already."""
+
+    path: Path
+    conversion: Conversion | None
+
+
+def pull(
+    repo_id: str,
+    quant: str = "native",
+    revision: str | None = None,
+    keep: bool = False,
+    report: Report = lambda progress: None,
+    wait: Wait | None = None,
+) -> Pulled:
+    """Download a model into `home.folder_for(repo_id, quant)`, its weights in the formats of a recipe.
+
+    At most two shards of the repository are on the disk together. A pull that was interrupted goes on where it was,
+    at the same commit.
+
+    Args:
+        quant: a key of `quant.recipe.RECIPES`.
+        revision: a branch, tag or commit; None: the main branch, or what an interrupted pull began with.
+        keep: download into the Hugging Face cache and leave the files there.
+        wait: lets the seconds between two tries pass.
+
+    Raises:
+        InputError: the model cannot be had or is none that numoe runs, or there is no room for it. See also `convert`.
+    """
+    stop = Event()
+
+    def patience(seconds: float) -> None:
+        (wait or stop.wait)(seconds)
+        if stop.is_set():
+            raise _Stopped
+
+    folder = home.folder_for(repo_id, quant)
+    if revision is None and folder.exists():
+        return Pulled(folder, None)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder.parent} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"
+        ) from error
+    begun = read_manifest(folder.with_name(folder.name + PART_SUFFIX))
+    wanted = begun.revision if begun and revision is None else revision
+    repository = hub.repository(repo_id, wanted, patience)
+    if folder.exists():
+        there = read_manifest(folder)
+        if there is None or there.revision != repository.revision:
+            raise InputError(
+                f"{folder} holds revision {there.revision if there else 'unknown'} and not {repository.revision}; "
+                f"remove it with `numoe rm {repo_id}:{quant}` to pull the other one"
+            )
+        return Pulled(folder, None)
+    description = describe_repository(repository)
+    shards = sorted({info.path.name for info in description.checkpoint.tensors.values()})
+    downloads = _Downloads(repository, shards, keep, report, stop)
+    return Pulled(
+        folder,
+        convert(description.checkpoint, description.matrices(), folder, quant, downloads, downloads.count_written),
+    )
+
+
+class _Downloads:
+    """The shards of a repository as the origin of a conversion: one is there while the next arrives."""
+
+    passing = True
+
+    def __init__(self, repository: Repository, shards: Sequence[str], keep: bool, report: Report, stop: Event) -> None:
+        self.name = repository.repo_id
+        self.revision = repository.revision
+        self._keep = keep
+        self._repository = repository
+        self._sizes = {name: repository.files[name].size for name in shards}
+        self._report = report
+        self._stop = stop
+        self._received = dict(self._sizes)
+        self._written = 0, 0
+        self._done = len(shards)
+
+    def names(self) -> Sequence[str]:
+        return [name for name in self._repository.files if "/" not in name]
+
+    def read(self, name: str) -> bytes:
+        return self._repository.read(name)
+
+    def room(self, names: Sequence[str], folder: Path) -> int:
+        missing = sorted(self._sizes[name] for name in names if self._repository.cached(name) is None)
+        if not self._keep:
+            there = sum(path.stat().st_size for path in folder.glob("*.safetensors*"))
+            return max(0, sum(missing[-2:]) - there)
+        cache = hub.cache_folder()
+        free = shutil.disk_usage(cache).free
+        if sum(missing) > free:
+            raise InputError(
+                f"{cache} needs {sum(missing) / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; make room, "
+                "set HF_HOME to another disk, or pull without --keep"
+            )
+        return sum(missing) if cache.stat().st_dev == folder.stat().st_dev else 0
+
+    def shards(self, names: Sequence[str], folder: Path) -> Generator[Path]:
+        self._received |= dict.fromkeys(names, 0)
+        self._done = len(self._sizes) - len(names)
+
+        def fetch(name: str) -> Path:
+            def count(nbytes: int) -> None:
+                if self._stop.is_set():
+                    raise _Stopped
+                self._received[name] = nbytes
+
+            if not self._keep and self._repository.cached(name) is None:
+                return self._repository.fetch(name, folder, count)
+            path = self._repository.fetch_to_cache(name)
+            count(self._sizes[name])
+            return path
+
+        with ThreadPoolExecutor(1, "numoe-download") as pool:
+            try:
+                arriving = [pool.submit(fetch, name) for name in names[:1]]
+                for following in range(1, len(names) + 1):
+                    while not wait_for(arriving, _REPORT_S).done:
+                        self._tell()
+                    path = arriving[0].result()
+                    arriving = [pool.submit(fetch, name) for name in names[following : following + 1]]
+                    yield path
+                    if path.parent == folder:
+                        path.unlink()
+                    self._done += 1
+                    self._tell()
+            finally:
+                self._stop.set()
+
+    def count_written(self, done: int, total: int) -> None:
+        """The progress of the conversion."""
+        self._written = done, total
+        self._tell()
+
+    def _tell(self) -> None:
+        received, total = sum(self._received.values()), sum(self._sizes.values())
+        self._report(Progress(self._done, len(self._sizes), received, total, *self._written))
+
+
+class _Stopped(Exception):
+    """The pull has ended in another thread."""
