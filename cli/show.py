@@ -39,7 +39,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "active_parameters": plan.active_parameters,
         "weights": [
-            {"role": role, "format": kind, "bytes": nbytes} for (role, kind), nbytes in sorted(plan.weights.items())
+            {"role": role, "format": kind, "bytes": nbytes, "parameters": plan.sizes[role, kind]}
+            for (role, kind), nbytes in sorted(plan.weights.items())
         ],
         "weight_bytes": plan.weight_bytes,
         "context": spec.context,
@@ -74,8 +75,9 @@ def _print(model: str, description: Description, plan: Plan) -> None:
         ]
     )
     weights = sorted(plan.weights.items(), key=lambda entry: -entry[1])
-    rows = [(role, kind, format_bytes(nbytes)) for (role, kind), nbytes in weights]
-    output.table([("weights", "format", "size"), *rows, ("all", "", format_bytes(plan.weight_bytes))], numbers=[2])
+    rows = [(*key, format_bytes(nbytes), _bits(nbytes, plan.sizes[key])) for key, nbytes in weights]
+    everything = "all", "", format_bytes(plan.weight_bytes), _bits(plan.weight_bytes, plan.parameters)
+    output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
 
 
 def _attention(attention: Attention) -> str:
@@ -125,6 +127,11 @@ def _billions(count: int) -> str:
         if count >= size:
             return f"{count / size:.4g} {unit}"
     return str(count)
+
+
+def _bits(nbytes: int, weights: int) -> str:
+    """What one weight takes, its share of the scales included."""
+    return f"{8 * nbytes / weights:.3g}"
 
 
 def _has(description: Description, part: str) -> bool:

@@ -7,24 +7,48 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 
 from numoe.engine import kvcache
 from numoe.engine.spec import HyperConnections, MixtureOfExperts, ModelSpec
 from numoe.quant.errors import InputError
 
 
+class Verdict(StrEnum):
+    """Whether a model runs in an amount of memory."""
+
+    IN_MEMORY = "FITS IN RAM"
+    FROM_DISK = "RUNS FROM DISK"
+    TOO_LARGE = "DOES NOT FIT"
+
+
 @dataclass(frozen=True)
 class Plan:
-    """The memory of one model at one context length, in bytes."""
+    """The memory of one model at one context length, in bytes, and the weights that it computes with."""
 
+    layers: int
     parameters: int
-    active_parameters: int
     weights: Mapping[tuple[str, str], int]
-    """Bytes by (role, format)."""
+    """Bytes in memory by (role, format)."""
+    sizes: Mapping[tuple[str, str], int]
+    """Parameters by (role, format)."""
+    active: Mapping[str, int]
+    """Parameters that one token's computation touches, by format."""
+    active_experts: Mapping[int, int]
+    """Bytes of the routed experts that one token takes, by layer."""
+    largest_expert: int
+    """Bytes of the largest routed expert, 0 without any."""
+    disk_bytes: int
+    """All stored tensors, also those that the decoder does not need."""
     context: int
     kv_bytes: int
     scratch_bytes: int
     """What a pass through the layers takes beside weights and caches, at most and about."""
+
+    @property
+    def active_parameters(self) -> int:
+        return sum(self.active.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -42,23 +66,74 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
+        """The memory in which nothing is read from disk."""
         return self.weight_bytes + self.kv_bytes
 
+    @property
+    def beside_experts(self) -> int:
+        """What is taken from the memory first where routed experts stay on disk."""
+        return self.resident_bytes + self.kv_bytes + self.scratch_bytes
 
-def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int) -> Plan:
+    @property
+    def least_bytes(self) -> int:
+        """The memory below which the model does not run: a layer holds the experts of one token at once."""
+        if not self.active_experts:
+            return self.total_bytes
+        return min(self.beside_experts + max(self.active_experts.values()), self.total_bytes)
+
+    def verdict(self, room: int) -> Verdict:
+        """Whether it runs in `room` bytes, as `load` will find."""
+        if room >= self.total_bytes:
+            return Verdict.IN_MEMORY
+        return Verdict.FROM_DISK if room >= self.least_bytes else Verdict.TOO_LARGE
+
+    def held_experts(self, room: int) -> int:
+        """Bytes of the routed experts that `room` bytes hold beside all else."""
+        if room >= self.total_bytes:
+            return self.expert_bytes
+        return min(max(0, room - self.beside_experts), self.expert_bytes)
+
+
+def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, disk_bytes: int = 0) -> Plan:
     """Add up a model.
 
     Args:
         stored: canonical tensor name -> (format, bytes), of a local folder or of a remote listing.
         context: tokens that a session holds.
+        disk_bytes: passed on.
     """
-    total, active = spec.parameters()
     weights: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    active: Counter[str] = Counter()
+    taken: Counter[int] = Counter()
     for name, tensor in spec.tensors().items():
         kind, nbytes = stored[name]
+        touched = spec.active(name, tensor)
         weights[tensor.role, kind] += nbytes
-    kv = sum(kvcache.nbytes(layer.attention, context) for layer in spec.layers)
-    return Plan(total, active, dict(weights), context, kv, scratch_bytes(spec))
+        sizes[tensor.role, kind] += tensor.size
+        if touched:
+            active[kind] += touched
+            if tensor.role == "experts":
+                taken[int(name.split(".")[1])] += nbytes
+    chosen = {i: layer.ffn.top_k for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MixtureOfExperts)}
+    return Plan(
+        layers=len(spec.layers),
+        parameters=sizes.total(),
+        weights=dict(weights),
+        sizes=dict(sizes),
+        active=dict(active),
+        active_experts=dict(taken),
+        largest_expert=max((nbytes // chosen[layer] for layer, nbytes in taken.items()), default=0),
+        disk_bytes=disk_bytes,
+        context=context,
+        kv_bytes=kv_bytes(spec, context),
+        scratch_bytes=scratch_bytes(spec),
+    )
+
+
+def kv_bytes(spec: ModelSpec, context: int) -> int:
+    """Bytes of all layers' caches for so many tokens."""
+    return sum(kvcache.nbytes(layer.attention, context) for layer in spec.layers)
 
 
 def scratch_bytes(spec: ModelSpec) -> int:
@@ -111,6 +186,10 @@ def format_bytes(count: int) -> str:
 
 def peak_rss() -> int:
     """The most memory this process has held, in bytes."""
+    if sys.platform == "linux":  # whose getrusage counts the memory of the process that started this one too
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
+            return 1024 * int(found[1])
     try:
         import resource
     except ImportError:  # Windows keeps count elsewhere

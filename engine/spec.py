@@ -404,24 +404,20 @@ class ModelSpec:
         """How many there are in all layers together."""
         return sum(layer.ffn.experts for layer in self.layers if isinstance(layer.ffn, MixtureOfExperts))
 
-    def parameters(self) -> tuple[int, int]:
-        """Parameters in total, and those that one token's computation touches.
+    def active(self, name: str, tensor: Tensor) -> int:
+        """How many parameters of a tensor one token's computation touches.
 
-        Of the routed experts a token touches K of E, of the embedding one row.
+        Of the routed experts a token touches K of E, counted as the first K; of the embedding one row.
         """
-        total = active = 0
-        for name, tensor in self.tensors().items():
-            total += tensor.size
-            if name == "embed":
-                active += tensor.size if self.tied else self.hidden
-            elif tensor.role == "experts":
-                ffn = self.layers[int(name.split(".")[1])].ffn
-                assert isinstance(ffn, MixtureOfExperts)
-                if int(name.split(".")[4]) < ffn.top_k:
-                    active += tensor.size
-            elif not name.endswith("router_table"):
-                active += tensor.size
-        return total, active
+        if name == "embed":
+            return tensor.size if self.tied else self.hidden
+        if name.endswith("router_table"):
+            return 0
+        if tensor.role == "experts":
+            ffn = self.layers[int(name.split(".")[1])].ffn
+            assert isinstance(ffn, MixtureOfExperts)
+            return tensor.size if int(name.split(".")[4]) < ffn.top_k else 0
+        return tensor.size
 
 
 def _prefixed(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def refused(path: Path | str) -> str:
 
 def test_missing_things_are_named(tmp_path: Path, folder: Path) -> None:
     assert 'no folder or file "nowhere"' in refused("nowhere")
-    assert "hf download some-org/some-model" in refused("some-org/some-model")
+    assert "`numoe pull some-org/some-model`" in refused("some-org/some-model")
     assert "has no config.json" in refused(tmp_path)
     (folder / "model.safetensors").unlink()
     assert str(folder) in refused(folder)

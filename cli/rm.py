@@ -1,0 +1,34 @@
+"""`numoe rm`: a pulled model removed from the disk."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from numoe.cli.output import Output
+from numoe.quant.errors import InputError
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a pulled model, as `numoe list` shows it.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+
+
+def rm(model: Name, yes: Yes = False) -> None:
+    """Remove a pulled model, or what an unfinished pull has left."""
+    from numoe.engine import home
+    from numoe.engine.plan import format_bytes
+
+    found = home.find(model)
+    if not found:
+        raise InputError(f'no pulled model is called "{model}"; `numoe list` shows them')
+    one = home.only(model, found)
+    size = format_bytes(one.nbytes)
+    output = Output()
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(f"there is nobody to ask whether {one.name} ({size}) may go; add -y")
+        if not output.ask(f"remove {one.name} ({size}) from {one.path}?"):
+            raise typer.Exit(1)
+    home.remove(one)
+    output.note(f"removed {one.name}, {size}")

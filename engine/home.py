@@ -1,0 +1,183 @@
+"""Where models live on this machine, and from a name to a folder or file.
+
+    NUMOE_HOME/models/OWNER--NAME-QUANT         a pulled model
+    NUMOE_HOME/models/OWNER--NAME-QUANT.part    one whose pull has not finished
+
+A hub id holds no "--" and a way to quantize no "-", so the folder's name tells what it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from numoe.quant.convert import PART_SUFFIX
+from numoe.quant.errors import InputError
+
+TINY = "tiny"
+"""The name of the trained model that ships inside the package."""
+
+_FOLDER = re.compile(r"([\w.-]+?)--([\w.-]+)-(\w+)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A model in `models_folder`, finished or not."""
+
+    repo_id: str
+    quant: str
+    """native, int8 or int4."""
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others, as `locate` takes it: OWNER/NAME:QUANT."""
+        return f"{self.repo_id}:{self.quant}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pull has finished."""
+        return self.path.suffix != PART_SUFFIX
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        total = 0
+        for path in self.path.rglob("*"):
+            with suppress(FileNotFoundError):  # a pull that goes on has renamed or removed it
+                total += path.lstat().st_size if path.is_file() else 0
+        return total
+
+
+def home() -> Path:
+    """The folder of all that numoe keeps: NUMOE_HOME, or where the platform keeps a user's data."""
+    chosen = os.environ.get("NUMOE_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("numoe", appauthor=False)
+
+
+def models_folder() -> Path:
+    """Where pulled models are."""
+    return home() / "models"
+
+
+def folder_for(repo_id: str, quant: str) -> Path:
+    """Where the pulled model of a hub id is or will be."""
+    return models_folder() / f"{repo_id.replace('/', '--')}-{quant}"
+
+
+def models() -> list[Pulled]:
+    """All pulled models, by name. Folders that are named otherwise are not numoe's own and are left out."""
+    folder = models_folder()
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _FOLDER.fullmatch(path.name.removesuffix(PART_SUFFIX))
+        if match and path.is_dir():
+            owner, name, quant = match.groups()
+            found.append(Pulled(f"{owner}/{name}", quant, path))
+    return found
+
+
+def find(model: str) -> list[Pulled]:
+    """The pulled models that a name can mean: OWNER/NAME or NAME in any case, and perhaps a colon and the quant."""
+    name, _, quant = model.lower().partition(":")
+    return [
+        one
+        for one in models()
+        if name in (one.repo_id.lower(), one.repo_id.lower().partition("/")[2]) and quant in ("", one.quant)
+    ]
+
+
+def only(model: str, among: list[Pulled]) -> Pulled:
+    """The only one of several pulled models that a name can mean.
+
+    Raises:
+        InputError: there are more; the message says how to tell them apart.
+    """
+    if len(among) > 1:
+        raise InputError(f'"{model}" can be {" or ".join(one.name for one in among)}; say which')
+    return among[0]
+
+
+def remove(one: Pulled) -> None:
+    """Remove a pulled model from the disk. If that is interrupted, what is left counts as unfinished."""
+    path = one.path
+    if path.is_symlink():  # to a folder that somebody keeps elsewhere
+        path.unlink()
+        return
+    if one.complete:
+        path = path.rename(path.with_name(path.name + PART_SUFFIX))
+    shutil.rmtree(path)
+
+
+def lookup(model: str | Path) -> Path | None:
+    """The folder or .gguf file that a name means, None if there is none here.
+
+    Args:
+        model: `tiny`, the model inside the package; a folder or file; the name of a pulled model; a hub id whose
+            files are in the Hugging Face cache. The first of these that fits is taken.
+
+    Raises:
+        InputError: the name fits several pulled models.
+    """
+    if model == TINY:
+        return Path(__file__).parent / TINY
+    path = Path(model).expanduser()
+    if path.is_dir() or path.is_file():
+        return path
+    name = str(model)
+    if finished := [one for one in find(name) if one.complete]:
+        return only(name, finished).path
+    if is_hub_id(name):
+        from numoe.engine.hub import cached_snapshot
+
+        return cached_snapshot(name)
+    return None
+
+
+def locate(model: str | Path) -> Path:
+    """As `lookup`.
+
+    Raises:
+        InputError: nothing is there, or the name fits several pulled models; the message says what to do.
+    """
+    path = lookup(model)
+    if path is not None:
+        return path
+    name = str(model)
+    if unfinished := find(name):
+        one = only(name, unfinished)
+        raise InputError(
+            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} --quant {one.quant}` goes on where it was"
+        )
+    raise unknown(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form OWNER/NAME of a repository on the hub."""
+    return _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
+
+
+def unknown(name: str) -> InputError:
+    """What to say of a name that means nothing here."""
+    known = {spelled.lower(): spelled for one in models() for spelled in (one.repo_id, one.repo_id.partition("/")[2])}
+    close = get_close_matches(name.lower(), [*known, TINY], n=1, cutoff=0.7)
+    hint = f' (did you mean "{known.get(close[0], close[0])}"?)' if close else ""
+    if is_hub_id(name):
+        return InputError(
+            f'"{name}" is neither a folder here nor a pulled model{hint}; `numoe fit {name}` tells what it takes, '
+            f"`numoe pull {name}` gets it"
+        )
+    return InputError(
+        f'there is no folder or file "{name}" and no pulled model of that name{hint}; give a model folder, a .gguf '
+        "file, a hub id, a name that `numoe list` shows, or tiny"
+    )

@@ -1,0 +1,362 @@
+"""How fast this machine is: measured once, in about two seconds, and corrected by every run that follows.
+
+What one token takes is a sum: its weights by the speed of their format's kernel, something a layer, and the bytes of
+its experts that are not in memory by the speed of the disk. All real runs together say by which factor that sum errs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.engine.experts import READERS
+from numoe.engine.home import home
+from numoe.engine.kvcache import CHUNK
+from numoe.engine.ops import Floats
+from numoe.engine.plan import Plan, Verdict
+from numoe.quant import threads
+from numoe.quant.errors import InputError
+from numoe.quant.files import Files
+from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
+
+if TYPE_CHECKING:
+    from numoe.engine.load import Model
+
+_SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash
+_WORKING_SET = 1 << 26  # more than the caches hold
+_SECONDS = 0.05  # for each figure
+_EXPERT_BATCH = 16  # tokens of a chunk that take the same expert, or so
+_SCRATCH_FILE = 1 << 27
+_KEPT = 20
+_JUDGED = 5
+_LEAST_TOKENS = 8
+_UNTRIED = 1.5
+_LEAST_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens a second of a run: as predicted before it, with the correction of then, and as measured."""
+
+    model: str
+    predicted: float
+    correction: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a model does on a machine. Speeds are tokens a second, low and high; 0 where it does not run."""
+
+    verdict: Verdict
+    expert_bytes: int
+    """Routed experts that are in memory."""
+    peak_bytes: int
+    """The most memory that the process takes, or would take at least where it does not run."""
+    decode: tuple[float, float]
+    prefill: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured of a machine. `name` tells it from others, and from itself with other versions."""
+
+    name: str
+    cores: int
+    weights_per_s: Mapping[str, float]
+    """Weights that one token is multiplied with in a second, by the first word of a `QTensor.format`."""
+    macs_per_s: float
+    """Multiply-adds a second of further tokens with the same weights, all tokens of a chunk."""
+    expert_macs_per_s: float
+    """The same of as many tokens as share a routed expert."""
+    layer_s: float
+    """What a layer takes beside its weights."""
+    process_bytes: int
+    """Memory of a process with an empty model."""
+    read_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
+    """Reading from disk, as many reads at a time as the expert store makes, by the bytes of a read."""
+    runs: tuple[Run, ...] = ()
+    """The latest, oldest first."""
+
+    @property
+    def correction(self) -> float:
+        """What the speeds that the figures give are multiplied by: the median of what runs have shown."""
+        return median([run.measured / run.predicted * run.correction for run in self.runs]) if self.runs else 1.0
+
+    @property
+    def judged(self) -> tuple[float, ...]:
+        """Of the latest runs, measured through predicted."""
+        return tuple(run.measured / run.predicted for run in self.runs[-_JUDGED:])
+
+    @property
+    def margin(self) -> float:
+        """The factor by which a prediction may be too high or too low."""
+        return max([_LEAST_MARGIN, *self.judged, *(1 / ratio for ratio in self.judged)]) if self.runs else _UNTRIED
+
+    def with_cores(self, cores: int) -> Machine:
+        """This machine if it had so many cores."""
+        share = cores / self.cores
+        rates = {kind: share * rate for kind, rate in self.weights_per_s.items()}
+        return replace(
+            self,
+            cores=cores,
+            weights_per_s=rates,
+            macs_per_s=share * self.macs_per_s,
+            expert_macs_per_s=share * self.expert_macs_per_s,
+        )
+
+    def with_reading(self, nbytes: int, rate: float) -> Machine:
+        """This machine if it read so many bytes a second, `nbytes` at a time."""
+        return replace(self, read_bytes_per_s={**self.read_bytes_per_s, str(_piece(nbytes)): rate})
+
+    def reading(self, nbytes: int) -> float:
+        """Bytes a second of reads of about so many bytes. Raises KeyError where that was not measured."""
+        return self.read_bytes_per_s[str(_piece(nbytes))]
+
+    def forecast(self, plan: Plan, room: int) -> Forecast:
+        """What a model does here with `room` bytes of memory.
+
+        Raises:
+            KeyError: experts are read from disk, and how fast that goes at their size was not measured.
+        """
+        verdict = plan.verdict(room)
+        held = plan.held_experts(room)
+        peak = self.process_bytes + max(plan.beside_experts + held, plan.least_bytes)
+        none = (0.0, 0.0)
+        if verdict is Verdict.TOO_LARGE:
+            return Forecast(verdict, held, peak, none, none)
+        share = held / plan.expert_bytes if plan.expert_bytes else 1.0
+        return Forecast(verdict, held, peak, self.decode(plan, share), self._prefill(plan, share))
+
+    def decode(self, plan: Plan, share: float) -> tuple[float, float]:
+        """Tokens a second that a model writes, low and high, with this share of its routed experts in memory.
+
+        Low: the others are missed as often as they are many, and are waited for. High: routers repeat themselves, so
+        that only the square of that is missed, and reading goes on beside computing. Raises what `forecast` raises.
+        """
+        missing = sum(plan.active_experts.values()) * (1 - share)
+        return self._range(1, plan, self._kernels(plan.active), missing, missing * (1 - share))
+
+    def _prefill(self, plan: Plan, share: float) -> tuple[float, float]:
+        """The same for tokens that a model reads, `CHUNK` at a time: together they take all experts once."""
+        weights: Counter[str] = Counter()
+        for (role, kind), size in plan.sizes.items():
+            if kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
+                weights[kind] += size
+        macs = (CHUNK - 1) * plan.active_parameters
+        kernels = self._kernels(weights) + macs / (self.expert_macs_per_s if plan.active_experts else self.macs_per_s)
+        missing = plan.expert_bytes * (1 - share)
+        return self._range(CHUNK, plan, kernels, missing, missing)
+
+    def _kernels(self, weights: Mapping[str, int]) -> float:
+        """Seconds for one token."""
+        return sum(count / self.weights_per_s[kind.split()[0]] for kind, count in weights.items())
+
+    def _range(self, tokens: int, plan: Plan, kernels: float, missing: float, fewer: float) -> tuple[float, float]:
+        compute = plan.layers * self.layer_s + kernels
+        slow = fast = compute
+        if missing:
+            rate = self.reading(plan.largest_expert)
+            slow, fast = compute + missing / rate, max(compute, fewer / rate)
+        corrected = tokens * self.correction
+        return corrected / slow / self.margin, corrected / fast * self.margin
+
+
+def known() -> Machine | None:
+    """What was measured of this machine before; None for nothing, with other versions, or in a damaged file."""
+    try:
+        document = json.loads(_file().read_text(encoding="utf-8"))
+        runs = tuple(Run(**run) for run in document.pop("runs"))
+        machine = Machine(**document, runs=runs)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return machine if machine.name == _name() else None
+
+
+def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None) -> Machine:
+    """What is known of this machine; what is not is measured and kept in NUMOE_HOME.
+
+    Args:
+        reads: how many bytes at a time the speed of reading from disk is to be known for.
+        told: called with a few words about what is being measured.
+
+    Raises:
+        InputError: NUMOE_HOME cannot be written.
+    """
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        machine = known()
+        if machine is None:
+            told("measuring how fast this machine computes")
+            machine = _measure()
+            _keep(machine)
+        if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
+            told("measuring how fast this machine reads")
+            for piece, rate in _read_speeds(home(), pieces).items():
+                machine = machine.with_reading(piece, rate)
+            _keep(machine)
+    except OSError as error:
+        raise InputError(
+            f"{home()} cannot be written ({error.strerror or error}); make room there, or set NUMOE_HOME to a folder "
+            "that can be written"
+        ) from error
+    return machine
+
+
+def record(model: Model, tokens: int, seconds: float) -> None:
+    """Compare what a run took with what would have been predicted, and keep both for later predictions.
+
+    Nothing is kept of a few tokens, of other threads than cores, of a machine that was not calibrated, and where
+    NUMOE_HOME cannot be written.
+    """
+    machine = known()
+    if machine is None or tokens < _LEAST_TOKENS or threads.in_use() != machine.cores:
+        return
+    planned = model.plan()
+    share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0
+    if share < 1 and str(_piece(planned.largest_expert)) not in machine.read_bytes_per_s:
+        return
+    predicted = math.sqrt(math.prod(machine.decode(planned, share)))
+    run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
+    with suppress(OSError):  # an answer does not fail because its time cannot be noted
+        _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
+
+
+def _file() -> Path:
+    return home() / "machine.json"
+
+
+def _keep(machine: Machine) -> None:
+    part = _file().with_suffix(".tmp")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(asdict(machine), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(_file())
+
+
+def _name() -> str:
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux alone says more here
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    return f"{processor}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {version('numoe')}"
+
+
+def _piece(nbytes: int) -> int:
+    """The size of reads that stands for `nbytes`: a power of two from 64 KiB to 16 MiB."""
+    return 1 << min(max(nbytes - 1, 0).bit_length(), 24) if nbytes > 1 << 16 else 1 << 16
+
+
+def _measure() -> Machine:
+    cores = threads.usable_cores()
+    threads.use(cores)
+    normal = np.tile(np.random.default_rng(0).standard_normal(1 << 20, np.float32), _WORKING_SET >> 22)
+    matrices = _matrices(normal)
+    rates = {kind: _weights_per_s(some, tokens=1) for kind, some in matrices.items()}
+    macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
+    probe = json.loads(subprocess.run([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE, check=True).stdout)
+    kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())
+    layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"])
+
+
+# A whole model, small enough that what it takes is mostly not its weights.
+_PROBE = """
+import json, statistics, time
+from numoe.engine import load
+model = load("tiny")
+session = model.session(64)
+for _ in session.generate("Hello", max_tokens=8):
+    pass
+times = []
+for token in range(24):
+    begun = time.perf_counter()
+    session.feed([token], last=True)
+    times.append(time.perf_counter() - begun)
+plan = model.plan(64)
+process = model.stats()["peak_rss_bytes"] - plan.total_bytes
+figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": plan.active, "process_bytes": process}
+print(json.dumps(figures))
+"""
+
+
+def _matrices(normal: Floats) -> dict[str, list[QTensor]]:
+    """For each format so many matrices that they fill the working set; values do not matter, but denormals would."""
+    rows, columns = _SHAPE
+    raw = normal.view(np.uint8)
+    f16 = np.tile(normal.astype(np.float16), 2)
+    bf16 = np.tile((normal.view(np.uint32) >> np.uint32(16)).astype(np.uint16), 2)
+    groups, blocks = (rows, columns // 32), (rows // 128, columns // 128)
+    ones = np.ones(groups, np.float16)
+
+    def cut(values: NDArray[Any], width: int = columns) -> NDArray[Any]:
+        return values.reshape(-1, rows, width)
+
+    return {
+        "f32": [F32(values) for values in cut(normal)],
+        "f16": [F16(values) for values in cut(f16)],
+        "bf16": [BF16(codes) for codes in cut(bf16)],
+        "fp8": [FP8(codes, np.full(blocks, 127, np.uint8)) for codes in cut(raw)],
+        "mxfp4": [MXFP4(codes, np.full(groups, 127, np.uint8)) for codes in cut(raw, columns // 2)],
+        "int8": [INT8(codes, ones) for codes in cut(raw.view(np.int8))],
+        "int4": [INT4(codes, ones) for codes in cut(raw, columns // 2)],
+    }
+
+
+def _weights_per_s(matrices: list[QTensor], tokens: int) -> float:
+    """Weights that so many tokens are multiplied with in a second, the matrices taken in turn."""
+    rows, columns = _SHAPE
+    x = np.ones((tokens, columns), np.float32)
+    out = np.empty((tokens, rows), np.float32)
+    matrices[-1].matmul(x, out)
+    done, begun = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begun) < _SECONDS or done < 2:
+        matrices[done % len(matrices)].matmul(x, out)
+        done += 1
+    return done * rows * columns / elapsed
+
+
+def _read_speeds(folder: Path, pieces: Iterable[int]) -> dict[int, float]:
+    """Bytes a second from a new file, read so many bytes at a time by as many threads as the expert store has.
+
+    The system's own copy of the file is dropped first where it can be (Linux); elsewhere this is too high.
+    """
+    path = folder / f"scratch-{os.getpid()}"
+    files = Files()
+    speeds = {}
+    try:
+        with path.open("wb") as file:
+            block = np.random.default_rng(0).bytes(1 << 24)
+            for _ in range(_SCRATCH_FILE >> 24):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        for piece in pieces:
+            files.drop_cached(path, 0, _SCRATCH_FILE)
+            starts = (np.random.default_rng(0).permutation(_SCRATCH_FILE // piece) * piece).tolist()
+            with ThreadPoolExecutor(READERS) as pool:
+                begun = time.perf_counter()
+                read = sum(pool.map(lambda start, piece=piece: len(files.read_range(path, start, piece)), starts))
+                speeds[piece] = read / (time.perf_counter() - begun)
+    finally:
+        files.close()
+        path.unlink(missing_ok=True)
+    return speeds

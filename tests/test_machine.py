@@ -1,0 +1,213 @@
+"""What is known of a machine: measured once, kept, corrected by runs. No figure is compared with a clock."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.machine import Machine, calibrate, known, record
+from numoe.engine.plan import Plan, Verdict
+from numoe.quant import threads
+
+Models = Callable[[str], Model]
+
+MACHINE = import_module("numoe.engine.machine")
+FORMATS = ("f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4")
+GIGA = 10**9
+
+
+def a_machine(**changes: Any) -> Machine:
+    """This one by name, with round figures."""
+    figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
+    return replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, **changes)
+
+
+def a_plan() -> Plan:
+    """A hundred gigabytes of experts, of which a token takes one."""
+    return Plan(
+        layers=10,
+        parameters=101 * GIGA,
+        weights={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
+        sizes={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
+        active={"int8 g32": 2 * GIGA},
+        active_experts=dict.fromkeys(range(10), GIGA // 10),
+        largest_expert=12_000_000,
+        disk_bytes=101 * GIGA,
+        context=8192,
+        kv_bytes=GIGA,
+        scratch_bytes=GIGA // 2,
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def all_cores() -> Any:
+    before = threads.in_use()
+    threads.use(threads.usable_cores())
+    yield
+    threads.use(before)
+
+
+# ------------------------------------------------------------------------------------------------------- predictions
+
+
+def test_a_token_takes_its_weights_its_layers_and_what_is_read() -> None:
+    machine = replace(a_machine(layer_s=0.05), runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))  # a perfect one: margin 1.1
+    low, high = machine.decode(a_plan(), 1.0)
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 2.5, 1 / 2.5))
+    low, high = machine.decode(a_plan(), 0.5)  # half a gigabyte is read, or a quarter beside computing
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 3.0, 1 / 2.5))
+    slow_disk = machine.with_reading(12_000_000, 1e7)
+    low, high = slow_disk.decode(a_plan(), 0.5)
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 52.5, 1 / 25))
+    assert machine.with_cores(2 * machine.cores).decode(a_plan(), 1.0)[0] * 1.1 == pytest.approx(1 / 1.5)
+
+
+@given(share=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(1e6, 1e11))
+def test_memory_and_faster_disks_never_make_a_model_slower(share: float, more: float, rate: float) -> None:
+    machine = a_machine().with_reading(12_000_000, rate)
+    slow, fast = machine.decode(a_plan(), share)
+    assert 0 < slow <= fast
+    held = share + (1 - share) * more
+    assert all(b >= a for a, b in zip((slow, fast), machine.decode(a_plan(), held), strict=True))
+    faster = machine.with_reading(12_000_000, 2 * rate).decode(a_plan(), share)
+    assert all(b >= a for a, b in zip((slow, fast), faster, strict=True))
+
+
+def test_forecasts_name_the_verdict_and_the_memory() -> None:
+    machine, plan = a_machine(), a_plan()
+    large, middle, small = (machine.forecast(plan, room * GIGA) for room in (200, 50, 2))
+    assert [f.verdict for f in (large, middle, small)] == list(Verdict)
+    assert (large.expert_bytes, middle.expert_bytes) == (100 * GIGA, 47.5 * GIGA)
+    assert large.peak_bytes == 102.5 * GIGA + 50_000_000
+    assert middle.peak_bytes == 50 * GIGA + 50_000_000
+    assert large.decode > middle.decode > small.decode == (0.0, 0.0)
+    # A chunk of a prompt takes every expert: reading them is shared by its tokens.
+    assert large.prefill > middle.prefill > middle.decode
+
+
+def test_a_size_of_reads_that_was_not_measured_is_no_guess() -> None:
+    with pytest.raises(KeyError):
+        replace(a_machine(), read_bytes_per_s={}).forecast(a_plan(), 50 * GIGA)
+
+
+# ----------------------------------------------------------------------------------------------------- corrections
+
+
+def runs_of(machine: Machine, factors: list[float]) -> Machine:
+    """What the machine knows after runs that were so many times as fast as its uncorrected figures say."""
+    for factor in factors:
+        predicted = 2.0 * machine.correction
+        run = MACHINE.Run("model", predicted, machine.correction, 2.0 * factor)
+        machine = replace(machine, runs=(*machine.runs, run)[-MACHINE._KEPT :])
+    return machine
+
+
+def test_runs_correct_the_predictions() -> None:
+    fresh = a_machine()
+    before = fresh.decode(a_plan(), 1.0)
+    once = runs_of(fresh, [0.5])
+    assert once.correction == 0.5
+    assert once.judged == (0.5,)
+    settled = runs_of(fresh, [0.5] * 6)
+    assert settled.judged == (1.0,) * 5
+    after = settled.decode(a_plan(), 1.0)
+    middle = [(low * high) ** 0.5 for low, high in (before, after)]
+    assert middle[1] == pytest.approx(0.5 * middle[0])
+    assert after[1] / after[0] < before[1] / before[0]  # what has proved itself is given more narrowly
+
+
+def test_one_odd_run_changes_little() -> None:
+    assert runs_of(a_machine(), [0.8, 0.8, 30.0, 0.8, 0.8]).correction == 0.8
+
+
+def test_old_runs_are_forgotten() -> None:
+    assert runs_of(a_machine(), [0.1] * 5 + [2.0] * 20).correction == 2.0
+
+
+def test_a_run_is_recorded(model: Models, all_cores: None) -> None:
+    MACHINE._keep(a_machine())
+    loaded = load("tiny")
+    record(loaded, 100, 2.0)
+    machine = known()
+    assert machine is not None
+    [run] = machine.runs
+    assert (run.model, run.measured, run.correction) == ("tiny", 50.0, 1.0)
+    low, high = a_machine().decode(loaded.plan(), 1.0)
+    assert low < run.predicted < high
+    assert machine.correction == pytest.approx(50.0 / run.predicted)
+    record(loaded, 100, 2.0)
+    machine = known()
+    assert machine is not None
+    assert machine.judged[1] == pytest.approx(1.0)
+
+
+def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
+    loaded = load("tiny")
+    record(loaded, 100, 2.0)
+    assert known() is None
+    MACHINE._keep(a_machine())
+    record(loaded, 7, 1.0)
+    threads.use(threads.usable_cores() + 1)
+    record(loaded, 100, 2.0)
+    assert known() == a_machine()
+
+
+# ---------------------------------------------------------------------------------------------------- measurements
+
+
+def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    machine = calibrate([9_000_000, 12_000_000, 60_000], told.append)
+    assert len(told) == 2
+    assert set(machine.weights_per_s) == set(FORMATS)
+    assert min(machine.weights_per_s.values()) > 0
+    assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
+    assert 1e7 < machine.process_bytes < 5e8
+    assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
+    assert [path.name for path in folder.iterdir()] == ["machine.json"]
+    for part in ("_measure", "_read_speeds"):
+        monkeypatch.setattr(MACHINE, part, lambda *_: pytest.fail("measured again"))
+    assert calibrate([10_000_000], told.append) == machine == known()
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:50], lambda text: "[]", lambda text: text.replace("numpy", "n")])
+def test_other_versions_and_damaged_files_are_measured_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], str]
+) -> None:
+    MACHINE._keep(a_machine())
+    assert known() == a_machine()
+    file = folder / "machine.json"
+    file.write_text(spoil(file.read_text()))
+    assert known() is None
+    monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
+    assert calibrate() == a_machine(layer_s=1.0)
+    assert json.loads(file.read_text())["layer_s"] == 1.0
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"file cannot be written .* set NUMOE_HOME to a folder"):
+        calibrate()
+    record(load("tiny"), 100, 2.0)
+
+
+def test_every_format_of_a_model_has_a_speed(checkpoint: Callable[[str], Path]) -> None:
+    for case in ("v4_released", "v3_fp8", "mixtral_a"):
+        planned = describe(checkpoint(case)).plan(64)
+        assert a_machine().forecast(planned, planned.total_bytes).decode > (0.0, 0.0)

@@ -1,0 +1,135 @@
+"""What is planned is what is there: bytes on disk and in memory, before anything is read or converted."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from helpers import write_safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.families import family
+from numoe.engine.machine import calibrate
+from numoe.engine.plan import Verdict, kv_bytes
+from numoe.quant.checkpoint import open_checkpoint
+from numoe.quant.convert import Folder, convert
+
+Checkpoints = Callable[[str], Path]
+Models = Callable[[str], Model]
+
+PLAN = import_module("numoe.engine.plan")
+SLACK = 4096  # bytes that buffers of experts are aligned with
+
+
+@pytest.mark.parametrize(
+    ("case", "quant"), [*((case, "int4") for case in tiny.cases()), ("v3_b", "int8"), ("v4_a", "int8")]
+)
+def test_a_recipe_is_planned_as_it_is_written(case: str, quant: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    source = describe(checkpoint(case))
+    convert(source.checkpoint, source.matrices(), tmp_path / "made", quant, Folder(source.path, case))
+    assert source.plan(64, quant) == describe(tmp_path / "made").plan(64)
+    with open_checkpoint(tmp_path / "made") as made:
+        assert source.plan(64, quant).disk_bytes == sum(info.nbytes for info in made.tensors.values())
+
+
+@pytest.mark.parametrize("case", tiny.cases())
+def test_planned_memory_is_the_memory_taken(case: str, model: Models) -> None:
+    loaded = model(case)
+    stats = loaded.stats()
+    for context in (1, 100, 600):
+        planned = loaded.plan(context)
+        assert planned.resident_bytes == stats["weight_bytes"] - stats["experts"].get("resident_bytes", 0)
+        assert planned.kv_bytes == kv_bytes(loaded.spec, context) == loaded.session(context)._cache.nbytes
+    assert planned.expert_bytes == stats["experts"].get("resident_bytes", 0)
+    assert sum(planned.sizes.values()) == planned.parameters > planned.active_parameters * 0.99
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe_a", "v4_a"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_verdict_is_that_of_loading(
+    data: st.DataObject, case: str, checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
+    path = checkpoint(case)
+    planned = describe(path).plan(64)
+    assert planned.least_bytes + SLACK < planned.total_bytes
+    edges = [planned.least_bytes - SLACK, planned.least_bytes + SLACK, planned.total_bytes, planned.total_bytes - 1]
+    room = data.draw(st.integers(1, 2 * planned.total_bytes) | st.sampled_from(edges))
+    verdict = planned.verdict(room)
+    try:
+        model = load(path, ram=room, ctx=64)
+    except InputError:
+        assert verdict is Verdict.TOO_LARGE or abs(room - planned.least_bytes) < SLACK
+        return
+    assert model.experts is not None
+    assert verdict is (Verdict.IN_MEMORY if model.experts.complete else Verdict.FROM_DISK)
+    if verdict is Verdict.FROM_DISK:
+        assert model.experts.budget == pytest.approx(planned.held_experts(room), abs=SLACK)
+
+
+def test_a_model_without_experts_fits_or_does_not(checkpoint: Checkpoints) -> None:
+    planned = describe(checkpoint("llama_a")).plan(64)
+    assert planned.verdict(planned.total_bytes) is Verdict.IN_MEMORY
+    assert planned.verdict(planned.total_bytes - 1) is Verdict.TOO_LARGE
+    load(checkpoint("llama_a"), ram=planned.least_bytes, ctx=64)
+
+
+# ------------------------------------------------------------------------------------------------------- peak memory
+
+SHAPE = {"vocab_size": 2000, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 512}
+SHAPE |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False}
+SHAPE |= {"hidden_act": "silu", "num_hidden_layers": 6}
+MIXTURE = SHAPE | {"model_type": "qwen3_moe", "num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True}
+MIXTURE |= {"moe_intermediate_size": 384, "intermediate_size": 512, "decoder_sparse_step": 1, "mlp_only_layers": []}
+DENSE = SHAPE | {"model_type": "llama", "intermediate_size": 4096}
+
+
+def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
+    """A model of some 200 MB whose weights repeat."""
+    kind = family(config["model_type"])
+    normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32) / 32
+    tensors = {}
+    for name, tensor in kind.spec(config).tensors().items():
+        source = next(s for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
+        values = normal[: math.prod(tensor.shape)]
+        raw = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values
+        tensors[source.name] = dtype, tensor.shape, raw.tobytes()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "rams"), [(MIXTURE, "BF16", ("1GB", "150MB")), (DENSE, "F32", ("1GB",))], ids=["moe", "dense"]
+)
+def test_peak_memory_is_predicted(config: dict[str, Any], dtype: str, rams: tuple[str, ...], tmp_path: Path) -> None:
+    planned = describe(write_large(tmp_path / "model", config, dtype)).plan(600)
+    assert planned.weight_bytes > 150e6
+    machine = calibrate().with_reading(planned.largest_expert, 1e9)
+    for ram in rams:
+        predicted = machine.forecast(planned, PLAN.parse_bytes(ram)).peak_bytes
+        command = [sys.executable, "-m", "numoe.cli", "bench", str(tmp_path / "model"), "--ram", ram, "--json"]
+        command += ["--prompt-tokens", "550", "-n", "8", "--repetitions", "1"]
+        measured = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["peak_rss_bytes"]
+        print(f"{ram}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+        assert measured == pytest.approx(predicted, rel=0.1)
+
+
+def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, str]]) -> None:
+    document = json.loads(command("show", "tiny", "--json")[1])
+    assert sum(row["parameters"] for row in document["weights"]) == document["parameters"]
+    [experts] = [row for row in document["weights"] if row["role"] == "experts"]
+    assert 8 * experts["bytes"] == 8.5 * experts["parameters"]
+    rows = [line.split() for line in command("show", "tiny")[1].splitlines()]
+    assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["8.5", "32"]
