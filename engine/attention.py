@@ -16,6 +16,8 @@ from numoe.engine.ops import Floats
 from numoe.engine.rope import Rotation
 from numoe.engine.spec import GroupedQueryAttention
 from numoe.engine.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
 
 SCORE_BYTES = 32 << 20
 """Bound on the scores held at once: queries are taken in blocks that stay below it."""
@@ -102,9 +104,12 @@ class GroupedQuery:
     def __call__(self, x: Floats, cache: Mapping[str, Rows], start: int) -> Floats:
         """x (T, D) of tokens at start, start + 1, ... -> (T, D)."""
         spec, count = self.spec, len(x)
-        q = self._project("q", x, spec.heads)
-        k = self._project("k", x, spec.kv_heads)
-        v = self._project("v", x, spec.kv_heads)
+        activations = Activations(x)
+        q, k, v = matmul_all([(self.w.matrices[name], activations, None) for name in ("q", "k", "v")])
+        if spec.bias:
+            for name, y in (("q", q), ("k", k), ("v", v)):
+                y += self.w.arrays[f"{name}_bias"]
+        q, k, v = (y.reshape(count, -1, spec.head_dim) for y in (q, k, v))  # (T, heads, C)
         if spec.head_norm:
             ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
             ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
@@ -122,14 +127,7 @@ class GroupedQuery:
             block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window)
             out[a:b] = attend(block, [(keys, values, hidden)], spec.head_dim**-0.5).transpose(1, 0, 2, 3)
-        return self._linear("o", out.reshape(count, -1))
-
-    def _linear(self, name: str, x: Floats) -> Floats:
-        y = self.w.matrices[name].matmul(x)
-        if self.spec.bias:
-            y += self.w.arrays[f"{name}_bias"]
+        y = self.w.matrices["o"].matmul(out.reshape(count, -1))
+        if spec.bias:
+            y += self.w.arrays["o_bias"]
         return y
-
-    def _project(self, name: str, x: Floats, heads: int) -> Floats:
-        """(T, D) -> (T, heads, C)."""
-        return self._linear(name, x).reshape(len(x), heads, self.spec.head_dim)

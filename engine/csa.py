@@ -19,6 +19,8 @@ from numoe.engine.ops import Floats
 from numoe.engine.rope import Rotation
 from numoe.engine.spec import CompressedAttention, Compressor, Indexer
 from numoe.engine.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
 
 
 class WindowCompressor:
@@ -30,12 +32,15 @@ class WindowCompressor:
         self.rotation = rotation
         self.norm_eps = norm_eps
 
-    def __call__(self, x: Floats, cache: Mapping[str, Rows], prefix: str, start: int) -> None:
+    def __call__(self, x: Activations, cache: Mapping[str, Rows], prefix: str, start: int) -> None:
         """Take in tokens x (T, D) at start, ..., and add the rows of the windows they close to the cache."""
         spec = self.spec
         open_rows, rows = cache[f"{prefix}.open"], cache[f"{prefix}.rows"]
-        kv, gate = self.w.matrices["kv"].matmul(x), self.w.matrices["gate"].matmul(x)
-        open_rows.append(np.concatenate([kv, gate], axis=1)[None])
+        both = np.empty((len(x), 2 * spec.width), np.float32)
+        matmul_all(
+            [(self.w.matrices["kv"], x, both[:, : spec.width]), (self.w.matrices["gate"], x, both[:, spec.width :])]
+        )
+        open_rows.append(both[None])
         first, last = start // spec.ratio, (start + len(x)) // spec.ratio
         if first == last:
             return
@@ -70,7 +75,7 @@ class LightningIndexer:
         self.rotation = rotation
         self.compress = WindowCompressor(spec.compressor, weights.below("compressor."), rotation, norm_eps)
 
-    def queries(self, x: Floats, q_latent: Floats, start: int) -> tuple[Floats, Floats]:
+    def queries(self, x: Activations, q_latent: Activations, start: int) -> tuple[Floats, Floats]:
         """Rotated queries (T, heads, dim) and head weights (T, heads), both factors of the score scaled in."""
         heads, dim = self.spec.heads, self.spec.compressor.dim
         q = self.rotation.apply(self.w.matrices["q"].matmul(q_latent).reshape(len(x), heads, dim), start)
@@ -106,22 +111,23 @@ class Compressed:
     def __call__(self, x: Floats, cache: Mapping[str, Rows], start: int) -> Floats:
         """x (T, D) of tokens at start, start + 1, ... -> (T, D)."""
         spec, count, m = self.spec, len(x), self.w.matrices
-        q_latent = m["q_a"].matmul(x)
-        ops.rms_norm(q_latent, self.w.arrays["q_norm"], self.norm_eps, out=q_latent)
+        given = Activations(x)
+        latent, row = matmul_all([(m["q_a"], given, None), (m["kv"], given, None)])  # (T, rank), (T, C)
+        ops.rms_norm(latent, self.w.arrays["q_norm"], self.norm_eps, out=latent)
+        q_latent = Activations(latent)
         q = m["q_b"].matmul(q_latent).reshape(count, spec.heads, spec.head_dim)
         ops.rms_norm(q, None, self.norm_eps, out=q)
         self.rotation.apply(q, start)
 
-        row = m["kv"].matmul(x)  # (T, C)
         ops.rms_norm(row, self.w.arrays["kv_norm"], self.norm_eps, out=row)
         self.rotation.apply(row[:, None], start)
         cache["window"].append(row[None])
         if self.compress:
-            self.compress(x, cache, "compressor", start)
+            self.compress(given, cache, "compressor", start)
         index = None
         if self.indexer:
-            self.indexer.compress(x, cache, "indexer", start)
-            index = self.indexer.queries(x, q_latent, start)
+            self.indexer.compress(given, cache, "indexer", start)
+            index = self.indexer.queries(given, q_latent, start)
 
         out = np.empty_like(q)
         for a, b in query_blocks(count, spec.heads, self._most_keys(start + count, count)):

@@ -18,6 +18,8 @@ from numoe.engine.ops import Floats
 from numoe.engine.rope import Rotation
 from numoe.engine.spec import MultiHeadLatentAttention
 from numoe.engine.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
 
 
 class Latent:
@@ -31,16 +33,14 @@ class Latent:
     def __call__(self, x: Floats, cache: Mapping[str, Rows], start: int) -> Floats:
         """x (T, D) of tokens at start, start + 1, ... -> (T, D)."""
         spec, count, m = self.spec, len(x), self.w.matrices
-        if spec.q_rank is None:
-            q = m["q"].matmul(x)
-        else:
-            q = m["q_a"].matmul(x)
+        given = Activations(x)
+        q, row = matmul_all([(m["q" if spec.q_rank is None else "q_a"], given, None), (m["kv_a"], given, None)])
+        if spec.q_rank is not None:
             ops.rms_norm(q, self.w.arrays["q_norm"], spec.norm_eps, out=q)
             q = m["q_b"].matmul(q)
         q = self.rotation.apply(q.reshape(count, spec.heads, -1), start)  # (T, H, nope + rope)
 
-        row = m["kv_a"].matmul(x)  # (T, rank + rope)
-        latent = row[:, : spec.kv_rank]
+        latent = row[:, : spec.kv_rank]  # of (T, rank + rope)
         ops.rms_norm(latent, self.w.arrays["kv_norm"], spec.norm_eps, out=latent)
         self.rotation.apply(row[:, None], start)
         cache["latent"].append(row[None])

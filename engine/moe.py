@@ -5,6 +5,9 @@ Shapes: T tokens, D hidden, E experts, K chosen a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +16,9 @@ from numoe.engine.experts import ExpertStore
 from numoe.engine.ops import Floats
 from numoe.engine.spec import MixtureOfExperts, Router, SwiGLU
 from numoe.engine.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.columns import FEW
+from numoe.quant.qtensor import QTensor, matmul_all
 
 Ids = NDArray[np.int64]
 
@@ -26,14 +32,28 @@ class Dense:
 
     def __call__(self, x: Floats, ids: Ids | None = None) -> Floats:
         """(T, D) -> (T, D); token ids play no part."""
-        hidden = ops.swiglu(self._linear("gate", x), self._linear("up", x), self.spec.limit)
-        return self._linear("down", hidden)
+        return feed_forward(self.spec, [(self.w, Activations(x))])[0]
 
-    def _linear(self, name: str, x: Floats) -> Floats:
-        y = self.w.matrices[name].matmul(x)
-        if self.spec.bias:
-            y += self.w.arrays[f"{name}_bias"]
-        return y
+
+def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> list[Floats]:
+    """Several blocks of one kind at once, each with its own tokens: (T, D) each."""
+    bounds = np.cumsum([0, *(len(x) for _, x in parts)]).tolist()
+    rows = [slice(a, b) for a, b in pairwise(bounds)]
+    gate, up = (np.empty((bounds[-1], spec.width), np.float32) for _ in range(2))
+    products: list[tuple[QTensor, Activations, Floats | None]] = []
+    for (w, x), own in zip(parts, rows, strict=True):
+        products += [(w.matrices["gate"], x, gate[own]), (w.matrices["up"], x, up[own])]
+    matmul_all(products)
+    if spec.bias:
+        for (w, _), own in zip(parts, rows, strict=True):
+            gate[own] += w.arrays["gate_bias"]
+            up[own] += w.arrays["up_bias"]
+    hidden = Activations(ops.swiglu(gate, up, spec.limit))
+    outs = matmul_all([(w.matrices["down"], hidden.take(own), None) for (w, _), own in zip(parts, rows, strict=True)])
+    if spec.bias:
+        for (w, _), out in zip(parts, outs, strict=True):
+            out += w.arrays["down_bias"]
+    return outs
 
 
 class Routing:
@@ -96,6 +116,7 @@ class Mixture:
         """(T, D) and the tokens' ids (T,) -> (T, D). Every chosen expert runs once, on all its tokens."""
         chosen, weights = self.route(x, ids)
         self.chosen = chosen
+        activations = Activations(x)
         count, k = chosen.shape
         order = np.argsort(chosen, axis=None, kind="stable")
         bounds = np.searchsorted(chosen.ravel()[order], np.arange(self.spec.experts + 1))
@@ -105,9 +126,18 @@ class Mixture:
             if self.following:
                 self.following.foresee(x, ids)
             shared = self.shared(x) if self.shared else None
-            for e, matrices in arriving:
-                places = order[bounds[e] : bounds[e + 1]]
-                outputs[places] = Dense(self.spec.expert, Weights(matrices))(x[places // k])
+            for batch in arriving:
+                # Few tokens leave an expert little work: all that are there share the threads then.
+                for part in [batch] if count <= FEW else [[one] for one in batch]:
+                    places = [order[bounds[e] : bounds[e + 1]] for e, _ in part]
+                    inputs = [activations.take(own // k) for own in places]
+                    experts = [Weights(matrices) for _, matrices in part]
+                    for own, out in zip(
+                        places,
+                        feed_forward(self.spec.expert, list(zip(experts, inputs, strict=True))),
+                        strict=True,
+                    ):
+                        outputs[own] = out
         out = np.matmul(weights[:, None], outputs.reshape(count, k, -1))[:, 0]
         if shared is not None:
             out += shared

@@ -29,13 +29,7 @@ def _e4m3_table() -> Float32:
     return np.where(codes >= 128, -table, table)
 
 
-def _e8m0_table() -> Float32:
-    powers = np.ldexp(np.float32(1), np.arange(255) - 127)
-    return np.append(powers, np.float32(np.nan))
-
-
 E4M3 = _e4m3_table()  # (256,) float32: the value of each code
-E8M0 = _e8m0_table()  # (256,) float32
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)  # (16,)
 # (256, 2) float32, seen as 256 eight-byte items: one look-up decodes a byte of two codes, low nibble first.
 _E2M1_PAIRS = np.stack([np.tile(E2M1, 16), np.repeat(E2M1, 16)], axis=1).view(np.uint64)[:, 0]
@@ -54,6 +48,19 @@ def decode_bf16(codes: UInt16, out: Float32 | None = None) -> Float32:
     np.copyto(bits, codes)
     np.left_shift(bits, 16, out=bits)
     return out
+
+
+def decode_f16(codes: NDArray[np.float16], out: Float32) -> Float32:
+    """The values of finite float16 numbers, as float32 in `out`: what a cast gives, several times faster.
+
+    The cast goes number by number. Here sign, exponent and mantissa move to their places in float32, whose exponent
+    counts from 112 lower down.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, codes.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, -0x70000001, out=bits)  # the sign's copies between sign and exponent
+    return np.multiply(out, np.float32(2.0**112), out=out)
 
 
 def encode_bf16(values: Float32) -> UInt16:
@@ -87,7 +94,17 @@ def encode_e4m3(values: Float32) -> UInt8:
 
 def decode_e8m0(codes: UInt8, out: Float32 | None = None) -> Float32:
     """The values 2^(code - 127) of e8m0 codes: uint8 of any shape -> float32 of that shape; 255 is NaN."""
-    return _take(E8M0, codes, out)
+    if out is None:
+        out = np.empty(codes.shape, np.float32)
+    # The code is float32's exponent, but for 2^-127, which is subnormal, and NaN.
+    bits = out.view(np.uint32)
+    np.copyto(bits, codes)
+    np.left_shift(bits, 23, out=bits)
+    if codes.size and codes.min() == 0:
+        bits[codes == 0] = 1 << 22
+    if codes.size and codes.max() == E8M0_NAN:
+        out[codes == E8M0_NAN] = np.nan
+    return out
 
 
 def encode_e8m0(values: Float32) -> UInt8:

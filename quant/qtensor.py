@@ -12,9 +12,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant import kernels
+from numoe.quant import kernels, threads
+from numoe.quant.activations import Activations
 from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
+from numoe.quant.threads import Task
 
 MX_GROUP = 32
 """Weights that share one e8m0 scale in the OCP microscaling formats."""
@@ -50,18 +52,12 @@ class QTensor(ABC):
     def finite(self) -> bool:
         """Whether no code, scale or bias is NaN or infinite."""
 
-    def matmul(self, x: Float32, out: Float32 | None = None) -> Float32:
+    def matmul(self, x: Float32 | Activations, out: Float32 | None = None) -> Float32:
         """x @ W.T: x (T, in) float32, C-contiguous -> (T, out) float32, written to `out` if given.
 
         Raises ValueError for another shape or dtype.
         """
-        rows, columns = self.shape
-        if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != columns:
-            raise ValueError(f"matmul takes float32 (T, {columns}), not {x.dtype} {x.shape}")
-        if out is None:
-            out = np.empty((len(x), rows), np.float32)
-        self._multiply(x, out)
-        return out
+        return matmul_all([(self, x, out)])[0]
 
     def rows(self, indices: NDArray[np.integer] | Sequence[int]) -> Float32:
         """The rows of these indices, (n, in) float32: an embedding look-up. Raises IndexError outside 0..out-1."""
@@ -82,8 +78,9 @@ class QTensor(ABC):
             self.dequantize_rows(start, stop, out[start:stop])
         return out
 
-    def _multiply(self, x: Float32, out: Float32) -> None:
-        kernels.matmul_by_rows(x, self.shape, self.dequantize_rows, out)
+    def products(self, x: Activations, out: Float32) -> list[Task]:
+        """The tasks that together write x @ W.T to `out`, in any order and on any thread."""
+        return kernels.products_by_rows(x.x, self.shape, self.dequantize_rows, out)
 
     def split(self, parts: int) -> "list[QTensor]":
         """`parts` equal ranges of rows that share these bytes. Raises ValueError when they would not be equal."""
@@ -91,6 +88,25 @@ class QTensor(ABC):
         if rest:
             raise ValueError(f"{self.shape[0]} rows do not split into {parts} equal parts")
         return [self.slice_rows(part * step, (part + 1) * step) for part in range(parts)]
+
+
+def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 | None]]) -> list[Float32]:
+    """`QTensor.matmul` of several matrices at once, each (W, x, out or None): threads share all of it.
+
+    Give the same `Activations` to all matrices that are multiplied with the same x. Raises what `matmul` raises.
+    """
+    outs: list[Float32] = []
+    tasks: list[Task] = []
+    for matrix, x, out in products:
+        activations = x if isinstance(x, Activations) else Activations(x)
+        given = activations.x
+        rows, columns = matrix.shape
+        if given.dtype != np.float32 or given.ndim != 2 or given.shape[1] != columns:
+            raise ValueError(f"matmul takes float32 (T, {columns}), not {given.dtype} {given.shape}")
+        outs.append(np.empty((len(given), rows), np.float32) if out is None else out)
+        tasks += matrix.products(activations, outs[-1])
+    threads.run(tasks)
+    return outs
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +133,8 @@ class F32(QTensor):
     def finite(self) -> bool:
         return kernels.all_finite(self.values)
 
-    def _multiply(self, x: Float32, out: Float32) -> None:
-        kernels.matmul_float32(x, self.values, out)
+    def products(self, x: Activations, out: Float32) -> list[Task]:
+        return kernels.products_of_float32(x.x, self.values, out)
 
 
 @dataclass(frozen=True, eq=False)

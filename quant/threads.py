@@ -1,18 +1,45 @@
-"""Threads of our own over parts of a matmul; NumPy's BLAS keeps to one.
+"""Threads of our own over parts of the work; NumPy's BLAS keeps to one.
 
 BLAS libraries spin at a barrier in every call, which on a machine with other work to do costs many times what the
-second core gains. Here a matrix is cut into parts that do not depend on the number of threads, each part is
-computed by one thread, and so is every digit of the result.
+second core gains. Here work is cut into parts that do not depend on the number of threads, each part is computed by
+one thread, and so is every digit of the result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+
+Task = Callable[[], None]
+
+
+class _Job:
+    """Tasks that several threads take from one end, and what became of those that ended."""
+
+    def __init__(self, tasks: Iterable[Task]):
+        self.waiting = deque(tasks)
+        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(self) -> None:
+        while True:
+            try:
+                task = self.waiting.popleft()
+            except IndexError:
+                return
+            try:
+                task()
+            except BaseException as error:
+                self.ended.put(error)
+            else:
+                self.ended.put(None)
+
 
 _count = 1
-_pool: ThreadPoolExecutor | None = None
+_jobs: SimpleQueue[_Job | None] = SimpleQueue()
+_helper = threading.local()
 
 
 def usable_cores() -> int:
@@ -26,13 +53,20 @@ def use(count: int) -> None:
     """Compute with so many threads from now on, in this process; BLAS calls get one each."""
     from threadpoolctl import threadpool_limits
 
-    global _count, _pool
+    global _count
     threadpool_limits(1, user_api="blas")
-    if count != _count:
-        if _pool:
-            _pool.shutdown()
-        _pool = ThreadPoolExecutor(count - 1, "numoe") if count > 1 else None
-        _count = count
+    for _ in range(count - _count):
+        threading.Thread(target=_help, name="numoe", daemon=True).start()
+    for _ in range(_count - count):
+        _jobs.put(None)
+    _count = count
+
+
+def _help() -> None:
+    _helper.busy = True
+    while (job := _jobs.get()) is not None:
+        job.work()
+        del job  # holds on to arrays
 
 
 def in_use() -> int:
@@ -40,23 +74,37 @@ def in_use() -> int:
     return _count
 
 
-def share(parts: int, work: Callable[[int], None]) -> None:
-    """Call work(0) ... work(parts - 1), spread over the threads; raises what they raise."""
-    pool, count = _pool, min(_count, parts)
-    if pool is None or count <= 1:
-        for part in range(parts):
-            work(part)
+def run(tasks: list[Task]) -> None:
+    """Do the tasks, spread over the threads; raises what they raise, after all have ended.
+
+    Tasks that are themselves part of shared work do theirs alone.
+    """
+    if _count == 1 or len(tasks) < 2 or getattr(_helper, "busy", False):
+        for task in tasks:
+            task()
         return
-
-    def turn(first: int) -> None:
-        for part in range(first, parts, count):
-            work(part)
-
-    others = [pool.submit(turn, first) for first in range(1, count)]
+    job = _Job(tasks)
+    _helper.busy = True
     try:
-        turn(0)
+        for _ in range(min(_count, len(tasks)) - 1):
+            _jobs.put(job)
+        job.work()
     finally:
-        # Even when this thread fails: the others still write to the caller's memory.
-        failed = [error for other in others if (error := other.exception())]
+        _helper.busy = False
+        failed = []
+        ended = 0
+        while ended < len(tasks):
+            try:
+                error = job.ended.get()
+                ended += 1
+            except KeyboardInterrupt as interrupt:  # the others still write to the caller's memory
+                error = interrupt
+            if error:
+                failed.append(error)
     if failed:
         raise failed[0]
+
+
+def share(parts: int, work: Callable[[int], None]) -> None:
+    """Call work(0) ... work(parts - 1), spread over the threads as `run` does."""
+    run([lambda part=part: work(part) for part in range(parts)])  # type: ignore[misc]

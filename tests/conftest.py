@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -16,6 +17,15 @@ from numoe.engine import Model, load
 from numoe.quant import threads
 
 
+@pytest.fixture(scope="session", autouse=True)
+def numoe_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty NUMOE_HOME: the user's own models and settings are no part of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("NUMOE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a golden case, written once."""
@@ -29,8 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
-    """A golden case as a loaded model, loaded once; its sessions are the tests' own."""
-    return cache(lambda case: load(checkpoint(case)))
+    """A golden case as a loaded model, loaded once, with float32 activations; its sessions are the tests' own."""
+    return cache(lambda case: load(checkpoint(case), exact=True))
 
 
 @pytest.fixture(scope="session")
@@ -52,23 +62,30 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_file: Path) -> Model:
-    return load(smollm2_file)
+    return load(smollm2_file, exact=True)
 
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """command(*arguments) -> (exit code, stdout, stderr) of `numoe`, within this process."""
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """command(*arguments, stdin=None) -> (exit code, stdout, stderr) of `numoe`, within this process."""
     handler, before = signal.getsignal(signal.SIGTERM), threads.in_use()
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def pipe(data: str | bytes) -> None:
+        stream = io.BytesIO(data if isinstance(data, bytes) else data.encode())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stream))
+
+    def run(*arguments: str, stdin: str | bytes | None = None) -> tuple[int, str, str]:
+        if stdin is not None:
+            pipe(stdin)
         with pytest.raises(SystemExit) as left:
             main(list(arguments))
         code = left.value.code
         return (code if isinstance(code, int) else 0, *capsys.readouterr())
 
+    pipe("")
     yield run
     threads.use(before)
     signal.signal(signal.SIGTERM, handler)

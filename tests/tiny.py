@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers import RawTensor, write_safetensors, write_sharded
+from helpers import RawTensor, tiny_tokenizer, write_safetensors, write_sharded
 from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +61,13 @@ def write_checkpoint(case: str, folder: Path) -> Path:
         write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     else:
         write_sharded(folder, tensors, description["shards"])
+    return folder
+
+
+def write_model(case: str, folder: Path, **tokenizer: Any) -> Path:
+    """Write one case with a tokenizer and a template, see `helpers.tiny_tokenizer`, into `folder`; return it."""
+    write_checkpoint(case, folder)
+    tiny_tokenizer(folder, load_golden(case).config["vocab_size"], **tokenizer)
     return folder
 
 

@@ -1,0 +1,106 @@
+"""The activations that matrices are multiplied with, and the small integers that some kernels need them in."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.dtypes import Float32
+
+FIELD_BITS = 12
+"""Half of the integers that a float32 holds exactly: two sums of so many bits share one."""
+
+_PRECISION = 1e-4  # of the rounding of activations, relative to their group: with groups of 32 it takes 3 or 4 digits
+
+
+class Digits(NamedTuple):
+    """Activations in groups as sums of integers times units: x = 2^12 sum_n units_n values_n, to 1e-4 of the group.
+
+    values (G, T N, g) hold the integers times 2^-12, units (G, T, 1, N). offsets (G, T N, 1) is 8 times the sum of
+    values: what a code adds that is stored plus 8.
+    """
+
+    values: Float32
+    units: Float32
+    offsets: Float32
+
+
+class Activations:
+    """x (T, in) float32, and what kernels make of it, once for all matrices that are multiplied with it."""
+
+    def __init__(self, x: Float32):
+        self.x = x
+        self._digits: dict[tuple[int, int], Digits] = {}
+        self._sums: dict[int, Float32] = {}
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def grouped(self, group: int) -> Float32:
+        """(G, T, g)."""
+        return self.x.reshape(len(self.x), -1, group).transpose(1, 0, 2)
+
+    def sums(self, group: int) -> Float32:
+        """Of each group, (T, G)."""
+        if group not in self._sums:
+            self._sums[group] = self.x.reshape(len(self.x), -1, group).sum(axis=2)
+        return self._sums[group]
+
+    def digits(self, group: int, peak: int) -> Digits:
+        """Digits for codes of at most this magnitude."""
+        key = group, peak
+        if key not in self._digits:
+            self._digits[key] = _split(self.grouped(group), peak)
+        return self._digits[key]
+
+    def take(self, rows: NDArray[np.integer] | slice) -> Activations:
+        """Some of the rows, which get their digits from these."""
+        return self if len(self.x) == 1 else _Taken(self, rows)
+
+
+class _Taken(Activations):
+    def __init__(self, whole: Activations, rows: NDArray[np.integer] | slice):
+        super().__init__(whole.x[rows])
+        self._whole = whole
+        self._rows = rows
+
+    def digits(self, group: int, peak: int) -> Digits:
+        key = group, peak
+        if key not in self._digits:
+            values, units, offsets = self._whole.digits(group, peak)
+            count = units.shape[3]
+            by_token = values.reshape(len(values), -1, count, values.shape[2])[:, self._rows]
+            picked = offsets.reshape(len(values), -1, count)[:, self._rows]
+            self._digits[key] = Digits(
+                by_token.reshape(len(values), -1, values.shape[2]),
+                units[:, self._rows],
+                picked.reshape(len(values), -1, 1),
+            )
+        return self._digits[key]
+
+
+def _split(x: Float32, peak: int) -> Digits:
+    """x (G, T, g). By Cauchy-Schwarz no sum of digits times codes reaches 2^11, the half of a field."""
+    groups, tokens, size = x.shape
+    # Rounding to integers may lengthen a vector by half a unit a component.
+    reach = (2 ** (FIELD_BITS - 1) - 1) / (peak * math.sqrt(size)) - math.sqrt(size) / 2
+    left = math.sqrt(size / 12) / reach  # of a vector by one digit
+    count = math.ceil(math.log(_PRECISION, left))
+    values = np.empty((groups, tokens, count, size), np.float32)
+    units = np.empty((groups, tokens, 1, count), np.float32)
+    rest = np.array(x, order="C")
+    for n in range(count):
+        unit = np.sqrt(np.einsum("gtk,gtk->gt", rest, rest))
+        unit /= np.float32(reach)
+        np.maximum(unit, np.float32(1e-30), out=unit)
+        rest /= unit[..., None]
+        units[:, :, 0, n] = unit if n == 0 else unit * units[:, :, 0, n - 1]
+        np.rint(rest, out=values[:, :, n])
+        if n + 1 < count:
+            rest -= values[:, :, n]
+    values *= np.float32(2**-FIELD_BITS)
+    values = values.reshape(groups, tokens * count, size)
+    return Digits(values, units, values.sum(axis=2, keepdims=True) * np.float32(8))

@@ -1,0 +1,543 @@
+"""Weights laid out by columns, the form in which they are multiplied with a few tokens fastest.
+
+A product with one token reads every weight once, so its speed is that of turning codes into float32. Two things make
+this cheap here. Integer codes are cast without their scales, a block of columns at a time, and multiplied as they are;
+the scales come in afterwards, once a group instead of once a weight. And 4-bit codes go two to a float32: a word
+a + 2^12 b of two rows is cast once and multiplied once, and since the activations are split into small integers
+("digits") both sums come out exactly, one below and one above the 12th bit.
+
+A matrix (out, in) is cut into slabs of rows. Within a slab the order is column, then row: what one token's activation
+k is multiplied with lies together, and a group of columns is one contiguous range. Threads share the slabs; their size
+depends on the shape alone, and so does every digit of a result.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.activations import FIELD_BITS, Activations
+from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16
+from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor
+from numoe.quant.threads import Task
+
+SLAB_ROWS = 1024
+"""Most rows of a slab."""
+FEW = 8
+"""Up to so many tokens are multiplied with the codes as they are; for more, blocks of weights are made float32."""
+
+_BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB. Larger ones leave the cache, smaller ones cost more calls.
+
+
+class Slab(NamedTuple):
+    """Rows first..first + rows of a matrix: its codes, and scales and bias (groups, rows)."""
+
+    first: int
+    rows: int
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(QTensor):
+    """A matrix (out, in) of `size` in slabs.
+
+    codes: flat, slab after slab. scales and bias: flat too, (G, rows) a slab: float16, float32 or e8m0 as uint8.
+    value = scale * code + bias.
+    """
+
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    bias: NDArray[Any] | None
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @cached_property
+    def group(self) -> int:
+        """Weights of a row that share a scale."""
+        return self.shape[0] * self.shape[1] // self.scales.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @cached_property
+    def slabs(self) -> list[Slab]:
+        """The parts that threads share."""
+        rows, columns = self.shape
+        groups = columns // self.group
+        step = slab_rows(rows)
+        parts = []
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
+            codes = codes[: count * columns * self.codes.size // (rows * columns)]
+            at = slice(first * groups, (first + count) * groups)
+            bias = None if self.bias is None else self.bias[at].reshape(groups, count)
+            parts.append(Slab(first, count, codes, self.scales[at].reshape(groups, count), bias))
+        return parts
+
+    def finite(self) -> bool:
+        return self.plain().finite()
+
+    @abstractmethod
+    def plain(self) -> QTensor:
+        """The same matrix in the form it had before."""
+
+    @abstractmethod
+    def _rows(self, slab: Slab, start: int, stop: int) -> Float32:
+        """Codes of rows start..stop of a slab, (in, rows)."""
+
+    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
+        for slab in self.slabs:
+            a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
+            if a < b:
+                picked = slice(a - slab.first, b - slab.first)
+                part = out[a - start : b - start]
+                np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
+                grouped = part.reshape(b - a, -1, self.group)
+                grouped *= _factors(slab.scales[:, picked]).T[..., None]
+                if slab.bias is not None:
+                    grouped += self._bias(slab)[:, picked].T[..., None]
+
+    def dequantize(self) -> Float32:
+        out = np.empty(self.shape, np.float32)
+        for slab in self.slabs:
+            for k, block in self._blocks(slab, self.shape[1]):
+                out[slab.first : slab.first + slab.rows, k : k + len(block)] = block.T
+        return out
+
+    def slice_rows(self, start: int, stop: int) -> QTensor:
+        return laid_out(self.plain().slice_rows(start, stop))
+
+    def _bias(self, slab: Slab) -> Float32:
+        """What is added to scale * code, (G, rows)."""
+        assert slab.bias is not None
+        return _factors(slab.bias, "bias")
+
+    def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
+        """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
+        group = self.group
+        step = max(1, _BLOCK // (slab.rows * group))
+        scales = _factors(slab.scales)
+        bias = None if slab.bias is None else self._bias(slab)
+        for g in range(0, columns // group, step):
+            end = min(g + step, columns // group)
+            block = _scratch("block", (end - g, group, slab.rows))
+            self._decode(slab, g, end, block)
+            block *= scales[g:end, None]
+            if bias is not None:
+                block += bias[g:end, None]
+            yield g * group, block.reshape(-1, slab.rows)
+
+    @abstractmethod
+    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
+        """Groups start..stop of a slab without scales: out (groups, g, rows)."""
+
+    def products(self, x: Activations, out: Float32) -> list[Task]:
+        few = len(out) <= FEW
+        if few:
+            self._prepare(x)  # once, before several threads ask for it
+
+        def multiply(slab: Slab) -> None:
+            to = out[:, slab.first : slab.first + slab.rows]
+            if few:
+                self._multiply_few(slab, x, to)
+            else:
+                self._multiply_many(slab, x.x, to)
+
+        return [partial(multiply, slab) for slab in self.slabs]
+
+    @abstractmethod
+    def _prepare(self, x: Activations) -> None:
+        """Computes of the activations what `_multiply_few` needs."""
+
+    @abstractmethod
+    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
+        """out = x @ W.T for at most FEW tokens; out (T, rows)."""
+
+    def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
+        """out = x @ W.T for many tokens; out (T, rows)."""
+        part = _scratch("part", out.shape)
+        for k, block in self._blocks(slab, self.shape[1]):
+            columns = x[:, k : k + len(block)]
+            if k == 0:
+                np.matmul(columns, block, out=out)
+            else:
+                out += np.matmul(columns, block, out=part)
+
+
+@dataclass(frozen=True, eq=False)
+class INT8Columns(Columns):
+    """codes int8."""
+
+    codes: NDArray[np.int8]
+
+    @property
+    def format(self) -> str:
+        return f"int8 g{self.group}"
+
+    def plain(self) -> INT8:
+        rows, columns = self.shape
+        codes = np.empty((rows, columns), np.int8)
+        for slab in self.slabs:
+            codes[slab.first : slab.first + slab.rows] = slab.codes.reshape(columns, slab.rows).T
+        return INT8(codes, _by_rows(self, "scales"), None if self.bias is None else _by_rows(self, "bias"))
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
+
+    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
+        size = self.group * slab.rows
+        np.copyto(out.reshape(-1), slab.codes[start * size : stop * size])
+
+    def _prepare(self, x: Activations) -> None:
+        x.grouped(self.group)
+
+    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
+        grouped = x.grouped(self.group)
+        groups, tokens, size = grouped.shape
+        sums = _scratch("sums", (groups, tokens, slab.rows))
+        for start, stop in _spans(groups, size * slab.rows):
+            block = _scratch("block", (stop - start, size, slab.rows))
+            self._decode(slab, start, stop, block)
+            np.matmul(grouped[start:stop], block, out=sums[start:stop])
+        np.einsum("gtr,gr->tr", sums, _factors(slab.scales), out=out)
+        if slab.bias is not None:
+            out += np.matmul(x.sums(self.group), self._bias(slab))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs(Columns):
+    """Matrices whose codes go two to a float32 word.
+
+    `_fill` makes the words a + 2^12 b of some groups of a slab, (passes, width) of them a column. Rows come in the
+    order (pass, field, position): a pass's first fields are `width` successive rows, and so are its second ones.
+    """
+
+    passes = 1
+    offset = 0
+    """What the first field of a word holds more than its code."""
+    unit = 1.0
+    """The value of code 1 at scale 1."""
+    peak = 8
+    """The largest magnitude of a code."""
+
+    @abstractmethod
+    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
+        """The words of pass `index` of groups start..stop, flat (groups g width,)."""
+
+    def _width(self, slab: Slab) -> int:
+        return slab.rows // (2 * self.passes)
+
+    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
+        width = self._width(slab)
+        words = _scratch("words", (stop - start, self.group, width))
+        fields = out.reshape(stop - start, self.group, self.passes, 2, width)
+        for index in range(self.passes):
+            self._fill(slab, index, start, stop, words.reshape(-1))
+            low, high = fields[:, :, index, 0], fields[:, :, index, 1]
+            np.subtract(words, np.float32(self.offset), out=low)
+            np.multiply(low, np.float32(2**-FIELD_BITS), out=high)
+            np.rint(high, out=high)
+            words -= np.float32(self.offset)
+            np.multiply(high, np.float32(2**FIELD_BITS), out=low)
+            np.subtract(words, low, out=low)
+        if self.unit != 1:
+            out *= np.float32(self.unit)
+
+    def _prepare(self, x: Activations) -> None:
+        x.digits(self.group, self.peak)
+        x.sums(self.group)
+
+    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
+        digits = x.digits(self.group, self.peak)
+        groups, rows, size = digits.values.shape
+        tokens, count = digits.units.shape[1], digits.units.shape[3]
+        width = self._width(slab)
+        sums = _scratch("sums", (2, self.passes, groups, rows, width))
+        low, high = sums
+        for start, stop in _spans(groups, size * width):
+            words = _scratch("words", (stop - start, size, width))
+            for index in range(self.passes):
+                self._fill(slab, index, start, stop, words.reshape(-1))
+                np.matmul(digits.values[start:stop], words, out=low[index, start:stop])
+        if self.offset:
+            low -= digits.offsets
+        np.rint(low, out=high)  # the second fields' sums; what is left of the first ones' is below one half
+        low -= high
+        by_digit = sums.reshape(2, self.passes, groups, tokens, count, width)
+        by_group = _scratch("groups", (2, self.passes, groups, tokens, 1, width))
+        np.matmul(digits.units, by_digit, out=by_group)
+        by_group[0] *= np.float32(2**FIELD_BITS)
+        scales = _factors(slab.scales).reshape(groups, self.passes, 2, width)
+        result = np.einsum("fpgtw,gpfw->tpfw", by_group[..., 0, :], scales)
+        if self.unit != 1:
+            result *= np.float32(self.unit)
+        if slab.bias is None:
+            out[...] = result.reshape(tokens, slab.rows)
+        else:
+            np.matmul(x.sums(self.group), self._bias(slab), out=out)
+            out += result.reshape(tokens, slab.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class INT4Columns(_Pairs):
+    """value = scale * q + bias, or scale * (q - 8) without a bias: the codes are q - 8, and so is the bias's share.
+
+    codes uint16, rows/4 a column. Bits of word i: 0-3 the code of row i, 12-15 of row w + i, 8-11 of row 2w + i, 4-7
+    of row 3w + i - 1 (of the column before where i is 0, of the last one in the first word), with w = rows/4. Codes
+    in bits 0-3 and 8-11 are stored plus 8, the others in two's complement. So the same mask that picks bits 0-3 and
+    12-15 picks the other two codes when the bytes are read from the second one on.
+    """
+
+    codes: UInt16
+    passes = 2
+    offset = 8
+
+    @property
+    def format(self) -> str:
+        return f"int4 g{self.group}"
+
+    def plain(self) -> INT4:
+        rows, columns = self.shape
+        codes = np.empty((rows, columns // 2), np.uint8)
+        for slab in self.slabs:
+            nibbles = (self._rows(slab, 0, slab.rows) + np.int8(8)).astype(np.uint8).T
+            halves = nibbles.reshape(slab.rows, -1, 2, self.group // 2)
+            packed = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
+            codes[slab.first : slab.first + slab.rows] = packed.reshape(slab.rows, -1)
+        return INT4(codes, _by_rows(self, "scales"), None if self.bias is None else _by_rows(self, "bias"))
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        columns, width = self.shape[1], slab.rows // 4
+        quarter, word = np.divmod(np.arange(start, stop), width)
+        word = word + np.arange(columns)[:, None] * width + (quarter == 3)
+        nibbles = slab.codes[word % slab.codes.size] >> np.array([0, 12, 8, 4], np.uint16)[quarter]
+        nibbles ^= np.array([0, 8, 0, 8], np.uint16)[quarter]
+        return (nibbles & np.uint16(15)).astype(np.int8) - np.int8(8)
+
+    def _bias(self, slab: Slab) -> Float32:
+        return super()._bias(slab) + np.float32(8) * _factors(slab.scales)
+
+    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
+        at, size = start * self.group * slab.rows // 4, words.size
+        masked = _scratch("masked", (size,), np.uint16)
+        if index == 0:
+            np.bitwise_and(slab.codes[at : at + size], np.uint16(0xF00F), out=masked)
+        else:
+            stored, picked = slab.codes.view(np.uint8), masked.view(np.uint8)
+            length = min(2 * size, len(stored) - 2 * at - 1)
+            np.bitwise_and(stored[2 * at + 1 :][:length], _alternating(length), out=picked[:length])
+            if length < 2 * size:  # the last word ends where the slab begins
+                picked[length] = stored[0] & np.uint8(0xF0)
+        np.copyto(words, masked.view(np.int16))
+
+
+@dataclass(frozen=True, eq=False)
+class MXFP4Columns(_Pairs):
+    """e2m1 codes with e8m0 scales. codes uint16, rows/4 a column.
+
+    Bits 0-3 and 8-11 of word i are the codes of rows 2i and 2i + 1, bits 4-7 and 12-15 those of rows 2w + 2i and
+    2w + 2i + 1, w = rows/4: a table of all words gives the two float32 words that hold these four values.
+    """
+
+    codes: UInt16
+    format = "mxfp4"
+    unit = 0.5
+    peak = 12
+
+    def plain(self) -> MXFP4:
+        rows, columns = self.shape
+        codes = np.empty((rows, columns // 2), np.uint8)
+        for slab in self.slabs:
+            nibbles = self._nibbles(slab, 0, slab.rows)
+            codes[slab.first : slab.first + slab.rows] = (nibbles[0::2] | nibbles[1::2] << np.uint8(4)).T
+        return MXFP4(codes, _by_rows(self, "scales"))
+
+    def _nibbles(self, slab: Slab, start: int, stop: int) -> UInt8:
+        """e2m1 codes of rows start..stop, (in, rows)."""
+        half, word = np.divmod(np.arange(start, stop), slab.rows // 2)
+        shift = (4 * half + 8 * (word % 2)).astype(np.uint16)
+        words = slab.codes.reshape(self.shape[1], -1)[:, word // 2]
+        return (words >> shift & np.uint16(15)).astype(np.uint8)
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> Float32:
+        return decode_e2m1(self._nibbles(slab, start, stop))
+
+    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
+        size = words.size // 2
+        at = start * self.group * slab.rows // 4
+        picked = _scratch("picked", (size,), np.intp)
+        np.copyto(picked, slab.codes[at : at + size])
+        np.take(_words_of_e2m1(), picked, out=words.view(np.float64), mode="clip")
+
+
+def slab_rows(rows: int) -> int:
+    """Rows of every slab but the last, which may have fewer: a multiple of 4."""
+    slabs = max(-(-rows // SLAB_ROWS), min(2, rows // 256))
+    return -(-rows // (4 * max(1, slabs))) * 4
+
+
+def can_lay_out(format: str, rows: int) -> bool:
+    """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
+    return format.startswith("int8") or (format.startswith(("int4", "mxfp4")) and rows % 4 == 0)
+
+
+def laid_out(matrix: QTensor) -> QTensor:
+    """The matrix by columns where there is such a form of it, else the matrix itself."""
+    rows, columns = matrix.shape
+    if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, rows):
+        return matrix
+    scales = _by_slabs(matrix.scales)
+    if isinstance(matrix, MXFP4):
+        return MXFP4Columns(_lay_out_mxfp4(matrix), scales, None, matrix.shape)
+    bias = None if matrix.bias is None else _by_slabs(matrix.bias)
+    if isinstance(matrix, INT8):
+        codes = np.empty(rows * columns, np.int8)
+        for start, stop in _row_spans(rows):
+            codes[start * columns : stop * columns] = _transposed(matrix.codes[start:stop]).reshape(-1)
+        return INT8Columns(codes, scales, bias, matrix.shape)
+    return INT4Columns(_lay_out_int4(matrix), scales, bias, matrix.shape)
+
+
+def _lay_out_int4(matrix: INT4) -> UInt16:
+    rows, columns = matrix.shape
+    codes = np.empty(rows * columns // 4, np.uint16)
+    half = matrix.group // 2
+    eight = np.uint8(8)
+    for start, stop in _row_spans(rows):
+        packed = _transposed(matrix.codes[start:stop]).reshape(-1, half, stop - start)
+        stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8)
+        words = stored.reshape(len(packed), 2, half, -1, 2)
+        last = np.empty(words.shape[:-1], np.uint8)
+        width = last.shape[-1]
+        for index, group in ((i, g) for g in range(len(packed)) for i in (0, 1)):  # stays in the cache
+            nibbles = packed[group] >> np.uint8(4 * index)
+            if index == 0:
+                nibbles &= np.uint8(15)
+            last[group, index] = nibbles[:, 3 * width :]
+            words[group, index, ..., 0] = nibbles[:, :width]
+            words[group, index, ..., 1] = nibbles[:, 2 * width : 3 * width]
+            nibbles ^= eight
+            nibbles <<= np.uint8(4)
+            words[group, index, ..., 1] |= nibbles[:, width : 2 * width]
+        last ^= eight
+        last <<= np.uint8(4)
+        flat = last.reshape(-1)
+        stored[2::2] |= flat[:-1]
+        stored[0] |= flat[-1]
+    return codes
+
+
+def _lay_out_mxfp4(matrix: MXFP4) -> UInt16:
+    rows, columns = matrix.shape
+    codes = np.empty(rows * columns // 4, np.uint16)
+    for start, stop in _row_spans(rows):
+        packed = _transposed(matrix.codes[start:stop])  # (in/2, rows)
+        stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8).reshape(columns // 2, 2, -1)
+        for index, nibbles in enumerate((packed & np.uint8(15), packed >> np.uint8(4))):
+            first, second = np.split(nibbles, 2, axis=-1)
+            stored[:, index] = first | second << np.uint8(4)
+    return codes
+
+
+def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
+    """codes (n, m) of one byte -> (m, n), several times faster than copying `.T`: first eight at a time."""
+    rows, columns = codes.shape
+    if columns % 8:
+        return np.ascontiguousarray(codes.T)
+    eights = np.empty((columns // 8, rows), np.uint64)
+    for row in range(0, rows, 16):  # what is read stays in the cache until all of it is
+        eights[:, row : row + 16] = codes[row : row + 16].view(np.uint64).T
+    out = np.empty((columns, rows), codes.dtype)
+    np.copyto(out.reshape(-1, 8, rows), eights.view(codes.dtype).reshape(-1, rows, 8).transpose(0, 2, 1))
+    return out
+
+
+def _by_slabs(values: NDArray[Any]) -> NDArray[Any]:
+    """(out, G) -> flat, (G, rows) slab after slab."""
+    return np.concatenate([values[start:stop].T.reshape(-1) for start, stop in _row_spans(len(values))])
+
+
+def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
+    return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
+
+
+def _row_spans(rows: int) -> list[tuple[int, int]]:
+    step = slab_rows(rows)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@cache
+def _spans(groups: int, size: int) -> list[tuple[int, int]]:
+    """Equal ranges of groups of `size` words each that stay within a block."""
+    parts = -(-groups * size // _BLOCK)
+    step = -(-groups // max(1, parts))
+    return [(start, min(start + step, groups)) for start in range(0, groups, step)]
+
+
+def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
+    """Scales or bias as float32."""
+    if stored.dtype == np.float32:
+        return stored
+    out = _scratch(use, stored.shape)
+    return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)
+
+
+class _Memory(threading.local):
+    """Buffers of one thread by use, and the views of them that were asked for."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, NDArray[Any]] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+        self.mask = np.empty(0, np.uint8)
+
+
+_memory = _Memory()
+
+
+def _scratch(use: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
+    """Memory for one use at a time on this thread, kept for the next."""
+    view = _memory.views.get((use, shape))
+    if view is None:
+        size = math.prod(shape)
+        held = _memory.buffers.get(use)
+        if held is None or held.size < size:
+            held = _memory.buffers[use] = np.empty(size, dtype)
+            _memory.views = {key: old for key, old in _memory.views.items() if key[0] != use}
+        view = _memory.views[use, shape] = held[:size].reshape(shape)
+    return view
+
+
+def _alternating(length: int) -> UInt8:
+    """0x0F, 0xF0, 0x0F, ..."""
+    if len(_memory.mask) < length:
+        _memory.mask = np.tile(np.array([0x0F, 0xF0], np.uint8), -(-length // 2))
+    return _memory.mask[:length]
+
+
+_table: list[NDArray[np.float64]] = []
+
+
+def _words_of_e2m1() -> NDArray[np.float64]:
+    """(65536,) items of two float32 words: n0 + 2^12 n1 and n2 + 2^12 n3, of the nibbles n0 ... n3 of the index."""
+    if not _table:
+        twice = 2 * E2M1
+        pairs = (twice[None, :] + np.float32(2**FIELD_BITS) * twice[:, None]).reshape(-1)  # by byte: low nibble first
+        both = np.empty((256, 256, 2), np.float32)
+        both[..., 0], both[..., 1] = pairs[None, :], pairs[:, None]
+        _table.append(both.reshape(-1, 2).view(np.float64)[:, 0])
+    return _table[0]

@@ -1,0 +1,177 @@
+"""Weights by columns: the same values, products within a thousandth, and bits that depend on the weights alone."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numoe.engine import load
+from numoe.quant import columns, threads
+from numoe.quant.activations import FIELD_BITS, Activations
+from numoe.quant.columns import FEW, Columns, can_lay_out, laid_out
+from numoe.quant.dtypes import E2M1
+from numoe.quant.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
+from numoe.quant.qtensor import INT4, MXFP4, QTensor, matmul_all
+
+Pack = Callable[..., QTensor]
+
+
+def symmetric(weights: np.ndarray, group: int = 32) -> INT4:
+    return pack_int4(weights, group, symmetric=True, search=True)
+
+
+PACKS = {"int8": pack_int8, "int4": symmetric, "int4 with bias": pack_int4}
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = threads.in_use()
+    yield
+    threads.use(before)
+
+
+def weights_of(rows: int, size: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((rows, size), np.float32)
+    weights *= np.exp(random.standard_normal((rows, 1), np.float32))
+    return weights
+
+
+def laid(matrix: QTensor) -> Columns:
+    result = laid_out(matrix)
+    assert isinstance(result, Columns)
+    return result
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
+    rows=st.integers(1, 700).map(lambda n: 4 * n),
+    groups=st.integers(1, 5),
+    group=st.sampled_from([16, 32, 64, 128]),
+    slab=st.sampled_from([64, 1024]),
+    data=st.data(),
+)
+def test_it_is_the_same_matrix(kind: str, rows: int, groups: int, group: int, slab: int, data: st.DataObject) -> None:
+    if kind == "mxfp4":
+        matrix: QTensor = pack_mxfp4(weights_of(rows, 32 * groups))
+    else:
+        matrix = PACKS[kind](weights_of(rows, group * groups), group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SLAB_ROWS", slab)
+        moved = laid(matrix)
+        assert (moved.shape, moved.nbytes, moved.format) == (matrix.shape, matrix.nbytes, matrix.format)
+        values = matrix.dequantize()
+        np.testing.assert_array_equal(moved.dequantize(), values)
+        np.testing.assert_array_equal(moved.plain().dequantize(), values)
+        picked = data.draw(st.lists(st.integers(0, rows - 1), max_size=5))
+        np.testing.assert_array_equal(moved.rows(picked), values[picked])
+        start = 4 * data.draw(st.integers(0, rows // 4 - 1))
+        np.testing.assert_array_equal(moved.slice_rows(start, rows).dequantize(), values[start:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
+    rows=st.integers(1, 80).map(lambda n: 4 * n),
+    size=st.sampled_from([128, 384]),
+    group=st.sampled_from([16, 32, 64, 128]),
+    tokens=st.sampled_from([1, 2, FEW, FEW + 1, 20]),
+    outliers=st.sampled_from([1, 100]),
+)
+def test_products_are_within_a_thousandth(
+    kind: str, rows: int, size: int, group: int, tokens: int, outliers: int
+) -> None:
+    weights = weights_of(rows, size)
+    matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, group))
+    x = np.random.default_rng(1).standard_normal((tokens, size), np.float32)
+    x[:, ::37] *= outliers
+    values = matrix.dequantize().astype(np.float64)
+    off = np.linalg.norm(matrix.matmul(x) - x @ values.T, axis=1)
+    # Of the product without cancellation: a row of few weights may come out near zero.
+    assert (off <= 1e-3 * np.linalg.norm(x, axis=1) * np.linalg.norm(values)).all()
+    if kind == "int8" or tokens > FEW:
+        np.testing.assert_allclose(matrix.matmul(x), x @ values.T, rtol=1e-4, atol=1e-5 * np.abs(x @ values.T).max())
+
+
+@pytest.mark.parametrize("code", [-8, 7])
+def test_the_largest_codes_do_not_run_into_each_other(code: int) -> None:
+    """All sums at their bounds, x along the codes and against them: the two fields of a word stay apart."""
+    rows, size = 64, 64
+    nibbles = np.full((rows, size // 2), (code + 8) * 17, np.uint8)
+    scales = np.ones((rows, size // 32), np.float16)
+    for matrix in (
+        INT4(nibbles, scales),
+        MXFP4(np.full((rows, size // 2), (7 if code > 0 else 15) * 17, np.uint8), np.full(scales.shape, 127, np.uint8)),
+    ):
+        for sign in (1, -1):
+            x = np.full((1, size), sign, np.float32)
+            expected = x @ matrix.dequantize().T
+            np.testing.assert_allclose(laid(matrix).matmul(x), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("peak", [8, 12])
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+def test_digits_are_integers_small_enough(group: int, peak: int) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4 * group), np.float32)
+    x[0, :group] = 0
+    x[1, 0] = 1e6
+    digits = Activations(x).digits(group, peak)
+    integers = digits.values * 2.0**FIELD_BITS
+    np.testing.assert_array_equal(integers, np.rint(integers))
+    assert (np.sqrt((integers**2).sum(axis=-1)) * peak * group**0.5 < 2 ** (FIELD_BITS - 1)).all()
+    count = digits.units.shape[-1]
+    parts = digits.values.reshape(4, 3, count, group) * digits.units.transpose(0, 1, 3, 2) * 2.0**FIELD_BITS
+    back = parts.sum(axis=2).transpose(1, 0, 2).reshape(3, -1)
+    off = np.linalg.norm((back - x).reshape(3, 4, group), axis=2)
+    assert (off <= 1e-3 * np.linalg.norm(x.reshape(3, 4, group), axis=2) + 1e-30).all()
+
+
+def test_every_product_of_two_codes_is_in_the_table() -> None:
+    words = np.arange(65536, dtype=np.uint16)
+    nibbles = [(words >> np.uint16(4 * n)) & np.uint16(15) for n in range(4)]
+    found = columns._words_of_e2m1().view(np.float32).reshape(-1, 2)
+    for index, (low, high) in enumerate([(0, 1), (2, 3)]):
+        expected = 2 * E2M1[nibbles[low]] + 2 * 2.0**FIELD_BITS * E2M1[nibbles[high]]
+        np.testing.assert_array_equal(found[:, index], expected)
+
+
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
+    """Nor, for few tokens, on which others are multiplied at the same time."""
+    weights = weights_of(1100, 256)
+    matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights))
+    x = np.random.default_rng(1).standard_normal((tokens, 256), np.float32)
+    threads.use(1)
+    alone = matrix.matmul(x)
+    for count in (2, 4):
+        threads.use(count)
+        np.testing.assert_array_equal(matrix.matmul(x), alone)
+        whole = Activations(x)
+        several = matmul_all([(matrix, whole, None), (matrix, whole.take(np.arange(tokens)[::-1]), None)])
+        np.testing.assert_array_equal(several[0], alone)
+        if tokens <= FEW:
+            np.testing.assert_array_equal(several[1], alone[::-1])
+            if kind != "int8":  # these are sums of integers, where float32 sums depend on what BLAS makes of a shape
+                np.testing.assert_array_equal(matrix.matmul(x[:1]), alone[:1])
+
+
+def test_what_has_no_such_form_stays_as_it_is() -> None:
+    for matrix in (pack_bf16(weights_of(8, 32)), symmetric(weights_of(6, 32)), pack_mxfp4(weights_of(6, 32))):
+        assert laid_out(matrix) is matrix
+        assert not can_lay_out(matrix.format, matrix.shape[0])
+    assert isinstance(laid_out(pack_int8(weights_of(7, 32))), Columns)
+
+
+@pytest.mark.parametrize("step", [1, 7, 400])
+def test_rounded_activations_stay_near_the_reference(checkpoint: Callable[[str], object], step: int) -> None:
+    """The released form, with MXFP4 experts: within 5e-3 of logits whose standard deviation is 2."""
+    golden = tiny.load_golden("v4_released")
+    session = load(checkpoint("v4_released")).session(1024)  # type: ignore[arg-type]
+    ids = golden.ids.tolist()
+    logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
+    assert np.abs(logits - golden.logits).max() < 5e-3
