@@ -1,14 +1,18 @@
 """The routed experts of a model: in memory up to a budget of bytes, on disk beyond it.
 
 One expert of one layer is a unit: its gate, up and down with their scales, read together into one buffer. Units that
-are asked for arrive in any order, those in memory first, while threads read the others; the least recently used make
-room. What comes out is the same bytes wherever they came from, so the budget changes no digit of a result.
+are asked for arrive in any order, those in memory first, while threads read the others; the least often used make
+room, where uses of long ago count for less. What comes out is the same bytes wherever they came from, so the budget
+changes no digit of a result.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +24,7 @@ import numpy as np
 
 from numoe.engine.weights import Place
 from numoe.quant.checkpoint import Checkpoint
+from numoe.quant.columns import can_lay_out, laid_out
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
 from numoe.quant.qtensor import QTensor
@@ -36,6 +41,35 @@ _GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
 _GUESS_TRIALS = 32
 _GUESS_PAYS = 0.5
+
+
+HALF_LIFE = 4
+"""A use counts half as much after this many times as many uses as the cache holds units.
+
+Of 1 to 64, on traces of trained routers, this gave the most hits at nearly every size; see `numoe bench --replay`.
+"""
+
+
+class DecayedCounts:
+    """How often keys were used, in logarithms: what orders them is known at their last use and never changes."""
+
+    def __init__(self, capacity: int):
+        """capacity: units that the cache holds."""
+        self._half_life = HALF_LIFE * max(1, capacity)
+        self._uses = 0
+        self._counts: dict[Key, float] = {}
+
+    def use(self, key: Key) -> float:
+        """Count a use, and give the key's worth from now on."""
+        # A use at time t counts 2^(t / half-life) for good, instead of all others less and less.
+        now = self._uses / self._half_life
+        count = self.worth(key)
+        self._counts[key] = now + math.log2(1 + 2 ** (count - now)) if count > -math.inf else now
+        self._uses += 1
+        return self._counts[key]
+
+    def worth(self, key: Key) -> float:
+        return self._counts.get(key, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -107,8 +141,10 @@ class ExpertStore:
     ahead: whether `expect` fetches anything. It changes speed alone.
     """
 
-    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]]):
+    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]], exact: bool = False):
         """Lay out the units without reading them; `allow` says how much memory there is.
+
+        exact: whether matrices stay as they are stored, instead of in the form that multiplies fastest.
 
         Raises:
             InputError: a matrix is missing or of a type that cannot be multiplied with.
@@ -116,7 +152,8 @@ class ExpertStore:
         self.budget = 0
         self.ahead = True
         self._checkpoint = checkpoint
-        self._units = {key: _lay_out(checkpoint, stored) for key, stored in experts.items()}
+        self._exact = exact
+        self._units = {key: _lay_out(checkpoint, stored, exact) for key, stored in experts.items()}
         self.largest: dict[int, int] = {}
         """For each layer, the most bytes that one of its units takes."""
         for (layer, _), unit in self._units.items():
@@ -128,7 +165,11 @@ class ExpertStore:
         self._change = Condition()
         self._queue: dict[Key, _Entry] = {}
         self._reading: dict[Key, _Entry] = {}
-        self._resident: OrderedDict[Key, _Entry] = OrderedDict()  # the least recently used first
+        self._resident: dict[Key, _Entry] = {}
+        self._counts = DecayedCounts(0)
+        # Heap of (worth, number, key) of resident units, and of worths they had before.
+        self._order: list[tuple[float, int, Key]] = []
+        self._numbers = itertools.count()
         self._expected: dict[int, list[_Entry]] = {}
         self._guesses: dict[int, _Guess] = {}
         self._spare: dict[int, list[UInt8]] = {}  # buffers without a unit, by size
@@ -164,6 +205,7 @@ class ExpertStore:
         if budget < self._largest:
             raise ValueError(f"a budget of {budget} bytes does not hold an expert of {self._largest}")
         self.budget = min(budget, self.total_bytes)
+        self._counts = DecayedCounts(self.budget * len(self._units) // self.total_bytes)
         if self.budget == self.total_bytes:
             for layer in sorted({layer for layer, _ in self._units}):
                 with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
@@ -195,11 +237,11 @@ class ExpertStore:
     # ---------------------------------------------------------------------------------------- fetching
 
     @contextmanager
-    def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Iterator[tuple[int, dict[str, QTensor]]]]:
-        """Ask for experts of a layer, each once. Entering starts the reads, and gives an iterator over
-        (expert, its gate, up and down), in the order of arrival. The matrices are valid until the next one is taken.
+    def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Iterator[list[tuple[int, dict[str, QTensor]]]]]:
+        """Ask for experts of a layer, each once. Entering starts the reads, and gives an iterator over lists of
+        (expert, its gate, up and down): all that have arrived each time. They are valid until the next list is taken.
 
-        More experts than the budget holds come in turns: one that was passed on makes room.
+        More experts than the budget holds come in turns: those that were passed on make room.
 
         Raises:
             InputError: from the iterator, when a file cannot be read, ends too soon or holds NaN.
@@ -236,37 +278,40 @@ class ExpertStore:
             expected = self._expected[layer] = []
             for expert in experts:
                 key = layer, int(expert)
-                if key in self._resident:
-                    self._resident.move_to_end(key)
-                elif key not in self._reading and key not in self._queue:
+                if key not in self._resident and key not in self._reading and key not in self._queue:
                     entry = self._queue[key] = _Entry(key, self._units[key], expected=True)
                     expected.append(entry)
             self._schedule()
 
     def _ask(self, key: Key, request: _Request) -> None:
+        self._counts.use(key)
         entry = self._resident.get(key)
         if entry:
             self._hits += 1
-            self._resident.move_to_end(key)
+            self._rank(key)
             request.arrived.append(entry)
         else:
             self._misses += 1
             entry = self._reading.get(key) or self._queue.setdefault(key, _Entry(key, self._units[key]))
         entry.users.add(request)
 
-    def _arrivals(self, request: _Request, count: int) -> Iterator[tuple[int, dict[str, QTensor]]]:
-        for _ in range(count):
+    def _arrivals(self, request: _Request, count: int) -> Iterator[list[tuple[int, dict[str, QTensor]]]]:
+        while count:
             with self._change:
                 begun = time.perf_counter()
                 while not request.arrived:
                     self._change.wait()
                 self._wait_seconds += time.perf_counter() - begun
-                entry = request.arrived.popleft()
-            if entry.error:
-                raise entry.error
-            yield entry.key[1], entry.matrices
+                entries = list(request.arrived)
+                request.arrived.clear()
+            for entry in entries:
+                if entry.error:
+                    raise entry.error
+            count -= len(entries)
+            yield [(entry.key[1], entry.matrices) for entry in entries]
             with self._change:
-                self._release(entry.key, request)
+                for entry in entries:
+                    self._release(entry.key, request)
                 self._schedule()
 
     def _release(self, key: Key, request: _Request) -> None:
@@ -337,9 +382,31 @@ class ExpertStore:
             del spare[kept:]
         return dropped
 
+    def _rank(self, key: Key) -> None:
+        """Put a resident unit among the others by its worth."""
+        if self.budget == self.total_bytes:
+            return  # nothing is ever evicted
+        if len(self._order) > 4 * len(self._units):
+            self._order = [(self._counts.worth(one), next(self._numbers), one) for one in self._resident]
+            heapq.heapify(self._order)
+        heapq.heappush(self._order, (self._counts.worth(key), next(self._numbers), key))
+
     def _evict(self) -> bool:
-        """Make the least recently used unit's buffer spare; False if all are in use."""
-        victim = next((e for e in self._resident.values() if not e.users and not e.expected), None)
+        """Make the memory of the unit that is worth least spare; False if all are in use."""
+        victim = None
+        in_use = []
+        while self._order and victim is None:
+            ranked = heapq.heappop(self._order)
+            worth, _, key = ranked
+            entry = self._resident.get(key)
+            if entry is None or self._counts.worth(key) != worth:
+                continue
+            if entry.users or entry.expected:
+                in_use.append(ranked)
+            else:
+                victim = entry
+        for ranked in in_use:
+            heapq.heappush(self._order, ranked)
         if victim is None:
             return False
         del self._resident[victim.key]
@@ -371,6 +438,7 @@ class ExpertStore:
                 self._checked.add(entry.key)
                 self._bytes_read += sum(extent.nbytes for extent, _ in entry.unit.runs)
                 self._resident[entry.key] = entry
+                self._rank(entry.key)
                 if not entry.unit.keeps_buffer:
                     self._set_spare(entry)
             for request in entry.users:
@@ -386,10 +454,11 @@ class ExpertStore:
             if self.budget < self.total_bytes:
                 checkpoint.files.drop_cached(*extent)
         check = entry.key not in self._checked
-        return {
+        matrices = {
             part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
             for part, (at, places) in entry.unit.matrices.items()
         }
+        return matrices if self._exact else {part: laid_out(matrix) for part, matrix in matrices.items()}
 
 
 def _buffer(nbytes: int) -> UInt8:
@@ -398,7 +467,7 @@ def _buffer(nbytes: int) -> UInt8:
     return memory[-memory.ctypes.data % _ALIGNMENT :]
 
 
-def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
+def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place], exact: bool) -> _Unit:
     extents = {part: checkpoint.extents(at.name, at.index, at.rows) for part, at in stored.items()}
     flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
     gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
@@ -425,10 +494,13 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
 
     matrices = {part: (stored[part], tuple(map(place, parts))) for part, parts in extents.items()}
     decoded = 0
+    keeps = False
     for part, parts in extents.items():
-        name = stored[part].name
-        if not checkpoint.kept_as_stored(name):
+        name, rows = stored[part].name, stored[part].rows or (0, checkpoint.shape(stored[part].name)[-2])
+        moved = not exact and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
+        if checkpoint.kept_as_stored(name) and not moved:
+            keeps = True
+        else:
             share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name)
             decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
-    keeps = any(checkpoint.kept_as_stored(place.name) for place in stored.values())
     return _Unit(tuple(runs), matrices, used + _ALIGNMENT, decoded, keeps)

@@ -21,10 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.engine.experts import DecayedCounts, Key
 from numoe.quant.errors import InputError
-
-Key = tuple[int, int]
-"""(layer, expert)."""
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Parts of all experts that caches of the table hold."""
@@ -118,16 +116,9 @@ def lru(accesses: Sequence[Key], capacity: int) -> int:
 
 
 def lfu(accesses: Sequence[Key], capacity: int) -> int:
-    """Hits of a cache that evicts what was used least often; a use counts half after 8 * capacity accesses."""
-    # A use at time t counts 2^(t / half-life), in logarithms: that orders keys as decayed counts do, without decaying.
-    half_life = 8 * capacity
-    counts: dict[Key, float] = {}
-
-    def worth(time: int, key: Key) -> float:
-        counts[key] = float(np.logaddexp2(counts.get(key, -math.inf), time / half_life))
-        return counts[key]
-
-    return _evicting_least(accesses, capacity, worth)
+    """Hits of a cache that evicts what was used least often lately, as `ExpertStore` does."""
+    counts = DecayedCounts(capacity)
+    return _evicting_least(accesses, capacity, lambda time, key: counts.use(key))
 
 
 def belady(accesses: Sequence[Key], capacity: int) -> int:
