@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from numoe.cli import options
 from numoe.cli.output import Output, print_error
-from numoe.cli.reply import Interrupt, statistics, stream
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
-    from numoe.engine import Session
-    from numoe.engine.session import Snapshot
+    from numoe.cli.commands import Talk
+    from numoe.cli.prompt import Prompt
+    from numoe.engine import Model
+    from numoe.engine.conversation import Chat
 
-HELP = """\
-/system TEXT  set the instructions (without TEXT: none)
-/clear        forget the conversation
-/bye          leave, as Ctrl-D does
-Ctrl-C stops an answer."""
+Continue = Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")]
+Listing = Annotated[bool, typer.Option("--list", help="List the chats that are kept, and leave.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Show answers as the model writes them, not as Markdown.")]
 
 
 def chat(
-    model: options.ModelOrTiny = "tiny",
+    context: typer.Context,
+    model: options.ModelOrLast = None,
+    continue_: Continue = False,
+    session: options.Session = None,
+    listing: Listing = False,
+    plain: Plain = False,
     system: options.System = None,
     think: options.Think = False,
+    think_budget: options.ThinkBudget = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     temp: options.Temperature = 0.6,
@@ -39,27 +50,66 @@ def chat(
     threads: options.Threads = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Talk with a model. Piped input is one turn a line."""
-    from numoe.engine import load
+    """Talk with a model.
 
-    with Output(quiet) as output:
-        output.status(f"loading {model}")
-        loaded = load(model, ram=ram, threads=threads, ctx=ctx)
-        session = loaded.session(ctx)
-        sampling: dict[str, Any] = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-        sampling |= {"repetition_penalty": repeat_penalty, "seed": seed}
-        conversation = Conversation(session, output, system, think, max_tokens, stop or (), sampling)
-        output.clear_status()
-        typed = sys.stdin.isatty() and sys.stderr.isatty()
+    Chats keep themselves and go on with -c or --session, with the settings they had where no option says otherwise.
+    Piped input is one turn a line, and is kept only with these options.
+    """
+    if continue_ and session is not None:
+        raise typer.BadParameter("-c goes on with the last chat and --session with a named one; give one of them")
+    typed = sys.stdin.isatty() and sys.stderr.isatty()
+    rendered = typed and sys.stdout.isatty() and not plain and os.environ.get("TERM") != "dumb"
+    with ExitStack() as stack:
+        output = stack.enter_context(_screen(quiet) if rendered else Output(quiet))
+        from numoe.cli.commands import Talk, changed, chat_rows, model_name
+        from numoe.engine import load
+        from numoe.engine.conversation import Chat, chat_path, chats
+        from numoe.engine.home import TINY, home
+
+        if listing:
+            if rows := chat_rows():
+                output.table(rows)
+            else:
+                output.note("No chats are kept yet.")
+            return
+        kept = chats()
+        if continue_ and not kept:
+            raise InputError("no chat is kept yet; `numoe chat` begins one")
+        path = kept[0] if continue_ else chat_path(session) if session is not None else None
+        resumed = path is not None and path.exists()
+        if path is not None and resumed:
+            past = Chat.read(path)
+        else:
+            past = Chat(Chat.read(kept[0]).model if kept and model is None else TINY)
+        if model is not None:
+            past = replace(past, model=model_name(model))
+        values: dict[str, Any] = {"system": system, "think": think, "think_budget": think_budget}
+        values |= {"max_tokens": max_tokens, "stop": tuple(stop or ()), "temp": temp, "top_p": top_p, "top_k": top_k}
+        values |= {"min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed, "ctx": ctx}
+        if resumed:
+            values = {name: value for name, value in values.items() if options.given(context, name)}
+        past = replace(past, settings=changed(past.settings, values))
+
+        def loaded(chat: Chat) -> Model:
+            output.status(f"loading {chat.model}")
+            made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
+            output.clear_status()
+            return made
+
+        talk = Talk(output, loaded, past, path, keeps=typed or path is not None)
+        stack.callback(talk.leave)
+        lines = _piped_lines()
         if typed:
-            output.note(f"{loaded.path.name}, context {session.context} tokens. /help lists the commands.")
-            if model == "tiny":
-                size = loaded.plan().parameters / 1e6
-                output.note(f"A demonstration of {size:.1f} M parameters. For more: hf download Qwen/Qwen3-30B-A3B")
-        for line in _typed_lines(output) if typed else _piped_lines():
+            from numoe.cli.prompt import Prompt
+
+            if hasattr(signal, "SIGHUP"):  # the terminal is closed
+                signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
+            _introduce(talk)
+            prompt = Prompt(home() / "history", talk.completions)
+            lines = _typed_lines(stack.enter_context(prompt), talk)
+        for line in lines:
             try:
-                if not conversation.command(line):
-                    conversation.turn(line)
+                talk.hear(line)
             except EOFError:
                 return
             except (InputError, KeyboardInterrupt) as error:
@@ -68,24 +118,40 @@ def chat(
                 output.settle()
                 if isinstance(error, InputError):
                     print_error(str(error))
+                else:
+                    output.note("Stopped.")
 
 
-def _typed_lines(output: Output) -> Iterator[str]:
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.output import create_output
+def _screen(quiet: bool) -> Output:
+    from numoe.cli.screen import Screen
 
-    prompt: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
+    return Screen(quiet)
+
+
+def _introduce(talk: Talk) -> None:
+    model, session = talk.conversation.model, talk.conversation.session
+    talk.output.note(f"{model.path.name}, context {session.context} tokens. /help lists the commands.")
+    if talk.conversation.chat.model == "tiny":
+        size = model.plan().parameters / 1e6
+        talk.output.note(f"A demonstration of {size:.1f} M parameters. For more: numoe pull Qwen/Qwen3-30B-A3B")
+
+
+def _typed_lines(prompt: Prompt, talk: Talk) -> Iterator[str]:
+    pressed = False
     while True:
         try:
-            line = prompt.prompt("> ")
+            line = prompt.read(talk.draft)
         except KeyboardInterrupt:
-            if not prompt.default_buffer.text:
-                output.note("Ctrl-D or /bye leaves.")
+            if pressed:
+                return
+            pressed = True
+            talk.output.note("Once more, Ctrl-D or /bye leaves.")
             continue
         except EOFError:
             return
-        if line.strip():
-            yield line.strip()
+        pressed, talk.draft = False, ""
+        if line:
+            yield line
 
 
 def _piped_lines() -> Iterator[str]:
@@ -95,95 +161,3 @@ def _piped_lines() -> Iterator[str]:
                 yield text
     except UnicodeDecodeError:
         raise InputError("the piped text is not UTF-8; convert it first") from None
-
-
-class Conversation:
-    """The turns so far, and a session that has read them.
-
-    Raises InputError for a model without a chat template.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        output: Output,
-        system: str | None,
-        think: bool,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        sampling: dict[str, Any],
-    ) -> None:
-        self._session = session
-        self._format = session.model.description.chat_format
-        self._output = output
-        self._system = system
-        self._think = think
-        self._limits: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop, **sampling}
-        self._turns: list[dict[str, str]] = []
-        self._asked: Snapshot | None = None  # before the last answer
-
-    def command(self, line: str) -> bool:
-        """Do what a line with a slash says; False if the line is no command. /bye raises EOFError."""
-        name, _, text = line.partition(" ")
-        match name:
-            case "/help":
-                self._output.note(HELP)
-            case "/bye":
-                raise EOFError
-            case "/clear":
-                self._turns.clear()
-                self._output.note("The conversation is forgotten.")
-            case "/system":
-                self._system = text.strip() or None
-                self._output.note("The instructions are set." if self._system else "There are no instructions now.")
-            case _ if name[:1] == "/" and name[1:].isalpha():
-                raise InputError(f"there is no command {name}; /help lists them")
-            case _:
-                return False
-        return True
-
-    def turn(self, text: str) -> None:
-        """Ask, and show the answer.
-
-        Raises:
-            InputError: the conversation does not fit into the context. The question is forgotten.
-            KeyboardInterrupt: before the answer began. The question is forgotten.
-        """
-        turns = [*self._turns, {"role": "user", "content": text}]
-        instructions = [{"role": "system", "content": self._system}] if self._system else []
-        from numoe.engine.chat import encode
-
-        session = self._session
-        with Interrupt() as interrupt:
-            tokenizer, messages = session.model.tokenizer, [*instructions, *turns]
-            ids, thinking = encode(self._format, tokenizer, messages, thinking=self._think)
-            if len(ids) >= session.context:
-                raise InputError(
-                    f"the conversation is {len(ids)} tokens long and the context has room for {session.context}; "
-                    "/clear begins anew, --ctx makes room"
-                )
-            generation = session.generate(
-                self._unread(ids), cancelled=interrupt.cancelled, progress=self._reading, **self._limits
-            )
-            reply = stream(generation, self._output, thinking)
-        self._turns = [*turns, {"role": "assistant", "content": reply.text}]
-        if generation.finish_reason == "length":
-            full = session.position == session.context
-            self._output.note("The context is full: /clear begins anew." if full else "Cut off at --max-tokens.")
-        self._output.note(statistics(generation, session.model.stats()["experts"]))
-
-    def _unread(self, ids: list[int]) -> list[int]:
-        """Go back to where a conversation goes on from, and return what is still to be read.
-
-        An answer that the template repeats otherwise than it was made, without its reasoning for one, is read again:
-        caches with windows reach back over it by the snapshot alone.
-        """
-        session = self._session
-        if self._asked and session.tokens != ids[: session.position]:
-            session.restore(self._asked)
-        return session.align(ids)
-
-    def _reading(self, done: int, total: int) -> None:
-        self._output.reading(done, total)
-        if done == total:
-            self._asked = self._session.snapshot()

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import sys
+import textwrap
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +22,38 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def decimal(value: float) -> str:
+    """Three significant digits, without an exponent where more are before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it: 0.8 s, 12 s, 3 min, 1 h 20 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def print_error(message: str) -> None:
     """One line on stderr; names that come from files may hold anything."""
     sys.stdout.flush()
     print("error:", printable(re.sub(r"\s*[\r\n]\s*", " ", message)), file=sys.stderr)
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+
+
 class Output:
     """What a command shows. Leaving it as a context puts the cursor on a fresh line, whatever happened.
 
-    quiet: nothing but answers and documents.
+    quiet: nothing but answers and documents. folds: of reasoning, only how long it took; may be changed at any time.
     """
+
+    folds = False
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -39,7 +62,9 @@ class Output:
         self._live = live and not quiet
         self._dims = live and not os.environ.get("NO_COLOR")
         self._status = False  # a status line is on the screen
-        self._thought = ""  # the last piece of an open thinking block
+        self._reading_since: float | None = None  # when the prompt that is being read was begun
+        self._thinking_since: float | None = None  # when the open thinking block was begun
+        self._thought = ""  # its last piece
         self._answering = False  # an answer has begun and not ended
         self._held = ""  # newlines that end the answer so far
 
@@ -52,15 +77,13 @@ class Output:
     def settle(self) -> None:
         """End what an error or Ctrl-C cut short."""
         self.clear_status()
-        if self._answering or self._thought:
+        if self._answering or self._thinking_since is not None:
             self.end_answer()
 
     def answer(self, text: str) -> None:
         """A piece of the answer, shown at once."""
         self.clear_status()
-        if self._thought:
-            self._note("" if self._thought.endswith("\n") else "\n")
-            self._thought = ""
+        self._end_thinking()
         self._answering = True
         if self._cleans:
             text = printable(text)
@@ -83,6 +106,17 @@ class Output:
         sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
         sys.stdout.flush()
 
+    def text(self, text: str = "") -> None:
+        """A line on stdout as it is, however long."""
+        self.clear_status()
+        print(printable(text))
+
+    def line(self, value: Any) -> None:
+        """One of many JSON documents, on a line of its own."""
+        self.clear_status()
+        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
     def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Rows of as many cells, folded into the width of the screen; `numbers` are the columns to align right."""
         from rich.console import Console
@@ -102,12 +136,46 @@ class Output:
 
     def thinking(self, text: str) -> None:
         """A piece of the model's reasoning."""
-        self._note(text)
-        self._thought = text
+        if self._thinking_since is None:
+            self._thinking_since = time.perf_counter()
+        if self.folds:
+            self.status("thinking ...")
+        else:
+            self._note(text)
+            self._thought = text
+
+    def _end_thinking(self) -> None:
+        if self._thinking_since is None:
+            return
+        if self.folds:
+            self.note(self._folded())
+        else:
+            self._note("" if self._thought.endswith("\n") else "\n")
+        self._thinking_since = None
+
+    def _folded(self) -> str:
+        assert self._thinking_since is not None
+        return f"Thought for {duration(time.perf_counter() - self._thinking_since)}. /think show unfolds it."
 
     def note(self, text: str) -> None:
-        """A line about what goes on."""
+        """A line about what goes on, or several; folded between words where they are shown on a terminal."""
+        if self._live:
+            text = "\n".join(_wrapped(text, shutil.get_terminal_size().columns))
         self._note(text + "\n")
+
+    def notes(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Two columns, the second folded into the width of the screen."""
+        left = max((len(first) for first, _ in rows), default=0) + 2
+        width = max(20, shutil.get_terminal_size().columns - left)
+        for first, second in rows:
+            lines = _wrapped(second, width)
+            self.note("\n".join(f"{first if i == 0 else '':{left}}{line}".rstrip() for i, line in enumerate(lines)))
+
+    def ask(self, question: str) -> bool:
+        """Whether the line that is typed says yes."""
+        self.clear_status()
+        print(printable(question), "[y/N]", end=" ", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def status(self, text: str) -> None:
         """What takes time just now, on a line that the next output replaces. Only on a terminal."""
@@ -117,13 +185,29 @@ class Output:
             sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
             sys.stderr.flush()
 
+    def milestone(self, text: str) -> None:
+        """A line about what has been reached, where no status line shows it."""
+        if not self._live:
+            self.note(text)
+
     def reading(self, done: int, total: int) -> None:
-        """How much of a prompt is read; the face of `Session.feed`'s progress."""
-        if done < total:
-            filled = 20 * done // total
-            self.status(f"reading [{'#' * filled}{'.' * (20 - filled)}] {done}/{total}")
-        else:
+        """How much of a prompt is read; the face of `Session.feed`'s progress. The first call begins the time."""
+        now = time.perf_counter()
+        if done >= total:
+            self._reading_since = None
             self.clear_status()
+        elif done == 0 or self._reading_since is None:
+            self._reading_since = now
+            self._bar(done, total, "")
+        else:
+            rate = done / max(now - self._reading_since, 1e-6)
+            self._bar(done, total, f" {decimal(rate)} tok/s, {duration((total - done) / rate)} left")
+
+    def _bar(self, done: int, total: int, more: str) -> None:
+        text = f"{done}/{total}{more}"
+        width = min(20, shutil.get_terminal_size().columns - len(f"reading []  {text}"))
+        filled = width * done // total
+        self.status(f"reading [{'#' * filled}{'.' * (width - filled)}] {text}" if width >= 5 else f"reading {text}")
 
     def clear_status(self) -> None:
         if self._status:

@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.output import Output, decimal
+
 if TYPE_CHECKING:
-    from numoe.cli.output import Output
     from numoe.engine import Generation
+    from numoe.engine.conversation import Answer, Turn
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A finished answer, and the reasoning before it ("" if there was none)."""
-
-    text: str
-    thinking: str
-
-
-def stream(generation: Generation, output: Output | None, thinking: bool | None) -> Reply:
-    """Show a reply as it is made, and return it.
+def show(answer: Answer, output: Output | None) -> Turn:
+    """Show an answer as it is made, and return it, trimmed. However this ends, the answer is ended.
 
     output: None shows nothing.
-    thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
     """
-    from numoe.engine.chat import ThinkSplitter
-
-    splitter = None if thinking is None else ThinkSplitter(thinking)
-    told: dict[str, list[str]] = {"text": [], "thinking": []}
-
-    def show(parts: Sequence[tuple[str, str]]) -> None:
-        for kind, text in parts:
-            if not told[kind] and (kind == "thinking" or told["thinking"]):
-                text = text.lstrip("\n")  # the line breaks around the tags belong to neither
-            if not text:
-                continue
-            told[kind].append(text)
+    try:
+        if output:
+            output.reading(0, len(answer.generation.prompt))
+        for kind, text in answer:
             if output:
                 (output.answer if kind == "text" else output.thinking)(text)
-
-    if output:
-        output.reading(0, len(generation.prompt))
-    for piece in generation:
-        show(splitter.push(piece) if splitter else [("text", piece)])
-    show(splitter.flush() if splitter else [])
-    if output:
-        output.end_answer()
-    return Reply("".join(told["text"]), "".join(told["thinking"]).rstrip("\n"))
+        if output:
+            output.end_answer()
+    finally:
+        answer.close()
+    return answer.turn.trimmed()
 
 
 def statistics(generation: Generation, experts: dict[str, Any]) -> str:
@@ -60,7 +39,7 @@ def statistics(generation: Generation, experts: dict[str, Any]) -> str:
     made = len(generation.tokens)
     parts = [f"{made} token" + ("s" if made != 1 else "")]
     if made > 1 and generation.decode_seconds > 0:
-        parts.append(f"{(made - 1) / generation.decode_seconds:.3g} tok/s")
+        parts.append(f"{decimal((made - 1) / generation.decode_seconds)} tok/s")
     if made:
         parts.append(f"first after {generation.first_token_seconds:.2g} s")
     if experts.get("misses"):

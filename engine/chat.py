@@ -61,22 +61,24 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
 
 
 def encode(
-    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool
+    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool, begun: str = ""
 ) -> tuple[list[int], bool]:
     """The token ids of a conversation up to the answer, and whether the answer begins with reasoning.
+
+    begun: what the model has written of the answer already, to be continued.
 
     Special tokens come from the template alone: what messages spell stays text.
     Raises InputError when the format cannot write the conversation.
     """
     prompt = chat.render(messages, thinking=thinking)
     if not any(_spells_special(tokenizer, message["content"]) for message in messages):
-        return tokenizer.encode(prompt), opens_thinking(prompt)
+        return tokenizer.encode(prompt + begun), opens_thinking(prompt)
     # The template writes stand-ins that no one can guess, and the messages take their places.
     key = secrets.token_hex(16)
     stand_ins = [{**message, "content": f"{key}{i}{key}"} for i, message in enumerate(messages)]
     prompt = chat.render(stand_ins, thinking=thinking)
     ids: list[int] = []
-    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt)):
+    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt + begun)):
         if n % 2:  # what the parentheses caught
             ids += tokenizer.encode(messages[int(part)]["content"], special=False)
         else:
@@ -208,6 +210,11 @@ class ThinkSplitter:
         self._kind = "thinking" if thinking else "text"
         self._at_start = True
         self._held = ""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is reasoning, as far as it is settled."""
+        return self._kind == "thinking"
 
     def push(self, piece: str) -> list[tuple[str, str]]:
         """What this piece settles, in order; no empty texts."""

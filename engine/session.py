@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,23 @@ from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprob
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
+    from numoe.engine.constrain import Matcher
     from numoe.engine.load import Model
 
 FILE_VERSION = 1
+
+
+def require_room(tokens: int, context: int, limit: int) -> None:
+    """Refuse more tokens than a context has room for. `limit`: the longest context that the model has.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if tokens > context:
+        raise InputError(
+            f"{tokens} tokens do not fit into the context of {context}; "
+            f"shorten the prompt or raise --ctx (this model reads up to {limit})"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,11 +87,7 @@ class Session:
         vocab = self.model.spec.vocab
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocab:
             raise InputError(f"a token id is outside 0..{vocab - 1}; the tokens are not this model's")
-        if self.position + len(ids) > self.context:
-            raise InputError(
-                f"{self.position + len(ids)} tokens do not fit into the context of {self.context}; "
-                f"shorten the prompt or raise --ctx (this model reads up to {self.model.spec.context})"
-            )
+        require_room(self.position + len(ids), self.context, self.model.spec.context)
         ids = ids.astype(np.int64)
         parts: list[Floats] = []
         for start in range(0, len(ids), CHUNK):
@@ -123,24 +133,33 @@ class Session:
         Raises:
             InputError: its tokens were overwritten by others since.
         """
-        position = snapshot.cache.position
-        if tuple(self._written[:position]) != snapshot.tokens:
+        if not self._holds(snapshot):
             raise InputError("this snapshot is gone: other tokens were read over its own; feed its tokens again")
         self._cache.restore(snapshot.cache)
 
-    def align(self, token_ids: Sequence[int]) -> list[int]:
+    def _holds(self, snapshot: Snapshot) -> bool:
+        return tuple(self._written[: snapshot.cache.position]) == snapshot.tokens
+
+    def align(self, token_ids: Sequence[int], points: Iterable[Snapshot] = ()) -> list[int]:
         """Go back to the longest common beginning with `token_ids` and return what is left to feed.
 
-        At least one token is left, so that there are logits to continue from.
+        Where the caches do not reach so far back, `points` are tried in turn, from which they may; where they do not
+        either, all is forgotten and left to feed. At least one token is left, so that there are logits to continue
+        from.
         """
         ids = list(token_ids)
-        common = 0
-        for ours, theirs in zip(self.tokens, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            common += 1
-        self._go_to(common)
-        return ids[common:]
+        for point in (None, *points):
+            if point is not None:
+                if not self._holds(point):
+                    continue
+                self._cache.restore(point.cache)
+            pairs = enumerate(zip(self.tokens, ids[:-1], strict=False))
+            common = next((i for i, (ours, theirs) in pairs if ours != theirs), min(self.position, len(ids) - 1))
+            if self._cache.can_rewind(common):
+                self._cache.rewind(common)
+                return ids[common:]
+        self._cache.clear()
+        return ids
 
     def generate(
         self,
@@ -149,6 +168,7 @@ class Session:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int = 0,
+        grammar: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
@@ -159,6 +179,7 @@ class Session:
             max_tokens: at most so many; None: until the model stops or the context is full.
             stop: strings that end the text; they are not part of it.
             logprobs: record the log-probabilities of each token and of so many best alternatives.
+            grammar: the form of the text, see `constrain`; the text ends when nothing can follow.
             cancelled: asked before every token; True ends the text.
             progress: called as `feed` does while the prompt is read.
             sampling: temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n, seed; see `Sampling`.
@@ -167,17 +188,21 @@ class Session:
             An iterator over pieces of text, which also carries what is known of the run.
 
         Raises:
-            InputError: a value out of range, or a prompt that `feed` refuses.
+            InputError: a value out of range, a prompt that `feed` refuses, or a grammar that needs tokens which the
+                vocabulary lacks.
         """
         if isinstance(prompt, str):
-            prompt = self.model.tokenizer.encode(prompt)
-            if self.position == 0 and self.model.tokenizer.add_bos:
-                bos = self.model.tokenizer.bos_id
-                prompt = prompt if bos is None or prompt[:1] == [bos] else [bos, *prompt]
+            prompt = self.model.tokenizer.encode(prompt, begins=self.position == 0)
         if max_tokens is not None and max_tokens < 0:
             raise InputError(f"--max-tokens must be 0 or more, not {max_tokens}")
         sampler = Sampler(Sampling(**sampling))
-        return Generation(self, list(prompt), sampler, StopMatcher(stop), max_tokens, logprobs, cancelled, progress)
+        matcher = None
+        if grammar is not None:
+            from numoe.engine.constrain import Matcher
+
+            matcher = Matcher(grammar, self.model.tokenizer, self.model.spec.vocab)
+        stops = StopMatcher(stop)
+        return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, whole or not at all.
@@ -246,7 +271,8 @@ class Generation(Iterator[str]):
     """Pieces of text as they are made. After the last one `finish_reason` says why it ended.
 
     tokens: the generated tokens, the one that ended the text included.
-    finish_reason: "stop" (a stop token or string), "length" (max_tokens or a full context), "cancelled", or None.
+    finish_reason: "stop" (a stop token or string, or nothing can follow), "length" (max_tokens or a full context),
+    "cancelled", or None.
     prompt_seconds, decode_seconds: time spent reading the prompt and making tokens; first_token_seconds: until the
     first token was there. seed: what `Sampling.seed` was, or was drawn.
     """
@@ -257,6 +283,7 @@ class Generation(Iterator[str]):
         prompt: list[int],
         sampler: Sampler,
         stop: StopMatcher,
+        matcher: Matcher | None,
         max_tokens: int | None,
         logprobs: int,
         cancelled: Callable[[], bool],
@@ -270,14 +297,20 @@ class Generation(Iterator[str]):
         self._session = session
         self._sampler = sampler
         self._stop = stop
+        self._matcher = matcher
         self._limit = max_tokens
         self._logprobs = logprobs
         self._cancelled = cancelled
         self._progress = progress
+        self._forced: list[int] = []
         self._pieces = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    def force(self, text: str) -> None:
+        """Go on with this text, whatever the logits say."""
+        self._forced += self._session.model.tokenizer.encode(text)
 
     def close(self) -> None:
         """End the text here."""
@@ -285,7 +318,7 @@ class Generation(Iterator[str]):
 
     def _run(self) -> Generator[str, None, None]:
         tokenizer = self._session.model.tokenizer
-        text = tokenizer.stream()
+        text = tokenizer.stream(keep_space=self._matcher is not None)
         begun = time.perf_counter()
         logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
         self.prompt_seconds = time.perf_counter() - begun
@@ -297,7 +330,7 @@ class Generation(Iterator[str]):
                 self.finish_reason = "length"
             if self.finish_reason:
                 break
-            chosen = self._sampler.choose(logits, history)
+            chosen = self._forced.pop(0) if self._forced else self._choose(logits, history)
             self.tokens.append(self._record(chosen, logits))
             history.append(chosen)
             if len(self.tokens) == 1:
@@ -311,6 +344,9 @@ class Generation(Iterator[str]):
             if stopped:
                 self.finish_reason = "stop"
                 return
+            if self._matcher and self._matcher.accept(chosen):
+                self.finish_reason = "stop"
+                break
             if self._session.position == self._session.context:
                 self.finish_reason = "length"
                 break
@@ -321,6 +357,9 @@ class Generation(Iterator[str]):
         piece, _ = self._stop.push(text.flush())
         if tail := piece + self._stop.flush():
             yield tail
+
+    def _choose(self, logits: Floats, history: list[int]) -> int:
+        return self._sampler.choose(self._matcher.mask(logits) if self._matcher else logits, history)
 
     def _record(self, chosen: int, logits: Floats) -> Token:
         if not self._logprobs:

@@ -1,0 +1,425 @@
+"""Conversations: questions and answers on a session, kept in files and gone on with later.
+
+NUMOE_HOME/chats/NAME.json    settings and turns, written after every turn
+NUMOE_HOME/chats/NAME.kv      what the session remembers of them, written on leaving
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numoe.engine.chat import END_THINK, THINK, ThinkSplitter, encode
+from numoe.engine.constrain import with_thinking
+from numoe.engine.home import home
+from numoe.engine.sample import Sampling
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.load import Model
+    from numoe.engine.session import Generation, Session, Snapshot
+
+FILE_VERSION = 1
+KEPT_CACHES = 4
+"""Session files in the folder of chats; they can take a gigabyte each, and older chats are read again instead."""
+KEPT_POINTS = 4
+"""Snapshots that a conversation can go back to: before and after the questions of its last two turns."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are answered.
+
+    think: ask for reasoning before the answer. think_budget: most tokens of it; None: no limit.
+    max_tokens, stop: as in `Session.generate`. context: as in `Model.session`.
+    """
+
+    system: str | None = None
+    think: bool = False
+    think_budget: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    context: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, reasoning apart, both as the model wrote them.
+
+    finish_reason: "stop", "length" or "cancelled", see `Generation`.
+    """
+
+    question: str
+    thinking: str = ""
+    text: str = ""
+    finish_reason: str | None = None
+
+    def trimmed(self) -> Turn:
+        """Without the line breaks around thinking tags, which belong to neither text."""
+        text = self.text.lstrip("\n") if self.thinking else self.text
+        return replace(self, thinking=self.thinking.strip("\n"), text=text)
+
+    def completion(self, opened: bool) -> str:
+        """What the model has written in all; `opened`: the prompt ended inside a thinking block."""
+        if not opened and not self.thinking:
+            return self.text
+        return ("" if opened else THINK) + self.thinking + (END_THINK + self.text if self.text else "")
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a conversation's file holds.
+
+    model: the name that the model was loaded by. forgotten: so many of the first turns are no longer told.
+    """
+
+    model: str
+    settings: Settings = field(default_factory=Settings)
+    turns: tuple[Turn, ...] = ()
+    forgotten: int = 0
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        text = json.dumps({"numoe": f"chat {FILE_VERSION}", **asdict(self)}, ensure_ascii=False, indent=1)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"the chat cannot be written to {path} ({error.strerror}); check the folder") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Chat:
+        """The chat of a file.
+
+        Raises:
+            InputError: there is no such file, or it is none of this version's chats.
+        """
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document.pop("numoe") != f"chat {FILE_VERSION}":
+                raise ValueError("another version")
+            settings = document.pop("settings")
+            settings |= {"sampling": Sampling(**settings["sampling"]), "stop": tuple(settings["stop"])}
+            turns = tuple(Turn(**turn) for turn in document.pop("turns"))
+            return cls(settings=Settings(**settings), turns=turns, **document)
+        except FileNotFoundError:
+            raise InputError(f"there is no chat {path}; `numoe chat --list` shows those that are saved") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is not a chat of this version of numoe ({error}); name another, or remove it"
+            ) from None
+
+
+def chats_folder() -> Path:
+    """Where chats are kept."""
+    return home() / "chats"
+
+
+def chats() -> list[Path]:
+    """The files of all chats that are kept, the last used first."""
+    return sorted(chats_folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def chat_path(name: str) -> Path:
+    """The file of a chat.
+
+    Raises:
+        InputError: the name cannot be a file's everywhere.
+    """
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        raise InputError(f'"{name}" cannot be the name of a chat; use letters, digits, spaces, ".", "-" and "_"')
+    return chats_folder() / f"{name}.json"
+
+
+def new_path(question: str) -> Path:
+    """A file for a chat that begins with a question, named by the time and its first words."""
+    words = "-".join(re.findall(r"\w+", question.lower())[:5])[:40]
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{words}".rstrip("-")
+    paths = (chat_path(stem + (f"-{n}" if n > 1 else "")) for n in range(1, 1000))
+    return next(path for path in paths if not path.exists())
+
+
+def cache_path(path: Path) -> Path:
+    """The file beside a chat's own that keeps what the session remembers."""
+    return path.with_suffix(".kv")
+
+
+class Answer(Iterator[tuple[str, str]]):
+    """Pieces of an answer as they are made: ("thinking" | "text", some of it), without line breaks around the tags.
+
+    generation: counts and times. turn: all of the answer so far. dropped: turns that the model is not told any more
+    from this answer on, for they do not fit into the context.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        thinking: bool | None,
+        turn: Turn | None = None,
+        *,
+        think_budget: int | None = None,
+        dropped: int = 0,
+        ended: Callable[[Turn], None] = lambda turn: None,
+    ) -> None:
+        """
+        Args:
+            thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
+            turn: what is there already, to be continued.
+            think_budget: the block is closed after so many tokens.
+            ended: called with the turn when it has ended, however it did, unless no answer began.
+        """
+        self.generation = generation
+        self.turn = turn or Turn("")
+        self.dropped = dropped
+        self._splitter = None if thinking is None else ThinkSplitter(thinking)
+        self._think_budget = think_budget
+        self._ended = ended
+        self._pieces = self._run()
+
+    def __next__(self) -> tuple[str, str]:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[tuple[str, str], None, None]:
+        generation, splitter = self.generation, self._splitter
+        self.turn = replace(self.turn, finish_reason="cancelled")
+        try:
+            self._end_thinking()
+            for piece in generation:
+                yield from self._taken(splitter.push(piece) if splitter else [("text", piece)])
+                self._end_thinking()
+            yield from self._taken(splitter.flush() if splitter else [])
+            self.turn = replace(self.turn, finish_reason=generation.finish_reason)
+        finally:
+            if generation.tokens or self.turn.finish_reason != "cancelled":
+                self._ended(self.turn)
+
+    def _taken(self, parts: Iterable[tuple[str, str]]) -> Generator[tuple[str, str], None, None]:
+        for kind, text in parts:
+            so_far = self.turn.thinking if kind == "thinking" else self.turn.text
+            self.turn = replace(self.turn, **{kind: so_far + text})
+            if not so_far.strip("\n") and (kind == "thinking" or self.turn.thinking):
+                text = text.lstrip("\n")
+            if text:
+                yield kind, text
+
+    def _end_thinking(self) -> None:
+        budget = self._think_budget
+        if budget is not None and self._splitter and self._splitter.thinking and len(self.generation.tokens) >= budget:
+            self._think_budget = None
+            self.generation.force(END_THINK)
+
+
+class Conversation:
+    """A chat, and a session that has read it.
+
+    chat: what is said so far, and how. restored: tokens that were read from a session file instead of by the model.
+    reason: why no session file could be used, "" if one was or none was asked for.
+    """
+
+    def __init__(self, model: Model, chat: Chat, cache: Path | None = None) -> None:
+        """
+        Args:
+            cache: what `save_cache` wrote, used as far as model, context and tokens are the same.
+
+        Raises:
+            InputError: the model has no chat template, or the context does not fit.
+        """
+        self.model = model
+        self.chat = chat
+        self.restored, self.reason = 0, ""
+        self._format = model.description.chat_format
+        self._points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)  # latest first
+        restored = self._restore(cache) if cache is not None else None
+        self.session: Session = restored or model.session(chat.settings.context)
+
+    def _restore(self, cache: Path) -> Session | None:
+        try:
+            session = self.model.restore(cache)
+        except InputError as error:
+            self.reason = str(error)
+            return None
+        if session.context != self.model.plan(self.chat.settings.context).context:
+            self.reason = f"it was kept for a context of {session.context} tokens"
+            return None
+        session.align(self.history())
+        self.restored = session.position
+        if not self.restored:
+            self.reason = "it was kept for other turns or settings"
+        return session
+
+    def history(self) -> list[int]:
+        """The tokens that the prompt of any next question begins with."""
+        told = self.chat.turns[self.chat.forgotten :]
+        prompts = [self._encode(told, Turn(question))[0] for question in ("a", "b")]
+        return [ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*prompts, strict=False))]
+
+    def ask(self, question: str, **options: Any) -> Answer:
+        """Ask, and get an answer that is made as it is taken. It is part of the chat when it has ended.
+
+        A question that was interrupted before the first token of its answer is forgotten. Turns are dropped, the oldest
+        first, when the context has no room for an answer to all.
+
+        Args:
+            options: as in `Session.generate`, beside those in `Settings`.
+
+        Raises:
+            InputError: the question alone does not fit into the context.
+        """
+        return self._answer(self.chat.turns, Turn(question), options)
+
+    def retry(self, **options: Any) -> Answer:
+        """Ask the last question again, in place of its answer.
+
+        Raises:
+            InputError: there is none; and see `ask`.
+        """
+        return self.edit(self._last().question, **options)
+
+    def edit(self, question: str, **options: Any) -> Answer:
+        """Ask this in place of the last question and its answer.
+
+        Raises:
+            InputError: there is none; and see `ask`.
+        """
+        self._last()
+        return self._answer(self.chat.turns[:-1], Turn(question), options)
+
+    def more(self, **options: Any) -> Answer:
+        """Go on with the last answer, which was cut.
+
+        Raises:
+            InputError: it was not, or there is none; and see `ask`.
+        """
+        last = self._last()
+        if last.finish_reason == "stop":
+            raise InputError("the last answer is whole; ask for more in words of your own")
+        return self._answer(self.chat.turns[:-1], last, options)
+
+    def undo(self) -> Turn:
+        """Forget the last question and its answer, and return them.
+
+        Raises:
+            InputError: there is none.
+        """
+        last = self._last()
+        self._keep(self.chat.turns[:-1], self.chat.forgotten)
+        return last
+
+    def save_cache(self, path: Path) -> None:
+        """Write what the session remembers, as far as all later questions go on from it; if anything, then whole.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self.session.align(self.history(), self._points)
+        if not self.session.position:
+            return
+        self.session.save(path)
+        if path.parent == chats_folder():
+            caches = sorted(path.parent.glob("*.kv"), key=lambda cache: cache.stat().st_mtime_ns)
+            for cache in caches[:-KEPT_CACHES]:
+                cache.unlink(missing_ok=True)
+
+    def _last(self) -> Turn:
+        if not self.chat.turns:
+            raise InputError("nothing was asked yet; ask something first")
+        return self.chat.turns[-1]
+
+    def _keep(self, turns: tuple[Turn, ...], forgotten: int) -> None:
+        self.chat = replace(self.chat, turns=turns, forgotten=min(forgotten, len(turns)))
+
+    def _answer(self, earlier: tuple[Turn, ...], turn: Turn, options: dict[str, Any]) -> Answer:
+        settings, session = self.chat.settings, self.session
+        ids, opened, forgotten = self._fitted(earlier, turn)
+        unread = session.align(ids, self._points)
+        self._points.appendleft(session.snapshot())
+        tell, grammar = options.pop("progress", None), options.pop("grammar", None)
+        if grammar is not None:
+            options["grammar"] = with_thinking(grammar, opened, settings.think)
+
+        def progress(done: int, total: int) -> None:
+            if tell:
+                tell(done, total)
+            if done == total:
+                self._points.appendleft(session.snapshot())
+
+        generation = session.generate(
+            unread,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            progress=progress,
+            **asdict(settings.sampling),
+            **options,
+        )
+        return Answer(
+            generation,
+            opened and not turn.text,
+            turn,
+            think_budget=settings.think_budget,
+            dropped=forgotten - min(self.chat.forgotten, len(earlier)),
+            ended=lambda turn: self._keep((*earlier, turn), forgotten),
+        )
+
+    def _fitted(self, earlier: tuple[Turn, ...], turn: Turn) -> tuple[list[int], bool, int]:
+        """The prompt's tokens, whether it opens a thinking block, and how many of the earlier turns it leaves out.
+
+        Where they do not leave a quarter of the context to the answer, so many are dropped that half of it is free:
+        each time the rest is read again, which should be seldom.
+        """
+        context, most = self.session.context, self.chat.settings.max_tokens
+        forgotten = min(self.chat.forgotten, len(earlier))
+        ids, opened = self._encode(earlier[forgotten:], turn)
+        wanted = context // 4 if most is None else min(most, context // 4)
+        if len(ids) > context - wanted:
+            every = range(len(earlier))
+            fits = bisect_left(
+                every, True, lo=forgotten, key=lambda n: len(self._encode(earlier[n:], turn)[0]) <= context // 2
+            )
+            if fits != forgotten:
+                forgotten = fits
+                ids, opened = self._encode(earlier[forgotten:], turn)
+        if len(ids) >= context:
+            raise InputError(
+                f"the question takes {len(ids)} tokens with all that comes before it, and the context has room for "
+                f"{context}; shorten it or raise --ctx (this model reads up to {self.model.spec.context})"
+            )
+        return ids, opened, forgotten
+
+    def _encode(self, earlier: Iterable[Turn], turn: Turn) -> tuple[list[int], bool]:
+        """The tokens up to where the answer goes on, and whether it begins with reasoning."""
+        settings, tokenizer = self.chat.settings, self.model.tokenizer
+        messages = [{"role": "system", "content": settings.system}] if settings.system else []
+        for told in earlier:
+            messages.append({"role": "user", "content": told.question})
+            messages.append({"role": "assistant", "content": told.trimmed().text})
+        messages.append({"role": "user", "content": turn.question})
+        ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think)
+        if begun := turn.completion(opened):
+            ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think, begun=begun)
+        return ids, opened

@@ -1,0 +1,319 @@
+"""Conversations: what is read again and what is not, going back, overflow, thinking budgets, files."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import tiny_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import write_checkpoint
+
+from numoe.engine import InputError, Model, Sampling, load
+from numoe.engine import conversation as conversations
+from numoe.engine.conversation import Answer, Chat, Conversation, Settings, Turn, cache_path, chat_path, chats, new_path
+
+VOCAB = {"llama_a": 90, "v4_a": 96}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    return tmp_path
+
+
+Talker = Callable[..., Model]
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Talker:
+    """talker(case, ending=...): a random model with one character a token, which never ends an answer by itself."""
+    made: dict[tuple[str, str], Model] = {}
+
+    def make(case: str = "v4_a", ending: str = "assistant: ") -> Model:
+        if (case, ending) not in made:
+            folder = tmp_path_factory.mktemp(case)
+            write_checkpoint(case, folder)
+            tiny_tokenizer(folder, VOCAB[case], ending=ending)
+            made[case, ending] = load(folder)
+        return made[case, ending]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Model:
+    return load("tiny")
+
+
+def told(answer: Answer) -> str:
+    return "".join(text for _, text in answer)
+
+
+def fresh(conversation: Conversation) -> str:
+    """The last answer, as a session that has read nothing yet gives it."""
+    chat = conversation.chat
+    again = Conversation(conversation.model, replace(chat, turns=chat.turns[:-1]))
+    return told(again.ask(chat.turns[-1].question))
+
+
+@pytest.mark.parametrize("case", VOCAB)
+def test_a_turn_reads_only_what_is_new(talker: Talker, case: str) -> None:
+    conversation = Conversation(talker(case), Chat("", Settings(max_tokens=5)))
+    first = conversation.ask("hi")
+    told(first)
+    second = conversation.ask("and")
+    told(second)
+    assert len(first.generation.prompt) == len("user: hi\nassistant: ") + 1
+    # Four of the five answered tokens were fed; the fifth comes with what follows.
+    assert len(second.generation.prompt) == 1 + len("\nuser: and\nassistant: ")
+    assert [turn.question for turn in conversation.chat.turns] == ["hi", "and"]
+    assert conversation.chat.turns[-1].text == fresh(conversation)
+
+
+def test_retry_edit_and_undo_go_back_without_reading_all_again(shipped: Model) -> None:
+    """Further back than the caches of sliding windows reach by themselves."""
+    conversation = Conversation(shipped, Chat("tiny", Settings(max_tokens=80)))
+    told(conversation.ask("Tell me a story about a fox and a lamp."))
+    told(conversation.ask("What sound does a sheep make? " * 20))
+    again = conversation.retry()
+    told(again)
+    assert len(again.generation.prompt) == 1
+    edited = conversation.edit("Where does a bee live?")
+    told(edited)
+    assert len(edited.generation.prompt) < 30
+    assert conversation.chat.turns[-1].text == fresh(conversation)
+    assert conversation.undo().question == "Where does a bee live?"
+    asked = conversation.ask("Where does a frog live?")
+    told(asked)
+    assert len(asked.generation.prompt) < 30
+    assert [turn.question for turn in conversation.chat.turns][1:] == ["Where does a frog live?"]
+    assert conversation.chat.turns[-1].text == fresh(conversation)
+
+
+@pytest.mark.parametrize("case", VOCAB)
+def test_reasoning_is_not_told_again(talker: Talker, case: str) -> None:
+    """The next turn goes back to before the reasoning, further than the caches of sliding windows reach."""
+    conversation = Conversation(talker(case, "<think>"), Chat("", Settings(max_tokens=70, think=True)))
+    first = conversation.ask("a long beginning " * 5)
+    told(first)
+    assert first.turn.thinking and not first.turn.text
+    second = conversation.ask("and")
+    told(second)
+    assert len(second.generation.prompt) < len("assistant: \nuser: and\n") + 30
+    assert first.turn.thinking not in conversation.model.tokenizer.decode(conversation.session.tokens)
+    assert conversation.chat.turns[-1].thinking.strip("\n") == fresh(conversation)
+
+
+def test_more_goes_on_as_if_the_answer_had_not_been_cut(shipped: Model) -> None:
+    question = "Tell me a story about a fox and a lamp."
+    whole = Conversation(shipped, Chat("tiny", Settings(max_tokens=40)))
+    told(whole.ask(question))
+    cut = Conversation(shipped, Chat("tiny", Settings(max_tokens=20)))
+    told(cut.ask(question))
+    assert cut.chat.turns[0].finish_reason == "length"
+    more = cut.more()
+    told(more)
+    assert cut.chat.turns == whole.chat.turns
+    assert len(more.generation.prompt) <= 2
+    told(Conversation(shipped, cut.chat).more())  # also of a chat that was not read yet
+    cut.chat = replace(cut.chat, settings=Settings(), turns=(Turn("hi", text="yes", finish_reason="stop"),))
+    with pytest.raises(InputError, match="is whole"):
+        cut.more()
+
+
+def test_nothing_to_go_back_to(shipped: Model) -> None:
+    conversation = Conversation(shipped, Chat("tiny"))
+    for act in (conversation.retry, conversation.more, conversation.undo, lambda: conversation.edit("x")):
+        with pytest.raises(InputError, match="nothing was asked yet"):
+            act()
+
+
+def test_a_question_that_is_interrupted_before_its_answer_is_forgotten(talker: Talker) -> None:
+    def press(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    conversation = Conversation(talker(), Chat("", Settings(max_tokens=3)))
+    told(conversation.ask("hi"))
+    with pytest.raises(KeyboardInterrupt):
+        told(conversation.ask("never", progress=press))
+    assert told(conversation.ask("never", cancelled=lambda: True)) == ""
+    assert [turn.question for turn in conversation.chat.turns] == ["hi"]
+    told(conversation.ask("and"))
+    assert conversation.chat.turns[-1].text == fresh(conversation)
+
+
+def test_an_answer_that_is_left_is_kept_as_far_as_it_came(talker: Talker) -> None:
+    conversation = Conversation(talker(), Chat(""))
+    answer = conversation.ask("hi")
+    pieces = [next(answer)[1] for _ in range(4)]
+    answer.close()
+    assert conversation.chat.turns == (Turn("hi", text="".join(pieces), finish_reason="cancelled"),)
+
+
+# ------------------------------------------------------------------------------------------ a full context
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 60), min_size=6, max_size=12), answer=st.integers(1, 30))
+def test_the_oldest_turns_are_dropped_whole_and_never_in_silence(
+    talker: Talker, lengths: list[int], answer: int
+) -> None:
+    conversation = Conversation(talker("llama_a"), Chat("", Settings(max_tokens=answer, context=200)))
+    dropped = 0
+    for n, length in enumerate(lengths):
+        asked = conversation.ask(chr(ord("a") + n) * length)
+        dropped += asked.dropped
+        told(asked)
+        assert len(asked.generation.tokens) == answer  # there is always room for it
+        read = conversation.model.tokenizer.decode(conversation.session.tokens)
+        questions = [turn.question for turn in conversation.chat.turns]
+        assert read.count("user: ") == len(questions) - dropped
+        for question in questions[dropped:]:
+            assert f"user: {question}\n" in read
+    assert conversation.chat.forgotten == dropped
+    assert len(conversation.chat.turns) == len(lengths)
+
+
+def test_a_question_longer_than_the_context(talker: Talker) -> None:
+    conversation = Conversation(talker(), Chat("", Settings(max_tokens=3, context=64)))
+    told(conversation.ask("hi"))
+    with pytest.raises(InputError, match=r"the question takes .* room for 64; shorten it or raise --ctx"):
+        conversation.ask("long" * 20)
+    assert len(conversation.chat.turns) == 1
+    assert conversation.ask("and").dropped == 0
+
+
+# ------------------------------------------------------------------------------------------------ thinking
+
+
+def test_a_thinking_budget_ends_the_block(talker: Talker) -> None:
+    for budget in (0, 7):
+        settings_ = Settings(think=True, think_budget=budget, max_tokens=40)
+        answer = Conversation(talker(ending="<think>"), Chat("", settings_)).ask("hi")
+        parts = list(answer)
+        assert len(answer.turn.thinking) == budget
+        assert len(answer.generation.tokens) == 40
+        # One character a token: the budget, eight for </think>, and the rest is the answer.
+        assert len(answer.turn.text) == 40 - budget - len("</think>")
+        assert {kind for kind, _ in parts} == {"thinking", "text"} - ({"thinking"} if budget == 0 else set())
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_reasoning_is_kept_apart_without_the_breaks_around_it(size: int) -> None:
+    text = "\nfirst this\nthen that\n</think>\n\nAnswer:\n\nyes\n"
+
+    class Pieces(list[str]):
+        tokens, finish_reason = [1], "stop"
+
+    answer = Answer(Pieces(text[i : i + size] for i in range(0, len(text), size)), True)  # type: ignore[arg-type]
+    shown: dict[str, str] = {"thinking": "", "text": ""}
+    for kind, piece in answer:
+        shown[kind] += piece
+    assert shown == {"thinking": "first this\nthen that\n", "text": "Answer:\n\nyes\n"}
+    turn = answer.turn.trimmed()
+    assert (turn.thinking, turn.text) == ("first this\nthen that", "Answer:\n\nyes\n")
+    assert answer.turn.completion(opened=True) == text
+    assert answer.turn.completion(opened=False) == "<think>" + text
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def test_a_chat_is_what_it_was_when_read_again(home: Path) -> None:
+    turns = (Turn('grüß\n"Gott"', "hm", "\n\nyes", "stop"), Turn("and", text="no", finish_reason="cancelled"))
+    sampling = Sampling(temperature=0.5, top_p=0.9, seed=3)
+    made = Chat("owner/name", Settings("be", True, 10, 20, ("x",), 4096, sampling), turns, 1)
+    path = chat_path("a chat")
+    made.write(path)
+    assert Chat.read(path) == made
+    assert path == home / "chats" / "a chat.json"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"numoe": "chat 2"}', '{"numoe": "chat 1"}', "sampling", "turns"])
+def test_files_that_are_no_chats(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+        Chat.read(path)
+    Chat("tiny", turns=(Turn("hi"),)).write(path)
+    document: Any = json.loads(path.read_text())
+    if damage == "sampling":
+        document["settings"]["sampling"]["top_p"] = 7
+    if damage == "turns":
+        document["turns"] = [{"colour": "red"}]
+    path.write_text(json.dumps(document) if damage in document or damage == "sampling" else damage)
+    with pytest.raises(InputError, match=r"x\.json is not a chat of this version"):
+        Chat.read(path)
+
+
+def test_names(home: Path) -> None:
+    for name in ("", ".", "../x", "a/b", "-c", "a\nb"):
+        with pytest.raises(InputError, match="cannot be the name of a chat"):
+            chat_path(name)
+    first = new_path('Why is the sky "blue", and not green? ' * 9)
+    assert first.name.endswith("-why-is-the-sky-blue.json")
+    Chat("tiny").write(first)
+    os.utime(first, (0, 0))
+    assert new_path("...").parent == first.parent
+    Chat("tiny").write(chat_path("later"))
+    assert [path.stem for path in chats()] == ["later", first.stem]
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_a_chat_goes_on_from_its_cache(talker: Talker, shipped: Model, think: bool) -> None:
+    """Where a thinking block is forgotten afterwards, from before it: the answer alone is read again."""
+    model = talker("v4_a", "<think>") if think else shipped
+    conversation = Conversation(model, Chat("", Settings(max_tokens=70, think=think)))
+    for question in ("a long beginning " * 18, "Tell me a story about a fox and a lamp."):
+        told(conversation.ask(question))
+    path = chat_path("kept")
+    conversation.chat.write(path)
+    conversation.save_cache(cache_path(path))
+    expected = conversation.ask("third")
+    text = told(expected)
+
+    resumed = Conversation(model, Chat.read(path), cache_path(path))
+    assert (resumed.reason, resumed.restored) == ("", resumed.session.position)
+    asked = resumed.ask("third")
+    assert len(asked.generation.prompt) < 40 < resumed.restored
+    assert told(asked) == text
+    assert resumed.session.tokens == conversation.session.tokens
+
+
+def test_a_cache_that_does_not_fit_is_told(talker: Talker, home: Path) -> None:
+    model = talker()
+    conversation = Conversation(model, Chat("", Settings(max_tokens=5, context=256)))
+    told(conversation.ask("hi"))
+    chat, cache = conversation.chat, home / "x.kv"
+    assert "no session file" in Conversation(model, chat, cache).reason
+    conversation.save_cache(cache)
+    assert Conversation(model, chat, cache).reason == ""
+    larger = replace(chat, settings=replace(chat.settings, context=512))
+    assert "for a context of 256 tokens" in Conversation(model, larger, cache).reason
+    assert "another model" in Conversation(talker("llama_a"), chat, cache).reason
+    instructed = replace(chat, settings=replace(chat.settings, system="be"))
+    conversation = Conversation(model, instructed, cache)
+    assert conversation.restored <= 1
+    cache.write_bytes(b"torn")
+    assert "not a session file" in Conversation(model, chat, cache).reason
+
+
+def test_only_the_latest_caches_are_kept(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "KEPT_CACHES", 2)
+    conversation = Conversation(talker("llama_a"), Chat("", Settings(max_tokens=2, context=64)))
+    told(conversation.ask("hi"))
+    for name in ("a", "b", "c"):
+        conversation.chat.write(chat_path(name))
+        conversation.save_cache(cache_path(chat_path(name)))
+    assert sorted(path.name for path in chat_path("a").parent.iterdir()) == [
+        "a.json",
+        "b.json",
+        "b.kv",
+        "c.json",
+        "c.kv",
+    ]
