@@ -17,19 +17,37 @@ class Recipe(StrEnum):
     NATIVE = "native"
 
 
-_MODEL_HELP = "A model folder, a .gguf file, the hub id of a downloaded model, or tiny, the one inside numoe."
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
-ModelOrTiny = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
-PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; -p does the same.")]
+def models_here(incomplete: str) -> list[str]:
+    """What a MODEL that begins so can be, for completion in shells: models by name, and folders and GGUF files."""
+    from numoe.engine.home import TINY, models
+
+    names = [TINY, *(one.repo_id for one in models() if one.complete)]
+    start = incomplete.rpartition("/")[2]
+    head = incomplete.removesuffix(start)
+    beside = Path(head or ".").iterdir() if incomplete and Path(head or ".").is_dir() else ()
+    paths = [f"{head}{path.name}{'/' * path.is_dir()}" for path in beside if path.name.startswith(start)]
+    found = sorted(path for path in paths if path.endswith(("/", ".gguf")))
+    return [*dict.fromkeys(name for name in names if name.startswith(incomplete)), *found]
+
+
+_MODEL_HELP = "A model folder, a .gguf file, the name of a pulled model, or tiny, the one inside numoe."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=models_here)]
+ModelOrTiny = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=models_here)]
+_OR_LAST_HELP = f"{_MODEL_HELP} Without it: of the last chat, else tiny."
+ModelOrLast = Annotated[str | None, typer.Argument(metavar="MODEL", help=_OR_LAST_HELP, autocompletion=models_here)]
+PromptArgument = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; - is what is piped in.")]
 
 Prompt = Annotated[
-    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt. Piped text is put after it.")
+    str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="The prompt. Piped text comes before it.")
 ]
 System = Annotated[
     str | None, typer.Option("-s", "--system", metavar="TEXT", help="Instructions that come before the conversation.")
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 Think = Annotated[bool, typer.Option("--think/--no-think", help="Ask models that can for reasoning before the answer.")]
+ThinkBudget = Annotated[
+    int | None, typer.Option("--think-budget", metavar="N", min=0, help="Most tokens of reasoning; else until it ends.")
+]
 
 MaxTokens = Annotated[
     int | None,
@@ -60,7 +78,7 @@ Seed = Annotated[
 Logprobs = Annotated[
     int,
     typer.Option(
-        "--logprobs", metavar="N", min=0, help="With --json: log-probabilities of each token and its N rivals."
+        "--logprobs", metavar="K", min=0, help="In JSON: log-probabilities of each token and of the K likeliest."
     ),
 ]
 
@@ -81,5 +99,20 @@ Quant = Annotated[
     Recipe, typer.Option("--quant", help="int4 or int8 rounds the weights that are many; native keeps them as stored.")
 ]
 
+Session = Annotated[
+    str | None, typer.Option("--session", metavar="NAME", help="Go on with the chat of this name, or begin it.")
+]
+HubId = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as deepseek-ai/DeepSeek-V4-Flash.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Keep the original files too, in the Hugging Face cache.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", metavar="R", help="A branch, tag or commit; else the main branch.")
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing but the answer, and errors.")]
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given rather than left at its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -1,10 +1,11 @@
-"""`numoe run`: one prompt, one answer."""
+"""`numoe run`: one prompt, one answer; or a file of prompts, and an answer to each."""
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,49 @@ import typer
 
 from numoe.cli import options
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, Reply, statistics, stream
-from numoe.quant.errors import InputError
+from numoe.cli.reply import Interrupt, show, statistics
+from numoe.cli.request import SETTINGS, Request, document, read_schema
+from numoe.cli.text import whole_prompt
 
 if TYPE_CHECKING:
-    from numoe.engine import Generation
-    from numoe.engine.tokenizer import Tokenizer
+    from numoe.engine import Model
+    from numoe.engine.conversation import Chat, Conversation
 
+CUT = 3
+"""The exit code where an answer of a given form was cut off before its end."""
+
+PromptFile = Annotated[
+    str | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
+]
+Files = Annotated[
+    list[str] | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Put a text file before the prompt. Can be repeated."),
+]
+Schema = Annotated[
+    str | None, typer.Option("--schema", metavar="FILE|JSON", help="The answer is JSON that this JSON Schema accepts.")
+]
+Choices = Annotated[
+    str | None, typer.Option("--choices", metavar="A,B,C", help="The answer is one of these texts, cut at the commas.")
+]
+Regex = Annotated[
+    str | None, typer.Option("--regex", metavar="R", help="The answer matches this regular expression as a whole.")
+]
+ShowThinking = Annotated[
+    bool, typer.Option("--show-thinking", help="Print the reasoning too, between <think> and </think>.")
+]
+JsonLines = Annotated[
+    bool, typer.Option("--jsonl", help="Print one JSON line a piece as it comes; the last is the document of --json.")
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        "--batch", metavar="FILE", help='Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.'
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="With --batch: add the answers that this file lacks, one line each."),
+]
 Trace = Annotated[
     Path | None,
     typer.Option("--trace", metavar="FILE", help="Write which experts each token takes, for bench --replay."),
@@ -26,12 +63,21 @@ Trace = Annotated[
 
 
 def run(
+    context: typer.Context,
     model: options.Model,
     prompt_argument: options.PromptArgument = None,
     prompt: options.Prompt = None,
+    prompt_file: PromptFile = None,
+    file: Files = None,
     system: options.System = None,
     raw: options.Raw = False,
+    session: options.Session = None,
     think: options.Think = False,
+    think_budget: options.ThinkBudget = None,
+    show_thinking: ShowThinking = False,
+    schema: Schema = None,
+    choices: Choices = None,
+    regex: Regex = None,
     max_tokens: options.MaxTokens = None,
     stop: options.Stop = None,
     temp: options.Temperature = 0.0,
@@ -44,108 +90,164 @@ def run(
     ram: options.Ram = None,
     threads: options.Threads = None,
     json: options.Json = False,
+    jsonl: JsonLines = False,
     logprobs: options.Logprobs = 0,
+    batch: Batch = None,
+    out: Out = None,
     trace: Trace = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer one prompt."""
-    if prompt is not None and prompt_argument is not None:
-        raise typer.BadParameter("the prompt is given twice, as an argument and with -p; give it once")
-    if raw and system is not None:
-        raise typer.BadParameter("--raw skips the template that --system needs; put the instructions into the prompt")
-    if logprobs and not json:
-        raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
-    text = _whole_prompt(prompt if prompt is not None else prompt_argument)
-    with ExitStack() as stack:
-        output = stack.enter_context(Output(quiet))
-        interrupt = stack.enter_context(Interrupt())
-        from numoe.engine import load
-        from numoe.engine.chat import encode
-        from numoe.engine.replay import RouteTrace
+    """Answer one prompt, or a file of prompts.
 
-        output.status(f"loading {model}")
-        begun = time.perf_counter()
-        loaded = load(model, ram=ram, threads=threads, ctx=ctx)
-        session = loaded.session(ctx)
-        load_seconds = time.perf_counter() - begun
-        if trace is not None:
-            loaded.trace_routes(stack.enter_context(RouteTrace(trace, loaded.spec.routed_experts)))
-        whole: str | list[int] = text
-        thinking = None
-        if not raw:
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": text.strip()})
-            chat_format, tokenizer = loaded.description.chat_format, loaded.tokenizer
-            whole, thinking = encode(chat_format, tokenizer, messages, thinking=think)
-        generation = session.generate(
-            whole,
-            max_tokens=max_tokens,
-            stop=stop or (),
-            logprobs=logprobs,
-            cancelled=interrupt.cancelled,
-            progress=output.reading,
-            temperature=temp,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repeat_penalty,
-            seed=seed,
-        )
-        reply = stream(generation, None if json else output, thinking)
-        experts = loaded.stats()["experts"]
-        if json:
-            document = {"model": model, **_document(generation, reply, load_seconds, experts)}
-            if logprobs:
-                document["logprobs"] = _logprobs(generation, loaded.tokenizer)
-            output.document(document)
-        output.note(statistics(generation, experts))
-    if generation.finish_reason == "cancelled":
-        raise typer.Exit(130)
+    The prompt is what PROMPT, -p or --prompt-file gives; files and piped text come before it. With a prompt, standard
+    input is read to its end unless it is a terminal; < /dev/null goes without. - as the prompt is standard input.
 
-
-def _whole_prompt(given: str | None) -> str:
-    """The prompt, and what is piped in after it.
-
-    Raises:
-        InputError: both are empty, or the piped text is not UTF-8.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an answer of a given form was cut off before its end, 130 Ctrl-C,
+    141 the reader of stdout left, 143 SIGTERM.
     """
-    parts = [given] if given else []
-    if sys.stdin is not None and not sys.stdin.isatty():
-        try:
-            piped = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"the piped text is not UTF-8 (byte {error.start}); convert it first") from None
-        parts += [piped] if piped else []
-    text = "\n\n".join(parts)
-    if not text.strip():
-        raise InputError("the prompt is empty; give it with -p or pipe it in")
-    return text
-
-
-def _document(generation: Generation, reply: Reply, load_seconds: float, experts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "text": reply.text,
-        "thinking": reply.thinking,
-        "finish_reason": generation.finish_reason,
-        "prompt_tokens": len(generation.prompt),
-        "completion_tokens": len(generation.tokens),
-        "timings": {
-            "load_s": load_seconds,
-            "prompt_s": generation.prompt_seconds,
-            "first_token_s": generation.first_token_seconds,
-            "decode_s": generation.decode_seconds,
-        },
-        "experts": experts,
-        "seed": generation.seed,
+    given = [prompt_argument, prompt, prompt_file]
+    if raw and (system is not None or session is not None):
+        raise typer.BadParameter("--raw skips the template that --system and --session need; write all into the prompt")
+    if json + jsonl + (batch is not None) > 1:
+        raise typer.BadParameter("--json, --jsonl and --batch each have a form of their own; choose one")
+    if logprobs and not (json or jsonl or batch):
+        raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
+    if sum(form is not None for form in (schema, choices, regex)) > 1:
+        raise typer.BadParameter("--schema, --choices and --regex are each the whole form; choose one")
+    if batch is not None and (session is not None or file or any(text is not None for text in given)):
+        raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
+    if out is not None and batch is None:
+        raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
+    values: dict[str, Any] = {
+        "system": system,
+        "raw": raw,
+        "think": think,
+        "think_budget": think_budget,
+        "schema": None if schema is None else read_schema(schema),
+        "choices": None if choices is None else [choice.strip() for choice in choices.split(",")],
+        "regex": regex,
+        "max_tokens": max_tokens,
+        "stop": tuple(stop or ()),
+        "temp": temp,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+        "ctx": ctx,
+        "logprobs": logprobs,
     }
+    with ExitStack() as stack:
+        output = stack.enter_context((_Lines if jsonl else _Aloud if show_thinking else Output)(quiet))
+        text = whole_prompt(prompt_argument, prompt, prompt_file, file or (), output.note) if batch is None else ""
+        output.status(f"loading {model}")
+        from numoe.cli.batch import answer_batch, read_batch
+        from numoe.engine import describe, load
+        from numoe.engine.conversation import chat_path
+        from numoe.engine.machine import record
+        from numoe.engine.replay import RouteTrace
+        from numoe.engine.session import require_room
+
+        description = describe(model)
+        load_seconds = 0.0
+
+        def loaded(room: int | None) -> Model:
+            nonlocal load_seconds
+            begun = time.perf_counter()
+            made = load(description, ram=ram, threads=threads, ctx=room)
+            load_seconds = time.perf_counter() - begun
+            if trace is not None:
+                made.trace_routes(stack.enter_context(RouteTrace(trace, made.spec.routed_experts)))
+            output.clear_status()
+            return made
+
+        # What can be refused without the weights is refused before they are read.
+        if batch is not None:
+            items = read_batch(batch, values)
+            totals = answer_batch(loaded(ctx).session(ctx), items, out, output)
+            output.note(f"{totals.answered} answers, of which {totals.failed} failed")
+            raise typer.Exit(1 if totals.failed else CUT if totals.cut else 0)
+        request = Request.make(text if raw else [{"role": "user", "content": text.strip()}], values)
+        interrupt = stack.enter_context(Interrupt())
+        hooks: dict[str, Any] = {"cancelled": interrupt.cancelled, "progress": output.reading}
+        if session is None:
+            ids, opened = request.encode(description)
+            require_room(len(ids), description.plan(ctx).context, description.spec.context)
+            reader = loaded(ctx).session(ctx)
+            answer = request.ask(reader, ids, opened, **hooks)
+        else:
+            chat = _chat(chat_path(session), model, context, values)
+            conversation = _conversation(chat_path(session), chat, loaded, stack)
+            reader = conversation.session
+            answer = conversation.ask(text.strip(), grammar=request.grammar, logprobs=logprobs, **hooks)
+            if answer.dropped:
+                output.note(f"The context is full: the oldest {answer.dropped} turns are no longer told to the model.")
+        known = reader.position
+        turn = show(answer, None if json else output)
+        experts = reader.model.stats()["experts"]
+        if json or jsonl:
+            read, tokenizer = len(answer.generation.prompt), reader.model.tokenizer if logprobs else None
+            made = document(answer, known + read, known, tokenizer)
+            made["timings"]["load_s"] = load_seconds
+            (output.document if json else output.line)({"model": model, **made, "experts": experts})
+        output.note(statistics(answer.generation, experts))
+        record(reader.model, len(answer.generation.tokens) - 1, answer.generation.decode_seconds)
+    if turn.finish_reason == "cancelled":
+        raise typer.Exit(130)
+    if turn.finish_reason == "length" and request.grammar is not None:
+        raise typer.Exit(CUT)
 
 
-def _logprobs(generation: Generation, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
-        text = tokenizer.token_bytes(token_id).decode("utf-8", "replace")
-        return {"id": token_id, "token": text, "logprob": logprob}
+def _chat(path: Path, model: str, context: typer.Context, values: Mapping[str, Any]) -> Chat:
+    """The chat that is gone on with: one that was kept has its own settings where no option says otherwise."""
+    from numoe.cli.commands import changed, model_name
+    from numoe.engine.conversation import Chat
 
-    return [
-        entry(token.id, token.logprob) | {"top": [entry(i, value) for i, value in token.alternatives]}
-        for token in generation.tokens
-    ]
+    kept = path.exists()
+    chat = Chat.read(path) if kept else Chat(model)
+    settings = {name: values[name] for name in SETTINGS if not kept or options.given(context, name)}
+    return replace(chat, model=model_name(model), settings=changed(chat.settings, settings))
+
+
+def _conversation(path: Path, chat: Chat, loaded: Callable[[int | None], Model], stack: ExitStack) -> Conversation:
+    """The conversation of a chat's file, which is written when the stack is left, however that is."""
+    from numoe.engine.conversation import Conversation, cache_path
+
+    conversation = Conversation(loaded(chat.settings.context), chat, cache_path(path) if chat.turns else None)
+
+    @stack.callback
+    def keep() -> None:
+        if conversation.chat.turns:
+            conversation.chat.write(path)
+            conversation.save_cache(cache_path(path))
+
+    return conversation
+
+
+class _Lines(Output):
+    """An answer as JSON lines, one a piece."""
+
+    def answer(self, text: str) -> None:
+        self.line({"text": text})
+
+    def thinking(self, text: str) -> None:
+        self.line({"thinking": text})
+
+    def end_answer(self) -> None:
+        pass
+
+
+class _Aloud(Output):
+    """Reasoning goes where the answer goes, between its tags."""
+
+    _open = False
+
+    def answer(self, text: str) -> None:
+        if self._open and text:
+            self._open = False
+            text = f"\n</think>\n\n{text}"
+        super().answer(text)
+
+    def thinking(self, text: str) -> None:
+        super().answer(text if self._open else f"<think>\n{text}")
+        self._open = True

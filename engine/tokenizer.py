@@ -59,13 +59,13 @@ class Tokenizer:
         """One more than the highest token id. A model may have more rows than this: padding."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, begins: bool = False) -> list[int]:
         """The token ids of a text.
 
         special=True is for rendered prompts: the texts of special tokens become their ids.
         special=False is for text from strangers: it never becomes a special token or a chat marker such as
         `<|im_start|>` or `<think>`, whatever it spells.
-        No BOS is added, since only the caller knows whether this text begins a sequence.
+        begins: the text begins a sequence, so that BOS comes before it if `add_bos` says so and it has none.
         Raises InputError when the text is not valid Unicode.
         """
         try:
@@ -74,18 +74,23 @@ class Tokenizer:
             raise InputError(
                 f"Character {error.start} of the text is half of a surrogate pair; pass valid UTF-8."
             ) from error
-        if not special:
-            return self._markerless.encode(text, add_special_tokens=False).ids
-        return self._backend.encode(text, add_special_tokens=False).ids
+        backend = self._backend if special else self._markerless
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        if begins and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         stream = self.stream(skip_special)
         return "".join([stream.push(i) for i in ids]) + stream.flush()
 
-    def stream(self, skip_special: bool = False) -> "Detokenizer":
-        """A decoder that takes one id at a time; skip_special leaves out `special_ids`."""
-        return Detokenizer(self, skip_special)
+    def stream(self, skip_special: bool = False, keep_space: bool = False) -> "Detokenizer":
+        """A decoder that takes one id at a time.
+
+        skip_special leaves out `special_ids`; keep_space keeps the space that SentencePiece puts before a text.
+        """
+        return Detokenizer(self, skip_special, keep_space)
 
     def token(self, token_id: int) -> str:
         """The vocabulary's own spelling of one id. Raises InputError if there is no such token."""
@@ -138,11 +143,11 @@ class Tokenizer:
 class Detokenizer:
     """Decodes token ids one at a time. The pieces joined are exactly `Tokenizer.decode` of all the ids."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, keep_space: bool) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer._strips_space
+        self._strip = tokenizer._strips_space and not keep_space
 
     def push(self, token_id: int) -> str:
         """The characters that this id completes; the bytes of an unfinished one are held back."""

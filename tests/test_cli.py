@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,48 +12,20 @@ from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer
-from tiny import write_checkpoint
+from tiny import write_checkpoint, write_model
 
-from numoe.cli.chat import Conversation
-from numoe.cli.main import main
 from numoe.cli.output import Output, print_error
-from numoe.cli.reply import Interrupt, statistics, stream
+from numoe.cli.reply import Interrupt, show, statistics
 from numoe.engine import load
 from numoe.engine.chat import encode
-
-VOCAB = {"llama_a": 90, "v4_a": 96}
-
-
-def model_folder(folder: Path, case: str = "llama_a", **tokenizer: Any) -> str:
-    write_checkpoint(case, folder)
-    tiny_tokenizer(folder, VOCAB[case], **tokenizer)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.mktemp("llama"))
-
+from numoe.engine.conversation import Answer
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def numoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """numoe(*arguments, stdin=...) -> (exit code, stdout, stderr), within this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(*arguments: str, stdin: str | bytes = "") -> tuple[int, str, str]:
-        data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-        with pytest.raises(SystemExit) as left:
-            main(list(arguments))
-        code = left.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_model("llama_a", tmp_path_factory.mktemp("llama")))
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
@@ -70,7 +41,7 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = ("numpy", "rich", "prompt_toolkit", "tokenizers", "jinja2", "psutil", "huggingface_hub")
+    heavy = ("numpy", "rich", "prompt_toolkit", "tokenizers", "jinja2", "psutil", "huggingface_hub", "tomlkit")
     script = (
         "import sys\n"
         "from numoe.cli.main import main\n"
@@ -83,15 +54,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(command in done.stdout for command in ("run", "chat", "show"))
 
 
-def test_version(numoe: Run) -> None:
+def test_version(command: Run) -> None:
     from importlib.metadata import version
 
-    assert numoe("--version") == (0, f"numoe {version('numoe')}\n", "")
+    assert command("--version") == (0, f"numoe {version('numoe')}\n", "")
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "show"])
-def test_every_command_has_help(numoe: Run, command: str) -> None:
-    code, out, _ = numoe(command, "--help")
+@pytest.mark.parametrize("name", ["run", "chat", "show"])
+def test_every_command_has_help(command: Run, name: str) -> None:
+    code, out, _ = command(name, "--help")
     assert code == 0
     assert "MODEL" in out
 
@@ -108,188 +79,69 @@ def test_every_command_has_help(numoe: Run, command: str) -> None:
         ["run", "MODEL", "x", "--logprobs", "2"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(numoe: Run, arguments: list[str]) -> None:
-    code, out, err = numoe(*arguments)
+def test_wrong_usage_is_exit_code_2(command: Run, arguments: list[str]) -> None:
+    code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert "Error: " in err
-
-
-# ----------------------------------------------------------------------------------------------------- run
-
-
-def test_stdout_is_the_answer_alone(numoe: Run, model: str) -> None:
-    code, out, err = numoe("run", model, "hello", "-n", "6")
-    assert code == 0
-    assert out.endswith("\n") and len(out.rstrip("\n")) >= 1
-    assert out.count("\n") <= 6
-    assert "6 tokens" in err
-    assert numoe("run", model, "-p", "hello", "-n", "6", "-q") == (0, out, "")
-
-
-def test_prompt_from_argument_option_and_pipe_are_the_same(numoe: Run, model: str) -> None:
-    options = ("-n", "8", "-q")
-    both = numoe("run", model, "-p", "sum up:\n\nsome text", *options)
-    assert numoe("run", model, "sum up:", *options, stdin="some text\n") == both
-    assert numoe("run", model, *options, stdin="sum up:\n\nsome text\n") == both
-    assert numoe("run", model, "sum up:", *options) != both
-
-
-def test_json_document(numoe: Run, model: str) -> None:
-    code, out, _ = numoe("run", model, "hi", "-n", "5", "--json", "--seed", "7", "--logprobs", "2")
-    document = json.loads(out)
-    assert code == 0
-    text = numoe("run", model, "hi", "-n", "5")[1]
-    assert document["text"].rstrip("\n") + "\n" == text
-    assert document["model"] == model
-    assert document["finish_reason"] == "length"
-    assert document["prompt_tokens"] == 1 + len("user: hi\nassistant: ")
-    assert document["completion_tokens"] == 5
-    assert document["seed"] == 7
-    assert document["thinking"] == ""
-    assert document["experts"] == {}
-    assert set(document["timings"]) == {"load_s", "prompt_s", "first_token_s", "decode_s"}
-    assert [len(token["top"]) for token in document["logprobs"]] == [2] * 5
-    for token in document["logprobs"]:  # greedy: the chosen token is the likeliest
-        assert token["top"][0] == {key: token[key] for key in ("id", "token", "logprob")}
-    assert "".join(token["token"] for token in document["logprobs"]) == document["text"]
-
-
-def test_raw_skips_the_template(numoe: Run, model: str) -> None:
-    code, out, _ = numoe("run", model, "--raw", "-p", "abc", "-n", "3", "--json")
-    assert code == 0
-    assert json.loads(out)["prompt_tokens"] == len("abc")
-
-
-def test_system_comes_first(numoe: Run, model: str) -> None:
-    _, out, _ = numoe("run", model, "hi", "-s", "be brief", "-n", "0", "--json")
-    assert json.loads(out)["prompt_tokens"] == 1 + len("system: be brief\nuser: hi\nassistant: ")
-
-
-def test_same_seed_same_text(numoe: Run, model: str) -> None:
-    options = ("hi", "-n", "24", "-q", "--temp", "1.5")
-    first = numoe("run", model, *options, "--seed", "3")
-    assert numoe("run", model, *options, "--seed", "3") == first
-    assert numoe("run", model, *options, "--seed", "4") != first
-
-
-def test_stop_strings_end_the_text(numoe: Run, model: str) -> None:
-    text = json.loads(numoe("run", model, "hi", "-n", "12", "--json")[1])["text"]
-    stop = text[4:7]
-    document = json.loads(numoe("run", model, "hi", "-n", "12", "--json", "--stop", "zzzz", "--stop", stop)[1])
-    assert document["text"] == text[: text.index(stop)]
-    assert document["finish_reason"] == "stop"
-
-
-def test_reasoning_goes_to_stderr(numoe: Run, tmp_path: Path) -> None:
-    model = model_folder(tmp_path, ending="<think>")
-    document = json.loads(numoe("run", model, "hi", "-n", "9", "--json")[1])
-    assert document["text"] == "" and document["thinking"]
-    code, out, err = numoe("run", model, "hi", "-n", "9")
-    assert (code, out) == (0, "\n")
-    assert document["thinking"] in err
-    assert numoe("run", model, "hi", "-n", "9", "-q") == (0, "\n", "")
 
 
 # -------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("arguments", [[], ["-p", ""], ["-p", " \n"]])
-def test_empty_prompt(numoe: Run, model: str, arguments: list[str]) -> None:
-    refused(numoe("run", model, *arguments), "prompt is empty")
+def test_empty_prompt(command: Run, model: str, arguments: list[str]) -> None:
+    refused(command("run", model, *arguments), "prompt is empty")
 
 
-def test_prompt_longer_than_the_context(numoe: Run, model: str) -> None:
-    refused(numoe("run", model, "a" * 50, "--ctx", "32"), "context", "32", "--ctx")
-    refused(numoe("run", model, "a", "--ctx", "9999"), "--ctx 9999", "1024")
+def test_prompt_longer_than_the_context(command: Run, model: str) -> None:
+    refused(command("run", model, "a" * 50, "--ctx", "32"), "context", "32", "--ctx")
+    refused(command("run", model, "a", "--ctx", "9999"), "--ctx 9999", "1024")
 
 
-def test_piped_text_that_is_not_utf8(numoe: Run, model: str) -> None:
-    refused(numoe("run", model, stdin=b"\xff\xfe"), "UTF-8")
-    refused(numoe("chat", model, stdin=b"\xff\xfe\n"), "UTF-8")
+def test_piped_text_that_is_not_utf8(command: Run, model: str) -> None:
+    refused(command("run", model, stdin=b"\xff\xfe"), "UTF-8")
+    refused(command("chat", model, stdin=b"\xff\xfe\n"), "UTF-8")
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "show"])
-def test_models_that_are_none(numoe: Run, tmp_path: Path, command: str) -> None:
-    prompt = ["-p", "hi"] if command == "run" else []
-    refused(numoe(command, str(tmp_path / "nowhere"), *prompt), "nowhere")
-    refused(numoe(command, str(tmp_path), *prompt), "config.json")
+@pytest.mark.parametrize("name", ["run", "chat", "show"])
+def test_models_that_are_none(command: Run, tmp_path: Path, name: str) -> None:
+    prompt = ["-p", "hi"] if name == "run" else []
+    refused(command(name, str(tmp_path / "nowhere"), *prompt), "nowhere")
+    refused(command(name, str(tmp_path), *prompt), "config.json")
     (tmp_path / "config.json").write_text('{"model_type": "sphinx"}')
-    refused(numoe(command, str(tmp_path), *prompt), "sphinx", "deepseek_v4", "llama")
+    refused(command(name, str(tmp_path), *prompt), "sphinx", "deepseek_v4", "llama")
 
 
-def test_model_without_template_advises_raw(numoe: Run, tmp_path: Path) -> None:
-    model = model_folder(tmp_path)
+def test_model_without_template_advises_raw(command: Run, tmp_path: Path) -> None:
+    model = str(write_model("llama_a", tmp_path))
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
-    refused(numoe("run", model, "hi"), "--raw")
-    refused(numoe("chat", model), "--raw")
-    assert numoe("run", model, "hi", "--raw", "-n", "1")[0] == 0
+    refused(command("run", model, "hi"), "--raw")
+    refused(command("chat", model), "--raw")
+    assert command("run", model, "hi", "--raw", "-n", "1")[0] == 0
 
 
-def test_tokens_of_another_model(numoe: Run, tmp_path: Path) -> None:
+def test_tokens_of_another_model(command: Run, tmp_path: Path) -> None:
     write_checkpoint("llama_a", tmp_path)
     tiny_tokenizer(tmp_path, 128)
-    refused(numoe("run", str(tmp_path), "--raw", "-p", "\xfc"), "token id")
+    refused(command("run", str(tmp_path), "--raw", "-p", "\xfc"), "token id")
 
 
-def test_values_that_numoe_refuses(numoe: Run, model: str) -> None:
-    refused(numoe("run", model, "hi", "--ram", "much"), "much", "16GB")
-    refused(numoe("run", model, "hi", "--top-p", "0"), "top_p")
-    refused(numoe("run", model, "hi", "--stop", ""), "stop string")
+def test_values_that_numoe_refuses(command: Run, model: str) -> None:
+    refused(command("run", model, "hi", "--ram", "much"), "much", "16GB")
+    refused(command("run", model, "hi", "--top-p", "0"), "top_p")
+    refused(command("run", model, "hi", "--stop", ""), "stop string")
 
 
-def test_a_bug_is_one_line_unless_debugging(numoe: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_line_unless_debugging(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise IndexError("out")
 
     monkeypatch.setattr("numoe.engine.load", fail)
     monkeypatch.delenv("NUMOE_DEBUG", raising=False)
-    refused(numoe("run", model, "hi"), "bug in numoe", "IndexError: out", "NUMOE_DEBUG")
+    refused(command("run", model, "hi"), "bug in numoe", "IndexError: out", "NUMOE_DEBUG")
     monkeypatch.setenv("NUMOE_DEBUG", "1")
     with pytest.raises(IndexError):
-        numoe("run", model, "hi")
-
-
-# ----------------------------------------------------------------------------------------------- processes
-
-
-def process(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "numoe.cli", *arguments]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    )
-
-
-@pytest.fixture(scope="module")
-def slow_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_folder(tmp_path_factory.mktemp("v4"), "v4_a")
-
-
-def test_reader_that_leaves(slow_model: str) -> None:
-    with process("run", slow_model, "--raw", "-p", "hi") as numoe:
-        assert numoe.stdout and numoe.stderr
-        assert len(numoe.stdout.read(5)) == 5
-        numoe.stdout.close()
-        assert numoe.wait() == 1
-        assert numoe.stderr.read() == b""
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_an_answer(slow_model: str, number: int, code: int) -> None:
-    with process("run", slow_model, "--raw", "-p", "hi") as numoe:
-        assert numoe.stdout and numoe.stderr
-        begun = numoe.stdout.read(1)
-        numoe.send_signal(number)
-        rest, err = numoe.communicate()
-        assert numoe.returncode == code
-        assert begun and rest.endswith(b"\n")  # what came is there, and the line is ended
-        assert b"Traceback" not in err
-
-
-def test_narrow_encodings_do_not_stop_an_answer(model: str) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    with process("run", model, "--raw", "-p", "hi", "--temp", "3", "-n", "80", "--seed", "1", env=environment) as numoe:
-        out, err = numoe.communicate()
-        assert (numoe.returncode, out.isascii()) == (0, True), err
+        command("run", model, "hi")
 
 
 # -------------------------------------------------------------------------------------------------- screen
@@ -385,15 +237,21 @@ def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
 # --------------------------------------------------------------------------------------------------- reply
 
 
-class Pieces(list[str]):
-    prompt = (1, 2, 3)
+class Pieces(Iterator[str]):
+    prompt, tokens, finish_reason = (1, 2, 3), (4,), "stop"
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_reply_parts_however_cut(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     text = "\nfirst this\nthen that\n</think>\n\nAnswer:\n\nyes\n"
     generation: Any = Pieces(text[i : i + size] for i in range(0, len(text), size))
-    reply = stream(generation, Output(), True)
+    reply = show(Answer(generation, True), Output())
     assert (reply.thinking, reply.text) == ("first this\nthen that", "Answer:\n\nyes\n")
     shown = capsys.readouterr()
     assert shown.out == "Answer:\n\nyes\n"
@@ -436,84 +294,27 @@ def test_statistics_of_short_answers() -> None:
     assert statistics(run, from_disk).endswith(", 62% of experts found in memory and 1.25 s of waiting for the others")
 
 
-# ---------------------------------------------------------------------------------------------------- chat
-
-
-def test_piped_chat_is_one_turn_a_line(numoe: Run, model: str) -> None:
-    options = ("-n", "4", "--temp", "0")
-    code, out, err = numoe("chat", model, *options, "-q", stdin="hi\n\nand\n")
-    assert (code, err) == (0, "")
-    first = json.loads(numoe("run", model, "hi", "-n", "4", "--json")[1])["text"]
-    told = f"<s>user: hi\nassistant: {first}\nuser: and\nassistant: "
-    second = json.loads(numoe("run", model, "--raw", told, "-n", "4", "--json")[1])["text"]
-    assert out == first.rstrip("\n") + "\n" + second.rstrip("\n") + "\n"
-
-
-@pytest.mark.parametrize("case", ["llama_a", "v4_a"])
-def test_reasoning_is_not_told_again(numoe: Run, tmp_path: Path, case: str) -> None:
-    """The next turn goes back to before the reasoning, further than the caches of sliding windows reach."""
-    model = model_folder(tmp_path, case, ending="<think>")
-    options = ("-n", "100", "--temp", "0")
-    told = "<s>user: hi\nassistant: \nuser: and\n<think>"
-    fresh = json.loads(numoe("run", model, "--raw", told, "-n", "100", "--json")[1])["text"]
-    _, out, err = numoe("chat", model, *options, stdin="hi\nand\n")
-    assert out == "\n\n"
-    assert fresh.strip("\n") in err
-
-
-def test_chat_reads_only_what_is_new(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = load(model).session(200)
-    read = []
-    feed = session.feed
-    monkeypatch.setattr(session, "feed", lambda ids, **options: read.append(len(ids)) or feed(ids, **options))
-    conversation = Conversation(session, Output(), None, False, 5, (), {"temperature": 0.0})
-    conversation.turn("hi")
-    conversation.turn("and")
-    # Four of the five answered tokens were fed back; the fifth comes with what follows.
-    assert read == [1 + len("user: hi\nassistant: "), 1, 1, 1, 1, 1 + len("\nuser: and\nassistant: "), 1, 1, 1, 1]
-
-
-def test_chat_commands(numoe: Run, model: str) -> None:
-    lines = "/help\nhi\n/clear\nhi\n/system\n/system be\nhi\n/bye\nnever\n"
-    code, out, err = numoe("chat", model, "-n", "3", "--temp", "0", stdin=lines)
-    answer = numoe("run", model, "hi", "-n", "3", "-q")[1]
-    instructed = numoe("run", model, "hi", "-s", "be", "-n", "3", "-q")[1]
-    # /system be leaves the turn before it in place, so only the first two answers are those of a new conversation
-    assert code == 0 and out.startswith(answer + answer)
-    assert "/clear" in err and err.count("3 tokens") == 3
-    code, out, _ = numoe("chat", model, "-n", "3", "--temp", "0", stdin="/system be\nhi")
-    assert (code, out) == (0, instructed)
-    refused(numoe("chat", model, stdin="/dance\n"), "/dance", "/help")
-
-
-def test_chat_says_when_the_context_is_full(numoe: Run, model: str) -> None:
-    code, out, err = numoe("chat", model, "--ctx", "40", "-q", stdin="hi\nmore of it\n")
-    assert code == 1
-    assert out.count("\n") >= 1
-    assert "40" in err and "/clear" in err and "--ctx" in err
-    assert "The context is full" in numoe("chat", model, "--ctx", "40", stdin="hi\n")[2]
-
-
 # ---------------------------------------------------------------------------------------------------- show
 
 
-def test_show(numoe: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, err = numoe("show", model)
+    code, out, err = command("show", model)
     assert (code, err) == (0, "")
     assert "llama" in out and "4 full" in out and "4 dense" in out and "148.9 k active" in out
     assert all(line == line.rstrip() and len(line) <= 80 for line in out.splitlines())
     monkeypatch.setenv("COLUMNS", "40")
-    assert all(len(line) <= 40 for line in numoe("show", model)[1].splitlines())
+    assert all(len(line) <= 40 for line in command("show", model)[1].splitlines())
 
 
-def test_show_reads_no_weights(numoe: Run, slow_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_reads_no_weights(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model("v4_a", tmp_path)
     monkeypatch.setattr("numoe.quant.checkpoint.Checkpoint.array", None)
     monkeypatch.setattr("numoe.quant.checkpoint.Checkpoint.matrix", None)
-    code, out, _ = numoe("show", slow_model, "--json", "--ctx", "100")
+    code, out, _ = command("show", str(model), "--json", "--ctx", "100")
     assert code == 0
     document = json.loads(out)
-    config = json.loads(Path(slow_model, "config.json").read_text())
+    config = json.loads((model / "config.json").read_text())
     assert document["family"] == "deepseek_v4"
     assert sum(document["attention"].values()) == document["layers"] == config["num_hidden_layers"]
     assert set(document["attention"]) == {"sliding", "CSA", "HCA"}

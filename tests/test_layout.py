@@ -18,9 +18,11 @@ HOME = {
     "jinja2": {"engine/chat.py"},
     "huggingface_hub": {"engine/hub.py"},
     "psutil": {"engine/plan.py"},
+    "platformdirs": {"engine/home.py"},
+    "llguidance": {"engine/constrain.py"},
     "threadpoolctl": {"quant/threads.py"},
 }
-CLI_ONLY = {"typer", "rich", "prompt_toolkit", "click"}
+CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click"}
 
 
 def modules() -> list[Path]:

@@ -1,0 +1,89 @@
+"""Texts from arguments, files and pipes."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+
+from numoe.quant.errors import InputError
+
+_PATIENCE = 2.0  # seconds of silence on a pipe before we say what we wait for
+
+
+def read_text(name: str) -> str:
+    """The text of a file, or of standard input for "-".
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    if name == "-" and sys.stdin is None:
+        raise InputError("standard input is closed; pipe a text in, or give a file instead of -")
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode("utf-8-sig")  # Windows editors put a mark before the text
+    except UnicodeDecodeError as error:
+        what = "standard input" if name == "-" else name
+        raise InputError(f"{what} is not UTF-8 (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
+
+
+def attachment(name: str) -> str:
+    """A file's text under its name, to be put before a question about it. Raises as `read_text` does."""
+    return read_text(name) if name == "-" else f"File {name}:\n\n{read_text(name)}"
+
+
+def whole_prompt(
+    argument: str | None,
+    option: str | None,
+    file: str | None,
+    attached: Sequence[str],
+    note: Callable[[str], None],
+) -> str:
+    """Attached files, then piped text, then the prompt, with an empty line between them.
+
+    note: told what we wait for, when that takes long.
+
+    Raises:
+        InputError: all of it is empty, or a text cannot be read.
+        typer.BadParameter: there are several prompts, or standard input is to be two of the texts.
+    """
+    given = [prompt for prompt in (argument, option) if prompt is not None]
+    if len(given) + (file is not None) > 1:
+        raise typer.BadParameter("the prompt is given twice; give it once, as an argument, with -p or --prompt-file")
+    if [*given, file, *attached].count("-") > 1:
+        raise typer.BadParameter("- stands for standard input and can be given once")
+    parts = [attachment(name) for name in attached]
+    if "-" not in [*given, file, *attached]:
+        parts.append(_piped(note if given or file or attached else None))
+    parts += [read_text("-") if prompt == "-" else prompt for prompt in given]
+    if file is not None:
+        parts.append(read_text(file))
+    parts = [part for part in parts if part.strip()]
+    if not parts:
+        raise InputError("the prompt is empty; give it with -p or pipe it in")
+    return "\n\n".join([*(part.rstrip("\n") for part in parts[:-1]), parts[-1]])
+
+
+def _piped(note: Callable[[str], None] | None) -> str:
+    """What is piped in, up to its end: a writer that is slow cannot be told from one that will never write.
+
+    note: None where nothing else is given, so that the user knows of the pipe.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    if note and not _ready():
+        note("waiting for what is piped in; < /dev/null goes without")
+    return read_text("-")
+
+
+def _ready() -> bool:
+    """Whether standard input has something to read, or has ended, within our patience."""
+    try:
+        return bool(select.select([sys.stdin], [], [], _PATIENCE)[0])
+    except (OSError, ValueError):  # not a pipe, or a system that cannot tell
+        return True

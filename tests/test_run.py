@@ -1,0 +1,527 @@
+"""`numoe run`: what goes in by arguments, files and pipes, what comes out, batches, and the settings beneath it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import refused
+from test_constrain import MARKS
+from tiny import write_model
+
+from numoe.cli.text import whole_prompt
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_model("llama_a", tmp_path_factory.mktemp("llama"), marks=MARKS, eos=True))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose caches cannot go back far; no token ends its answers."""
+    return str(write_model("v4_a", tmp_path_factory.mktemp("v4")))
+
+
+def document(command: Run, *arguments: str, stdin: str | None = None) -> dict[str, Any]:
+    code, out, err = command("run", *arguments, "--json", stdin=stdin)
+    assert code == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+# ------------------------------------------------------------------------------------------- prompts and answers
+
+
+def test_stdout_is_the_answer_alone(command: Run, model: str) -> None:
+    code, out, err = command("run", model, "hello", "-n", "6")
+    assert code == 0
+    assert out.endswith("\n") and len(out.rstrip("\n")) >= 1
+    assert out.count("\n") <= 6
+    assert "6 tokens" in err
+    assert command("run", model, "-p", "hello", "-n", "6", "-q") == (0, out, "")
+
+
+def test_the_same_prompt_by_every_way(command: Run, model: str, tmp_path: Path) -> None:
+    options = ("-n", "8", "-q")
+    (tmp_path / "question").write_text("sum up:\n")
+    (tmp_path / "all").write_bytes(b"\xef\xbb\xbfsome text\n\nsum up:")
+    both = command("run", model, "-p", "some text\n\nsum up:", *options)
+    assert command("run", model, "sum up:", *options, stdin="some text\n") == both
+    assert command("run", model, "--prompt-file", str(tmp_path / "question"), *options, stdin="some text\n\n") == both
+    assert command("run", model, *options, stdin="some text\n\nsum up:\n") == both
+    assert command("run", model, "-", *options, stdin="some text\n\nsum up:\n") == both
+    assert command("run", model, "--prompt-file", "-", *options, stdin="some text\n\nsum up:") == both
+    assert command("run", model, "--prompt-file", str(tmp_path / "all"), *options) == both
+    assert command("run", model, "sum up:", *options) != both
+
+
+def test_a_closed_standard_input(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert command("run", model, "hi", "-n", "1")[0] == 0
+    refused(command("run", model, "-"), "standard input is closed")
+
+
+def test_files_come_before_the_prompt_with_their_names(command: Run, model: str, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"in {name}\n")
+    a, b = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
+    given = document(command, model, "-f", a, "--file", b, "which?", "-n", "9", stdin="piped\n")
+    assert (
+        given["text"]
+        == document(command, model, "-f", a, "-f", b, "-f", "-", "which?", "-n", "9", stdin="piped")["text"]
+    )
+    told = f"File {a}:\n\nin a.txt\n\nFile {b}:\n\nin b.txt\n\npiped\n\nwhich?"
+    plain = document(command, model, told, "-n", "9")
+    assert (given["text"], given["prompt_tokens"]) == (plain["text"], plain["prompt_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-f", "none.txt", "x"], ["none.txt", "No such file"]),
+        (["--prompt-file", "bad.txt"], ["bad.txt", "not UTF-8"]),
+        (["--schema", "bad.json", "x"], ["bad.json", "not JSON"]),
+        (["--schema", '{"type": ', "x"], ["--schema is not JSON"]),
+        (["--schema", '{"type": "objekt"}', "x"], ["JSON schema", "objekt"]),
+        (["--regex", "a(", "x"], ["regular expression", "unclosed group"]),
+        (["--choices", "a,,b", "x"], ["choice is empty"]),
+        (["--session", "../x", "x"], ["../x"]),
+    ],
+)
+def test_what_cannot_be_asked(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("numoe.engine.load", None)  # it is known before the weights are read
+    (tmp_path / "bad.txt").write_bytes(b"abc\xff")
+    (tmp_path / "bad.json").write_text("{")
+    refused(command("run", model, *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x", "--prompt-file", "y"],
+        ["-", "-f", "-"],
+        ["x", "--json", "--jsonl"],
+        ["x", "--choices", "a,b", "--regex", "c"],
+        ["x", "--raw", "--session", "y"],
+        ["x", "--batch", "y"],
+        ["x", "--out", "y"],
+    ],
+)
+def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
+    code, out, err = command("run", model, *arguments)
+    assert (code, out) == (2, "") and "Error: " in err
+
+
+def test_json_document(command: Run, model: str) -> None:
+    told = document(command, model, "hi", "-n", "5", "--seed", "7", "--logprobs", "2")
+    text = command("run", model, "hi", "-n", "5")[1]
+    assert told["text"].rstrip("\n") + "\n" == text
+    assert told["model"] == model
+    assert told["finish_reason"] == "length"
+    assert told["prompt_tokens"] == 1 + len("user: hi\nassistant: ")
+    assert (told["reused_tokens"], told["completion_tokens"], told["seed"]) == (0, 5, 7)
+    assert told["thinking"] == ""
+    assert told["experts"] == {}
+    assert set(told["timings"]) == {"load_s", "prompt_s", "first_token_s", "decode_s"}
+    assert [len(token["top"]) for token in told["logprobs"]] == [2] * 5
+    for token in told["logprobs"]:  # greedy: the chosen token is the likeliest
+        assert token["top"][0] == {key: token[key] for key in ("id", "token", "logprob")}
+    assert "".join(token["token"] for token in told["logprobs"]) == told["text"]
+
+
+def test_json_lines_are_the_pieces_and_the_document(command: Run, tmp_path: Path) -> None:
+    model = str(write_model("llama_a", tmp_path, ending="<think>"))
+    options = ("run", model, "hi", "-n", "12", "--logprobs", "1", "--seed", "1")
+    code, out, _ = command(*options, "--jsonl", "--temp", "0")
+    *pieces, last = map(json.loads, out.splitlines())
+    assert code == 0 and len(pieces) > 3
+    assert "".join(piece["thinking"] for piece in pieces).rstrip("\n") == last["thinking"]
+    whole = document(command, *options[1:])
+    assert {**last, "timings": 0} == {**whole, "timings": 0}
+
+
+def test_raw_skips_the_template(command: Run, model: str) -> None:
+    assert document(command, model, "--raw", "-p", "abc", "-n", "3")["prompt_tokens"] == len("abc")
+
+
+def test_system_comes_first(command: Run, model: str) -> None:
+    told = document(command, model, "hi", "-s", "be brief", "-n", "0")
+    assert told["prompt_tokens"] == 1 + len("system: be brief\nuser: hi\nassistant: ")
+
+
+def test_same_seed_same_text(command: Run, model: str) -> None:
+    options = ("hi", "-n", "24", "-q", "--temp", "1.5")
+    first = command("run", model, *options, "--seed", "3")
+    assert command("run", model, *options, "--seed", "3") == first
+    assert command("run", model, *options, "--seed", "4") != first
+
+
+def test_stop_strings_end_the_text(command: Run, model: str) -> None:
+    text = document(command, model, "hi", "-n", "12")["text"]
+    stop = text[4:7]
+    told = document(command, model, "hi", "-n", "12", "--stop", "zzzz", "--stop", stop)
+    assert told["text"] == text[: text.index(stop)]
+    assert told["finish_reason"] == "stop"
+
+
+def test_reasoning_reaches_stdout_only_when_asked_for(command: Run, tmp_path: Path) -> None:
+    model = str(write_model("llama_a", tmp_path, ending="<think>"))
+    told = document(command, model, "hi", "-n", "9")
+    assert told["text"] == "" and told["thinking"]
+    code, out, err = command("run", model, "hi", "-n", "9")
+    assert (code, out) == (0, "\n")
+    assert told["thinking"] in err
+    assert command("run", model, "hi", "-n", "9", "-q") == (0, "\n", "")
+    assert command("run", model, "hi", "-n", "9", "-q", "--show-thinking") == (0, f"<think>\n{told['thinking']}\n", "")
+    closed = ("run", model, "hi", "-q", "--think-budget", "4", "--choices", "moo,baa")
+    code, out, _ = command(*closed, "--show-thinking")
+    assert code == 0
+    assert out in [f"<think>\n{told['thinking'][:4]}\n</think>\n\n{choice}\n" for choice in ("moo", "baa")]
+    assert command(*closed) == (0, out[-4:], "")
+
+
+def test_answers_of_a_given_form(command: Run, model: str, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 3, "maxItems": 3}')
+    for given in (str(schema), schema.read_text().replace("array", '"x"').replace('"x"', "array")):
+        code, out, _ = command("run", model, "hi", "--schema", given, "--temp", "1")
+        assert code == 0 and len(json.loads(out)) == 3 and set(json.loads(out)) <= {1, 2}
+    assert command("run", model, "hi", "--choices", "moo, baa", "-q")[1] in ("moo\n", "baa\n")
+    assert command("run", model, "hi", "--regex", "x{5}", "-q") == (0, "xxxxx\n", "")
+
+
+def test_a_form_that_is_cut_off_has_its_own_exit_code(command: Run, model: str) -> None:
+    assert command("run", model, "hi", "--regex", "x{5}", "-n", "3", "-q") == (3, "xxx\n", "")
+    code, out, _ = command("run", model, "hi", "--regex", "x{5}", "-n", "3", "--json")
+    assert code == 3 and json.loads(out)["finish_reason"] == "length"
+
+
+def test_a_session_goes_on(command: Run, model: str, numoe_home: Path) -> None:
+    options = ("--session", "talk", "--json")
+    first = json.loads(command("run", model, "hi", "-n", "6", "--stop", "zzz", *options)[1])
+    second = json.loads(command("run", model, "and", *options)[1])
+    told = f"<s>user: hi\nassistant: {first['text']}\nuser: and\nassistant: "
+    alone = document(command, model, "--raw", told, "-n", "6")
+    assert second["text"] == alone["text"], "with the settings of the first"
+    assert second["prompt_tokens"] == alone["prompt_tokens"]
+    assert second["reused_tokens"] >= first["prompt_tokens"]
+    kept = json.loads((numoe_home / "chats" / "talk.json").read_text())
+    assert [turn["question"] for turn in kept["turns"]] == ["hi", "and"]
+
+
+# -------------------------------------------------------------------------------------------------------- batches
+
+
+def write_lines(path: Path, *lines: Any) -> str:
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    return str(path)
+
+
+def without_times(out: str) -> list[dict[str, Any]]:
+    return [{**json.loads(line), "timings": 0} for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_a_batch_answers_each_as_if_alone(
+    command: Run, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    model = request.getfixturevalue(kind)
+    long = "in a long text that all of them tell, " * 3
+    file = write_lines(
+        tmp_path / "batch",
+        {"prompt": f"{long}who?", "max_tokens": 80},
+        {"prompt": f"{long}what?", "id": "b"},
+        {"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}], "system": "not this"},
+        {"prompt": f"{long}what?", "system": "be", "temp": 1, "seed": 4, "logprobs": 1},
+        {"prompt": f"{long}why?", "choices": ["b", "c"]},
+    )
+    code, out, err = command("run", model, "--batch", file, "-n", "6")
+    assert code == 0 and "5 answers" in err
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["id"] for answer in answers] == [1, "b", 3, 4, 5]
+    alone = [
+        document(command, model, f"{long}who?", "-n", "80"),
+        document(command, model, f"{long}what?", "-n", "6"),
+        document(command, model, "hi", "-s", "be", "-n", "6"),
+        document(
+            command, model, f"{long}what?", "-s", "be", "--temp", "1", "--seed", "4", "-n", "6", "--logprobs", "1"
+        ),
+        document(command, model, f"{long}why?", "--choices", "b,c"),
+    ]
+    for answer, other in zip(answers, alone, strict=True):
+        for key in ("text", "prompt_tokens", "completion_tokens", "finish_reason"):
+            assert answer[key] == other[key]
+    assert ("logprobs" in answers[3]) and "logprobs" not in answers[2]
+    shared = len(f"<s>user: {long}wh") - 2
+    assert [answer["reused_tokens"] for answer in answers] == [0, shared, 1, len("<s>system: be\nuser: ") - 2, 1]
+
+
+def test_a_batch_goes_on_where_it_was(command: Run, model: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "batch", *({"prompt": f"say {n}"} for n in range(4)))
+    out = tmp_path / "out"
+    options = ("run", model, "--batch", file, "-n", "5", "--seed", "1", "--out", str(out), "-q")
+    assert command(*options) == (0, "", "")
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    for begun in (lines[0] + lines[1][:-1], lines[0] + lines[1][:9], lines[0][:3]):
+        out.write_text(begun)
+        assert command(*options) == (0, "", "")
+        assert out.read_text().startswith(begun[: begun.rfind("\n") + 1])
+        again = without_times(out.read_text())
+        assert [a["text"] for a in again] == [a["text"] for a in without_times(whole)]
+    finished = out.read_text()
+    assert command(*options)[0] == 0
+    assert out.read_text() == finished
+    refused(
+        command("run", model, "--batch", write_lines(tmp_path / "batch", {"prompt": "x"}), "--out", str(out)), "line 2"
+    )
+    out.write_text("notes of mine\n")
+    refused(command(*options), "line 1", "--out")
+    assert out.read_text() == "notes of mine\n"
+
+
+def test_a_prompt_that_fails_does_not_end_a_batch(command: Run, model: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "batch", {"prompt": "a" * 99}, {"prompt": "hi", "regex": "x{9}", "max_tokens": 2})
+    code, out, err = command("run", model, "--batch", file, "--ctx", "64")
+    first, second = map(json.loads, out.splitlines())
+    assert (code, set(first)) == (1, {"id", "error"})
+    assert "64" in first["error"] and second["text"] == "xx"
+    assert "2 answers, of which 1 failed" in err
+    file = write_lines(tmp_path / "batch", {"prompt": "hi", "regex": "x{9}", "max_tokens": 2})
+    assert command("run", model, "--batch", file)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["not JSON"]),
+        ("[]", ['"prompt" or "messages"']),
+        ('{"prompt": "x", "messages": []}', ['"prompt" or "messages"']),
+        ('{"prompt": " "}', ['"prompt"']),
+        ('{"messages": []}', ['"messages"']),
+        ('{"messages": [{"role": "user"}]}', ["content"]),
+        ('{"prompt": "x", "tmep": 1}', ["tmep", "temp"]),
+        ('{"prompt": "x", "temp": "hot"}', ["temp", '"hot"']),
+        ('{"prompt": "x", "top_k": true}', ["top_k", "true"]),
+        ('{"prompt": "x", "max_tokens": -1}', ["max_tokens", "-1"]),
+        ('{"prompt": "x", "top_p": 2}', ["top_p"]),
+        ('{"prompt": "x", "choices": ["a", 1]}', ["choices"]),
+        ('{"prompt": "x", "schema": {"type": "y"}}', ["schema"]),
+    ],
+)
+def test_lines_that_are_no_prompts(
+    command: Run, model: str, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
+) -> None:
+    monkeypatch.setattr("numoe.engine.load", None)
+    refused(command("run", model, "--batch", "-", stdin=f'{{"prompt": "x"}}\n{line}\n'), "line 2", *words)
+
+
+def test_an_empty_batch(command: Run, model: str) -> None:
+    refused(command("run", model, "--batch", "-", stdin="\n"), "standard input is empty")
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the settings, in a NUMOE_HOME of its own."""
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    return tmp_path / "config.toml"
+
+
+def test_flags_go_before_variables_and_these_before_the_file(
+    command: Run, model: str, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.write_text("max_tokens = 2  # few\nquiet = true\n")
+    assert document(command, model, "hi")["completion_tokens"] == 2
+    assert command("run", model, "hi")[2] == ""
+    monkeypatch.setenv("NUMOE_MAX_TOKENS", "3")
+    assert document(command, model, "hi")["completion_tokens"] == 3
+    assert document(command, model, "hi", "-n", "4")["completion_tokens"] == 4
+
+
+def test_settings_are_set_shown_and_unset(command: Run, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.write_text("# mine\nquiet = true\n")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert command("config", "set", "max-tokens", "7") == (0, "", "")
+    assert command("config", "set", "temp", "0.5") == (0, "", "")
+    assert settings.read_text() == "# mine\nquiet = true\nmax_tokens = 7\ntemp = 0.5\n"
+    monkeypatch.setenv("NUMOE_TEMP", "1.5")
+    code, out, err = command("config")
+    shown = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+    assert code == 0 and str(settings) in err
+    assert shown["max_tokens"] == ["7", str(settings)]
+    assert shown["temp"] == ["1.5", "NUMOE_TEMP"]
+    assert shown["quiet"] == ["true", str(settings)]
+    assert shown["top_p"] == ["1.0", "(run),", "0.95", "(chat)"]
+    assert shown["seed"] == ["-"]
+    assert command("config", "unset", "max-tokens") == (0, "", "")
+    assert settings.read_text() == "# mine\nquiet = true\ntemp = 0.5\n"
+    refused(command("config", "unset", "max_tokens"), "max_tokens")
+
+
+def test_the_first_setting_makes_the_file(command: Run, settings: Path) -> None:
+    assert command("config", "set", "system", 'say "hi"') == (0, "", "")
+    assert settings.read_text() == 'system = "say \\"hi\\""\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tmep = 1", ["tmep", "temp"]),
+        ('temp = "hot"', ["temp", "a number"]),
+        ("think = 1", ["think", "true or false"]),
+        ("max_tokens = 1.5", ["max_tokens", "whole number"]),
+        ("temp 1", ["not valid TOML"]),
+    ],
+)
+def test_settings_that_are_wrong_are_named(
+    command: Run, model: str, settings: Path, text: str, words: list[str]
+) -> None:
+    settings.write_text(text + "\n")
+    refused(command("run", model, "hi"), "config.toml", *words)
+    refused(command("config"), "config.toml", *words)
+
+
+def test_values_that_settings_cannot_have(
+    command: Run, model: str, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(command("config", "set", "tmep", "1"), "tmep")
+    refused(command("config", "set", "think", "perhaps"), "true or false")
+    settings.write_text("tmep = 1\n")
+    assert command("config", "unset", "tmep") == (0, "", "")
+    monkeypatch.setenv("NUMOE_TOP_K", "many")
+    refused(command("run", model, "hi"), "NUMOE_TOP_K", "whole number")
+
+
+def test_shells_complete_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> None:
+    from numoe.cli.options import models_here
+
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "models" / "some--tiny-moe-int8").mkdir(parents=True)
+    (tmp_path / "home" / "models" / "some--other-int8.part").mkdir()
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some.gguf").touch()
+    (tmp_path / "some.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert models_here("") == ["tiny", "some/tiny-moe"]
+    assert models_here("ti") == ["tiny"]
+    assert sorted(models_here("so")) == ["some.gguf", "some/", "some/tiny-moe"]
+    assert models_here("./some.g") == ["./some.gguf"]
+    assert "--install-completion" in command("--help")[1]
+
+
+# ------------------------------------------------------------------------------------------------------ processes
+
+
+def process(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "numoe.cli", *arguments]
+    pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, **{"stdin": subprocess.DEVNULL, **pipes, **options})
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_an_answer(windowed: str, number: int, code: int) -> None:
+    with process("run", windowed, "--raw", "-p", "hi") as numoe:
+        assert numoe.stdout and numoe.stderr
+        begun = numoe.stdout.read(1)
+        numoe.send_signal(number)
+        rest, err = numoe.communicate()
+        assert numoe.returncode == code
+        assert begun and rest.endswith(b"\n")  # what came is there, and the line is ended
+        assert b"Traceback" not in err
+
+
+def test_a_batch_that_is_ended_keeps_what_it_has(windowed: str, tmp_path: Path) -> None:
+    file, out = write_lines(tmp_path / "batch", {"prompt": "a", "max_tokens": 2}, {"prompt": "b"}), tmp_path / "out"
+    with process("run", windowed, "--batch", file, "--out", str(out), "--raw") as numoe:
+        while numoe.poll() is None and not (out.exists() and out.read_bytes()):
+            pass
+        numoe.send_signal(signal.SIGINT)
+        assert numoe.wait() == 130
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [1]
+
+
+def test_narrow_encodings_do_not_stop_an_answer(model: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with process("run", model, "--raw", "-p", "hi", "--temp", "3", "-n", "80", "--seed", "1", env=environment) as numoe:
+        out, err = numoe.communicate()
+        assert (numoe.returncode, out.isascii()) == (0, True), err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_in_a_shell(model: str, windowed: str, tmp_path: Path) -> None:
+    """Pipes, files and /dev/null, as a script writes them."""
+    script = """
+    numoe() { "$PYTHON" -m numoe.cli "$@"; }
+    numoe run "$MODEL" hi -n 5 -q < /dev/null > answer || exit 1
+    echo hi | numoe run "$MODEL" -n 5 -q > piped || exit 2
+    printf 'caf\\351' | numoe run "$MODEL" -q 2> refused; [ $? = 1 ] || exit 3
+    numoe run "$MODEL" -q < /dev/null 2> empty; [ $? = 1 ] || exit 4
+    numoe run "$ENDLESS" hi --raw < /dev/null | head -c 10 > begun
+    [ "${PIPESTATUS[*]}" = "141 0" ] || exit 5
+    """
+    environment = {**os.environ, "PYTHON": sys.executable, "MODEL": model, "ENDLESS": windowed}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    answer = (tmp_path / "answer").read_text()
+    assert answer and (tmp_path / "piped").read_text() == answer
+    assert len((tmp_path / "begun").read_bytes()) == 10
+    assert (tmp_path / "refused").read_text() == "error: standard input is not UTF-8 (byte 3); convert it first\n"
+    assert "prompt is empty" in (tmp_path / "empty").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes that can be asked")
+def test_a_pipe_that_is_idle_is_told_of_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, other = os.pipe()
+    notes = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        os.write(other, b"some text\n")
+        os.close(other)
+
+    monkeypatch.setattr("numoe.cli.text._PATIENCE", 0.01)
+    with os.fdopen(end) as pipe:
+        monkeypatch.setattr("sys.stdin", pipe)
+        assert whole_prompt("sum up", None, None, (), note) == "some text\n\nsum up"
+    assert len(notes) == 1 and "/dev/null" in notes[0]
+
+
+# --------------------------------------------------------------------------------------------------------- a million
+
+
+MILLION = "a" * (1 << 20)
+
+
+def test_a_prompt_of_a_million_bytes_is_refused_before_the_weights_are_read(
+    command: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numoe.engine.load", None)
+    refused(command("run", model, "sum up", stdin=MILLION), "tokens do not fit into the context of 1024", "--ctx")
+
+
+def test_a_prompt_of_a_million_bytes_is_read_where_it_fits(command: Run, tmp_path: Path) -> None:
+    """With a vocabulary that has 2048 of these bytes in one token."""
+    model = write_model("llama_a", tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    doubles = ["a" * (1 << n) for n in range(1, 12)]
+    spec["model"]["vocab"] = dict(
+        zip([*list(spec["model"]["vocab"])[: -len(doubles)], *doubles], range(90), strict=True)
+    )
+    spec["model"]["merges"] = [f"{piece[: len(piece) // 2]} {piece[: len(piece) // 2]}" for piece in doubles]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    told = document(command, str(model), "-n", "2", stdin=MILLION)
+    assert told["prompt_tokens"] == 1 + len("user: ") + 512 + len("\nassistant: ")
