@@ -186,14 +186,10 @@ def _document() -> TOMLDocument:
 
 def _write(document: TOMLDocument) -> None:
     file = path()
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    from numoe.quant.files import write_whole
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as opened:
-            opened.write(document.as_string())
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
+        write_whole(file, document.as_string().encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{file} cannot be written ({error.strerror}); check the folder") from error

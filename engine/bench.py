@@ -1,20 +1,50 @@
-"""How fast a model reads and writes on this machine."""
+"""How fast a model reads and writes on this machine, and how fast matrices are multiplied."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from numoe.engine.ops import Floats
 from numoe.engine.sample import Sampler, Sampling
+from numoe.quant.activations import Activations
+from numoe.quant.columns import FEW, laid_out
 from numoe.quant.errors import InputError
-from numoe.quant.threads import in_use
+from numoe.quant.pack import pack_bf16, pack_fp8, pack_mxfp4
+from numoe.quant.qtensor import F32, QTensor, matmul_all
+from numoe.quant.recipe import Target
+from numoe.quant.threads import in_use, run, usable_cores, use
 
 if TYPE_CHECKING:
     from numoe.engine.load import Model
+
+PACKS: tuple[Callable[[Floats], QTensor], ...] = (
+    F32,
+    pack_bf16,
+    pack_fp8,
+    pack_mxfp4,
+    Target("int8", 32).pack,
+    Target("int4", 32).pack,
+    Target("int4", 64).pack,
+    Target("int4", 128).pack,
+)
+"""From float32 weights (out, in) to each format that `bench_kernels` measures."""
+SHAPES = (1408, 2048), (2048, 4096)
+"""(out, in) of experts' matrices in DeepSeek-V2-Lite and DeepSeek-V4-Flash."""
+TOKENS = 1, 4, 512
+
+_TOGETHER = 8  # matrices that few tokens are multiplied with at once, as with the experts that a token takes
+_SECONDS = 0.03  # of a sample at least
 
 
 def bench(
@@ -82,3 +112,121 @@ def bench(
         "peak_rss_bytes": stats["peak_rss_bytes"],
         "experts": stats["experts"],
     }
+
+
+def bench_kernels(
+    *,
+    threads: int | None = None,
+    repetitions: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Multiply matrices of every format with 1, 4 and 512 tokens; the figures are medians over the repetitions.
+
+    A repetition takes in turn what is compared: our products with one thread and with all of them, reading of memory
+    without any computing, and plain NumPy's products (`plain_products`).
+
+    Args:
+        threads: as many are compared with one, and are in use afterwards; None: one a core.
+        progress: `progress(done, total)` is called after each format and shape.
+
+    Returns:
+        {"threads", "working_set_bytes", "read_bytes_per_s", "kernels"}, the last a list of {"format", "shape",
+        "tokens", "weights_per_s", "bytes_per_s", "times_plain", "scaling", "of_read_speed"}. All figures are of all
+        threads; `scaling` is how many times as fast as one thread they are. A product with several tokens counts its
+        weights once; their bytes include scales.
+
+    Raises:
+        InputError: fewer than one repetition.
+    """
+    if repetitions < 1:
+        raise InputError(f"--repetitions must be at least 1, not {repetitions}")
+    count = threads or usable_cores()
+    nbytes = working_set_bytes()
+    reading = _reads(np.ones(nbytes // 8, np.uint64), 4 * count)
+    reads: list[float] = []
+    rows: list[dict[str, Any]] = []
+    kinds = [(pack, shape) for shape in SHAPES for pack in PACKS]
+    for done, (pack, shape) in enumerate(kinds, 1):
+        stored = pack(np.random.default_rng(0).standard_normal(shape, np.float32))
+        fast = laid_out(stored)
+        turns, plain_turns = cycle(copies(fast, nbytes)), cycle(copies(stored, nbytes))
+        xs = [np.random.default_rng(1).standard_normal((tokens, shape[1]), np.float32) for tokens in TOKENS]
+        ours = [products(turns, x) for x in xs]
+        plain = [plain_products(plain_turns, x) for x in xs]
+        samples = []
+        for _ in range(repetitions):
+            use(1)
+            one = [per_second(work) for work in ours]
+            use(count)
+            everyone = [per_second(work) for work in ours]
+            reads.append(per_second(reading))
+            with threadpool_limits(count, user_api="blas"):
+                samples.append([one, everyone, [per_second(work) for work in plain]])
+        for tokens, alone, rate, plain_rate in zip(TOKENS, *np.median(samples, axis=0).tolist(), strict=True):
+            rows.append(
+                {
+                    "format": stored.format,
+                    "shape": list(shape),
+                    "tokens": tokens,
+                    "weights_per_s": rate,
+                    "bytes_per_s": rate * fast.nbytes / (shape[0] * shape[1]),
+                    "times_plain": rate / plain_rate,
+                    "scaling": rate / alone,
+                }
+            )
+        if progress:
+            progress(done, len(kinds))
+    read = median(reads)
+    for row in rows:
+        row["of_read_speed"] = row["bytes_per_s"] / read
+    return {"threads": count, "working_set_bytes": nbytes, "read_bytes_per_s": read, "kernels": rows}
+
+
+def working_set_bytes() -> int:
+    """Twice the last-level cache; 64 MiB where the system does not tell its size (Linux does)."""
+    sizes = [file.read_text() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]  # "512K"
+    return 2 * max([int(size.rstrip("K\n")) << 10 for size in sizes], default=32 << 20)
+
+
+def copies(matrix: QTensor, nbytes: int) -> list[QTensor]:
+    """The matrix and copies of it, at least two in all, that take `nbytes` or more."""
+    return [matrix, *(deepcopy(matrix) for _ in range(max(1, -(-nbytes // matrix.nbytes) - 1)))]
+
+
+def per_second(work: Iterator[int]) -> float:
+    """How fast work goes that yields how much of it was done since it last did; it can go on from there afterwards."""
+    done, begun = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begun) < _SECONDS or not done:
+        done += next(work)
+    return done / elapsed
+
+
+def products(matrices: Iterator[QTensor], x: Floats) -> Iterator[int]:
+    """Multiply one matrix after the other with x (T, in), several at once for few tokens; yields counts of weights."""
+    together = _TOGETHER if len(x) <= FEW else 1
+    while True:
+        batch = list(islice(matrices, together))
+        activations = Activations(x)
+        matmul_all([(matrix, activations, None) for matrix in batch])
+        yield sum(matrix.shape[0] * matrix.shape[1] for matrix in batch)
+
+
+def plain_products(matrices: Iterator[QTensor], x: Floats) -> Iterator[int]:
+    """The same as anybody would write it: the whole matrix to float32, then NumPy's product."""
+    for matrix in matrices:
+        rows, columns = matrix.shape
+        if isinstance(matrix, F32):
+            weights = matrix.values
+        else:
+            weights = np.empty((rows, columns), np.float32)
+            matrix.dequantize_rows(0, rows, weights)
+        np.matmul(x, weights.T)
+        yield rows * columns
+
+
+def _reads(memory: NDArray[np.uint64], parts: int) -> Iterator[int]:
+    """Read all of it; yields counts of bytes."""
+    tasks: list[Callable[[], Any]] = [partial(np.bitwise_or.reduce, part) for part in np.array_split(memory, parts)]
+    while True:
+        run(tasks)
+        yield memory.nbytes

@@ -7,7 +7,6 @@ NUMOE_HOME/chats/NAME.kv      what the session remembers of them, written on lea
 from __future__ import annotations
 
 import json
-import os
 import re
 from bisect import bisect_left
 from collections import deque
@@ -23,6 +22,7 @@ from numoe.engine.constrain import with_thinking
 from numoe.engine.home import home
 from numoe.engine.sample import Sampling
 from numoe.quant.errors import InputError
+from numoe.quant.files import write_whole
 
 if TYPE_CHECKING:
     from numoe.engine.load import Model
@@ -95,16 +95,10 @@ class Chat:
             InputError: it cannot be written.
         """
         text = json.dumps({"numoe": f"chat {FILE_VERSION}", **asdict(self)}, ensure_ascii=False, indent=1)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_whole(path, f"{text}\n".encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"the chat cannot be written to {path} ({error.strerror}); check the folder") from error
 
     @classmethod

@@ -139,8 +139,15 @@ class Compressed:
         self.rotation.apply(out, start, inverse=True)
 
         groups = out.reshape(count, spec.out_groups, -1)
-        latent = [part.matmul(np.ascontiguousarray(groups[:, g])) for g, part in enumerate(self.o_a)]
-        return m["o_b"].matmul(np.concatenate(latent, axis=1))
+        rank = self.o_a[0].shape[0]
+        mixed = np.empty((count, spec.out_groups * rank), np.float32)
+        matmul_all(
+            [
+                (part, Activations(np.ascontiguousarray(groups[:, g])), mixed[:, g * rank : (g + 1) * rank])
+                for g, part in enumerate(self.o_a)
+            ]
+        )
+        return m["o_b"].matmul(mixed)
 
     def _most_keys(self, position: int, count: int) -> int:
         """Upper bound on keys or indexer scores a query of this chunk has, for sizing blocks."""

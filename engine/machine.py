@@ -33,7 +33,7 @@ from numoe.engine.ops import Floats
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant import threads
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files
+from numoe.quant.files import Files, write_whole
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
 
 if TYPE_CHECKING:
@@ -244,12 +244,7 @@ def _file() -> Path:
 
 
 def _keep(machine: Machine) -> None:
-    part = _file().with_suffix(".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(asdict(machine), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(_file())
+    write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
 
 
 def _name() -> str:

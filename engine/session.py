@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from numoe.engine.kvcache import CHUNK
 from numoe.engine.ops import Floats
 from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.quant.errors import InputError
+from numoe.quant.files import write_whole
 
 if TYPE_CHECKING:
     from numoe.engine.constrain import Matcher
@@ -220,15 +220,9 @@ class Session:
             "tokens": json.dumps(self.tokens),
         }
         arrays = {name: np.ascontiguousarray(rows) for name, rows in self._cache.arrays().items()}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with temporary.open("wb") as file:
-                file.write(save(arrays, header))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            write_whole(path, save(arrays, header))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise InputError(f"the session cannot be written to {path} ({error.strerror})") from error
 
 

@@ -13,14 +13,14 @@ from numoe.quant.dtypes import Float32
 FIELD_BITS = 12
 """Half of the integers that a float32 holds exactly: two sums of so many bits share one."""
 
-_PRECISION = 1e-4  # of the rounding of activations, relative to their group: with groups of 32 it takes 3 or 4 digits
+_PRECISION = 2e-4  # of the rounding of activations, relative to their group: with groups of 32 it takes 3 or 4 digits
 
 
 class Digits(NamedTuple):
-    """Activations in groups as sums of integers times units: x = 2^12 sum_n units_n values_n, to 1e-4 of the group.
+    """Activations in groups as sums of integers times units: x = 2^12 sum_n units_n values_n, to 2e-4 of the group.
 
-    values (G, T N, g) hold the integers times 2^-12, units (G, T, 1, N). offsets (G, T N, 1) is 8 times the sum of
-    values: what a code adds that is stored plus 8.
+    values (G, T N, g) hold the integers times 2^-12. units (2, 1, G, T, 1, N) are those of a word's first and second
+    field. offsets (G, T N, 1) is 8 times the sum of values: what a code adds that is stored plus 8.
     """
 
     values: Float32
@@ -71,12 +71,12 @@ class _Taken(Activations):
         key = group, peak
         if key not in self._digits:
             values, units, offsets = self._whole.digits(group, peak)
-            count = units.shape[3]
+            count = units.shape[-1]
             by_token = values.reshape(len(values), -1, count, values.shape[2])[:, self._rows]
             picked = offsets.reshape(len(values), -1, count)[:, self._rows]
             self._digits[key] = Digits(
                 by_token.reshape(len(values), -1, values.shape[2]),
-                units[:, self._rows],
+                units[:, :, :, self._rows],
                 picked.reshape(len(values), -1, 1),
             )
         return self._digits[key]
@@ -85,22 +85,25 @@ class _Taken(Activations):
 def _split(x: Float32, peak: int) -> Digits:
     """x (G, T, g). By Cauchy-Schwarz no sum of digits times codes reaches 2^11, the half of a field."""
     groups, tokens, size = x.shape
-    # Rounding to integers may lengthen a vector by half a unit a component.
-    reach = (2 ** (FIELD_BITS - 1) - 1) / (peak * math.sqrt(size)) - math.sqrt(size) / 2
-    left = math.sqrt(size / 12) / reach  # of a vector by one digit
-    count = math.ceil(math.log(_PRECISION, left))
+    # Rounding to integers may lengthen a vector by half a unit a component, and leaves that much of it at most.
+    half = math.sqrt(size) / 2
+    reach = (2 ** (FIELD_BITS - 1) - 1) / (peak * math.sqrt(size)) - half
+    finer = reach / half
+    left = math.sqrt(size / 12) / reach  # of a vector by its first digit
+    count = 1 + math.ceil(math.log(left / _PRECISION, finer))
     values = np.empty((groups, tokens, count, size), np.float32)
-    units = np.empty((groups, tokens, 1, count), np.float32)
-    rest = np.array(x, order="C")
+    length = np.sqrt(np.einsum("gtk,gtk->gt", x, x))
+    np.maximum(length, np.float32(1e-30), out=length)
+    rest = x * (np.float32(reach) / length)[..., None]
     for n in range(count):
-        unit = np.sqrt(np.einsum("gtk,gtk->gt", rest, rest))
-        unit /= np.float32(reach)
-        np.maximum(unit, np.float32(1e-30), out=unit)
-        rest /= unit[..., None]
-        units[:, :, 0, n] = unit if n == 0 else unit * units[:, :, 0, n - 1]
         np.rint(rest, out=values[:, :, n])
         if n + 1 < count:
             rest -= values[:, :, n]
+            rest *= np.float32(finer)
     values *= np.float32(2**-FIELD_BITS)
-    values = values.reshape(groups, tokens * count, size)
-    return Digits(values, units, values.sum(axis=2, keepdims=True) * np.float32(8))
+    integers = values.reshape(groups, tokens * count, size)
+    shares = np.array([finer**-n / reach for n in range(count)], np.float32)
+    units = np.empty((2, 1, groups, tokens, 1, count), np.float32)
+    np.multiply(length[..., None, None], shares, out=units[1, 0])
+    np.multiply(units[1], np.float32(2**FIELD_BITS), out=units[0])
+    return Digits(integers, units, integers.sum(axis=2, keepdims=True) * np.float32(8))

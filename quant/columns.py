@@ -34,6 +34,7 @@ SLAB_ROWS = 1024
 FEW = 8
 """Up to so many tokens are multiplied with the codes as they are; for more, blocks of weights are made float32."""
 
+_SLAB_WEIGHTS = 1 << 18  # a matrix of twice as many is worth sharing between two threads
 _BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB. Larger ones leave the cache, smaller ones cost more calls.
 
 
@@ -78,7 +79,7 @@ class Columns(QTensor):
         """The parts that threads share."""
         rows, columns = self.shape
         groups = columns // self.group
-        step = slab_rows(rows)
+        step = slab_rows(rows, columns)
         parts = []
         for first in range(0, rows, step):
             count = min(step, rows - first)
@@ -97,7 +98,7 @@ class Columns(QTensor):
         """The same matrix in the form it had before."""
 
     @abstractmethod
-    def _rows(self, slab: Slab, start: int, stop: int) -> Float32:
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
         """Codes of rows start..stop of a slab, (in, rows)."""
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
@@ -122,10 +123,13 @@ class Columns(QTensor):
     def slice_rows(self, start: int, stop: int) -> QTensor:
         return laid_out(self.plain().slice_rows(start, stop))
 
+    offset = 0
+    """What codes were before they were centred, less what they are: of unsigned 4-bit ones 8."""
+
     def _bias(self, slab: Slab) -> Float32:
         """What is added to scale * code, (G, rows)."""
         assert slab.bias is not None
-        return _factors(slab.bias, "bias")
+        return _factors(slab.bias, "bias") + np.float32(self.offset) * _factors(slab.scales)
 
     def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
@@ -216,7 +220,7 @@ class INT8Columns(Columns):
             np.matmul(grouped[start:stop], block, out=sums[start:stop])
         np.einsum("gtr,gr->tr", sums, _factors(slab.scales), out=out)
         if slab.bias is not None:
-            out += np.matmul(x.sums(self.group), self._bias(slab))
+            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +232,6 @@ class _Pairs(Columns):
     """
 
     passes = 1
-    offset = 0
-    """What the first field of a word holds more than its code."""
     unit = 1.0
     """The value of code 1 at scale 1."""
     peak = 8
@@ -265,7 +267,7 @@ class _Pairs(Columns):
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         digits = x.digits(self.group, self.peak)
         groups, rows, size = digits.values.shape
-        tokens, count = digits.units.shape[1], digits.units.shape[3]
+        tokens, count = digits.units.shape[3], digits.units.shape[-1]
         width = self._width(slab)
         sums = _scratch("sums", (2, self.passes, groups, rows, width))
         low, high = sums
@@ -281,7 +283,10 @@ class _Pairs(Columns):
         by_digit = sums.reshape(2, self.passes, groups, tokens, count, width)
         by_group = _scratch("groups", (2, self.passes, groups, tokens, 1, width))
         np.matmul(digits.units, by_digit, out=by_group)
-        by_group[0] *= np.float32(2**FIELD_BITS)
+        if slab.bias is not None:
+            by_group += (
+                np.float32(self.offset) * x.sums(self.group).T[..., None, None]
+            )  # scale * (code + offset) + bias
         scales = _factors(slab.scales).reshape(groups, self.passes, 2, width)
         result = np.einsum("fpgtw,gpfw->tpfw", by_group[..., 0, :], scales)
         if self.unit != 1:
@@ -289,7 +294,7 @@ class _Pairs(Columns):
         if slab.bias is None:
             out[...] = result.reshape(tokens, slab.rows)
         else:
-            np.matmul(x.sums(self.group), self._bias(slab), out=out)
+            np.matmul(x.sums(self.group), _factors(slab.bias, "bias"), out=out)
             out += result.reshape(tokens, slab.rows)
 
 
@@ -328,9 +333,6 @@ class INT4Columns(_Pairs):
         nibbles = slab.codes[word % slab.codes.size] >> np.array([0, 12, 8, 4], np.uint16)[quarter]
         nibbles ^= np.array([0, 8, 0, 8], np.uint16)[quarter]
         return (nibbles & np.uint16(15)).astype(np.int8) - np.int8(8)
-
-    def _bias(self, slab: Slab) -> Float32:
-        return super()._bias(slab) + np.float32(8) * _factors(slab.scales)
 
     def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
         at, size = start * self.group * slab.rows // 4, words.size
@@ -385,10 +387,10 @@ class MXFP4Columns(_Pairs):
         np.take(_words_of_e2m1(), picked, out=words.view(np.float64), mode="clip")
 
 
-def slab_rows(rows: int) -> int:
+def slab_rows(rows: int, columns: int) -> int:
     """Rows of every slab but the last, which may have fewer: a multiple of 4."""
-    slabs = max(-(-rows // SLAB_ROWS), min(2, rows // 256))
-    return -(-rows // (4 * max(1, slabs))) * 4
+    slabs = max(1, -(-rows // SLAB_ROWS), min(2, rows * columns // _SLAB_WEIGHTS))
+    return -(-rows // (4 * slabs)) * 4
 
 
 def can_lay_out(format: str, rows: int) -> bool:
@@ -401,13 +403,13 @@ def laid_out(matrix: QTensor) -> QTensor:
     rows, columns = matrix.shape
     if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, rows):
         return matrix
-    scales = _by_slabs(matrix.scales)
+    scales = _by_slabs(matrix.scales, columns)
     if isinstance(matrix, MXFP4):
         return MXFP4Columns(_lay_out_mxfp4(matrix), scales, None, matrix.shape)
-    bias = None if matrix.bias is None else _by_slabs(matrix.bias)
+    bias = None if matrix.bias is None else _by_slabs(matrix.bias, columns)
     if isinstance(matrix, INT8):
         codes = np.empty(rows * columns, np.int8)
-        for start, stop in _row_spans(rows):
+        for start, stop in _row_spans(rows, columns):
             codes[start * columns : stop * columns] = _transposed(matrix.codes[start:stop]).reshape(-1)
         return INT8Columns(codes, scales, bias, matrix.shape)
     return INT4Columns(_lay_out_int4(matrix), scales, bias, matrix.shape)
@@ -418,12 +420,12 @@ def _lay_out_int4(matrix: INT4) -> UInt16:
     codes = np.empty(rows * columns // 4, np.uint16)
     half = matrix.group // 2
     eight = np.uint8(8)
-    for start, stop in _row_spans(rows):
+    for start, stop in _row_spans(rows, columns):
         packed = _transposed(matrix.codes[start:stop]).reshape(-1, half, stop - start)
         stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8)
         words = stored.reshape(len(packed), 2, half, -1, 2)
         last = np.empty(words.shape[:-1], np.uint8)
-        width = last.shape[-1]
+        width = (stop - start) // 4
         for index, group in ((i, g) for g in range(len(packed)) for i in (0, 1)):  # stays in the cache
             nibbles = packed[group] >> np.uint8(4 * index)
             if index == 0:
@@ -445,7 +447,7 @@ def _lay_out_int4(matrix: INT4) -> UInt16:
 def _lay_out_mxfp4(matrix: MXFP4) -> UInt16:
     rows, columns = matrix.shape
     codes = np.empty(rows * columns // 4, np.uint16)
-    for start, stop in _row_spans(rows):
+    for start, stop in _row_spans(rows, columns):
         packed = _transposed(matrix.codes[start:stop])  # (in/2, rows)
         stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8).reshape(columns // 2, 2, -1)
         for index, nibbles in enumerate((packed & np.uint8(15), packed >> np.uint8(4))):
@@ -467,17 +469,17 @@ def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _by_slabs(values: NDArray[Any]) -> NDArray[Any]:
+def _by_slabs(values: NDArray[Any], columns: int) -> NDArray[Any]:
     """(out, G) -> flat, (G, rows) slab after slab."""
-    return np.concatenate([values[start:stop].T.reshape(-1) for start, stop in _row_spans(len(values))])
+    return np.concatenate([values[start:stop].T.reshape(-1) for start, stop in _row_spans(len(values), columns)])
 
 
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
 
 
-def _row_spans(rows: int) -> list[tuple[int, int]]:
-    step = slab_rows(rows)
+def _row_spans(rows: int, columns: int) -> list[tuple[int, int]]:
+    step = slab_rows(rows, columns)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

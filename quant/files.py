@@ -1,4 +1,4 @@
-"""Tensors as byte ranges of files, and the one function that reads such a range."""
+"""Tensors as byte ranges of files, the one function that reads such a range, and the one that writes a whole file."""
 
 import os
 import threading
@@ -96,3 +96,19 @@ class Files:
         with self._lock:
             file.seek(offset)
             return file.readinto(view)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file in one step and safe on disk: at every moment it is the old one or the new one.
+
+    Raises OSError, and leaves nothing then.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

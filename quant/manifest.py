@@ -1,11 +1,11 @@
 """numoe.json: what a converted folder is, where it came from, and the size and sha256 of each of its files."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from numoe.quant.errors import InputError
+from numoe.quant.files import write_whole
 
 MANIFEST_NAME = "numoe.json"
 FORMAT_VERSION = 1
@@ -34,12 +34,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes numoe.json into `folder`, in one step and safe on disk."""
         document = {"format": FORMAT_VERSION, **asdict(self), "files": dict(sorted(asdict(self)["files"].items()))}
-        new = folder / f"{MANIFEST_NAME}.new"
-        with new.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(folder / MANIFEST_NAME)
+        write_whole(folder / MANIFEST_NAME, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -7,12 +7,15 @@ bits for what every token passes through, which is a small share of a mixture of
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Literal
 
 from numoe.quant import pack
 from numoe.quant.dtypes import Float32
 from numoe.quant.errors import InputError
 from numoe.quant.qtensor import BF16, INT4, INT8
+from numoe.quant.safetensors_file import DTYPE_BITS
 
 Kind = Literal["bf16", "int8", "int4"]
 
@@ -59,6 +62,15 @@ class Target:
         """What a weight takes, its share of the scales included."""
         return {"bf16": 16.0, "int8": 8 + 16 / self.group, "int4": 4 + 16 / self.group}[self.kind]
 
+    @property
+    def format(self) -> str:
+        """The `QTensor.format` of what `pack` gives."""
+        return self.kind if self.kind == "bf16" else f"{self.kind} g{self.group}"
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of a matrix in this format, on disk and in memory."""
+        return sum(prod(shape) * DTYPE_BITS[dtype] // 8 for dtype, shape in self.layout(rows, columns))
+
     def pack(self, weights: Float32) -> BF16 | INT8 | INT4:
         """weights (out, in) float32 -> that matrix in this format. Raises InputError for NaN or infinity."""
         if self.kind == "bf16":
@@ -75,6 +87,7 @@ class Target:
         return codes, ("F16", (rows, columns // self.group))
 
 
+@cache
 def target(quant: str, role: str, columns: int, stored_bits: float) -> Target | None:
     """The format for a matrix with rows of `columns` weights; None: as it is stored.
 

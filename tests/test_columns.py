@@ -124,7 +124,7 @@ def test_digits_are_integers_small_enough(group: int, peak: int) -> None:
     np.testing.assert_array_equal(integers, np.rint(integers))
     assert (np.sqrt((integers**2).sum(axis=-1)) * peak * group**0.5 < 2 ** (FIELD_BITS - 1)).all()
     count = digits.units.shape[-1]
-    parts = digits.values.reshape(4, 3, count, group) * digits.units.transpose(0, 1, 3, 2) * 2.0**FIELD_BITS
+    parts = digits.values.reshape(4, 3, count, group) * digits.units[0, 0].transpose(0, 1, 3, 2)
     back = parts.sum(axis=2).transpose(1, 0, 2).reshape(3, -1)
     off = np.linalg.norm((back - x).reshape(3, 4, group), axis=2)
     assert (off <= 1e-3 * np.linalg.norm(x.reshape(3, 4, group), axis=2) + 1e-30).all()
