@@ -24,7 +24,7 @@ import numpy as np
 
 from numoe.engine.weights import Place
 from numoe.quant.checkpoint import Checkpoint
-from numoe.quant.columns import can_lay_out, laid_out
+from numoe.quant.columns import can_lay_out, for_use
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
 from numoe.quant.qtensor import QTensor
@@ -458,7 +458,7 @@ class ExpertStore:
             part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
             for part, (at, places) in entry.unit.matrices.items()
         }
-        return matrices if self._exact else {part: laid_out(matrix) for part, matrix in matrices.items()}
+        return {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
 
 
 def _buffer(nbytes: int) -> UInt8:
@@ -497,7 +497,7 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place], exact: bool) -
     keeps = False
     for part, parts in extents.items():
         name, rows = stored[part].name, stored[part].rows or (0, checkpoint.shape(stored[part].name)[-2])
-        moved = not exact and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
+        moved = exact == checkpoint.by_columns and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
         if checkpoint.kept_as_stored(name) and not moved:
             keeps = True
         else:

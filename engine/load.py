@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,10 @@ from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, pla
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Place, Weights
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.columns import laid_out
+from numoe.quant.columns import for_use
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
+from numoe.quant.pack import Moments
 from numoe.quant.recipe import target
 from numoe.quant.threads import usable_cores
 from numoe.quant.threads import use as use_threads
@@ -88,8 +89,11 @@ class Description:
             return wanted.format, nbytes, nbytes - stored * tensor.size // whole
         return checkpoint.format(place.name), checkpoint.loaded_nbytes(place.name) * tensor.size // whole, 0
 
-    def matrices(self) -> list[Matrix]:
-        """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked."""
+    def matrices(self, inputs: Mapping[str, Moments] | None = None) -> list[Matrix]:
+        """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked.
+
+        inputs: those of a `Calibration`.
+        """
         kind = family(self.config["model_type"])
         matrices = []
         for name, tensor in self.spec.tensors().items():
@@ -100,7 +104,8 @@ class Description:
             if place.index is not None or place.rows is not None:
                 stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
             unit = name.rpartition(".")[0] if tensor.role == "experts" else ""
-            matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit))
+            moments = inputs.get(name) if inputs else None
+            matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
         return matrices
 
     @cached_property
@@ -269,7 +274,7 @@ class Model:
         self.spec = description.spec
         self.path = description.path
         self.experts = experts
-        self._weights = weights
+        self.weights = weights
         self._ram = ram
         self._kept_free = kept_free
         self.decoder = Decoder(self.spec, weights, experts)
@@ -318,8 +323,8 @@ class Model:
 
         "experts" are the counts of `ExpertStore.stats`, {} without routed experts.
         """
-        weights = sum(w.nbytes for w in self._weights.matrices.values())
-        weights += sum(w.nbytes for w in self._weights.arrays.values())
+        weights = sum(w.nbytes for w in self.weights.matrices.values())
+        weights += sum(w.nbytes for w in self.weights.arrays.values())
         experts = self.experts.stats() if self.experts else {}
         weights += experts.get("resident_bytes", 0)
         return {"weight_bytes": weights, "peak_rss_bytes": peak_rss(), "experts": experts}
@@ -333,7 +338,7 @@ class Model:
         digest = hashlib.sha256(repr(self.spec).encode())
         for name, info in sorted(self.description.checkpoint.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        for _, values in sorted(self._weights.arrays.items(), key=lambda item: item[0]):
+        for _, values in sorted(self.weights.arrays.items(), key=lambda item: item[0]):
             if values.ndim == 1:
                 digest.update(values.tobytes())
         return digest.hexdigest()
@@ -380,7 +385,7 @@ def load(
         elif tensor.role != "experts":
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
             looked_up = name == "embed" and not description.spec.tied
-            weights.matrices[name] = matrix if exact or looked_up else laid_out(matrix)
+            weights.matrices[name] = for_use(matrix, exact or looked_up)
     _check_tables(description, weights)
     if experts is None:
         return Model(description, weights, ram=budget)

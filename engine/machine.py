@@ -32,6 +32,7 @@ from numoe.engine.kvcache import CHUNK
 from numoe.engine.ops import Floats
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant import threads
+from numoe.quant.columns import laid_out
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
@@ -265,7 +266,7 @@ def _measure() -> Machine:
     threads.use(cores)
     normal = np.tile(np.random.default_rng(0).standard_normal(1 << 20, np.float32), _WORKING_SET >> 22)
     matrices = _matrices(normal)
-    rates = {kind: _weights_per_s(some, tokens=1) for kind, some in matrices.items()}
+    rates = {kind: _weights_per_s([laid_out(matrix) for matrix in some], tokens=1) for kind, some in matrices.items()}
     macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
     probe = json.loads(subprocess.run([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE, check=True).stdout)
     kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())

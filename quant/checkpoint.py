@@ -5,10 +5,13 @@ A weight may be stored in several tensors, its codes and its scales. The convent
     X.weight (F8_E4M3) + X.scale or X.weight_scale_inv       blocks of 128x128; e8m0 or float scales
     X.weight (I8)      + X.scale (F8_E8M0)                   mxfp4: two e2m1 values a byte, groups of 32
     X_blocks (U8)      + X_scales                            mxfp4 as gpt-oss stores it; its name here is X
-    X.weight (I8)      + X.scale (F16)                       numoe's int8: (out, in), scales (out, in / group)
+    X.weight (I8)      + X.scale (F16) [+ X.minimum (F16)]   numoe's int8: (out, in), scales (out, in / group)
     X.weight (U8)      + X.scale (F16) [+ X.minimum (F16)]   numoe's int4: (out, in / 2) in the order of `INT4`
 
 The last two say Y_scale and Y_minimum beside a Y that does not end in .weight.
+
+Where safetensors' `__metadata__` says so (`LAYOUT`), matrices in mxfp4, int8 and int4 are stored by columns: dtypes and
+shapes are those above, and the bytes are in the order of `columns.slab_arrays`, slab after slab.
 
 Nothing is read before it is needed, and pickled files are never opened.
 """
@@ -24,13 +27,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant import safetensors_file
+from numoe.quant import columns, safetensors_file
 from numoe.quant.dtypes import UInt8, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.kernels import all_finite
 from numoe.quant.manifest import read_manifest
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MX_GROUP, MXFP4, QTensor
+
+LAYOUT = {"numoe": "columns"}
+"""The entry of the metadata of a folder whose matrices are by columns."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _INTEGERS = {
@@ -81,8 +87,9 @@ class _Picked:
 class Checkpoint:
     """The tensors of a folder or file. Made by `open_checkpoint`, or from a mere listing to plan without data.
 
-    `tensors` maps stored names, scales included. `metadata` holds safetensors' `__metadata__` or GGUF's
-    key-value pairs. A context manager: leaving it closes the files. Reading is safe from several threads.
+    `tensors` maps stored names, scales included. `metadata` holds safetensors' `__metadata__` or GGUF's key-value
+    pairs; by_columns tells whether `LAYOUT` is among them. A context manager: leaving it closes the files. Reading is
+    safe from several threads.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class Checkpoint:
         self.metadata = metadata
         self.fp8_block = fp8_block
         self.files = files or Files()
+        self.by_columns = LAYOUT.items() <= metadata.items()
         self._weights: dict[str, _Weight] = {}
 
     def __enter__(self) -> Self:
@@ -154,7 +162,7 @@ class Checkpoint:
         return not _is_block_type(dtype) and dtype != "F64"
 
     def matrix(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> QTensor:
-        """The weight `name` as a QTensor (out, in), in the format it is stored in.
+        """The weight `name` as a QTensor (out, in), in the format and order it is stored in.
 
         `index` picks one matrix of a stacked (E, out, in) weight; `rows` is a range (start, stop) of output
         rows. Only the bytes of what is picked are read. Raises InputError for a missing or non-matrix tensor, an
@@ -274,9 +282,9 @@ class Checkpoint:
         return _Weight(info, scales, shape, MXFP4.format)
 
     def _grouped(self, info: TensorInfo, scales: TensorInfo) -> _Weight:
-        columns = info.shape[-1] * (2 if info.dtype == "U8" else 1) if len(info.shape) > 1 else 0
+        width = info.shape[-1] * (2 if info.dtype == "U8" else 1) if len(info.shape) > 1 else 0
         groups = scales.shape[-1] if scales.shape else 0
-        if groups < 1 or columns % (2 * groups):
+        if groups < 1 or width % (2 * groups):
             raise InputError(
                 f"{info.path}: {info.name!r} of shape {info.shape} does not divide into even groups by the scales "
                 f"{scales.name!r} of shape {scales.shape}; convert or download the model again"
@@ -286,7 +294,7 @@ class Checkpoint:
             if stored is not None:
                 self._check_scales(info, stored, (*info.shape[:-1], groups), ("F16",))
         kind = "int4" if info.dtype == "U8" else "int8"
-        return _Weight(info, scales, (*info.shape[:-1], columns), f"{kind} g{columns // groups}", minimum)
+        return _Weight(info, scales, (*info.shape[:-1], width), f"{kind} g{width // groups}", minimum)
 
     def _check_scales(
         self, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...], dtypes: tuple[str, ...]
@@ -322,9 +330,15 @@ class Checkpoint:
         height = self.fp8_block[0] if picked.weight.info.dtype == "F8_E4M3" else 1
         return picked.start // height, -(-picked.stop // height)
 
+    def _laid_out(self, weight: _Weight) -> bool:
+        return self.by_columns and len(weight.shape) == 2 and columns.can_lay_out(weight.format, weight.shape[0])
+
     def _extents(self, picked: _Picked) -> tuple[Extent, ...]:
         """Of the codes, then the scales and the minimums where there are any."""
         weight, scale_rows = picked.weight, self._scale_rows(picked)
+        if self._laid_out(weight):
+            parts = (weight.info, weight.scales, weight.minimum)
+            return tuple(Extent(info.path, info.offset, info.nbytes) for info in parts if info is not None)
         extents = [_row_extent(weight.info, weight.shape, picked.index, picked.start, picked.stop)]
         if weight.scales is not None:
             shape = weight.scales.shape if weight.info.dtype == "F8_E4M3" else weight.shape
@@ -348,6 +362,11 @@ class Checkpoint:
     def _tensor(self, picked: _Picked, raw: Sequence[UInt8]) -> QTensor:
         weight, start, stop = picked.weight, picked.start, picked.stop
         info, scales = weight.info, weight.scales
+        if self._laid_out(weight):
+            arrays = [raw[0], *(part if weight.format == MXFP4.format else part.view("<f2") for part in raw[1:])]
+            rows, width = weight.shape
+            matrix = columns.from_arrays(weight.format, arrays, (rows, width))
+            return matrix if stop - start == rows else matrix.slice_rows(start, stop)
         codes = raw[0].reshape(stop - start, -1)
         if scales is None:
             return _unscaled(codes, info, weight.shape[-1])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 
 from numoe.quant.activations import FIELD_BITS, Activations
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16
-from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor
+from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task
 
 SLAB_ROWS = 1024
-"""Most rows of a slab."""
+"""Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
+SLAB_WEIGHTS = 1 << 18
+"""A matrix of twice as many has two slabs at least, to be shared between two threads."""
 FEW = 8
 """Up to so many tokens are multiplied with the codes as they are; for more, blocks of weights are made float32."""
 
-_SLAB_WEIGHTS = 1 << 18  # a matrix of twice as many is worth sharing between two threads
 _BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB. Larger ones leave the cache, smaller ones cost more calls.
 
 
@@ -79,10 +80,9 @@ class Columns(QTensor):
         """The parts that threads share."""
         rows, columns = self.shape
         groups = columns // self.group
-        step = slab_rows(rows, columns)
         parts = []
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
+        for first, stop in slab_spans(rows, columns):
+            count = stop - first
             codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
             codes = codes[: count * columns * self.codes.size // (rows * columns)]
             at = slice(first * groups, (first + count) * groups)
@@ -91,7 +91,7 @@ class Columns(QTensor):
         return parts
 
     def finite(self) -> bool:
-        return self.plain().finite()
+        return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
 
     @abstractmethod
     def plain(self) -> QTensor:
@@ -387,72 +387,87 @@ class MXFP4Columns(_Pairs):
         np.take(_words_of_e2m1(), picked, out=words.view(np.float64), mode="clip")
 
 
-def slab_rows(rows: int, columns: int) -> int:
-    """Rows of every slab but the last, which may have fewer: a multiple of 4."""
-    slabs = max(1, -(-rows // SLAB_ROWS), min(2, rows * columns // _SLAB_WEIGHTS))
-    return -(-rows // (4 * slabs)) * 4
-
-
 def can_lay_out(format: str, rows: int) -> bool:
     """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
     return format.startswith("int8") or (format.startswith(("int4", "mxfp4")) and rows % 4 == 0)
 
 
+def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
+    """The rows of each slab; all but the last have the same number, a multiple of 4."""
+    slabs = max(1, -(-rows // SLAB_ROWS), min(2, rows * columns // SLAB_WEIGHTS))
+    step = -(-rows // (4 * slabs)) * 4
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
+    """The rows of one slab, in a format that `can_lay_out`, laid out: flat codes, scales, and bias if there is one."""
+    assert isinstance(rows, INT4 | INT8 | MXFP4)
+    factors = [rows.scales] if isinstance(rows, MXFP4) or rows.bias is None else [rows.scales, rows.bias]
+    codes: NDArray[Any]
+    if isinstance(rows, INT8):
+        codes = _transposed(rows.codes)
+    else:
+        codes = _int4_words(rows) if isinstance(rows, INT4) else _mxfp4_words(rows)
+    return [codes.reshape(-1), *(values.T.reshape(-1) for values in factors)]
+
+
 def laid_out(matrix: QTensor) -> QTensor:
     """The matrix by columns where there is such a form of it, else the matrix itself."""
-    rows, columns = matrix.shape
-    if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, rows):
+    if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, matrix.shape[0]):
         return matrix
-    scales = _by_slabs(matrix.scales, columns)
-    if isinstance(matrix, MXFP4):
-        return MXFP4Columns(_lay_out_mxfp4(matrix), scales, None, matrix.shape)
-    bias = None if matrix.bias is None else _by_slabs(matrix.bias, columns)
-    if isinstance(matrix, INT8):
-        codes = np.empty(rows * columns, np.int8)
-        for start, stop in _row_spans(rows, columns):
-            codes[start * columns : stop * columns] = _transposed(matrix.codes[start:stop]).reshape(-1)
-        return INT8Columns(codes, scales, bias, matrix.shape)
-    return INT4Columns(_lay_out_int4(matrix), scales, bias, matrix.shape)
+    slabs = [slab_arrays(matrix.slice_rows(*span)) for span in slab_spans(*matrix.shape)]
+    return from_arrays(matrix.format, [np.concatenate(parts) for parts in zip(*slabs, strict=True)], matrix.shape)
 
 
-def _lay_out_int4(matrix: INT4) -> UInt16:
+def for_use(matrix: QTensor, exact: bool) -> QTensor:
+    """The form to multiply with: the fastest, or if `exact` one that leaves activations as they are."""
+    if exact:
+        return matrix.plain() if isinstance(matrix, Columns) else matrix
+    return laid_out(matrix)
+
+
+def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
+    """The matrix of a `QTensor.format` that the arrays of all its slabs make, those of a kind one after another."""
+    codes, scales, *bias = arrays
+    kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint16), "mxfp4": (MXFP4Columns, np.uint16)}
+    kind, dtype = kinds[format.split()[0]]
+    return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
+
+
+def _int4_words(matrix: INT4) -> UInt16:
     rows, columns = matrix.shape
-    codes = np.empty(rows * columns // 4, np.uint16)
-    half = matrix.group // 2
-    eight = np.uint8(8)
-    for start, stop in _row_spans(rows, columns):
-        packed = _transposed(matrix.codes[start:stop]).reshape(-1, half, stop - start)
-        stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8)
-        words = stored.reshape(len(packed), 2, half, -1, 2)
-        last = np.empty(words.shape[:-1], np.uint8)
-        width = (stop - start) // 4
-        for index, group in ((i, g) for g in range(len(packed)) for i in (0, 1)):  # stays in the cache
-            nibbles = packed[group] >> np.uint8(4 * index)
-            if index == 0:
-                nibbles &= np.uint8(15)
-            last[group, index] = nibbles[:, 3 * width :]
-            words[group, index, ..., 0] = nibbles[:, :width]
-            words[group, index, ..., 1] = nibbles[:, 2 * width : 3 * width]
-            nibbles ^= eight
-            nibbles <<= np.uint8(4)
-            words[group, index, ..., 1] |= nibbles[:, width : 2 * width]
-        last ^= eight
-        last <<= np.uint8(4)
-        flat = last.reshape(-1)
-        stored[2::2] |= flat[:-1]
-        stored[0] |= flat[-1]
+    half, width, eight = matrix.group // 2, rows // 4, np.uint8(8)
+    packed = _transposed(matrix.codes).reshape(-1, half, rows)
+    codes = np.empty((columns, width), np.uint16)
+    stored = codes.reshape(-1).view(np.uint8)
+    words = stored.reshape(len(packed), 2, half, width, 2)
+    last = np.empty(words.shape[:-1], np.uint8)
+    for index, group in ((i, g) for g in range(len(packed)) for i in (0, 1)):  # stays in the cache
+        nibbles = packed[group] >> np.uint8(4 * index)
+        if index == 0:
+            nibbles &= np.uint8(15)
+        last[group, index] = nibbles[:, 3 * width :]
+        words[group, index, ..., 0] = nibbles[:, :width]
+        words[group, index, ..., 1] = nibbles[:, 2 * width : 3 * width]
+        nibbles ^= eight
+        nibbles <<= np.uint8(4)
+        words[group, index, ..., 1] |= nibbles[:, width : 2 * width]
+    last ^= eight
+    last <<= np.uint8(4)
+    flat = last.reshape(-1)
+    stored[2::2] |= flat[:-1]
+    stored[0] |= flat[-1]
     return codes
 
 
-def _lay_out_mxfp4(matrix: MXFP4) -> UInt16:
+def _mxfp4_words(matrix: MXFP4) -> UInt16:
     rows, columns = matrix.shape
-    codes = np.empty(rows * columns // 4, np.uint16)
-    for start, stop in _row_spans(rows, columns):
-        packed = _transposed(matrix.codes[start:stop])  # (in/2, rows)
-        stored = codes[start * columns // 4 : stop * columns // 4].view(np.uint8).reshape(columns // 2, 2, -1)
-        for index, nibbles in enumerate((packed & np.uint8(15), packed >> np.uint8(4))):
-            first, second = np.split(nibbles, 2, axis=-1)
-            stored[:, index] = first | second << np.uint8(4)
+    packed = _transposed(matrix.codes)  # (in/2, rows)
+    codes = np.empty((columns, rows // 4), np.uint16)
+    stored = codes.view(np.uint8).reshape(columns // 2, 2, -1)
+    for index, nibbles in enumerate((packed & np.uint8(15), packed >> np.uint8(4))):
+        first, second = np.split(nibbles, 2, axis=-1)
+        stored[:, index] = first | second << np.uint8(4)
     return codes
 
 
@@ -469,18 +484,8 @@ def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _by_slabs(values: NDArray[Any], columns: int) -> NDArray[Any]:
-    """(out, G) -> flat, (G, rows) slab after slab."""
-    return np.concatenate([values[start:stop].T.reshape(-1) for start, stop in _row_spans(len(values), columns)])
-
-
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
-
-
-def _row_spans(rows: int, columns: int) -> list[tuple[int, int]]:
-    step = slab_rows(rows, columns)
-    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @cache

@@ -2,7 +2,8 @@
 
 The folder is laid out as on the Hugging Face hub: the small files of the source as they are, `model.safetensors` or
 shards with their index, and `numoe.json`. Tensors keep their stored names, and what the recipe leaves alone keeps its
-bytes; only experts stacked in one tensor get names of their own.
+values and format; only experts stacked in one tensor get names of their own. Matrices in mxfp4, int8 and int4 are laid
+out by columns (`checkpoint.LAYOUT`), so that they are multiplied with as they are read.
 
 A shard of the result is made from one of the source, in the same order. What a later shard needs of it besides (scales
 stored apart from their codes, the rest of an expert) waits in a file of its own, so that no two shards of the source
@@ -12,7 +13,7 @@ without a gap, so that one read fetches them. Everything outside the units comes
 Files appear in DESTINATION.part whole and synced, then its numoe.json records them; the folder gets its name when all
 are there. So a conversion that ended in any way goes on at its first unrecorded file.
 
-Memory is bounded by a block of rows a thread, plus the scales of one matrix.
+Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -34,10 +35,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant import threads
-from numoe.quant.checkpoint import Checkpoint, companion
+from numoe.quant.checkpoint import LAYOUT, Checkpoint, companion
+from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
 from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
+from numoe.quant.pack import Moments
 from numoe.quant.qtensor import BF16, INT4, INT8
 from numoe.quant.recipe import Target, target
 from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME
@@ -140,6 +143,8 @@ class Matrix:
     rows: tuple[int, int] | None = None
     unit: str = ""
     """Successive matrices of the same unit are kept together; "" for none."""
+    inputs: Moments | None = field(default=None, compare=False)
+    """What `Target.pack` takes."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class _Quantization:
 
     @property
     def outputs(self) -> tuple[_Output, ...]:
-        names = self.matrix.name, companion(self.matrix.name, "scale")
+        names = _parts(self.matrix.name)
         layout = self.target.layout(*self.shape)
         return tuple(_Output(name, *tensor) for name, tensor in zip(names, layout, strict=False))
 
@@ -207,29 +212,67 @@ class _Quantization:
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         first = (self.matrix.rows or (0, 0))[0]
         rows, columns = self.shape
-        step = max(1, _BLOCK_ELEMENTS // columns)
+        by_columns = can_lay_out(self.target.format, rows)
+        step = max(1, _BLOCK_ELEMENTS // columns) * threads.in_use()
+        blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
+        factors = []
+        for start, stop in slab_spans(rows, columns) if by_columns else blocks:
+            packed = self._packed(source, first + start, first + stop)
+            arrays = _stored(packed) if isinstance(packed, BF16) or not by_columns else slab_arrays(packed)
+            yield arrays[0]
+            factors.append(arrays[1:])
+        yield from chain.from_iterable(zip(*factors, strict=True))
 
-        scales = []
-        starts = range(0, rows, step)
-        for at in range(0, len(starts), threads.in_use()):  # no more blocks at a time than threads
-            batch = starts[at : at + threads.in_use()]
-            packed: list[BF16 | INT8 | INT4 | None] = [None] * len(batch)
+    def _packed(self, source: Checkpoint, start: int, stop: int) -> BF16 | INT8 | INT4:
+        """Rows start..stop of the source's matrix, no more float32 blocks at a time than threads."""
+        step = max(1, _BLOCK_ELEMENTS // self.shape[1])
+        starts = range(start, stop, step)
+        packed: list[BF16 | INT8 | INT4 | None] = [None] * len(starts)
 
-            def pack(part: int, batch: range = batch, packed: list[BF16 | INT8 | INT4 | None] = packed) -> None:
-                span = first + batch[part], first + min(batch[part] + step, rows)
-                block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
-                packed[part] = self.target.pack(block)
+        def pack(part: int) -> None:
+            span = starts[part], min(starts[part] + step, stop)
+            block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
+            packed[part] = self.target.pack(block, self.matrix.inputs)
 
-            threads.share(len(batch), pack)
-            for one in packed:
-                assert one is not None
-                yield one.codes
-                if not isinstance(one, BF16):
-                    scales.append(one.scales)
-        yield from scales
+        threads.share(len(starts), pack)
+        return _joined([one for one in packed if one is not None])
 
 
-_Job = _Copy | _Quantization
+def _stored(matrix: BF16 | INT8 | INT4) -> list[NDArray]:
+    """Codes, scales and bias, as far as there are any."""
+    factors = [] if isinstance(matrix, BF16) else [matrix.scales, matrix.bias]
+    return [matrix.codes, *(values for values in factors if values is not None)]
+
+
+def _joined(parts: Sequence[BF16 | INT8 | INT4]) -> BF16 | INT8 | INT4:
+    """Successive rows of one matrix."""
+    return type(parts[0])(*map(np.concatenate, zip(*map(_stored, parts), strict=True)))
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """A matrix that keeps its codes and scales, and is laid out by columns."""
+
+    matrix: Matrix
+    shape: tuple[int, int]
+    outputs: tuple[_Output, ...]
+
+    def needs(self, source: Checkpoint) -> tuple[str, ...]:
+        """The stored tensors that are read."""
+        return source.companions(self.matrix.source)
+
+    def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
+        first = (self.matrix.rows or (0, 0))[0]
+        factors = []
+        for start, stop in slab_spans(*self.shape):
+            rows = source.matrix(self.matrix.source, self.matrix.index, (first + start, first + stop))
+            codes, *others = slab_arrays(rows)
+            yield codes
+            factors.append(others)
+        yield from chain.from_iterable(zip(*factors, strict=True))
+
+
+_Job = _Copy | _Quantization | _Arrangement
 
 
 def convert(
@@ -239,6 +282,7 @@ def convert(
     quant: str,
     origin: Origin,
     progress: Progress = lambda done, total: None,
+    calibration: str | None = None,
 ) -> Conversion:
     """Writes `source` into the new folder `destination`, which appears there when it is complete and not before.
 
@@ -250,6 +294,7 @@ def convert(
         matrices: the weights a recipe may change, with their roles; every other tensor is copied.
         quant: a key of `recipe.RECIPES`.
         origin: where the files of `source` come from.
+        calibration: the manifest's; what gave the matrices their `inputs`.
 
     Raises:
         InputError: the destination exists, its disk has too little room or cannot be written, another process writes
@@ -257,7 +302,7 @@ def convert(
     """
     plan = _plan(source, matrices, quant, origin.passing)
     small = small_files(origin.names())
-    with _part(destination, Manifest(origin.name, quant, {}, origin.revision)) as part:
+    with _part(destination, Manifest(origin.name, quant, {}, origin.revision, calibration)) as part:
         part.forget_all_but([*small, *([INDEX_NAME] if plan.index else []), *plan.names.values()])
         for name in small:
             if name not in part.files:
@@ -362,7 +407,7 @@ def _plan(source: Checkpoint, matrices: Sequence[Matrix], quant: str, passing: b
         {i: tuple(sorted(infos.values(), key=lambda info: info.offset)) for i, infos in waiting.items()},
         {i: frozenset(users) for i, users in needed_by.items()},
         b"" if single else index.encode(),
-        source.metadata,
+        {**source.metadata, **LAYOUT},
     )
 
 
@@ -383,7 +428,18 @@ def _jobs(source: Checkpoint, matrices: Sequence[Matrix], quant: str) -> list[li
 
 def _copies(source: Checkpoint, name: str) -> list[_Job]:
     stored = (source.tensors[part] for part in source.companions(name))
-    return [_Copy(_Output(info.name, info.dtype, info.shape), info.name) for info in stored]
+    copies = [_Copy(_Output(info.name, info.dtype, info.shape), info.name) for info in stored]
+    return _arranged(source, Matrix(name, "", name), copies)
+
+
+def _arranged(source: Checkpoint, matrix: Matrix, copies: list[_Copy]) -> list[_Job]:
+    """Instead of copies of a matrix's codes and scales what lays them out, where they have a form by columns."""
+    *stacked, height, width = (1, *source.shape(matrix.source))
+    start, stop = matrix.rows or (0, height)
+    single = matrix.index is not None or math.prod(stacked) == 1
+    if source.by_columns or not single or not can_lay_out(source.format(matrix.source), stop - start):
+        return list(copies)
+    return [_Arrangement(matrix, (stop - start, width), tuple(copy.output for copy in copies))]
 
 
 def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
@@ -395,12 +451,17 @@ def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
         return [_Quantization(matrix, wanted, (stop - start, width))]
     if matrix.index is None and matrix.rows is None:
         return _copies(source, matrix.source)
-    names = matrix.name, companion(matrix.name, "scale"), companion(matrix.name, "minimum")
     stored = (source.tensors[part] for part in source.companions(matrix.source))
-    return [_cut(source, matrix, info, name) for info, name in zip(stored, names, strict=False)]
+    cuts = [_cut(source, matrix, info, name) for info, name in zip(stored, _parts(matrix.name), strict=False)]
+    return _arranged(source, matrix, cuts)
 
 
-def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Job:
+def _parts(name: str) -> tuple[str, str, str]:
+    """The names of a matrix's codes, scales and minimums."""
+    return name, companion(name, "scale"), companion(name, "minimum")
+
+
+def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Copy:
     """The part of a stored tensor, codes or scales, that belongs to a matrix within a stacked or fused weight."""
     shape = source.shape(matrix.source)
     height = shape[-2]
@@ -483,8 +544,8 @@ class _Part:
         found = read_manifest(self.path)
         if found is not None and replace(found, files={}) != manifest:
             raise InputError(
-                f"{self.path} holds an unfinished conversion to {found.recipe} of {found.source} at revision "
-                f"{found.revision}, and this is one to {manifest.recipe} of {manifest.source} at revision "
+                f"{self.path} holds an unfinished conversion to {found.format} of {found.source} at revision "
+                f"{found.revision}, and this is one to {manifest.format} of {manifest.source} at revision "
                 f"{manifest.revision}; repeat the command that began it, or remove the folder to begin anew"
             )
         self._manifest = found or manifest
@@ -565,7 +626,7 @@ class _Part:
 @contextmanager
 def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
     """DESTINATION.part, locked. Errors of the disk become sentences."""
-    _refuse_existing(destination)
+    refuse_existing(destination)
     if not destination.parent.is_dir():
         raise InputError(f"there is no folder {destination.parent} to put {destination.name} into; make it first")
     path = destination.with_name(destination.name + PART_SUFFIX)
@@ -582,7 +643,7 @@ def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
         try:
             if not _lock(lock):
                 raise InputError(f"{path} is being written by another process; wait until that has ended")
-            _refuse_existing(destination)  # by a process that has finished just now
+            refuse_existing(destination)  # by a process that has finished just now
             part = _Part(destination, manifest, lock)
             try:
                 yield part
@@ -595,7 +656,8 @@ def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
             ) from error
 
 
-def _refuse_existing(destination: Path) -> None:
+def refuse_existing(destination: Path) -> None:
+    """Raises InputError when there is something by the name of the folder to make."""
     if destination.exists():
         raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
 

@@ -261,7 +261,7 @@ def _repack(blocks: UInt8, dtype: str) -> _Parts:
         weights = dequantize(blocks, GGMLQuantizationType[dtype])
     except NotImplementedError as error:
         raise InputError(f"weights of the GGUF type {dtype} cannot be read; use a file of another type") from error
-    packed = pack_int8(weights)
+    packed = pack_int8(weights, symmetric=True)
     return packed.codes, packed.scales
 
 

@@ -8,7 +8,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
 MANIFEST_NAME = "numoe.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,19 @@ class Manifest:
     """`source` names what was converted, `recipe` how (a key of `recipe.RECIPES`); `files` are by name.
 
     `revision` tells states of one source apart: a commit on the hub, or the `Folder.revision` of a local one.
+    `calibration` is the hash of the text by which the weights were rounded; None: without one.
     """
 
     source: str
     recipe: str
     files: dict[str, FileRecord]
     revision: str | None = None
+    calibration: str | None = None
+
+    @property
+    def format(self) -> str:
+        """The recipe, and whether and by which text it was calibrated."""
+        return self.recipe if self.calibration is None else f"{self.recipe} (calibrated by text {self.calibration})"
 
     def write(self, folder: Path) -> None:
         """Writes numoe.json into `folder`, in one step and safe on disk."""
@@ -48,14 +55,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         version = document["format"]
         if version == FORMAT_VERSION:
             files = {str(name): FileRecord(int(e["size"]), str(e["sha256"])) for name, e in document["files"].items()}
-            revision = document.get("revision")
-            return Manifest(
-                str(document["source"]), str(document["recipe"]), files, None if revision is None else str(revision)
-            )
+            known = (None if document.get(k) is None else str(document[k]) for k in ("revision", "calibration"))
+            return Manifest(str(document["source"]), str(document["recipe"]), files, *known)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged; convert or download the model again") from error
-    raise InputError(f"{path} has format {version!r}, and this numoe reads format {FORMAT_VERSION}; update numoe")
+    remedy = "convert or download the model again" if version == 1 else "update numoe"
+    raise InputError(f"{path} has format {version!r}, and this numoe reads format {FORMAT_VERSION}; {remedy}")

@@ -5,6 +5,7 @@ InputError for weights that are NaN or infinite or rows that do not divide into 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,17 @@ from numoe.quant.qtensor import BF16, FP8, INT4, INT8, MX_GROUP, MXFP4
 # The largest magnitudes that still round to the largest code when the next binade is not there.
 _E4M3_REACH = np.float32(E4M3_MAX + 16)
 _E2M1_REACH = np.float32(E2M1_MAX + 1)
-# On normally distributed weights these few bring three quarters of what 46 bring over 1.0 alone.
-_REACHES = (0.87, 0.93, 1.0, 1.06)
+# Ranges to try for sixteen levels, as shares of the whole: cutting off the extremes makes the steps between smaller.
+_REACHES = (0.7, 0.8, 0.9, 1.0)
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a matrix is multiplied with, of many tokens: mean and mean square of each channel, (in,) float32."""
+
+    mean: Float32
+    square: Float32
 
 
 def pack_bf16(weights: Float32) -> BF16:
@@ -39,17 +49,25 @@ def pack_bf16(weights: Float32) -> BF16:
     return BF16(codes)
 
 
-def pack_int8(weights: Float32, group: int = 32, scale_dtype: type[np.floating] = np.float16) -> INT8:
-    """weights (out, in) -> symmetric int8: scale = absmax of the group / 127."""
+def pack_int8(
+    weights: Float32, group: int = 32, symmetric: bool = False, scale_dtype: type[np.floating] = np.float16
+) -> INT8:
+    """weights (out, in) -> int8: scale = range of the group / 255, and a bias; symmetric: scale = absmax / 127."""
     _check(weights, group)
     scales = np.empty((len(weights), weights.shape[1] // group), scale_dtype)
+    bias = None if symmetric else np.empty_like(scales)
     codes = np.empty(weights.shape, np.int8)
     for rows in _row_blocks(weights):
         grouped = _grouped(weights[rows], group)
-        scales[rows] = _store_scales(np.abs(grouped).max(axis=-1) / np.float32(127), scale_dtype)
-        steps = grouped * _inverse(scales[rows])[..., None]
-        codes[rows] = np.clip(np.rint(steps), -127, 127).reshape(-1, weights.shape[1])
-    return INT8(codes, scales)
+        if bias is None:
+            scales[rows] = _store_scales(np.abs(grouped).max(axis=-1) / np.float32(127), scale_dtype)
+        else:
+            middle, width = _extent(grouped)
+            scales[rows] = _store_scales(width / np.float32(255), scale_dtype)
+            bias[rows] = _fit(middle + np.float32(0.5) * scales[rows].astype(np.float32), scale_dtype)  # code 0
+        steps = _steps(grouped, scales[rows], None if bias is None else bias[rows])
+        codes[rows] = np.clip(steps, -127 if symmetric else -128, 127).reshape(-1, weights.shape[1])
+    return INT8(codes, scales, bias)
 
 
 def pack_int4(
@@ -57,31 +75,35 @@ def pack_int4(
     group: int = 32,
     symmetric: bool = False,
     scale_dtype: type[np.floating] = np.float16,
-    search: bool = False,
+    inputs: Moments | None = None,
 ) -> INT4:
-    """weights (out, in) -> int4: bias = minimum of the group and scale = range / 15; symmetric: scale = absmax / 7.
+    """weights (out, in) -> int4: of some scales and biases those with the least error; symmetric: scale = absmax / 7.
 
-    `search`, for symmetric ones: of some scales, which may be negative, the one with the least squared error.
+    The error is that of the weights, or with `inputs` that of their products. Symmetric scales leave them aside.
     """
     _check(weights, group)
-    if search and not symmetric:
-        raise ValueError("only symmetric scales are searched")
     scales = np.empty((len(weights), weights.shape[1] // group), scale_dtype)
     bias = None if symmetric else np.empty_like(scales)
     codes = np.empty((len(weights), weights.shape[1] // 2), np.uint8)
+    shares = _shares(np.ones(weights.shape[1], np.float32) if inputs is None else inputs.square, group)
     for rows in _row_blocks(weights):
         grouped = _grouped(weights[rows], group)
         if bias is None:
-            exact = _searched_scales(grouped) if search else np.abs(grouped).max(axis=-1) / np.float32(7)
-            scales[rows] = _store_scales(exact, scale_dtype)
-            steps = grouped * _inverse(scales[rows])[..., None] + np.float32(8)
+            scales[rows] = _store_scales(np.abs(grouped).max(axis=-1) / np.float32(7), scale_dtype)
+            steps = _steps(grouped, scales[rows], None) + np.float32(8)
         else:
-            low = grouped.min(axis=-1)
-            bias[rows] = _fit(low, scale_dtype)
-            scales[rows] = _store_scales((grouped.max(axis=-1) - low) / np.float32(15), scale_dtype)
-            offset = bias[rows].astype(np.float32)
-            steps = (grouped - offset[..., None]) * _inverse(scales[rows])[..., None]
-        nibbles = np.clip(np.rint(steps), 1 if symmetric and not search else 0, 15).astype(np.uint8)
+            scale, low = _searched(grouped, shares)
+            scales[rows] = _store_scales(scale, scale_dtype)
+            # Rounding the scale has moved the levels: the bias makes up for it.
+            levels = np.clip(_steps(grouped, scales[rows], low), 0, 15)
+            moved = grouped - levels * _wide(scales[rows])
+            bias[rows] = _fit(np.einsum("ngk,gk->ng", moved, shares), scale_dtype)
+            steps = _steps(grouped, scales[rows], bias[rows])
+            if inputs is not None:
+                levels = np.clip(steps, 0, 15)
+                error = grouped - levels * _wide(scales[rows]) - _wide(bias[rows])
+                bias[rows] = _fit(bias[rows].astype(np.float32) + _centring(error, inputs), scale_dtype)
+        nibbles = np.clip(steps, 1 if symmetric else 0, 15).astype(np.uint8)
         codes[rows] = pack_nibbles(nibbles).reshape(-1, weights.shape[1] // 2)
     return INT4(codes, scales, bias)
 
@@ -153,28 +175,74 @@ def _store_scales(scales: Float32, dtype: type[np.floating]) -> NDArray:
     return np.where(short, np.nextafter(stored, away), stored)
 
 
-def _searched_scales(grouped: Float32) -> Float32:
-    """Scales s (n, groups) near the least of sum_i (w_i - s q_i)^2, with q_i = w_i / s rounded into -8..7.
+def _extent(grouped: Float32) -> tuple[Float32, Float32]:
+    """The middle and the width of each group's range, (n, groups) both."""
+    low, high = grouped.min(axis=-1), grouped.max(axis=-1)
+    return low / 2 + high / 2, high - low
 
-    Each reach r sends the weight of the largest magnitude to -8 / r. Given the codes q, the error is least, namely
-    sum w^2 - (sum w q)^2 / sum q^2, at s = sum w q / sum q^2.
+
+def _steps(grouped: Float32, scales: NDArray, bias: NDArray | None) -> Float32:
+    """Codes before clipping: (w - bias) / scale to the nearest integer."""
+    steps = grouped if bias is None else grouped - _wide(bias)
+    steps = steps * _inverse(scales)[..., None]
+    return np.rint(steps, out=steps)
+
+
+def _wide(factors: NDArray) -> Float32:
+    """Scales or biases (n, groups) -> (n, groups, 1) float32."""
+    return factors.astype(np.float32)[..., None]
+
+
+def _centring(error: Float32, inputs: Moments) -> Float32:
+    """What to add to biases (n, groups), so that errors (n, groups, g) change a row's product less on the average.
+
+    The mean input makes r = sum_i error_i mean_i of them. Adding c_g to the bias of group g takes c_g M_g away from r,
+    with M_g = sum mean_i, and costs c_g^2 V_g, with V_g = sum square_i. sum_g c_g^2 V_g + (r - sum_g c_g M_g)^2 is
+    least at c_g = r (M_g / V_g) / (1 + sum_h M_h^2 / V_h).
     """
-    peak = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1)[..., None], axis=-1)
-    scaled = grouped * _inverse(peak)
-    scaled *= np.float32(-8)  # the peak is at -8
-    best = np.zeros(grouped.shape[:2], np.float32)
-    scales = np.zeros_like(best)
-    codes = np.empty_like(scaled)
+    groups, size = error.shape[1:]
+    shift = error.reshape(len(error), -1) @ inputs.mean
+    means, squares = (moment.reshape(groups, size).sum(axis=1) for moment in (inputs.mean, inputs.square))
+    pull = means * _inverse(squares)
+    return shift[:, None] * (pull / (1 + means @ pull))
+
+
+def _shares(importance: Float32, group: int) -> Float32:
+    """importance (in,) -> (groups, g), which sum to 1 in each group."""
+    grouped = importance.astype(np.float32).reshape(-1, group)
+    total = grouped.sum(axis=1, keepdims=True)
+    return np.where(total > 0, grouped * _inverse(total), np.float32(1 / group))
+
+
+def _searched(grouped: Float32, shares: Float32) -> tuple[Float32, Float32]:
+    """Scales and lowest levels (n, groups) near the least of sum_i a_i (w_i - s q_i - b)^2 for q_i in 0..15.
+
+    Given the codes, this is a weighted regression: s = cov(w, q) / var(q), b = mean(w) - s mean(q), and the error is
+    var(w) - cov(w, q)^2 / var(q). Each reach gives codes and so such a pair; the best one gives codes anew.
+    """
+    middle, width = _extent(grouped)
+    grouped = (grouped - middle[..., None]) * _inverse(width)[..., None]  # in -1/2..1/2
+    mean = np.einsum("ngk,gk->ng", grouped, shares)
+    best = np.full_like(middle, -1)
+    scales, low = np.zeros_like(middle), np.zeros_like(middle)
     for reach in _REACHES:
-        np.rint(np.multiply(scaled, np.float32(1 / reach), out=codes), out=codes)
-        np.clip(codes, -8, 7, out=codes)
-        products = np.einsum("...i,...i", scaled, codes)
-        squares = np.maximum(np.einsum("...i,...i", codes, codes), np.float32(1))
-        gain = products * products / squares
-        better = gain > best
-        best[better] = gain[better]
-        scales[better] = (products / squares)[better]
-    return scales * (peak[..., 0] / np.float32(-8))
+        scale = np.full_like(width, reach / 15)
+        bias = np.full_like(width, -reach / 2)
+        for _ in range(_ROUNDS):
+            codes = _steps(grouped, scale, bias)
+            np.clip(codes, 0, 15, out=codes)
+            weighted = codes * shares
+            center = weighted.sum(axis=-1)
+            variance = np.einsum("ngk,ngk->ng", weighted, codes) - center * center
+            covariance = np.einsum("ngk,ngk->ng", weighted, grouped) - center * mean
+            scale = np.divide(covariance, variance, out=np.zeros_like(variance), where=variance > np.float32(1e-6))
+            bias = mean - scale * center
+            gain = scale * covariance
+            better = gain > best
+            best[better] = gain[better]
+            scales[better] = scale[better]
+            low[better] = bias[better]
+    return scales * width, low * width + middle
 
 
 def _power_of_two(ratio: Float32) -> NDArray[np.uint8]:

@@ -18,6 +18,8 @@ from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, de
 from numoe.quant.errors import InputError
 from numoe.quant.threads import Task
 
+_WORTH_SHARING = 1 << 18  # multiplications; for fewer, waking another thread takes longer than it helps
+
 MX_GROUP = 32
 """Weights that share one e8m0 scale in the OCP microscaling formats."""
 
@@ -97,6 +99,7 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
     """
     outs: list[Float32] = []
     tasks: list[Task] = []
+    work = 0
     for matrix, x, out in products:
         activations = x if isinstance(x, Activations) else Activations(x)
         given = activations.x
@@ -105,7 +108,12 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
             raise ValueError(f"matmul takes float32 (T, {columns}), not {given.dtype} {given.shape}")
         outs.append(np.empty((len(given), rows), np.float32) if out is None else out)
         tasks += matrix.products(activations, outs[-1])
-    threads.run(tasks)
+        work += len(given) * rows * columns
+    if work < _WORTH_SHARING:
+        for task in tasks:
+            task()
+    else:
+        threads.run(tasks)
     return outs
 
 
@@ -234,7 +242,7 @@ class FP8(QTensor):
         return FP8(self.codes[start:stop], self.scales[np.arange(start, stop) // height], (1, width))
 
     def finite(self) -> bool:
-        return not kernels.has_bits(self.codes, 0x7F) and _finite_scales(self.scales)
+        return not kernels.has_bits(self.codes, 0x7F) and finite_scales(self.scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +271,7 @@ class MXFP4(QTensor):
         return MXFP4(self.codes[start:stop], self.scales[start:stop])
 
     def finite(self) -> bool:
-        return _finite_scales(self.scales)
+        return finite_scales(self.scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +308,7 @@ class _Grouped(QTensor):
         return type(self)(self.codes[start:stop], self.scales[start:stop], bias)
 
     def finite(self) -> bool:
-        return _finite_scales(self.scales) and (self.bias is None or _finite_scales(self.bias))
+        return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,7 +362,8 @@ def _decode_scales(scales: NDArray) -> Float32:
     return decode_e8m0(scales) if scales.dtype == np.uint8 else scales
 
 
-def _finite_scales(scales: NDArray) -> bool:
+def finite_scales(scales: NDArray) -> bool:
+    """Whether no scale, float or e8m0 code, is NaN or infinite."""
     if scales.dtype == np.uint8:
         return not kernels.has_bits(scales, E8M0_NAN)
     return kernels.all_finite(scales)

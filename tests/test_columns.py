@@ -20,7 +20,7 @@ Pack = Callable[..., QTensor]
 
 
 def symmetric(weights: np.ndarray, group: int = 32) -> INT4:
-    return pack_int4(weights, group, symmetric=True, search=True)
+    return pack_int4(weights, group, symmetric=True)
 
 
 PACKS = {"int8": pack_int8, "int4": symmetric, "int4 with bias": pack_int4}

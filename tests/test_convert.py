@@ -75,9 +75,10 @@ def source(checkpoint: Checkpoints) -> Path:
 
 
 @pytest.mark.parametrize("case", tiny.cases())
-def test_native_keeps_every_byte_and_every_logit(
+def test_native_keeps_every_weight_and_every_logit(
     case: str, checkpoint: Checkpoints, model: Models, tmp_path: Path
 ) -> None:
+    """Every byte too, but where 4-bit codes are laid out by columns."""
     made = quantize(checkpoint(case), tmp_path / "native", "native")
     assert made.source_bytes == made.result_bytes
     with open_checkpoint(checkpoint(case)) as before, open_checkpoint(tmp_path / "native") as after:
@@ -86,9 +87,15 @@ def test_native_keeps_every_byte_and_every_logit(
             copy = after.tensors[name]
             assert (info.dtype, info.shape) == (copy.dtype, copy.shape)
             old, new = (c.files.read_range(i.path, i.offset, i.nbytes) for c, i in ((before, info), (after, copy)))
-            np.testing.assert_array_equal(old, new)
+            assert len(old) == len(new)
+            if before.by_columns == after.by_columns or info.dtype not in ("I8", "F8_E8M0"):
+                np.testing.assert_array_equal(old, new)
+        for name in before.names():
+            np.testing.assert_array_equal(before.array(name), after.array(name))
     ids = tiny.load_golden(case).ids[:40]
-    np.testing.assert_array_equal(load(tmp_path / "native").session(256).feed(ids), model(case).session(256).feed(ids))
+    for exact in (True, False):
+        copied, original = load(tmp_path / "native", exact=exact), load(checkpoint(case), exact=exact)
+        np.testing.assert_array_equal(copied.session(256).feed(ids), original.session(256).feed(ids))
 
 
 @pytest.mark.parametrize("case", tiny.cases())
@@ -121,7 +128,7 @@ def test_every_weight_is_what_the_quantizer_makes_of_it(checkpoint: Checkpoints,
         for name in [n for n in before.names() if n.endswith(("experts.3.up_proj.weight", "q_proj.weight"))]:
             weights = before.matrix(name).dequantize()
             routed = ".experts." in name
-            expected = pack.pack_int4(weights, symmetric=True, search=True) if routed else pack.pack_int8(weights)
+            expected = pack.pack_int4(weights, 64) if routed else pack.pack_int8(weights, 64)
             assert after.format(name) == expected.format
             np.testing.assert_array_equal(after.matrix(name).dequantize(), expected.dequantize())
 
@@ -282,10 +289,11 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 2}', "has format 2, and this numoe reads format 1; update numoe"),
+        ('{"format": 3}', "has format 3, and this numoe reads format 2; update numoe"),
+        ('{"format": 1}', "has format 1, and this numoe reads format 2; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        ('{"format": 1, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
+        ('{"format": 2, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
     ],
 )
 def test_folders_of_another_format_are_refused(source: Path, text: str, message: str, tmp_path: Path) -> None:
@@ -302,6 +310,7 @@ def test_folders_of_another_format_are_refused(source: Path, text: str, message:
 def test_grouped_weights_are_read_in_every_way(name: str, tmp_path: Path) -> None:
     made: list[Any] = [
         [pack.pack_int8(normal(9, 96, seed=e)) for e in range(2)],
+        [pack.pack_int8(normal(9, 96, seed=e), symmetric=True) for e in range(2)],
         [pack.pack_int4(normal(9, 96, seed=e), 16, symmetric=True) for e in range(2)],
         [pack.pack_int4(normal(9, 96, seed=e), 48) for e in range(2)],
     ]
@@ -521,7 +530,7 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(threads, "in_use", lambda: 2)
     monkeypatch.setattr(converter, "_BLOCK_ELEMENTS", 1 << 15)
     monkeypatch.setattr(converter, "_COPY_BYTES", 1 << 17)
-    weights = normal(4096, 512)
+    weights = normal(16384, 512)
     source = folder_of(tmp_path / "source", a__weight=raw("F32", weights), b__weight=raw("F32", weights))
     tracemalloc.start()
     try:
@@ -531,7 +540,7 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < weights.nbytes / 4
+    assert peak < weights.nbytes / 8  # of 16 slabs one at a time, with what laying it out takes
 
 
 @pytest.mark.slow
@@ -571,7 +580,7 @@ def test_the_command_says_what_it_saved(source: Path, tmp_path: Path, capsys: py
 
     code, out, err = numoe("--quant", "int4")
     assert (code, out) == (0, "")
-    assert err == f"628 kB of weights became 115 kB in {tmp_path / 'out'}\n"
+    assert err == f"628 kB of weights became 120 kB in {tmp_path / 'out'}\n"
     code, out, err = numoe("--quant", "int4")
     assert (code, out) == (1, "")
     assert err.count("\n") == 1

@@ -130,6 +130,6 @@ def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, s
     document = json.loads(command("show", "tiny", "--json")[1])
     assert sum(row["parameters"] for row in document["weights"]) == document["parameters"]
     [experts] = [row for row in document["weights"] if row["role"] == "experts"]
-    assert 8 * experts["bytes"] == 8.5 * experts["parameters"]
+    assert 8 * experts["bytes"] == 9 * experts["parameters"]
     rows = [line.split() for line in command("show", "tiny")[1].splitlines()]
     assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["8.5", "32"]

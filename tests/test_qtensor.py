@@ -147,7 +147,8 @@ def test_nbytes_counts_codes_scales_and_bias():
     assert pack.pack_mxfp4(w).nbytes == 256 * 512 * 17 // 32
     assert pack.pack_int4(w).nbytes == 256 * 512 * 20 // 32  # as GGUF's Q4_1
     assert pack.pack_int4(w, symmetric=True).nbytes == 256 * 512 * 18 // 32  # Q4_0
-    assert pack.pack_int8(w).nbytes == 256 * 512 * 34 // 32  # Q8_0
+    assert pack.pack_int8(w).nbytes == 256 * 512 * 36 // 32
+    assert pack.pack_int8(w, symmetric=True).nbytes == 256 * 512 * 34 // 32  # Q8_0
 
 
 def test_finite_sees_every_kind_of_nan_and_infinity():
