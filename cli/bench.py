@@ -1,4 +1,4 @@
-"""`numoe bench`: how fast a model reads and writes on this machine."""
+"""`numoe bench`: how fast a model reads and writes on this machine, and how fast matrices are multiplied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from numoe.cli import options
-from numoe.cli.output import Output
+from numoe.cli.output import Output, decimal
 
 DecodeTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Tokens to decode.")]
 PromptTokens = Annotated[int, typer.Option("--prompt-tokens", metavar="N", min=1, help="Tokens to read before them.")]
@@ -23,6 +23,7 @@ Replay = Annotated[
 
 
 def bench(
+    context: typer.Context,
     model: options.ModelOrTiny = "tiny",
     decode_tokens: DecodeTokens = 32,
     prompt_tokens: PromptTokens = 512,
@@ -32,13 +33,19 @@ def bench(
     replay: Replay = None,
     json: options.Json = False,
 ) -> None:
-    """Measure how fast a model reads and writes."""
+    """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
     if replay is not None:
         _replay(replay, json)
+        return
+    if model == "kernels":
+        if any(options.given(context, name) for name in ("decode_tokens", "prompt_tokens", "ram")):
+            raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
+        _kernels(threads, repetitions, json)
         return
     with Output() as output:
         from numoe.engine import load
         from numoe.engine.bench import bench as measure
+        from numoe.engine.machine import record
         from numoe.engine.plan import format_bytes
 
         output.status(f"loading {model}")
@@ -55,6 +62,8 @@ def bench(
             progress=lambda done, total: output.status(f"run {min(done + 1, total)} of {total}"),
         )
         output.clear_status()
+        decode = result["decode"]
+        record(loaded, decode["tokens"], decode["tokens"] / decode["tokens_per_s"])
         if json:
             output.document({"model": model, **result})
             return
@@ -65,11 +74,44 @@ def bench(
                 ("load", f"{load_seconds:.3g} s"),
                 ("prefill", _speed(result["prefill"])),
                 ("first token", f"after {result['first_token_s']:.3g} s"),
-                ("decode", _speed(result["decode"])),
+                ("decode", _speed(decode)),
                 ("peak memory", format_bytes(result["peak_rss_bytes"])),
                 *_experts(result["experts"]),
             ]
         )
+
+
+def _kernels(threads: int | None, repetitions: int, json: bool) -> None:
+    """Speeds of products, by format, shape and how many tokens the weights are multiplied with."""
+    with Output() as output:
+        from numoe.engine.bench import bench_kernels
+
+        output.status("measuring")
+        result = bench_kernels(
+            threads=threads,
+            repetitions=repetitions,
+            progress=lambda done, total: output.status(f"measuring, {done} of {total} done"),
+        )
+        if json:
+            output.document(result)
+            return
+        read = decimal(result["read_bytes_per_s"] / 1e9)
+        output.text(f"threads: {result['threads']}; memory is read at {read} GB/s; x plain NumPy: of one thread each")
+        rows = [("format", "shape", "tokens", "Gw/s", "GB/s", "of read", "x plain NumPy", "x 1 thread")]
+        rows += [
+            (
+                kernel["format"],
+                "x".join(map(str, kernel["shape"])),
+                str(kernel["tokens"]),
+                decimal(kernel["weights_per_s"] / 1e9),
+                decimal(kernel["bytes_per_s"] / 1e9),
+                f"{kernel['of_read_speed']:.1%}",
+                f"{kernel['times_plain']:.1f}",
+                f"{kernel['scaling']:.2f}",
+            )
+            for kernel in result["kernels"]
+        ]
+        output.table(rows, numbers=range(2, 8))
 
 
 def _replay(file: Path, json: bool) -> None:

@@ -1,0 +1,300 @@
+"""What rounding costs: KL divergence of our int8 and int4 and of llama.cpp's formats from the unrounded model.
+
+    pip install llama-cpp-python
+    python tests/bench/quality.py FOLDER [--smollm2 FILE] [--threads N] [--only smollm2 | tiny]
+
+The base of SmolLM2 are the weights of its Q4_1 file in float32. The text is 80 sequences of 256 tokens that the base
+itself has sampled, at temperature 1 and from a fixed seed; int4 is calibrated on 20 others. Everything that is made (3
+GB) is kept in FOLDER, and found there the next time. llama.cpp quantizes its own float32 file, and what it makes is
+read by our engine, which changes none of its values: all rows are computed alike, with float32 activations.
+
+The base's weights lie on 16 levels a group of 32. int8 with a minimum a group holds such levels nearly exactly and
+int4 in groups of 32 would hold them all; groups of 64, which our int4 has, and llama.cpp's other formats do not.
+
+llama.cpp cannot run `tiny`, a DeepSeek-V4: ggml rounds the same matrices that we do, and they are put back (Q5_0 is what
+llama.cpp's Q4_K_M makes of rows that 256 does not divide). The text is the one that was held out from training: of its
+first half the divergence, the second half calibrates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from peer_ggml import ggml
+from peers import ROOT, SMOLLM2, TEXT
+from safetensors.numpy import save_file
+
+from numoe.engine import Model, describe, load, ops
+from numoe.engine.attention import GroupedQuery
+from numoe.engine.calibrate import Calibration, calibrate
+from numoe.engine.load import Description
+from numoe.engine.ops import Floats
+from numoe.engine.perplexity import perplexity
+from numoe.engine.weights import Weights
+from numoe.quant.convert import Folder, convert
+from numoe.quant.recipe import Target
+from numoe.quant.threads import usable_cores
+
+SEQUENCES, CALIBRATION, LENGTH = 80, 20, 256
+ROUNDED = ("attention", "compressor", "dense ffn", "shared experts", "experts")
+"""The roles of the matrices that are rounded; their bits are the ones in the table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    weights: str
+    bits: float
+    kl: float
+    top1: float
+
+    def __str__(self) -> str:
+        return f"| {self.weights} | {self.bits:.2f} | {self.kl:.5f} | {self.top1:.1%} |"
+
+
+# ------------------------------------------------------------------------------------------------ the base
+
+
+def write_base(source: Path, folder: Path) -> None:
+    """A llama's GGUF file as a folder of float32 safetensors."""
+    description = describe(source)
+    config, checkpoint = description.config, description.checkpoint
+
+    def weights(name: str) -> Floats:
+        return checkpoint.matrix(description.places[name].name).dequantize()
+
+    def halves(name: str, heads: int) -> Floats:
+        """A head's rows: GGUF has the two channels that are rotated together side by side, safetensors in halves."""
+        rows = weights(name)
+        return np.ascontiguousarray(rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+
+    tensors = {
+        "model.embed_tokens.weight": weights("embed"),
+        "model.norm.weight": checkpoint.array("output_norm.weight"),
+    }
+    for i in range(config["num_hidden_layers"]):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+        for name in "qkvo":
+            full = f"{ours}.attention.{name}"
+            tensors[f"{theirs}.self_attn.{name}_proj.weight"] = (
+                halves(full, heads[name]) if name in heads else weights(full)
+            )
+        for name in ("gate", "up", "down"):
+            tensors[f"{theirs}.mlp.{name}_proj.weight"] = weights(f"{ours}.ffn.{name}")
+        for name, norm in (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
+            tensors[f"{theirs}.{norm}.weight"] = checkpoint.array(f"blk.{i}.{name}.weight")
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+
+
+class Together:
+    """The attention of a layer on several sequences, of which it gets a token each at a time."""
+
+    def __init__(self, attention: GroupedQuery, sequences: int, length: int) -> None:
+        self.attention = attention
+        spec = attention.spec
+        self.keys, self.values = np.empty((2, sequences, spec.kv_heads, length, spec.head_dim), np.float32)
+
+    def __call__(self, x: Floats, cache: Mapping[str, Any], start: int) -> Floats:
+        """x (B, D), the tokens at `start` -> (B, D)."""
+        matrices, spec = self.attention.w.matrices, self.attention.spec
+        q, k, v = (matrices[name].matmul(x) for name in "qkv")
+        for y in (q, k):
+            self.attention.rotation.apply(y.reshape(1, -1, spec.head_dim), start)  # as heads of one token
+        self.keys[:, :, start] = k.reshape(len(x), spec.kv_heads, -1)
+        self.values[:, :, start] = v.reshape(len(x), spec.kv_heads, -1)
+        queries = q.reshape(len(x), spec.kv_heads, -1, spec.head_dim) * np.float32(spec.head_dim**-0.5)
+        scores = np.matmul(queries, self.keys[:, :, : start + 1].swapaxes(2, 3))  # (B, G, R, S)
+        ops.softmax(scores)
+        return matrices["o"].matmul(np.matmul(scores, self.values[:, :, : start + 1]).reshape(len(x), -1))
+
+
+def sample(model: Model, first: int, sequences: int, length: int) -> np.ndarray:
+    """Ids (sequences, length + 1), sampled side by side after the token `first`."""
+    random = np.random.default_rng(0)
+    decoder = model.decoder
+    for layer in decoder.layers:
+        layer.attention = Together(layer.attention, sequences, length)
+    ids = np.full((sequences, length + 1), first)
+    for position in range(length):
+        state: Any = decoder.embedding.rows(ids[:, position])
+        for layer in decoder.layers:
+            state = layer(state, {}, ids[:, position], position)
+        logits = decoder.head.matmul(ops.rms_norm(state, decoder.norm, model.spec.norm_eps))
+        ids[:, position + 1] = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
+        print(f"\rsampling {position + 1}/{length}", end="", flush=True)
+    print()
+    return ids
+
+
+# ------------------------------------------------------------------------------------------------ the formats
+
+
+def quantized_by_llama_cpp(source: Path, made: Path, kind: str) -> Path:
+    """A GGUF file in one of llama.cpp's mixtures of types."""
+    if not made.exists():
+        new = made.with_suffix(".new")
+        wanted = llama_cpp.llama_model_quantize_default_params()
+        wanted.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
+        wanted.allow_requantize = True
+        if llama_cpp.llama_model_quantize(str(source).encode(), str(new).encode(), ctypes.byref(wanted)):
+            raise SystemExit(f"llama.cpp did not write {new}")
+        new.rename(made)
+    return made
+
+
+def quantized_by_ggml(weights: Floats, kind: GGMLQuantizationType) -> Floats:
+    """The values (out, in) after rounding."""
+    rows, columns = weights.shape
+    block, nbytes = GGML_QUANT_SIZES[kind]
+    codes = np.empty((rows, columns // block * nbytes), np.uint8)
+    ggml.ggml_quantize_chunk(kind, weights.ctypes.data, codes.ctypes.data, 0, rows, columns, None)
+    return dequantize(codes, kind).reshape(weights.shape)
+
+
+def rounded_by_ggml(description: Description, folder: Path, kind: GGMLQuantizationType) -> Path:
+    """The model in float32 with its matrices rounded by ggml, always written anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    checkpoint = description.checkpoint
+    tensors = {name: checkpoint.array(name) for name in checkpoint.names()}
+    for matrix in description.matrices():
+        if matrix.role in ROUNDED:
+            tensors[matrix.name] = quantized_by_ggml(tensors[matrix.name], kind)
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(description.path / "config.json", folder)
+    return folder
+
+
+def quantized(description: Description, made: Path, quant: str, calibration: Calibration | None = None) -> Path:
+    """A folder as `numoe quantize` writes it, always anew."""
+    shutil.rmtree(made, ignore_errors=True)
+    inputs, text = (None, None) if calibration is None else (calibration.inputs, calibration.text)
+    origin = Folder(description.path, description.path.name)
+    convert(description.checkpoint, description.matrices(inputs), made, quant, origin, calibration=text)
+    return made
+
+
+def all_int4(base: Model, calibration: Calibration | None = None) -> Model:
+    """The base with every matrix that is rounded in int4, attention too."""
+    matrices = dict(base.weights.matrices)
+    for name in rounded(base.description):
+        inputs = None if calibration is None else calibration.inputs[name]
+        matrices[name] = Target("int4", 64).pack(matrices[name].dequantize(), inputs)
+    return Model(base.description, Weights(matrices, base.weights.arrays))
+
+
+def rounded(description: Description) -> list[str]:
+    tensors = description.spec.tensors().items()
+    return [name for name, tensor in tensors if tensor.held == "matrix" and tensor.role in ROUNDED]
+
+
+def bits(description: Description, quant: str = "native") -> float:
+    """What a weight takes, of the matrices that are rounded."""
+    plan = description.plan(quant=quant)
+    nbytes = sum(size for (role, _), size in plan.weights.items() if role in ROUNDED)
+    return 8 * nbytes / sum(math.prod(description.spec.tensors()[name].shape) for name in rounded(description))
+
+
+def stored_bits(description: Description) -> float:
+    """The same as in the file."""
+    names = rounded(description)
+    nbytes = sum(description.checkpoint.stored_nbytes(description.places[name].name) for name in names)
+    return 8 * nbytes / sum(math.prod(description.spec.tensors()[name].shape) for name in names)
+
+
+# ------------------------------------------------------------------------------------------------ the tables
+
+
+def compare(model: Model, base: Model, texts: Sequence[Sequence[int]], window: int) -> tuple[float, float]:
+    """Mean KL divergence and top-1 agreement over all texts, each after its first token."""
+    results = [perplexity(model, text, window=window, against=base) for text in texts]
+    shares = np.array([result.tokens for result in results], np.float64)
+    figures = np.array([(result.kl_mean, result.top1_agreement) for result in results])
+    kl, top1 = shares @ figures / shares.sum()
+    return float(kl), float(top1)
+
+
+def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
+    if not (folder / "base").exists():
+        write_base(source, folder / "part")
+        (folder / "part").rename(folder / "base")
+    description = describe(folder / "base")
+    base = load(description, exact=True, threads=threads)
+    sampled = folder / "sampled.npy"
+    if not sampled.exists():
+        first = describe(source).tokenizer.bos_id
+        np.save(sampled, sample(load(description), 0 if first is None else first, SEQUENCES + CALIBRATION, LENGTH))
+    ids = np.load(sampled)
+    texts, rest = ids[:SEQUENCES].tolist(), ids[SEQUENCES:, :LENGTH].ravel().tolist()
+
+    def row(name: str, model: Model, size: float) -> Row:
+        return Row(name, size, *compare(model, base, texts, LENGTH + 1))
+
+    original = quantized_by_llama_cpp(source, folder / "base.gguf", "ALL_F32")
+    for kind in ("Q8_0", "Q4_0", "Q4_K_M"):
+        made = load(quantized_by_llama_cpp(original, folder / f"{kind}.gguf", f"MOSTLY_{kind}"), exact=True)
+        yield row(f"llama.cpp {kind}", made, stored_bits(made.description))
+    calibration = calibrate(base, rest)
+    for quant, by, name in (
+        ("int8", None, "int8"),
+        ("int4", None, "int4"),
+        ("int4", calibration, "int4, calibrated"),
+    ):
+        made = load(quantized(description, folder / "quantized", quant, by), exact=True)
+        yield row(name, made, bits(made.description))
+    for name, by in (("int4 everywhere", None), ("int4 everywhere, calibrated", calibration)):
+        yield row(name, all_int4(base, by), Target("int4", 64).bits)
+
+
+def tiny(folder: Path, threads: int) -> Iterator[Row]:
+    description = describe(ROOT / "tests/reference/tiny/master")
+    base = load(description, exact=True, threads=threads)
+    ids = base.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
+    half = len(ids) // 2
+    texts, rest = [ids[:half]], ids[half:]
+    for kind in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q4_0):
+        made = load(rounded_by_ggml(description, folder / "tiny", kind), exact=True)
+        block, nbytes = GGML_QUANT_SIZES[kind]
+        yield Row(f"ggml {kind.name}", 8 * nbytes / block, *compare(made, base, texts, 512))
+    calibration = calibrate(base, rest)
+    for quant, by in (("int8", None), ("int4", None), ("int4", calibration)):
+        made = load(quantized(description, folder / "tiny", quant, by), exact=True)
+        name = quant if by is None else f"{quant}, calibrated"
+        yield Row(name, bits(made.description), *compare(made, base, texts, 512))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--smollm2", type=Path, default=SMOLLM2)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--only", choices=("smollm2", "tiny"))
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "smollm2": lambda: smollm2(arguments.smollm2, arguments.folder, arguments.threads),
+        "tiny": lambda: tiny(arguments.folder, arguments.threads),
+    }
+    for name, rows in tables.items():
+        if arguments.only in (None, name):
+            print(f"\n| {name} | bits a weight | mean KL | same best token |\n| --- | ---: | ---: | ---: |")
+            for row in rows():
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
