@@ -1,6 +1,8 @@
 """A real trained model from its GGUF file: answers, and agreement with transformers on the same weights."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,16 @@ def test_logits_and_greedy_tokens_match_the_reference(smollm2: Model, number: in
     best = np.take_along_axis(sampled, GOLDEN["top_ids"][number], axis=1)
     assert np.abs(best - GOLDEN["top_logits"][number]).max() < 1e-3
     assert logits[len(ids) - 1 : -1].argmax(axis=1).tolist() == greedy.tolist()
+
+
+def test_the_fast_path_gives_the_same_answers(smollm2_file: Path) -> None:
+    """Token by token, with activations rounded: the greedy answers of the reference."""
+    model = load(smollm2_file)
+    for ids, greedy in zip(PROMPTS, GOLDEN["greedy"], strict=True):
+        session = model.session(1024)
+        best = [session.feed(ids, last=True)[0].argmax()]
+        best.extend(session.feed([token], last=True)[0].argmax() for token in greedy[:8])
+        assert best == greedy[:9].tolist()
 
 
 @pytest.mark.parametrize("number", range(10))
@@ -81,3 +93,32 @@ def test_cut_into_equal_experts_it_is_the_same_model(smollm2: Model, tmp_path: P
     ids = PROMPTS[2]
     as_experts = load(tmp_path).session(256).feed(ids)
     assert np.abs(as_experts - smollm2.session(256).feed(ids)).max() < 1e-3
+
+
+MEMORY = """
+import json, sys
+from numoe.engine import load
+model = load(sys.argv[1])
+loaded = model.stats()["peak_rss_bytes"]
+session = model.session(1024)
+for _ in session.generate("Once upon a time", max_tokens=16):
+    pass
+plan = model.plan(1024)
+print(json.dumps([loaded, model.stats()["peak_rss_bytes"], plan.total_bytes + plan.scratch_bytes]))
+"""
+
+
+def test_memory_is_that_of_the_file_and_of_the_plan(smollm2_file: Path) -> None:
+    """Of loading: the file and 300 MB at most; of decoding: the plan and what Python itself takes."""
+
+    def peaks(script: str, *arguments: str) -> list[int]:
+        result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, check=True)
+        return list(json.loads(result.stdout))
+
+    loading, decoding, planned = peaks(MEMORY, str(smollm2_file))
+    (empty,) = peaks(
+        "import json; import numpy, gguf, tokenizers, numoe.engine; from numoe.engine.plan import peak_rss;"
+        "import numoe.engine.session, numoe.engine.tokenizer; print(json.dumps([peak_rss()]))"
+    )
+    assert loading < smollm2_file.stat().st_size + 300e6
+    assert decoding < 1.05 * (planned + empty)
