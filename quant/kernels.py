@@ -107,8 +107,8 @@ def dequantize_fp8(codes: UInt8, scales: Float32, block: tuple[int, int], start:
     np.bitwise_and(bits, -0x78100000, out=bits)
     lift = np.float32(2.0**120)
     if scales.size and scales.max() >= 64:  # so large a scale would overflow with all of it
-        lift = np.float32(2.0**60)
         out *= lift
+        lift = np.float32(1)
     height, width = block
     row = 0
     while row < len(out):

@@ -132,4 +132,4 @@ def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, s
     [experts] = [row for row in document["weights"] if row["role"] == "experts"]
     assert 8 * experts["bytes"] == 9 * experts["parameters"]
     rows = [line.split() for line in command("show", "tiny")[1].splitlines()]
-    assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["8.5", "32"]
+    assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["9", "32"]

@@ -31,13 +31,11 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from numoe.engine import Model, load
-from numoe.engine.bench import SHAPES, copies, per_second, products, working_set_bytes
+from numoe.engine.bench import SHAPES, copies, per_second, plain_products, products, working_set_bytes
 from numoe.engine.ops import Floats
 from numoe.engine.perplexity import perplexity
 from numoe.quant.columns import FEW, laid_out
-from numoe.quant.dtypes import E2M1, decode_e8m0
 from numoe.quant.pack import pack_int4, pack_mxfp4
-from numoe.quant.qtensor import INT4, INT8, MXFP4
 from numoe.quant.recipe import Target
 from numoe.quant.threads import usable_cores, use
 
@@ -125,33 +123,6 @@ KERNELS = (
 )
 
 
-def plain(matrix: INT4 | INT8 | MXFP4, x: Floats) -> Floats:
-    """x @ W.T as anybody would write it: the whole matrix to float32, an expression a step, then NumPy's product."""
-    groups = matrix.scales.shape
-    if isinstance(matrix, INT8):
-        values = matrix.codes.reshape(*groups, -1).astype(np.float32)
-    else:
-        low, high = (half.reshape(*groups, -1) for half in (matrix.codes & 15, matrix.codes >> 4))
-        if isinstance(matrix, MXFP4):
-            values = E2M1[np.stack([low, high], axis=-1)].reshape(*groups, -1)
-        else:
-            values = np.concatenate([low, high], axis=-1).astype(np.float32)
-            if matrix.bias is None:
-                values = values - 8
-    scales = decode_e8m0(matrix.scales) if isinstance(matrix, MXFP4) else matrix.scales.astype(np.float32)
-    values = values * scales[..., None]
-    if not isinstance(matrix, MXFP4) and matrix.bias is not None:
-        values = values + matrix.bias.astype(np.float32)[..., None]
-    return x @ values.reshape(matrix.shape).T
-
-
-def plain_products(matrices: Iterator[Any], x: Floats) -> Iterator[int]:
-    """Multiply one after the other; yields counts of weights."""
-    for matrix in matrices:
-        plain(matrix, x)
-        yield matrix.shape[0] * matrix.shape[1]
-
-
 def with_threads(count: int, work: Iterator[int]) -> float:
     use(count)
     return per_second(work)
@@ -189,7 +160,7 @@ def kernels(threads: int, rounds: int) -> Iterator[Row]:
                     competitors[name] = partial(per_second, iter(peers[name]))
             samples = in_turn(rounds, competitors)
             exact = weights @ x[0]
-            results = {"ours": fast.matmul(x)[0], "plain NumPy": plain(stored, x)[0]}
+            results = {"ours": fast.matmul(x)[0]}
             results |= {name: one.result() for name, one in peers.items()}
             for name, result in results.items():
                 error = np.linalg.norm(result - exact) / np.linalg.norm(exact)

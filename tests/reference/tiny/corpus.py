@@ -613,34 +613,31 @@ def next_of(rng: random.Random) -> Turn:
     return turn
 
 
+def told_until(told: list[str], i: int, so: str) -> str:
+    """The answer to a question on what was just told: what was said, in order, up to the sentence that settles it."""
+    return f"{' '.join(told[: i + 1])} So {so}."
+
+
 def who_has(rng: random.Random) -> Turn:
     n = rng.choice([2, 2, 3])
     names, things = rng.sample(NAMES, n), rng.sample(TOYS, n)
     colours = rng.sample(COLOURS, n)
     verb = rng.choice(["has", "has", "found", "bought", "wants", "lost"])
-    told = " ".join(f"{p} {verb} {a(c)} {t}." for p, c, t in zip(names, colours, things, strict=True))
+    told = [f"{p} {verb} {a(c)} {t}." for p, c, t in zip(names, colours, things, strict=True)]
     i = rng.randrange(n)
     key = f"who has|{names[i]}|{things[i]}|{verb}"
     form = rng.randrange(4)
     base = {"has": "have", "found": "find", "bought": "buy", "wants": "want", "lost": "lose"}[verb]
     do = "does" if verb in ("has", "wants") else "did"
-    if form == 0:
-        ask_text, right = f"Who {verb} the {things[i]}?", names[i]
-        answer = f"{names[i]} {verb} the {things[i]}."
-        rivals = others(names, right)
-    elif form == 1:
-        ask_text, right = f"What {do} {names[i]} {base}?", things[i]
-        answer = f"{names[i]} {verb} {a(colours[i])} {things[i]}."
-        rivals = others(things, right)
-    elif form == 2:
-        ask_text, right = f"What colour is the {things[i]}?", colours[i]
-        answer = f"The {things[i]} is {colours[i]}."
-        rivals = others(colours, right)
-    else:
-        ask_text, right = f"Who {verb} something {colours[i]}?", names[i]
-        answer = f"{names[i]} {verb} {a(colours[i])} {things[i]}."
-        rivals = others(names, right)
-    return Turn("who has", f"{key}|{form}", f"{told} {ask_text}", answer, right, rivals, answer)
+    said = f"{names[i]} {verb} {a(colours[i])} {things[i]}"
+    ask, right = [
+        (f"Who {verb} the {things[i]}?", f"{names[i]} {verb} the {things[i]}"),
+        (f"What {do} {names[i]} {base}?", said),
+        (f"What colour is the {things[i]}?", f"the {things[i]} is {colours[i]}"),
+        (f"Who {verb} something {colours[i]}?", said),
+    ][form]
+    answer = told_until(told, i, right)
+    return Turn("who has", f"{key}|{form}", f"{' '.join(told)} {ask}", answer, f"so {right}", (), answer)
 
 
 def where_is(rng: random.Random) -> Turn:
@@ -648,16 +645,13 @@ def where_is(rng: random.Random) -> Turn:
     pool = rng.sample([f"the {x.name}" for x in ANIMALS] + NAMES + [f"the {t}" for t in TOYS], n)
     spots = rng.sample(SPOTS, n)
     i = rng.randrange(n)
-    told = " ".join(capital(f"{p} is {s}.") for p, s in zip(pool, spots, strict=True))
-    answer = capital(f"{pool[i]} is {spots[i]}.")
-    if rng.random() < 0.6:
-        user, right = f"{told} Where is {pool[i]}?", spots[i]
-        rivals, form = others(spots, right), 0
-    else:
-        what = "Who" if pool[i] in NAMES else "What"
-        user, right = f"{told} {what} is {spots[i]}?", pool[i].removeprefix("the ")
-        rivals, form = others([p.removeprefix("the ") for p in pool], right), 1
-    return Turn("where is", f"where is|{form}|{pool[i]}|{spots[i]}", user, answer, right, rivals, answer)
+    told = [capital(f"{p} is {s}.") for p, s in zip(pool, spots, strict=True)]
+    right = f"{pool[i]} is {spots[i]}"
+    answer = told_until(told, i, right)
+    form = int(rng.random() < 0.4)
+    ask = f"{'Who' if pool[i] in NAMES else 'What'} is {spots[i]}?" if form else f"Where is {pool[i]}?"
+    key = f"where is|{form}|{pool[i]}|{spots[i]}"
+    return Turn("where is", key, f"{' '.join(told)} {ask}", answer, f"so {right}", (), answer)
 
 
 def count_list(rng: random.Random) -> Turn:
@@ -712,14 +706,14 @@ QUESTIONS: list[tuple[Callable[..., Turn], float]] = [
 # What takes more practice than knowing by heart: training has more of it than an exam.
 PRACTICE = {
     arithmetic: 3.0,
-    who_has: 5.0,
+    who_has: 4.0,
     where_is: 4.0,
     bigger_person: 2.5,
     count_list: 2.0,
     number_order: 2.5,
     number_bigger: 2.5,
     next_of: 2.0,
-    opposite_of: 1.5,
+    opposite_of: 2.0,
 }
 FOLLOW_UPS = [sound_of, home_of, food_of, legs_of, ability_of]
 

@@ -34,7 +34,7 @@ class Config:
     q_lora_rank: int = 64
     o_groups: int = 2
     o_lora_rank: int = 64
-    sliding_window: int = 64
+    sliding_window: int = 128
     index_n_heads: int = 16
     index_head_dim: int = 32
     index_topk: int = 32

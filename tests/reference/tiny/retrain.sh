@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 [ -f data/train.jsonl ] || python corpus.py data --seed 0 --megabytes 30
-python train.py --seed 0 --tokens 15e6
+python train.py --seed 0 --tokens 14e6
 rm -rf export && python train.py --export --out export
 cp run/loss.png loss.png
 rm -rf master && mkdir master && cp export/* master/
