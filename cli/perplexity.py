@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from numoe.cli import options
 from numoe.cli.output import Output
+from numoe.cli.text import read_text
 from numoe.quant.errors import InputError
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8; - reads what is piped in.")]
@@ -38,7 +37,9 @@ def perplexity(
     json: options.Json = False,
 ) -> None:
     """Measure how well a model predicts a text."""
-    text = _text(file)
+    text = read_text(file)
+    if not text.strip():
+        raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
         from numoe.engine import load
         from numoe.engine.perplexity import perplexity as measure
@@ -87,22 +88,3 @@ def perplexity(
             agreed = f"KL divergence {result.kl_mean:.3g} nats a token, top-1 agreement {result.top1_agreement:.2%}"
             rows.append(("against", f"{against}: {agreed}"))
         output.table(rows)
-
-
-def _text(file: str) -> str:
-    """The text of a file, or of standard input for "-".
-
-    Raises:
-        InputError: it cannot be read, is empty or not UTF-8.
-    """
-    name = "standard input" if file == "-" else file
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 (byte {error.start}); convert it first") from None
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
-    if not text.strip():
-        raise InputError(f"{name} is empty; give a text to predict")
-    return text

@@ -161,10 +161,7 @@ class _WatchedExperts:
             yield ([(expert, self._watch(expert, matrices)) for expert, matrices in batch] for batch in arriving)
 
     def expects(self, layer: int) -> bool:
-        return self.store.expects(layer)
-
-    def expect(self, layer: int, experts: Iterable[int]) -> None:
-        self.store.expect(layer, experts)
+        return False  # guesses would multiply the router with inputs that are not its own
 
     def _watch(self, expert: int, matrices: dict[str, QTensor]) -> dict[str, QTensor]:
         gate, down = self.inputs[expert]

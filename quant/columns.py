@@ -29,14 +29,14 @@ from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode
 from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task
 
-SLAB_ROWS = 1024
+SLAB_ROWS = 2048
 """Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
-SLAB_WEIGHTS = 1 << 18
+SLAB_WEIGHTS = 1 << 21
 """A matrix of twice as many has two slabs at least, to be shared between two threads."""
 FEW = 8
 """Up to so many tokens are multiplied with the codes as they are; for more, blocks of weights are made float32."""
 
-_BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB. Larger ones leave the cache, smaller ones cost more calls.
+_BLOCK = 1 << 19  # float32 words alive at a time: 2 MiB. Fewer cost more calls, for each of which threads wait
 
 
 class Slab(NamedTuple):

@@ -29,7 +29,7 @@ _E4M3_REACH = np.float32(E4M3_MAX + 16)
 _E2M1_REACH = np.float32(E2M1_MAX + 1)
 # Ranges to try for sixteen levels, as shares of the whole: cutting off the extremes makes the steps between smaller.
 _REACHES = (0.7, 0.8, 0.9, 1.0)
-_ROUNDS = 3
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,12 @@ def pack_int4(
             scale, low = _searched(grouped, shares)
             scales[rows] = _store_scales(scale, scale_dtype)
             # Rounding the scale has moved the levels: the bias makes up for it.
-            levels = np.clip(_steps(grouped, scales[rows], low), 0, 15)
-            moved = grouped - levels * _wide(scales[rows])
-            bias[rows] = _fit(np.einsum("ngk,gk->ng", moved, shares), scale_dtype)
-            steps = _steps(grouped, scales[rows], bias[rows])
+            rest = _rest(grouped, _steps(grouped, scales[rows], low), scales[rows])
+            low = np.einsum("ngk,gk->ng", rest, shares)
+            steps = _steps(grouped, scales[rows], low)
             if inputs is not None:
-                levels = np.clip(steps, 0, 15)
-                error = grouped - levels * _wide(scales[rows]) - _wide(bias[rows])
-                bias[rows] = _fit(bias[rows].astype(np.float32) + _centring(error, inputs), scale_dtype)
+                low += _centring(_rest(grouped, steps, scales[rows]) - low[..., None], inputs)
+            bias[rows] = _fit(low, scale_dtype)
         nibbles = np.clip(steps, 1 if symmetric else 0, 15).astype(np.uint8)
         codes[rows] = pack_nibbles(nibbles).reshape(-1, weights.shape[1] // 2)
     return INT4(codes, scales, bias)
@@ -183,14 +181,14 @@ def _extent(grouped: Float32) -> tuple[Float32, Float32]:
 
 def _steps(grouped: Float32, scales: NDArray, bias: NDArray | None) -> Float32:
     """Codes before clipping: (w - bias) / scale to the nearest integer."""
-    steps = grouped if bias is None else grouped - _wide(bias)
+    steps = grouped if bias is None else grouped - bias.astype(np.float32)[..., None]
     steps = steps * _inverse(scales)[..., None]
     return np.rint(steps, out=steps)
 
 
-def _wide(factors: NDArray) -> Float32:
-    """Scales or biases (n, groups) -> (n, groups, 1) float32."""
-    return factors.astype(np.float32)[..., None]
+def _rest(grouped: Float32, steps: Float32, scales: NDArray) -> Float32:
+    """What the codes 0..15 leave of the weights: w - scale * code."""
+    return grouped - np.clip(steps, 0, 15) * scales.astype(np.float32)[..., None]
 
 
 def _centring(error: Float32, inputs: Moments) -> Float32:

@@ -18,7 +18,7 @@ from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, de
 from numoe.quant.errors import InputError
 from numoe.quant.threads import Task
 
-_WORTH_SHARING = 1 << 18  # multiplications; for fewer, waking another thread takes longer than it helps
+_WORTH_SHARING = 1 << 21  # multiplications; for fewer, waking another thread takes longer than it helps
 
 MX_GROUP = 32
 """Weights that share one e8m0 scale in the OCP microscaling formats."""

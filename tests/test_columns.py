@@ -52,7 +52,7 @@ def laid(matrix: QTensor) -> Columns:
     rows=st.integers(1, 700).map(lambda n: 4 * n),
     groups=st.integers(1, 5),
     group=st.sampled_from([16, 32, 64, 128]),
-    slab=st.sampled_from([64, 1024]),
+    slab=st.sampled_from([64, 2048]),
     data=st.data(),
 )
 def test_it_is_the_same_matrix(kind: str, rows: int, groups: int, group: int, slab: int, data: st.DataObject) -> None:
@@ -143,7 +143,7 @@ def test_every_product_of_two_codes_is_in_the_table() -> None:
 @pytest.mark.parametrize("tokens", [1, 5, 30])
 def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
     """Nor, for few tokens, on which others are multiplied at the same time."""
-    weights = weights_of(1100, 256)
+    weights = weights_of(2100, 256)
     matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights))
     x = np.random.default_rng(1).standard_normal((tokens, 256), np.float32)
     threads.use(1)

@@ -4,16 +4,17 @@
     python tests/bench/quality.py FOLDER [--smollm2 FILE] [--threads N] [--only smollm2 | tiny]
 
 The base of SmolLM2 are the weights of its Q4_1 file in float32. The text is 80 sequences of 256 tokens that the base
-itself has sampled, at temperature 1 and from a fixed seed; int4 is calibrated on 20 others. Everything that is made (3
-GB) is kept in FOLDER, and found there the next time. llama.cpp quantizes its own float32 file, and what it makes is
-read by our engine, which changes none of its values: all rows are computed alike, with float32 activations.
+itself has sampled, at temperature 1 and from a fixed seed; int4 is calibrated on 20 others. llama.cpp quantizes its own
+float32 file, and what it makes is read by our engine, which changes none of its values: all rows are computed alike,
+with float32 activations. The ids and llama.cpp's files (1.5 GB) are kept in FOLDER and found there the next time; the
+base's logits take 4 GB of memory.
 
 The base's weights lie on 16 levels a group of 32. int8 with a minimum a group holds such levels nearly exactly and
 int4 in groups of 32 would hold them all; groups of 64, which our int4 has, and llama.cpp's other formats do not.
 
-llama.cpp cannot run `tiny`, a DeepSeek-V4: ggml rounds the same matrices that we do, and they are put back (Q5_0 is what
-llama.cpp's Q4_K_M makes of rows that 256 does not divide). The text is the one that was held out from training: of its
-first half the divergence, the second half calibrates.
+llama.cpp cannot run `tiny`, a DeepSeek-V4: ggml rounds the same matrices that we do, and they are put back (Q5_0 is
+what Q4_K_M makes of rows that 256 does not divide). The text was held out from training: three quarters are scored,
+the last one calibrates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import ctypes
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,18 @@ from numoe.engine.calibrate import Calibration, calibrate
 from numoe.engine.load import Description
 from numoe.engine.ops import Floats
 from numoe.engine.perplexity import perplexity
-from numoe.engine.weights import Weights
-from numoe.quant.convert import Folder, convert
-from numoe.quant.recipe import Target
+from numoe.quant.convert import Folder, Matrix, convert
+from numoe.quant.pack import Moments
+from numoe.quant.recipe import target
 from numoe.quant.threads import usable_cores
 
 SEQUENCES, CALIBRATION, LENGTH = 80, 20, 256
 ROUNDED = ("attention", "compressor", "dense ffn", "shared experts", "experts")
 """The roles of the matrices that are rounded; their bits are the ones in the table."""
+
+
+Rounding = Callable[[Matrix, Floats], Floats]
+"""(a matrix, its weights (out, in)) -> its values after rounding."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,15 @@ def sample(model: Model, first: int, sequences: int, length: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ the formats
 
 
+@llama_cpp.llama_log_callback
+def _silent(level: int, text: bytes, data: object) -> None:
+    """It tells of every matrix that gets another type."""
+
+
 def quantized_by_llama_cpp(source: Path, made: Path, kind: str) -> Path:
     """A GGUF file in one of llama.cpp's mixtures of types."""
     if not made.exists():
+        llama_cpp.llama_log_set(_silent, None)
         new = made.with_suffix(".new")
         wanted = llama_cpp.llama_model_quantize_default_params()
         wanted.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{kind}")
@@ -165,15 +176,17 @@ def quantized_by_ggml(weights: Floats, kind: GGMLQuantizationType) -> Floats:
     return dequantize(codes, kind).reshape(weights.shape)
 
 
-def rounded_by_ggml(description: Description, folder: Path, kind: GGMLQuantizationType) -> Path:
-    """The model in float32 with its matrices rounded by ggml, always written anew."""
+def put_back(
+    description: Description, folder: Path, rounding: Rounding, inputs: Mapping[str, Moments] | None = None
+) -> Path:
+    """The model in float32 with its matrices rounded, always written anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     checkpoint = description.checkpoint
     tensors = {name: checkpoint.array(name) for name in checkpoint.names()}
-    for matrix in description.matrices():
+    for matrix in description.matrices(inputs):
         if matrix.role in ROUNDED:
-            tensors[matrix.name] = quantized_by_ggml(tensors[matrix.name], kind)
+            tensors[matrix.name] = rounding(matrix, tensors[matrix.name])
     save_file(tensors, folder / "model.safetensors")
     shutil.copy(description.path / "config.json", folder)
     return folder
@@ -188,38 +201,58 @@ def quantized(description: Description, made: Path, quant: str, calibration: Cal
     return made
 
 
-def all_int4(base: Model, calibration: Calibration | None = None) -> Model:
-    """The base with every matrix that is rounded in int4, attention too."""
-    matrices = dict(base.weights.matrices)
-    for name in rounded(base.description):
-        inputs = None if calibration is None else calibration.inputs[name]
-        matrices[name] = Target("int4", 64).pack(matrices[name].dequantize(), inputs)
-    return Model(base.description, Weights(matrices, base.weights.arrays))
+def bits(description: Description) -> float:
+    """What a weight takes in the file, of the matrices that are rounded."""
+    checkpoint = description.checkpoint
+    names = [matrix.source for matrix in description.matrices() if matrix.role in ROUNDED]
+    weights = sum(math.prod(checkpoint.shape(name)) for name in names)
+    return 8 * sum(checkpoint.stored_nbytes(name) for name in names) / weights
 
 
-def rounded(description: Description) -> list[str]:
-    tensors = description.spec.tensors().items()
-    return [name for name, tensor in tensors if tensor.held == "matrix" and tensor.role in ROUNDED]
+def int4_everywhere(description: Description, folder: Path, inputs: Mapping[str, Moments]) -> tuple[Path, float]:
+    """The model with every matrix in int4, those too that the recipe gives more, and what a weight takes."""
+    sizes = []
 
+    def rounding(matrix: Matrix, weights: Floats) -> Floats:
+        chosen = target("int4", "experts", weights.shape[1], 32)
+        if chosen is None:
+            raise SystemExit(f"no group divides the rows of {matrix.name}")
+        sizes.append((weights.size, weights.size * chosen.bits))
+        return chosen.pack(weights, matrix.inputs).dequantize()
 
-def bits(description: Description, quant: str = "native") -> float:
-    """What a weight takes, of the matrices that are rounded."""
-    plan = description.plan(quant=quant)
-    nbytes = sum(size for (role, _), size in plan.weights.items() if role in ROUNDED)
-    return 8 * nbytes / sum(math.prod(description.spec.tensors()[name].shape) for name in rounded(description))
-
-
-def stored_bits(description: Description) -> float:
-    """The same as in the file."""
-    names = rounded(description)
-    nbytes = sum(description.checkpoint.stored_nbytes(description.places[name].name) for name in names)
-    return 8 * nbytes / sum(math.prod(description.spec.tensors()[name].shape) for name in names)
+    made = put_back(description, folder, rounding, inputs)
+    weights, used = np.sum(sizes, axis=0)
+    return made, float(used / weights)
 
 
 # ------------------------------------------------------------------------------------------------ the tables
 
 
-def compare(model: Model, base: Model, texts: Sequence[Sequence[int]], window: int) -> tuple[float, float]:
+class Remembered:
+    """A model and its session in one, as `perplexity` uses them, that computes the logits of a text once."""
+
+    def __init__(self, model: Model) -> None:
+        self.spec = model.spec
+        self.position = 0
+        self._session = model.session(LENGTH + 1)
+        self._known: dict[bytes, Floats] = {}
+
+    def session(self, context: int) -> Remembered:
+        return self
+
+    def rewind(self, count: int) -> None:
+        self.position = 0
+
+    def feed(self, token_ids: Sequence[int]) -> Floats:
+        key = np.asarray(token_ids).tobytes()
+        if key not in self._known:
+            self._session.rewind(self._session.position)
+            self._known[key] = self._session.feed(token_ids)
+        self.position = len(token_ids)
+        return self._known[key]
+
+
+def compare(model: Model, base: Any, texts: Sequence[Sequence[int]], window: int) -> tuple[float, float]:
     """Mean KL divergence and top-1 agreement over all texts, each after its first token."""
     results = [perplexity(model, text, window=window, against=base) for text in texts]
     shares = np.array([result.tokens for result in results], np.float64)
@@ -241,40 +274,42 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
     ids = np.load(sampled)
     texts, rest = ids[:SEQUENCES].tolist(), ids[SEQUENCES:, :LENGTH].ravel().tolist()
 
-    def row(name: str, model: Model, size: float) -> Row:
-        return Row(name, size, *compare(model, base, texts, LENGTH + 1))
+    reference = Remembered(base)
+
+    def row(name: str, made: Path, size: float) -> Row:
+        return Row(name, size, *compare(load(made, exact=True), reference, texts, LENGTH + 1))
 
     original = quantized_by_llama_cpp(source, folder / "base.gguf", "ALL_F32")
     for kind in ("Q8_0", "Q4_0", "Q4_K_M"):
-        made = load(quantized_by_llama_cpp(original, folder / f"{kind}.gguf", f"MOSTLY_{kind}"), exact=True)
-        yield row(f"llama.cpp {kind}", made, stored_bits(made.description))
-    calibration = calibrate(base, rest)
-    for quant, by, name in (
-        ("int8", None, "int8"),
-        ("int4", None, "int4"),
-        ("int4", calibration, "int4, calibrated"),
-    ):
-        made = load(quantized(description, folder / "quantized", quant, by), exact=True)
-        yield row(name, made, bits(made.description))
-    for name, by in (("int4 everywhere", None), ("int4 everywhere, calibrated", calibration)):
-        yield row(name, all_int4(base, by), Target("int4", 64).bits)
+        made = quantized_by_llama_cpp(original, folder / f"{kind}.gguf", f"MOSTLY_{kind}")
+        yield row(f"llama.cpp {kind}", made, bits(describe(made)))
+    yield from ours(description, folder / "ours", calibrate(base, rest), row)
 
 
 def tiny(folder: Path, threads: int) -> Iterator[Row]:
     description = describe(ROOT / "tests/reference/tiny/master")
     base = load(description, exact=True, threads=threads)
     ids = base.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
-    half = len(ids) // 2
-    texts, rest = [ids[:half]], ids[half:]
+    scored = 3 * len(ids) // 4
+
+    def row(name: str, made: Path, size: float) -> Row:
+        return Row(name, size, *compare(load(made, exact=True), base, [ids[:scored]], 512))
+
     for kind in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q4_0):
-        made = load(rounded_by_ggml(description, folder / "tiny", kind), exact=True)
+        made = put_back(description, folder / "tiny", lambda _, weights, kind=kind: quantized_by_ggml(weights, kind))
         block, nbytes = GGML_QUANT_SIZES[kind]
-        yield Row(f"ggml {kind.name}", 8 * nbytes / block, *compare(made, base, texts, 512))
-    calibration = calibrate(base, rest)
+        yield row(f"ggml {kind.name}", made, 8 * nbytes / block)
+    yield from ours(description, folder / "tiny", calibrate(base, ids[scored:]), row)
+
+
+def ours(
+    description: Description, folder: Path, calibration: Calibration, row: Callable[[str, Path, float], Row]
+) -> Iterator[Row]:
     for quant, by in (("int8", None), ("int4", None), ("int4", calibration)):
-        made = load(quantized(description, folder / "tiny", quant, by), exact=True)
-        name = quant if by is None else f"{quant}, calibrated"
-        yield Row(name, bits(made.description), *compare(made, base, texts, 512))
+        made = quantized(description, folder, quant, by)
+        yield row(quant if by is None else f"{quant}, calibrated", made, bits(describe(made)))
+    for name, inputs in (("int4 everywhere", {}), ("int4 everywhere, calibrated", calibration.inputs)):
+        yield row(name, *int4_everywhere(description, folder, inputs))
 
 
 def main() -> None:
