@@ -26,7 +26,7 @@ from numoe.cli.rm import rm
 from numoe.cli.run import run
 from numoe.cli.show import show
 from numoe.cli.verify import verify
-from numoe.quant.errors import InputError
+from numoe.quant.errors import DoesNotFit, InputError
 
 # Plain help: Rich would take longer to import than everything else together.
 app = typer.Typer(
@@ -86,6 +86,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         if isinstance(left.__context__, BrokenPipeError):
             left.code = 128 + 13  # SIGPIPE, which Windows has no name for
         raise
+    except DoesNotFit as error:
+        print_error(str(error))
+        sys.exit(2)
     except InputError as error:
         print_error(str(error))
     except MemoryError:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from numoe.engine import kvcache
 from numoe.engine.spec import HyperConnections, MixtureOfExperts, ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import DoesNotFit, InputError
 
 
 class Verdict(StrEnum):
@@ -211,12 +211,12 @@ def require_memory(what: str, needed: int, ram: int | None) -> None:
     """Refuse what does not fit into `ram` bytes, or into the memory that is free now when None.
 
     Raises:
-        InputError: says how much is needed and how much there is.
+        DoesNotFit: says how much is needed and how much there is.
     """
     room = available_memory() if ram is None else ram
     if needed > room:
         raised = f"are allowed; raise --ram to {-(-needed // 10**6)}MB"
         source = "are free now; close other programs" if ram is None else raised
-        raise InputError(
+        raise DoesNotFit(
             f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
         )

@@ -128,6 +128,8 @@ def test_tokens_of_another_model(command: Run, tmp_path: Path) -> None:
 
 def test_values_that_numoe_refuses(command: Run, model: str) -> None:
     refused(command("run", model, "hi", "--ram", "much"), "much", "16GB")
+    code, out, err = command("run", model, "hi", "--ram", "1kB")
+    assert (code, out) == (2, "") and "raise --ram to" in err
     refused(command("run", model, "hi", "--top-p", "0"), "top_p")
     refused(command("run", model, "hi", "--stop", ""), "stop string")
 
