@@ -65,7 +65,7 @@ class Row:
     top1: float
 
     def __str__(self) -> str:
-        return f"| {self.weights} | {self.bits:.2f} | {self.kl:.5f} | {self.top1:.1%} |"
+        return f"| {self.weights} | {self.bits:.2f} | {self.kl:.6f} | {self.top1:.1%} |"
 
 
 # ------------------------------------------------------------------------------------------------ the base
