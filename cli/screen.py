@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from itertools import pairwise
 
 from rich.console import Console, RenderableType
 from rich.markdown import Markdown
@@ -38,16 +39,16 @@ class Screen(Output):
             self._paint()
 
     def _paint(self) -> None:
-        final, self._markdown = _split(self._markdown)
-        if final.strip():
-            self._page.paint(_markdown(final), apart=self._begun)
+        *final, self._markdown = _blocks(self._markdown)
+        for block in final:  # each on its own, so that the lines between them do not depend on the time they came
+            self._page.paint(_markdown(block), apart=self._begun)
             self._page.keep()
             self._begun = True
         self._page.paint(_markdown(self._markdown), apart=self._begun)
 
     def end_answer(self) -> None:
         self.answer("")
-        self._page.paint(_markdown(self._markdown), apart=self._begun)
+        self._paint()
         self._page.keep()
         self._answering, self._markdown, self._begun = False, "", False
 
@@ -125,9 +126,9 @@ def _markdown(text: str) -> Markdown:
     return page
 
 
-def _split(text: str) -> tuple[str, str]:
-    """The blocks of Markdown that no further text can change, and the last one, which may grow."""
+def _blocks(text: str) -> list[str]:
+    """The blocks of Markdown in turn, of which no further text can change any but the last."""
     starts = [token.map[0] for token in _markdown(text).parsed if token.level == 0 and token.map]
     lines = text.split("\n")
-    last = starts[-1] if starts else 0
-    return "\n".join(lines[:last]), "\n".join(lines[last:])
+    bounds = [0, *sorted(set(starts[1:]) - {0}), len(lines)]
+    return ["\n".join(lines[a:b]) for a, b in pairwise(bounds)]

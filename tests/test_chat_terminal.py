@@ -172,7 +172,7 @@ def test_a_chat_from_its_start_to_its_second_start(start: Start, tmp_path: Path)
     ]
     assert re.fullmatch(r"\d+ tokens, [\d.e+]+ tok/s, first after [\d.e-]+ s, context \d+/4096", lines[-2])
     assert "\n\n\n" not in shown
-    assert "The user wants" in chat.raw and "The user wants" not in shown
+    assert "The user wants" not in shown
     assert "\x1b[1m" in chat.raw  # bold
 
     # Ctrl-C stops an answer and keeps what came; what is typed meanwhile is not shown, but there afterwards.
@@ -294,7 +294,7 @@ def test_forty_columns_without_colour(start: Start) -> None:
     assert "row 8" in chat.screen and "The end." in chat.screen
     assert not re.search(r"\x1b\[([349]|10)\d(;\d+)*m", chat.raw)  # no colours
     assert all(len(line) <= 40 for line in chat.screen.splitlines())
-    chat.ask("What sound does a sheep make? " * 70)
+    chat.ask("What sound does a sheep make? " * 80)
     assert re.search(r"reading 512/\d{3} [\d.]+ tok/s, [\d.]+ s", chat.raw)
     shown = chat.ask("And what sound does a duck make? " * 30)
     assert "The context is full: the oldest 2 turns\nare no longer told to the model.\nyes\n" in shown

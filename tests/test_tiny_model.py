@@ -41,15 +41,26 @@ def test_logits_are_those_of_the_training_code(master: Model) -> None:
 
 
 def test_it_answers_what_it_was_never_asked_in_training(shipped: Model) -> None:
-    questions = corpus.held_out_questions(200, seed=1)
+    """A part of its exam: nine of ten, less what so few questions may be off by."""
+    questions = corpus.held_out_questions(60, seed=1)
     right = sum(corpus.check(question, evaluate.ask(shipped, question.user)) for question in questions)
-    assert right >= 180
+    assert right >= 50
 
 
 def test_it_tells_stories_on_pairs_it_never_met(shipped: Model) -> None:
+    asked = corpus.held_out_story_prompts(10, seed=1)
+    assert all(corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked)
+
+
+@pytest.mark.slow
+def test_it_passes_its_whole_exam(shipped: Model) -> None:
+    """The 200 questions and 50 stories of evaluate.py, in a minute and a half."""
+    questions = corpus.held_out_questions(200, seed=1)
+    right = sum(corpus.check(question, evaluate.ask(shipped, question.user)) for question in questions)
     asked = corpus.held_out_story_prompts(50, seed=1)
-    told = [corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked]
-    assert sum(told) == 50
+    told = sum(corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked)
+    print(f"{right} of 200 questions, {told} of 50 stories")
+    assert right >= 180 and told == 50
 
 
 @pytest.mark.parametrize(("quant", "bound"), [("int8", 1.005), ("int4", 1.04)])
