@@ -130,13 +130,11 @@ class Mixture:
                 # Few tokens leave an expert little work: all that are there share the threads then.
                 for part in [batch] if count <= FEW else [[one] for one in batch]:
                     places = [order[bounds[e] : bounds[e + 1]] for e, _ in part]
-                    inputs = [activations.take(own // k) for own in places]
-                    experts = [Weights(matrices) for _, matrices in part]
-                    for own, out in zip(
-                        places,
-                        feed_forward(self.spec.expert, list(zip(experts, inputs, strict=True))),
-                        strict=True,
-                    ):
+                    blocks = [
+                        (Weights(matrices), activations.take(own // k))
+                        for (_, matrices), own in zip(part, places, strict=True)
+                    ]
+                    for own, out in zip(places, feed_forward(self.spec.expert, blocks), strict=True):
                         outputs[own] = out
         out = np.matmul(weights[:, None], outputs.reshape(count, k, -1))[:, 0]
         if shared is not None:

@@ -536,15 +536,11 @@ def _alternating(length: int) -> UInt8:
     return _memory.mask[:length]
 
 
-_table: list[NDArray[np.float64]] = []
-
-
+@cache
 def _words_of_e2m1() -> NDArray[np.float64]:
     """(65536,) items of two float32 words: n0 + 2^12 n1 and n2 + 2^12 n3, of the nibbles n0 ... n3 of the index."""
-    if not _table:
-        twice = 2 * E2M1
-        pairs = (twice[None, :] + np.float32(2**FIELD_BITS) * twice[:, None]).reshape(-1)  # by byte: low nibble first
-        both = np.empty((256, 256, 2), np.float32)
-        both[..., 0], both[..., 1] = pairs[None, :], pairs[:, None]
-        _table.append(both.reshape(-1, 2).view(np.float64)[:, 0])
-    return _table[0]
+    twice = 2 * E2M1
+    pairs = (twice[None, :] + np.float32(2**FIELD_BITS) * twice[:, None]).reshape(-1)  # by byte: low nibble first
+    both = np.empty((256, 256, 2), np.float32)
+    both[..., 0], both[..., 1] = pairs[None, :], pairs[:, None]
+    return both.reshape(-1, 2).view(np.float64)[:, 0]

@@ -215,13 +215,9 @@ class _Quantization:
         by_columns = can_lay_out(self.target.format, rows)
         step = max(1, _BLOCK_ELEMENTS // columns) * threads.in_use()
         blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
-        factors = []
-        for start, stop in slab_spans(rows, columns) if by_columns else blocks:
-            packed = self._packed(source, first + start, first + stop)
-            arrays = _stored(packed) if isinstance(packed, BF16) or not by_columns else slab_arrays(packed)
-            yield arrays[0]
-            factors.append(arrays[1:])
-        yield from chain.from_iterable(zip(*factors, strict=True))
+        spans = slab_spans(rows, columns) if by_columns else blocks
+        parts = (self._packed(source, first + start, first + stop) for start, stop in spans)
+        yield from _codes_first(slab_arrays(part) if by_columns else _stored(part) for part in parts)
 
     def _packed(self, source: Checkpoint, start: int, stop: int) -> BF16 | INT8 | INT4:
         """Rows start..stop of the source's matrix, no more float32 blocks at a time than threads."""
@@ -244,6 +240,15 @@ def _stored(matrix: BF16 | INT8 | INT4) -> list[NDArray]:
     return [matrix.codes, *(values for values in factors if values is not None)]
 
 
+def _codes_first(parts: Iterable[Sequence[NDArray]]) -> Iterator[NDArray]:
+    """The codes of all parts, then their scales, then their biases."""
+    factors = []
+    for codes, *others in parts:
+        yield codes
+        factors.append(others)
+    yield from chain.from_iterable(zip(*factors, strict=True))
+
+
 def _joined(parts: Sequence[BF16 | INT8 | INT4]) -> BF16 | INT8 | INT4:
     """Successive rows of one matrix."""
     return type(parts[0])(*map(np.concatenate, zip(*map(_stored, parts), strict=True)))
@@ -263,13 +268,9 @@ class _Arrangement:
 
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         first = (self.matrix.rows or (0, 0))[0]
-        factors = []
-        for start, stop in slab_spans(*self.shape):
-            rows = source.matrix(self.matrix.source, self.matrix.index, (first + start, first + stop))
-            codes, *others = slab_arrays(rows)
-            yield codes
-            factors.append(others)
-        yield from chain.from_iterable(zip(*factors, strict=True))
+        spans = ((first + start, first + stop) for start, stop in slab_spans(*self.shape))
+        parts = (source.matrix(self.matrix.source, self.matrix.index, span) for span in spans)
+        yield from _codes_first(map(slab_arrays, parts))
 
 
 _Job = _Copy | _Quantization | _Arrangement

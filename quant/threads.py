@@ -17,11 +17,13 @@ Task = Callable[[], None]
 
 
 class _Job:
-    """Tasks that several threads take from one end, and what became of those that ended."""
+    """Tasks that several threads take from one end, and the errors of those that failed."""
 
     def __init__(self, tasks: Iterable[Task]):
         self.waiting = deque(tasks)
-        self.ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.errors: list[BaseException] = []
+        self.entered: list[None] = []  # one for each helper that may take tasks
+        self.left: SimpleQueue[None] = SimpleQueue()  # one for each that has ended
 
     def work(self) -> None:
         while True:
@@ -32,9 +34,12 @@ class _Job:
             try:
                 task()
             except BaseException as error:
-                self.ended.put(error)
-            else:
-                self.ended.put(None)
+                self.errors.append(error)
+
+    def help(self) -> None:
+        self.entered.append(None)  # before the first task is taken: who sees none waiting knows all who took some
+        self.work()
+        self.left.put(None)
 
 
 _count = 1
@@ -65,7 +70,7 @@ def use(count: int) -> None:
 def _help() -> None:
     _helper.busy = True
     while (job := _jobs.get()) is not None:
-        job.work()
+        job.help()
         del job  # holds on to arrays
 
 
@@ -90,19 +95,18 @@ def run(tasks: list[Task]) -> None:
             _jobs.put(job)
         job.work()
     finally:
+        # Whatever interrupted this thread, the helpers still write to the caller's memory.
         _helper.busy = False
-        failed = []
+        job.waiting.clear()
         ended = 0
-        while ended < len(tasks):
+        while ended < len(job.entered):
             try:
-                error = job.ended.get()
+                job.left.get()
                 ended += 1
-            except KeyboardInterrupt as interrupt:  # the others still write to the caller's memory
-                error = interrupt
-            if error:
-                failed.append(error)
-    if failed:
-        raise failed[0]
+            except KeyboardInterrupt as interrupt:
+                job.errors.append(interrupt)
+    if job.errors:
+        raise job.errors[0]
 
 
 def share(parts: int, work: Callable[[int], None]) -> None:

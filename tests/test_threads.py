@@ -1,5 +1,6 @@
 """Shared work is done once, errors come through, and no digit depends on the number of threads."""
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -48,6 +49,23 @@ def test_errors_of_any_thread_are_raised_after_all_have_ended(failing: int) -> N
     with pytest.raises(RuntimeError, match=f"part {failing}"):
         threads.share(9, work)
     assert {part for part in range(9) if part % 3 != failing % 3} <= ended
+
+
+def test_an_interrupt_between_two_tasks_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come where no task is at work; then too the helpers are waited for, and nobody for what never ran."""
+    threads.use(3)
+    work = threads._Job.work
+
+    def interrupted(job: threads._Job) -> None:
+        if threading.current_thread() is threading.main_thread():
+            job.waiting.popleft()
+            raise KeyboardInterrupt
+        work(job)
+
+    monkeypatch.setattr(threads._Job, "work", interrupted)
+    for _ in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            threads.run([lambda: None] * 9)
 
 
 def test_blas_keeps_to_one_thread() -> None:
