@@ -36,6 +36,7 @@ class _Column:
     peak_disk_bytes: int
     kv_bytes: dict[int, int]
     forecast: Forecast
+    widens: bool
 
     @property
     def expert_share(self) -> float:
@@ -128,7 +129,7 @@ def _column(
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
     shards = sorted(f.size for n, f in remote.files.items() if n.endswith(".safetensors")) if remote else []
     kv = {context: kv_bytes(description.spec, context) for context in contexts}
-    return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room))
+    return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
 
 
 def _document(
@@ -150,6 +151,7 @@ def _document(
                 "expert_share": column.expert_share,
                 "peak_memory_bytes": column.forecast.peak_bytes,
                 "least_ram_bytes": column.plan.least_bytes,
+                "wide_bytes": column.plan.wide_bytes,
                 "tokens_per_s": list(column.forecast.decode),
                 "prompt_tokens_per_s": list(column.forecast.prefill),
                 "verdict": column.forecast.verdict,
@@ -262,7 +264,10 @@ def _reason(column: _Column, allowed: str) -> str:
     streams = plan.least_bytes < plan.total_bytes
     if verdict is Verdict.IN_MEMORY:
         below = f"runs from disk, down to --ram {_ram(plan.least_bytes)}" if streams else "does not run"
-        return f"{verdict}. {everything}. With less than that it {below}."
+        faster = ""
+        if plan.wide_bytes and column.widens:
+            faster = f" There is room to take {format_bytes(plan.wide_bytes)} more and multiply faster."
+        return f"{verdict}. {everything}. With less than that it {below}.{faster}"
     if verdict is Verdict.FROM_DISK:
         return (
             f"{verdict}. {everything}, which hold {column.expert_share:.1%} of the experts: the others are read when a "

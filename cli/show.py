@@ -42,7 +42,7 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
             {"role": role, "format": kind, "bytes": nbytes, "parameters": plan.sizes[role, kind]}
             for (role, kind), nbytes in sorted(plan.weights.items())
         ],
-        "weight_bytes": plan.weight_bytes,
+        "weight_bytes": plan.stored_bytes,
         "context": spec.context,
         "kv_bytes": {str(plan.context): plan.kv_bytes},
         "tokenizer": _has(description, "tokenizer"),
@@ -76,7 +76,7 @@ def _print(model: str, description: Description, plan: Plan) -> None:
     )
     weights = sorted(plan.weights.items(), key=lambda entry: -entry[1])
     rows = [(*key, format_bytes(nbytes), _bits(nbytes, plan.sizes[key])) for key, nbytes in weights]
-    everything = "all", "", format_bytes(plan.weight_bytes), _bits(plan.weight_bytes, plan.parameters)
+    everything = "all", "", format_bytes(plan.stored_bytes), _bits(plan.stored_bytes, plan.parameters)
     output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
 
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from numoe.engine.ops import Floats
 from numoe.engine.sample import Sampler, Sampling
+from numoe.quant import workers
 from numoe.quant.activations import Activations
-from numoe.quant.columns import FEW, laid_out
+from numoe.quant.columns import laid_out
 from numoe.quant.errors import InputError
 from numoe.quant.pack import pack_bf16, pack_fp8, pack_mxfp4
-from numoe.quant.qtensor import F32, QTensor, matmul_all
+from numoe.quant.qtensor import F32, FEW, QTensor, matmul_all
 from numoe.quant.recipe import Target
 from numoe.quant.threads import in_use, run, usable_cores, use
 
@@ -148,7 +149,9 @@ def bench_kernels(
     for done, (pack, shape) in enumerate(kinds, 1):
         stored = pack(np.random.default_rng(0).standard_normal(shape, np.float32))
         fast = laid_out(stored)
-        turns, plain_turns = cycle(copies(fast, nbytes)), cycle(copies(stored, nbytes))
+        ours_copies = copies(fast, nbytes)
+        workers.know(ours_copies)
+        turns, plain_turns = cycle(ours_copies), cycle(copies(stored, nbytes))
         xs = [np.random.default_rng(1).standard_normal((tokens, shape[1]), np.float32) for tokens in TOKENS]
         ours = [products(turns, x) for x in xs]
         plain = [plain_products(plain_turns, x) for x in xs]

@@ -19,6 +19,7 @@ from numoe.engine.ops import Floats
 from numoe.engine.rope import Rotation
 from numoe.engine.spec import CompressedAttention, Compressor, Indexer
 from numoe.engine.weights import Weights
+from numoe.quant import workers
 from numoe.quant.activations import Activations
 from numoe.quant.qtensor import matmul_all
 
@@ -101,6 +102,7 @@ class Compressed:
         self.rotation = rotation
         self.norm_eps = norm_eps
         self.o_a = weights.matrices["o_a"].split(spec.out_groups)
+        workers.know(self.o_a)
         self.sink = weights.arrays["sink"][None, None]  # (1, 1, H)
         self.compress = self.indexer = None
         if spec.compressor:

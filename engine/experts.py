@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from numoe.engine.weights import Place
+from numoe.quant import threads, workers
 from numoe.quant.checkpoint import Checkpoint
-from numoe.quant.columns import can_lay_out, for_use
+from numoe.quant.columns import can_lay_out, for_use, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
 from numoe.quant.qtensor import QTensor
@@ -195,6 +196,11 @@ class ExpertStore:
         """Whether every unit is resident."""
         return len(self._resident) == len(self._units)
 
+    def matrices(self) -> list[QTensor]:
+        """Those of all resident units."""
+        with self._change:
+            return [matrix for entry in self._resident.values() for matrix in entry.matrices.values()]
+
     def allow(self, budget: int) -> None:
         """Take at most `budget` bytes, once, before anything is asked for; what fits as a whole is read at once.
 
@@ -213,6 +219,24 @@ class ExpertStore:
             with self._change:
                 self._drop_spare()
             self._reset()
+
+    def widen(self) -> None:
+        """Put the units in the form that takes more memory and less time, once all are resident."""
+        with self._change:
+            entries = list(self._resident.values())
+
+        def widen(index: int) -> None:
+            entry = entries[index]
+            for part, matrix in entry.matrices.items():
+                entry.matrices[part] = widened(matrix)
+
+        before = sum(matrix.nbytes for matrix in self.matrices())
+        threads.share(len(entries), widen)
+        grown = sum(matrix.nbytes for matrix in self.matrices()) - before
+        with self._change:
+            self._held += grown
+            self.budget += grown
+            self.total_bytes += grown
 
     def stats(self) -> dict[str, Any]:
         """Counts since loading, and the bytes of the weights that are in memory now.
@@ -366,7 +390,7 @@ class ExpertStore:
                 break
             if not self._drop_spare(unit.buffer_bytes, 1) and not self._evict():
                 return False
-        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes)
+        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes, changes=self.budget < self.total_bytes)
         self._held += more
         if entry.expected:
             self._expected_held += unit.needed
@@ -461,9 +485,9 @@ class ExpertStore:
         return {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
 
 
-def _buffer(nbytes: int) -> UInt8:
-    """Uninitialised memory whose start is aligned, within `nbytes`."""
-    memory = np.empty(nbytes, np.uint8)
+def _buffer(nbytes: int, changes: bool) -> UInt8:
+    """Uninitialised memory whose start is aligned, within `nbytes`; `changes`: whether it is written to again."""
+    memory = workers.unshared(nbytes) if changes else np.empty(nbytes, np.uint8)
     return memory[-memory.ctypes.data % _ALIGNMENT :]
 
 

@@ -7,6 +7,7 @@ rewinding, snapshots and files are written once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from numoe.engine.ops import Floats
 from numoe.engine.spec import Attention, Stream
+from numoe.quant import workers
 
 CHUNK = 512
 """Most tokens that go through the layers at once."""
@@ -41,7 +43,8 @@ class Rows:
 
     def __init__(self, stream: Stream, context: int):
         self.stream = stream
-        self.data: Floats = np.empty((stream.groups, capacity(stream, context), stream.width), np.float32)
+        shape = stream.groups, capacity(stream, context), stream.width
+        self.data: Floats = workers.unshared(4 * math.prod(shape)).view(np.float32).reshape(shape)
         self.first = 0
         """Absolute index of data[:, 0]."""
         self.end = 0

@@ -25,11 +25,13 @@ from numoe.engine.moe import Ids
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
 from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Place, Weights
+from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.columns import for_use
+from numoe.quant.columns import SMALL, for_use, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
 from numoe.quant.pack import Moments
+from numoe.quant.qtensor import F32
 from numoe.quant.recipe import target
 from numoe.quant.threads import usable_cores
 from numoe.quant.threads import use as use_threads
@@ -268,8 +270,12 @@ class Model:
         experts: ExpertStore | None = None,
         ram: int | None = None,
         kept_free: int = 0,
+        wide_bytes: int = 0,
     ):
-        """`ram` as in `load`; `kept_free`: bytes that were left for the caches of a session when `ram` is None."""
+        """`ram` as in `load`; `kept_free`: bytes that were left for the caches of a session when `ram` is None.
+
+        wide_bytes: how much more than planned the weights take because there was room for their faster form.
+        """
         self.description = description
         self.spec = description.spec
         self.path = description.path
@@ -277,7 +283,11 @@ class Model:
         self.weights = weights
         self._ram = ram
         self._kept_free = kept_free
+        self.wide_bytes = wide_bytes
         self.decoder = Decoder(self.spec, weights, experts)
+        workers.know(weights.matrices.values())
+        if experts and experts.complete:
+            workers.know(experts.matrices())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -295,7 +305,7 @@ class Model:
         budget, held = (self.experts.budget, self.experts.held_bytes) if self.experts else (0, 0)
         what = f"a context of {planned.context} tokens"
         if self._ram is not None:
-            others = planned.resident_bytes + min(budget, planned.expert_bytes)
+            others = planned.resident_bytes + min(budget, planned.expert_bytes) + self.wide_bytes
             require_memory(what, others + planned.kv_bytes, self._ram)
         elif planned.kv_bytes > self._kept_free:
             require_memory(what, budget - held + planned.kv_bytes, None)
@@ -319,7 +329,8 @@ class Model:
         self.decoder.trace = trace
 
     def stats(self) -> dict[str, Any]:
-        """Bytes in memory: of the weights, and the most this process has held since it started (RSS).
+        """Bytes in memory: of the weights, and the most this process has held since it started (RSS), with what its
+        workers hold for themselves.
 
         "experts" are the counts of `ExpertStore.stats`, {} without routed experts.
         """
@@ -327,7 +338,7 @@ class Model:
         weights += sum(w.nbytes for w in self.weights.arrays.values())
         experts = self.experts.stats() if self.experts else {}
         weights += experts.get("resident_bytes", 0)
-        return {"weight_bytes": weights, "peak_rss_bytes": peak_rss(), "experts": experts}
+        return {"weight_bytes": weights, "peak_rss_bytes": peak_rss() + workers.private_bytes(), "experts": experts}
 
     @cached_property
     def identity(self) -> str:
@@ -354,7 +365,8 @@ def load(
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
-    Routed experts that do not fit into memory stay on disk and are read when a token takes them.
+    Routed experts that do not fit into memory stay on disk and are read when a token takes them. Where there is room
+    for twice the bytes of 4-bit weights, they are held in a form that is multiplied faster, to the same digits.
 
     Args:
         model: see `describe`; or what that gave.
@@ -376,6 +388,7 @@ def load(
     experts = _experts_on_disk(description, exact)
     planned = description.plan(ctx)
     room = _expert_room(description, experts, planned, budget)
+    wide = not exact and planned.widens(available_memory() if budget is None else budget)
     weights = Weights()
     checkpoint = description.checkpoint
     for name, tensor in description.spec.tensors().items():
@@ -384,13 +397,22 @@ def load(
             weights.arrays[name] = checkpoint.array(place.name)
         elif tensor.role != "experts":
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            looked_up = name == "embed" and not description.spec.tied
-            weights.matrices[name] = for_use(matrix, exact or looked_up)
+            if name == "embed" and not description.spec.tied:
+                matrix = for_use(matrix, True)  # only looked up
+            elif tensor.size < SMALL:
+                matrix = F32(matrix.dequantize())
+            else:
+                matrix = for_use(matrix, exact)
+                matrix = widened(matrix) if wide else matrix
+            weights.matrices[name] = matrix
     _check_tables(description, weights)
+    wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
-        return Model(description, weights, ram=budget)
+        return Model(description, weights, ram=budget, wide_bytes=wide_bytes)
     experts.allow(room)
-    return Model(description, weights, experts, budget, planned.kv_bytes)
+    if wide:
+        experts.widen()
+    return Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
 
 
 def _experts_on_disk(description: Description, exact: bool) -> ExpertStore | None:

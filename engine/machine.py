@@ -31,7 +31,7 @@ from numoe.engine.home import home
 from numoe.engine.kvcache import CHUNK
 from numoe.engine.ops import Floats
 from numoe.engine.plan import Plan, Verdict
-from numoe.quant import threads
+from numoe.quant import threads, workers
 from numoe.quant.columns import laid_out
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
@@ -266,7 +266,10 @@ def _measure() -> Machine:
     threads.use(cores)
     normal = np.tile(np.random.default_rng(0).standard_normal(1 << 20, np.float32), _WORKING_SET >> 22)
     matrices = _matrices(normal)
-    rates = {kind: _weights_per_s([laid_out(matrix) for matrix in some], tokens=1) for kind, some in matrices.items()}
+    laid = {kind: [laid_out(matrix) for matrix in some] for kind, some in matrices.items()}
+    for some in laid.values():
+        workers.know(some)
+    rates = {kind: _weights_per_s(some, tokens=1) for kind, some in laid.items()}
     macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
     probe = json.loads(subprocess.run([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE, check=True).stdout)
     kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())
@@ -277,7 +280,10 @@ def _measure() -> Machine:
 # A whole model, small enough that what it takes is mostly not its weights.
 _PROBE = """
 import json, statistics, time
+import numpy as np
 from numoe.engine import load
+from numoe.quant import workers
+from numoe.quant.qtensor import F32
 model = load("tiny")
 session = model.session(64)
 for _ in session.generate("Hello", max_tokens=8):
@@ -288,7 +294,10 @@ for token in range(24):
     session.feed([token], last=True)
     times.append(time.perf_counter() - begun)
 plan = model.plan(64)
-process = model.stats()["peak_rss_bytes"] - plan.total_bytes
+large = F32(np.ones((4096, 256), np.float32))  # enough for workers to be started
+workers.know([large])
+large.matmul(np.ones((1, 256), np.float32))
+process = model.stats()["peak_rss_bytes"] - plan.total_bytes - large.nbytes
 figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": plan.active, "process_bytes": process}
 print(json.dumps(figures))
 """

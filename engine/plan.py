@@ -12,6 +12,7 @@ from pathlib import Path
 
 from numoe.engine import kvcache
 from numoe.engine.spec import HyperConnections, MixtureOfExperts, ModelSpec
+from numoe.quant.columns import SMALL, wide_nbytes
 from numoe.quant.errors import DoesNotFit, InputError
 
 
@@ -30,7 +31,7 @@ class Plan:
     layers: int
     parameters: int
     weights: Mapping[tuple[str, str], int]
-    """Bytes in memory by (role, format)."""
+    """Bytes by (role, format)."""
     sizes: Mapping[tuple[str, str], int]
     """Parameters by (role, format)."""
     active: Mapping[str, int]
@@ -45,14 +46,24 @@ class Plan:
     kv_bytes: int
     scratch_bytes: int
     """What a pass through the layers takes beside weights and caches, at most and about."""
+    float32_bytes: int
+    """How much more memory small matrices take, which are held as float32."""
+    wide_bytes: int
+    """How much more memory weights take where there is room for the form that is multiplied faster."""
 
     @property
     def active_parameters(self) -> int:
         return sum(self.active.values())
 
     @property
-    def weight_bytes(self) -> int:
+    def stored_bytes(self) -> int:
+        """The weights in the formats they are stored in."""
         return sum(self.weights.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """The weights as they are held, where they are not widened."""
+        return self.stored_bytes + self.float32_bytes
 
     @property
     def expert_bytes(self) -> int:
@@ -81,6 +92,10 @@ class Plan:
             return self.total_bytes
         return min(self.beside_experts + max(self.active_experts.values()), self.total_bytes)
 
+    def widens(self, room: int) -> bool:
+        """Whether `load` takes the faster form in `room` bytes."""
+        return room >= self.total_bytes + self.wide_bytes
+
     def verdict(self, room: int) -> Verdict:
         """Whether it runs in `room` bytes, as `load` will find."""
         if room >= self.total_bytes:
@@ -106,11 +121,17 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
     sizes: Counter[tuple[str, str]] = Counter()
     active: Counter[str] = Counter()
     taken: Counter[int] = Counter()
+    float32 = wide = 0
     for name, tensor in spec.tensors().items():
         kind, nbytes = stored[name]
         touched = spec.active(name, tensor)
         weights[tensor.role, kind] += nbytes
         sizes[tensor.role, kind] += tensor.size
+        if tensor.held == "matrix" and (name != "embed" or spec.tied):
+            if tensor.role != "experts" and tensor.size < SMALL:
+                float32 += 4 * tensor.size - nbytes
+            else:
+                wide += wide_nbytes(kind, tensor.shape[0], tensor.shape[1], nbytes) - nbytes
         if touched:
             active[kind] += touched
             if tensor.role == "experts":
@@ -128,6 +149,8 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
         context=context,
         kv_bytes=kv_bytes(spec, context),
         scratch_bytes=scratch_bytes(spec),
+        float32_bytes=float32,
+        wide_bytes=wide,
     )
 
 

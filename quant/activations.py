@@ -13,11 +13,9 @@ from numoe.quant.dtypes import Float32
 FIELD_BITS = 12
 """Half of the integers that a float32 holds exactly: two sums of so many bits share one."""
 
-_PRECISION = 2e-4  # of the rounding of activations, relative to their group: with groups of 32 it takes 3 or 4 digits
-
 
 class Digits(NamedTuple):
-    """Activations in groups as sums of integers times units: x = 2^12 sum_n units_n values_n, to 2e-4 of the group.
+    """Activations in groups as sums of integers times units: x = 2^12 sum_n units_n values_n.
 
     values (G, T N, g) hold the integers times 2^-12. units (2, 1, G, T, 1, N) are those of a word's first and second
     field. offsets (G, T N, 1) is 8 times the sum of values: what a code adds that is stored plus 8.
@@ -28,13 +26,25 @@ class Digits(NamedTuple):
     offsets: Float32
 
 
+Rows = NDArray[np.integer] | slice
+
+
 class Activations:
     """x (T, in) float32, and what kernels make of it, once for all matrices that are multiplied with it."""
 
+    rows: Rows | None = None
+    """Those that were taken of `whole`; None if all are."""
+
     def __init__(self, x: Float32):
         self.x = x
-        self._digits: dict[tuple[int, int], Digits] = {}
+        self._digits: dict[tuple[int, int, float], Digits] = {}
         self._sums: dict[int, Float32] = {}
+        self._shifts: dict[tuple[int, int], Float32] = {}
+
+    @property
+    def whole(self) -> Activations:
+        """What these were taken of."""
+        return self
 
     def __len__(self) -> int:
         return len(self.x)
@@ -49,61 +59,70 @@ class Activations:
             self._sums[group] = self.x.reshape(len(self.x), -1, group).sum(axis=2)
         return self._sums[group]
 
-    def digits(self, group: int, peak: int) -> Digits:
-        """Digits for codes of at most this magnitude."""
-        key = group, peak
+    def shifts(self, group: int, offset: int) -> Float32:
+        """What `offset` added to every code adds to each group, (G, T, 1)."""
+        key = group, offset
+        if key not in self._shifts:
+            self._shifts[key] = np.float32(offset) * self.sums(group).T[..., None]
+        return self._shifts[key]
+
+    def digits(self, group: int, peak: int, precision: float) -> Digits:
+        """Digits for codes of at most the magnitude `peak`; a group is off by at most `precision` of its length."""
+        key = group, peak, precision
         if key not in self._digits:
-            self._digits[key] = _split(self.grouped(group), peak)
+            self._digits[key] = _split(self.grouped(group), peak, precision)
         return self._digits[key]
 
-    def take(self, rows: NDArray[np.integer] | slice) -> Activations:
+    def take(self, rows: Rows) -> Activations:
         """Some of the rows, which get their digits from these."""
         return self if len(self.x) == 1 else _Taken(self, rows)
 
 
 class _Taken(Activations):
-    def __init__(self, whole: Activations, rows: NDArray[np.integer] | slice):
+    def __init__(self, whole: Activations, rows: Rows):
         super().__init__(whole.x[rows])
         self._whole = whole
-        self._rows = rows
+        self.rows = rows
 
-    def digits(self, group: int, peak: int) -> Digits:
-        key = group, peak
+    @property
+    def whole(self) -> Activations:
+        return self._whole
+
+    def digits(self, group: int, peak: int, precision: float) -> Digits:
+        key = group, peak, precision
         if key not in self._digits:
-            values, units, offsets = self._whole.digits(group, peak)
+            values, units, offsets = self._whole.digits(group, peak, precision)
             count = units.shape[-1]
-            by_token = values.reshape(len(values), -1, count, values.shape[2])[:, self._rows]
-            picked = offsets.reshape(len(values), -1, count)[:, self._rows]
+            by_token = values.reshape(len(values), -1, count, values.shape[2])[:, self.rows]
+            picked = offsets.reshape(len(values), -1, count)[:, self.rows]
             self._digits[key] = Digits(
                 by_token.reshape(len(values), -1, values.shape[2]),
-                units[:, :, :, self._rows],
+                units[:, :, :, self.rows],
                 picked.reshape(len(values), -1, 1),
             )
         return self._digits[key]
 
 
-def _split(x: Float32, peak: int) -> Digits:
-    """x (G, T, g). By Cauchy-Schwarz no sum of digits times codes reaches 2^11, the half of a field."""
+def _split(x: Float32, peak: int, precision: float) -> Digits:
+    """x (G, T, g). By Cauchy-Schwarz no sum of digits times codes reaches half of a field."""
     groups, tokens, size = x.shape
     # Rounding to integers may lengthen a vector by half a unit a component, and leaves that much of it at most.
     half = math.sqrt(size) / 2
     reach = (2 ** (FIELD_BITS - 1) - 1) / (peak * math.sqrt(size)) - half
-    finer = reach / half
+    finer = math.floor(reach / half)
     left = math.sqrt(size / 12) / reach  # of a vector by its first digit
-    count = 1 + math.ceil(math.log(left / _PRECISION, finer))
-    values = np.empty((groups, tokens, count, size), np.float32)
+    count = 1 + math.ceil(math.log(left / precision, finer))
     length = np.sqrt(np.einsum("gtk,gtk->gt", x, x))
     np.maximum(length, np.float32(1e-30), out=length)
-    rest = x * (np.float32(reach) / length)[..., None]
-    for n in range(count):
-        np.rint(rest, out=values[:, :, n])
-        if n + 1 < count:
-            rest -= values[:, :, n]
-            rest *= np.float32(finer)
+    # x in units of each digit, rounded; less what the digits before say already.
+    values = np.empty((groups, tokens, count, size), np.float32)
+    steps = reach * finer ** np.arange(count)
+    np.multiply(x[:, :, None], (steps.astype(np.float32) / length[..., None])[..., None], out=values)
+    np.rint(values, out=values)
+    values[:, :, 1:] -= values[:, :, :-1] * np.float32(finer)
     values *= np.float32(2**-FIELD_BITS)
     integers = values.reshape(groups, tokens * count, size)
-    shares = np.array([finer**-n / reach for n in range(count)], np.float32)
     units = np.empty((2, 1, groups, tokens, 1, count), np.float32)
-    np.multiply(length[..., None, None], shares, out=units[1, 0])
+    np.multiply(length[..., None, None], (1 / steps).astype(np.float32), out=units[1, 0])
     np.multiply(units[1], np.float32(2**FIELD_BITS), out=units[0])
     return Digits(integers, units, integers.sum(axis=2, keepdims=True) * np.float32(8))

@@ -26,15 +26,16 @@ from numpy.typing import NDArray
 
 from numoe.quant.activations import FIELD_BITS, Activations
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16
-from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
+from numoe.quant.qtensor import FEW, INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task
 
 SLAB_ROWS = 2048
 """Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
 SLAB_WEIGHTS = 1 << 21
-"""A matrix of twice as many has two slabs at least, to be shared between two threads."""
-FEW = 8
-"""Up to so many tokens are multiplied with the codes as they are; for more, blocks of weights are made float32."""
+"""Fewest weights of a slab that is cut to be shared: into two, or in pieces of half of the most rows."""
+
+SMALL = 1 << 19
+"""A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise."""
 
 _BLOCK = 1 << 19  # float32 words alive at a time: 2 MiB. Fewer cost more calls, for each of which threads wait
 
@@ -151,22 +152,14 @@ class Columns(QTensor):
         """Groups start..stop of a slab without scales: out (groups, g, rows)."""
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
-        few = len(out) <= FEW
-        if few:
-            self._prepare(x)  # once, before several threads ask for it
-
         def multiply(slab: Slab) -> None:
             to = out[:, slab.first : slab.first + slab.rows]
-            if few:
+            if len(out) <= FEW:
                 self._multiply_few(slab, x, to)
             else:
                 self._multiply_many(slab, x.x, to)
 
         return [partial(multiply, slab) for slab in self.slabs]
-
-    @abstractmethod
-    def _prepare(self, x: Activations) -> None:
-        """Computes of the activations what `_multiply_few` needs."""
 
     @abstractmethod
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
@@ -207,9 +200,6 @@ class INT8Columns(Columns):
         size = self.group * slab.rows
         np.copyto(out.reshape(-1), slab.codes[start * size : stop * size])
 
-    def _prepare(self, x: Activations) -> None:
-        x.grouped(self.group)
-
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
@@ -236,6 +226,8 @@ class _Pairs(Columns):
     """The value of code 1 at scale 1."""
     peak = 8
     """The largest magnitude of a code."""
+    precision = 3e-4
+    """To which activations are rounded: three or four digits in groups of 32 or 64."""
 
     @abstractmethod
     def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
@@ -251,51 +243,41 @@ class _Pairs(Columns):
         for index in range(self.passes):
             self._fill(slab, index, start, stop, words.reshape(-1))
             low, high = fields[:, :, index, 0], fields[:, :, index, 1]
-            np.subtract(words, np.float32(self.offset), out=low)
-            np.multiply(low, np.float32(2**-FIELD_BITS), out=high)
-            np.rint(high, out=high)
             words -= np.float32(self.offset)
+            np.multiply(words, np.float32(2**-FIELD_BITS), out=high)
+            np.rint(high, out=high)
             np.multiply(high, np.float32(2**FIELD_BITS), out=low)
             np.subtract(words, low, out=low)
         if self.unit != 1:
             out *= np.float32(self.unit)
 
-    def _prepare(self, x: Activations) -> None:
-        x.digits(self.group, self.peak)
-        x.sums(self.group)
-
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        digits = x.digits(self.group, self.peak)
-        groups, rows, size = digits.values.shape
+        digits = x.digits(self.group, self.peak, self.precision)
+        groups, lines, size = digits.values.shape
         tokens, count = digits.units.shape[3], digits.units.shape[-1]
-        width = self._width(slab)
-        sums = _scratch("sums", (2, self.passes, groups, rows, width))
+        passes, width = self.passes, self._width(slab)
+        sums = _scratch("sums", (2, passes, groups, lines, width))
         low, high = sums
         for start, stop in _spans(groups, size * width):
             words = _scratch("words", (stop - start, size, width))
-            for index in range(self.passes):
+            for index in range(passes):
                 self._fill(slab, index, start, stop, words.reshape(-1))
                 np.matmul(digits.values[start:stop], words, out=low[index, start:stop])
         if self.offset:
             low -= digits.offsets
         np.rint(low, out=high)  # the second fields' sums; what is left of the first ones' is below one half
         low -= high
-        by_digit = sums.reshape(2, self.passes, groups, tokens, count, width)
-        by_group = _scratch("groups", (2, self.passes, groups, tokens, 1, width))
-        np.matmul(digits.units, by_digit, out=by_group)
+        by_row = _scratch("by row", (groups, tokens, passes, 2, 1, width))
+        by_digit = sums.reshape(2, passes, groups, tokens, count, width)
+        np.matmul(digits.units, by_digit, out=by_row.transpose(3, 2, 0, 1, 4, 5))
+        by_group = by_row.reshape(groups, tokens, slab.rows)
         if slab.bias is not None:
-            by_group += (
-                np.float32(self.offset) * x.sums(self.group).T[..., None, None]
-            )  # scale * (code + offset) + bias
-        scales = _factors(slab.scales).reshape(groups, self.passes, 2, width)
-        result = np.einsum("fpgtw,gpfw->tpfw", by_group[..., 0, :], scales)
+            by_group += x.shifts(self.group, self.offset)  # scale * (code + offset) + bias
+        np.einsum("gtr,gr->tr", by_group, _factors(slab.scales), out=out)
         if self.unit != 1:
-            result *= np.float32(self.unit)
-        if slab.bias is None:
-            out[...] = result.reshape(tokens, slab.rows)
-        else:
-            np.matmul(x.sums(self.group), _factors(slab.bias, "bias"), out=out)
-            out += result.reshape(tokens, slab.rows)
+            out *= np.float32(self.unit)
+        if slab.bias is not None:
+            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,6 +342,7 @@ class MXFP4Columns(_Pairs):
     format = "mxfp4"
     unit = 0.5
     peak = 12
+    precision = 5e-5  # finer, since checkpoints in this format are used as they were trained
 
     def plain(self) -> MXFP4:
         rows, columns = self.shape
@@ -387,6 +370,59 @@ class MXFP4Columns(_Pairs):
         np.take(_words_of_e2m1(), picked, out=words.view(np.float64), mode="clip")
 
 
+@dataclass(frozen=True, eq=False)
+class INT4Wide(INT4Columns):
+    """The same in twice the memory, with words that only need a cast, and the same digits of every product.
+
+    codes int16, (2, in, rows/4) a slab: the words of both passes. Scales and bias are float32.
+    """
+
+    codes: NDArray[Any]
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        width = slab.rows // 4
+        quarter, word = np.divmod(np.arange(start, stop), width)
+        words = slab.codes.reshape(2, -1, width)[quarter // 2, :, word].T
+        return np.where(quarter % 2, words >> np.int16(12), (words & np.int16(15)) - np.int16(8)).astype(np.int8)
+
+    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
+        at = (index * self.shape[1] + start * self.group) * slab.rows // 4
+        np.copyto(words, slab.codes[at : at + words.size])
+
+
+def widened(matrix: QTensor) -> QTensor:
+    """The form of the matrix that takes more memory and less time; the matrix itself where there is none."""
+    if not isinstance(matrix, INT4Columns | INT8Columns) or isinstance(matrix, INT4Wide):
+        return matrix
+    scales = matrix.scales.astype(np.float32, copy=False)
+    bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
+    if isinstance(matrix, INT8Columns):
+        return INT8Columns(matrix.codes, scales, bias, matrix.shape)
+    rows, columns = matrix.shape
+    codes = np.empty(rows * columns // 2, np.int16)
+    for slab in matrix.slabs:
+        width = slab.rows // 4
+        passes = codes[slab.first * columns // 2 :][: 2 * columns * width].reshape(2, -1, matrix.group * width)
+        for start, stop in _spans(columns // matrix.group, matrix.group * width):
+            words = _scratch("words", (stop - start, matrix.group * width))
+            for index in range(matrix.passes):
+                matrix._fill(slab, index, start, stop, words.reshape(-1))
+                np.copyto(passes[index, start:stop], words, casting="unsafe")
+    return INT4Wide(codes, scales, bias, matrix.shape)
+
+
+def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
+    """Memory of a matrix of a `QTensor.format` and so many bytes when `widened`.
+
+    As if scales and bias were float16 before. Where they are float32, as those of GGUF's K-quants, it takes less.
+    """
+    kind = format.partition(" ")[0]
+    if kind not in ("int4", "int8") or not can_lay_out(format, rows):
+        return nbytes
+    codes = rows * columns // (2 if kind == "int4" else 1)
+    return rows * columns + 2 * (nbytes - codes)
+
+
 def can_lay_out(format: str, rows: int) -> bool:
     """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
     return format.startswith("int8") or (format.startswith(("int4", "mxfp4")) and rows % 4 == 0)
@@ -394,7 +430,8 @@ def can_lay_out(format: str, rows: int) -> bool:
 
 def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
     """The rows of each slab; all but the last have the same number, a multiple of 4."""
-    slabs = max(1, -(-rows // SLAB_ROWS), min(2, rows * columns // SLAB_WEIGHTS))
+    halves = max(2, 2 * rows // SLAB_ROWS)
+    slabs = max(1, -(-rows // SLAB_ROWS), min(rows * columns // SLAB_WEIGHTS, halves))
     step = -(-rows // (4 * slabs)) * 4
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 

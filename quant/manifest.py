@@ -8,7 +8,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
 MANIFEST_NAME = "numoe.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged; convert or download the model again") from error
-    remedy = "convert or download the model again" if version == 1 else "update numoe"
+    remedy = "convert or download the model again" if version in range(FORMAT_VERSION) else "update numoe"
     raise InputError(f"{path} has format {version!r}, and this numoe reads format {FORMAT_VERSION}; {remedy}")

@@ -12,13 +12,18 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant import kernels, threads
+from numoe.quant import kernels, threads, workers
 from numoe.quant.activations import Activations
 from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.threads import Task
 
-_WORTH_SHARING = 1 << 21  # multiplications; for fewer, waking another thread takes longer than it helps
+FEW = 8
+"""Up to so many tokens, turning the weights into float32 is most of a product's work."""
+
+# Multiplications; for fewer, having others help takes longer than it gains.
+_WORTH_WORKERS = 1 << 20
+_WORTH_THREADS = 1 << 21
 
 MX_GROUP = 32
 """Weights that share one e8m0 scale in the OCP microscaling formats."""
@@ -97,24 +102,26 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
 
     Give the same `Activations` to all matrices that are multiplied with the same x. Raises what `matmul` raises.
     """
-    outs: list[Float32] = []
-    tasks: list[Task] = []
+    given: list[workers.Product] = []
     work = 0
+    few = True
     for matrix, x, out in products:
         activations = x if isinstance(x, Activations) else Activations(x)
-        given = activations.x
+        values = activations.x
         rows, columns = matrix.shape
-        if given.dtype != np.float32 or given.ndim != 2 or given.shape[1] != columns:
-            raise ValueError(f"matmul takes float32 (T, {columns}), not {given.dtype} {given.shape}")
-        outs.append(np.empty((len(given), rows), np.float32) if out is None else out)
-        tasks += matrix.products(activations, outs[-1])
-        work += len(given) * rows * columns
-    if work < _WORTH_SHARING:
-        for task in tasks:
-            task()
-    else:
-        threads.run(tasks)
-    return outs
+        if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != columns:
+            raise ValueError(f"matmul takes float32 (T, {columns}), not {values.dtype} {values.shape}")
+        given.append((matrix, activations, np.empty((len(values), rows), np.float32) if out is None else out))
+        work += len(values) * rows * columns
+        few = few and len(values) <= FEW
+    if not (few and work >= _WORTH_WORKERS and workers.multiply(given)):
+        tasks = [task for matrix, x, out in given for task in matrix.products(x, out)]
+        if work < _WORTH_THREADS:
+            for task in tasks:
+                task()
+        else:
+            threads.run(tasks)
+    return [out for _, _, out in given]
 
 
 @dataclass(frozen=True, eq=False)

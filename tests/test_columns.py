@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numoe.engine import load
 from numoe.quant import columns, threads
 from numoe.quant.activations import FIELD_BITS, Activations
-from numoe.quant.columns import FEW, Columns, can_lay_out, laid_out
+from numoe.quant.columns import FEW, Columns, can_lay_out, laid_out, wide_nbytes, widened
 from numoe.quant.dtypes import E2M1
 from numoe.quant.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.qtensor import INT4, MXFP4, QTensor, matmul_all
@@ -113,13 +113,12 @@ def test_the_largest_codes_do_not_run_into_each_other(code: int) -> None:
             np.testing.assert_allclose(laid(matrix).matmul(x), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("peak", [8, 12])
-@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize(("group", "peak"), [(16, 8), (32, 8), (64, 8), (128, 8), (32, 12)])
 def test_digits_are_integers_small_enough(group: int, peak: int) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4 * group), np.float32)
     x[0, :group] = 0
     x[1, 0] = 1e6
-    digits = Activations(x).digits(group, peak)
+    digits = Activations(x).digits(group, peak, 3e-4)
     integers = digits.values * 2.0**FIELD_BITS
     np.testing.assert_array_equal(integers, np.rint(integers))
     assert (np.sqrt((integers**2).sum(axis=-1)) * peak * group**0.5 < 2 ** (FIELD_BITS - 1)).all()
@@ -158,6 +157,37 @@ def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
             np.testing.assert_array_equal(several[1], alone[::-1])
             if kind != "int8":  # these are sums of integers, where float32 sums depend on what BLAS makes of a shape
                 np.testing.assert_array_equal(matrix.matmul(x[:1]), alone[:1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(list(PACKS)),
+    rows=st.integers(1, 300).map(lambda n: 4 * n),
+    groups=st.integers(1, 5),
+    tokens=st.sampled_from([1, 2, FEW, FEW + 1]),
+    slab=st.sampled_from([64, 2048]),
+)
+def test_the_wide_form_gives_the_same_digits(kind: str, rows: int, groups: int, tokens: int, slab: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SLAB_ROWS", slab)
+        dense = laid(PACKS[kind](weights_of(rows, 32 * groups), 32))
+        wide = widened(dense)
+        assert wide.nbytes == wide_nbytes(dense.format, *dense.shape, dense.nbytes) > dense.nbytes
+        assert wide.format == dense.format
+        x = np.random.default_rng(1).standard_normal((tokens, 32 * groups), np.float32)
+        np.testing.assert_array_equal(wide.matmul(x), dense.matmul(x))
+        np.testing.assert_array_equal(wide.dequantize(), dense.dequantize())
+        picked = [0, rows - 1, rows // 2]
+        np.testing.assert_array_equal(wide.rows(picked), dense.rows(picked))
+        part = wide.slice_rows(rows // 4 * 2, rows)
+        np.testing.assert_array_equal(part.dequantize(), dense.dequantize()[rows // 4 * 2 :])
+        assert widened(wide).nbytes == wide.nbytes
+
+
+def test_what_has_no_wide_form_stays_as_it_is() -> None:
+    for matrix in (laid(pack_mxfp4(weights_of(8, 32))), pack_bf16(weights_of(8, 32)), symmetric(weights_of(6, 32))):
+        assert widened(matrix) is matrix
+        assert wide_nbytes(matrix.format, *matrix.shape, matrix.nbytes) == matrix.nbytes
 
 
 def test_what_has_no_such_form_stays_as_it_is() -> None:

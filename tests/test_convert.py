@@ -112,7 +112,7 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
         found = divergence(reference, loaded.session(256).feed(ids))
         print(f"{case} {quant}: KL {found:.2e}")
         assert found < bound
-        assert loaded.plan().weight_bytes == loaded.stats()["weight_bytes"]
+        assert loaded.plan().weight_bytes + loaded.wide_bytes == loaded.stats()["weight_bytes"]
         formats = {role: {kind for r, kind in loaded.plan().weights if r == role} for role, _ in loaded.plan().weights}
         bulk = formats.get("experts", formats.get("dense ffn", set()))
         assert compact or any(kind.startswith(quant) for kind in bulk)
@@ -289,11 +289,11 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 3}', "has format 3, and this numoe reads format 2; update numoe"),
-        ('{"format": 1}', "has format 1, and this numoe reads format 2; convert or download the model again"),
+        ('{"format": 4}', "has format 4, and this numoe reads format 3; update numoe"),
+        ('{"format": 2}', "has format 2, and this numoe reads format 3; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        ('{"format": 2, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
+        ('{"format": 3, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
     ],
 )
 def test_folders_of_another_format_are_refused(source: Path, text: str, message: str, tmp_path: Path) -> None:

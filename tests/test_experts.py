@@ -333,8 +333,8 @@ def test_buffers_never_exceed_the_budget(
     live, most = [0], [0]
     make = experts._buffer
 
-    def count(nbytes: int) -> np.ndarray:
-        buffer = make(nbytes)
+    def count(nbytes: int, changes: bool) -> np.ndarray:
+        buffer = make(nbytes, changes)
         live[0] += nbytes
         most[0] = max(most[0], live[0])
         weakref.finalize(buffer, lambda: live.__setitem__(0, live[0] - nbytes))

@@ -43,6 +43,8 @@ def a_plan() -> Plan:
         context=8192,
         kv_bytes=GIGA,
         scratch_bytes=GIGA // 2,
+        float32_bytes=0,
+        wide_bytes=0,
     )
 
 

@@ -34,8 +34,10 @@ from numoe.engine import Model, load
 from numoe.engine.bench import SHAPES, copies, per_second, plain_products, products, working_set_bytes
 from numoe.engine.ops import Floats
 from numoe.engine.perplexity import perplexity
-from numoe.quant.columns import FEW, laid_out
+from numoe.quant import workers
+from numoe.quant.columns import laid_out
 from numoe.quant.pack import pack_int4, pack_mxfp4
+from numoe.quant.qtensor import FEW
 from numoe.quant.recipe import Target
 from numoe.quant.threads import usable_cores, use
 
@@ -141,6 +143,7 @@ def kernels(threads: int, rounds: int) -> Iterator[Row]:
             say(f"kernels: {what}")
             nbytes = working_set_bytes()
             matrices = copies(fast, nbytes)
+            workers.know(matrices)
             ours = products(cycle(matrices), x)
             simple = plain_products(cycle(copies(stored, nbytes)), x)
             competitors = {
