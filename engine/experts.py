@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from numoe.engine.weights import Place
-from numoe.quant import threads, workers
+from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, for_use, widened
 from numoe.quant.dtypes import UInt8
@@ -223,17 +223,11 @@ class ExpertStore:
     def widen(self) -> None:
         """Put the units in the form that takes more memory and less time, once all are resident."""
         with self._change:
-            entries = list(self._resident.values())
-
-        def widen(index: int) -> None:
-            entry = entries[index]
-            for part, matrix in entry.matrices.items():
-                entry.matrices[part] = widened(matrix)
-
-        before = sum(matrix.nbytes for matrix in self.matrices())
-        threads.share(len(entries), widen)
-        grown = sum(matrix.nbytes for matrix in self.matrices()) - before
-        with self._change:
+            grown = 0
+            for entry in self._resident.values():
+                for part, matrix in entry.matrices.items():
+                    wide = entry.matrices[part] = widened(matrix)
+                    grown += wide.nbytes - matrix.nbytes
             self._held += grown
             self.budget += grown
             self.total_bytes += grown

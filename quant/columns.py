@@ -37,7 +37,7 @@ SLAB_WEIGHTS = 1 << 21
 SMALL = 1 << 19
 """A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise."""
 
-_BLOCK = 1 << 19  # float32 words alive at a time: 2 MiB. Fewer cost more calls, for each of which threads wait
+_BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB, about an L2 cache
 
 
 class Slab(NamedTuple):
@@ -479,16 +479,18 @@ def _int4_words(matrix: INT4) -> UInt16:
     stored = codes.reshape(-1).view(np.uint8)
     words = stored.reshape(len(packed), 2, half, width, 2)
     last = np.empty(words.shape[:-1], np.uint8)
-    for index, group in ((i, g) for g in range(len(packed)) for i in (0, 1)):  # stays in the cache
-        nibbles = packed[group] >> np.uint8(4 * index)
+    step = max(1, (1 << 18) // (half * rows))  # so many bytes stay in the cache
+    for start, index in ((g, i) for g in range(0, len(packed), step) for i in (0, 1)):
+        groups = slice(start, start + step)
+        nibbles = packed[groups] >> np.uint8(4 * index)
         if index == 0:
             nibbles &= np.uint8(15)
-        last[group, index] = nibbles[:, 3 * width :]
-        words[group, index, ..., 0] = nibbles[:, :width]
-        words[group, index, ..., 1] = nibbles[:, 2 * width : 3 * width]
+        last[groups, index] = nibbles[..., 3 * width :]
+        words[groups, index, ..., 0] = nibbles[..., :width]
+        words[groups, index, ..., 1] = nibbles[..., 2 * width : 3 * width]
         nibbles ^= eight
         nibbles <<= np.uint8(4)
-        words[group, index, ..., 1] |= nibbles[:, width : 2 * width]
+        words[groups, index, ..., 1] |= nibbles[..., width : 2 * width]
     last ^= eight
     last <<= np.uint8(4)
     flat = last.reshape(-1)
