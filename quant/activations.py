@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -103,26 +104,39 @@ class _Taken(Activations):
         return self._digits[key]
 
 
-def _split(x: Float32, peak: int, precision: float) -> Digits:
-    """x (G, T, g). By Cauchy-Schwarz no sum of digits times codes reaches half of a field."""
-    groups, tokens, size = x.shape
+@cache
+def _steps(size: int, peak: int, precision: float) -> tuple[np.float32, Float32, Float32]:
+    """How many times finer each digit is than the one before, what x is multiplied with to count in units of each,
+    and these units, (N,), for groups of length 1.
+
+    By Cauchy-Schwarz no sum of digits times codes reaches half of a field.
+    """
     # Rounding to integers may lengthen a vector by half a unit a component, and leaves that much of it at most.
     half = math.sqrt(size) / 2
     reach = (2 ** (FIELD_BITS - 1) - 1) / (peak * math.sqrt(size)) - half
     finer = math.floor(reach / half)
     left = math.sqrt(size / 12) / reach  # of a vector by its first digit
     count = 1 + math.ceil(math.log(left / precision, finer))
-    length = np.sqrt(np.einsum("gtk,gtk->gt", x, x))
+    steps = reach * float(finer) ** np.arange(count)
+    return np.float32(finer), steps.astype(np.float32), (1 / steps).astype(np.float32)
+
+
+def _split(x: Float32, peak: int, precision: float) -> Digits:
+    """x (G, T, g)."""
+    groups, tokens, size = x.shape
+    finer, steps, parts = _steps(size, peak, precision)
+    count = len(steps)
+    length = np.einsum("gtk,gtk->gt", x, x)
+    np.sqrt(length, out=length)
     np.maximum(length, np.float32(1e-30), out=length)
     # x in units of each digit, rounded; less what the digits before say already.
     values = np.empty((groups, tokens, count, size), np.float32)
-    steps = reach * finer ** np.arange(count)
-    np.multiply(x[:, :, None], (steps.astype(np.float32) / length[..., None])[..., None], out=values)
+    np.multiply(x[:, :, None], (steps / length[..., None])[..., None], out=values)
     np.rint(values, out=values)
-    values[:, :, 1:] -= values[:, :, :-1] * np.float32(finer)
+    values[:, :, 1:] -= values[:, :, :-1] * finer
     values *= np.float32(2**-FIELD_BITS)
     integers = values.reshape(groups, tokens * count, size)
     units = np.empty((2, 1, groups, tokens, 1, count), np.float32)
-    np.multiply(length[..., None, None], (1 / steps).astype(np.float32), out=units[1, 0])
+    np.multiply(length[..., None, None], parts, out=units[1, 0])
     np.multiply(units[1], np.float32(2**FIELD_BITS), out=units[0])
-    return Digits(integers, units, integers.sum(axis=2, keepdims=True) * np.float32(8))
+    return Digits(integers, units, np.add.reduce(integers, axis=2, keepdims=True) * np.float32(8))

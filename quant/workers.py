@@ -191,12 +191,13 @@ class _Pool:
         return True
 
     def _wait(self, over: Callable[[], bool]) -> None:
-        for _ in range(100):
+        for _ in range(1000):
             if over():
                 return
+            os.sched_yield()
         looked = time.monotonic()
         while not over():
-            time.sleep(0)  # lets other threads of this process go on
+            time.sleep(0)  # takes longer, and lets other threads of this process go on
             if time.monotonic() > looked + 0.1:
                 looked = time.monotonic()
                 self._check()
