@@ -6,6 +6,7 @@ Shapes: T queries, S keys, G key/value heads, R query heads on each (H = G R), C
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +57,10 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     With one key/value head a part may give each query its own keys.
     """
     groups, count, share, _ = q.shape
-    ends = np.cumsum([0] + [keys.shape[1] for keys, _, _ in parts])
-    scores = np.empty((groups, count, share, int(ends[-1])), np.float32)
+    spans = list(pairwise(accumulate((keys.shape[1] for keys, _, _ in parts), initial=0)))
+    scores = np.empty((groups, count, share, spans[-1][1]), np.float32)
     q = q * np.float32(scale)
-    for (keys, _, hidden), a, b in zip(parts, ends, ends[1:], strict=False):
+    for (keys, _, hidden), (a, b) in zip(parts, spans, strict=True):
         part = scores[..., a:b]
         if _own_keys(keys, q):
             np.matmul(q[0], keys.transpose(0, 2, 1), out=part[0])
@@ -76,7 +77,7 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
         np.exp(scores, out=scores)
         scores /= (scores.sum(axis=-1) + np.exp(sink - top))[..., None]
     out: Floats | None = None
-    for (_, values, _), a, b in zip(parts, ends, ends[1:], strict=False):
+    for (_, values, _), (a, b) in zip(parts, spans, strict=True):
         part = scores[..., a:b]
         if _own_keys(values, q):
             mixed = np.matmul(part[0], values)[None]

@@ -6,7 +6,7 @@ Shapes: T tokens, D hidden, E experts, K chosen a token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,9 @@ class Dense:
 
 def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> list[Floats]:
     """Several blocks of one kind at once, each with its own tokens: (T, D) each."""
-    bounds = np.cumsum([0, *(len(x) for _, x in parts)]).tolist()
+    bounds = accumulate((len(x) for _, x in parts), initial=0)
     rows = [slice(a, b) for a, b in pairwise(bounds)]
-    gate, up = (np.empty((bounds[-1], spec.width), np.float32) for _ in range(2))
+    gate, up = (np.empty((rows[-1].stop, spec.width), np.float32) for _ in range(2))
     products: list[tuple[QTensor, Activations, Floats | None]] = []
     for (w, x), own in zip(parts, rows, strict=True):
         products += [(w.matrices["gate"], x, gate[own]), (w.matrices["up"], x, up[own])]

@@ -46,9 +46,9 @@ def swiglu(gate: Floats, up: Floats, limit: float | None = None) -> Floats:
 
 def softmax(x: Floats) -> Floats:
     """exp(x - max) / sum over the last axis, in place."""
-    x -= x.max(axis=-1, keepdims=True)
+    x -= np.maximum.reduce(x, axis=-1, keepdims=True)
     np.exp(x, out=x)
-    x /= x.sum(axis=-1, keepdims=True)
+    x /= np.add.reduce(x, axis=-1, keepdims=True)
     return x
 
 

@@ -62,6 +62,8 @@ class Columns(QTensor):
     scales: NDArray[Any]
     bias: NDArray[Any] | None
     size: tuple[int, int]
+    cut: tuple[tuple[int, int], ...] | None = None
+    """Rows first and last + 1 of each slab, where they are not those of `slab_spans`."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,7 +84,7 @@ class Columns(QTensor):
         rows, columns = self.shape
         groups = columns // self.group
         parts = []
-        for first, stop in slab_spans(rows, columns):
+        for first, stop in self.cut or slab_spans(rows, columns):
             count = stop - first
             codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
             codes = codes[: count * columns * self.codes.size // (rows * columns)]
@@ -122,7 +124,17 @@ class Columns(QTensor):
         return out
 
     def slice_rows(self, start: int, stop: int) -> QTensor:
-        return laid_out(self.plain().slice_rows(start, stop))
+        """Shares these bytes where the range begins and ends with a slab; elsewhere it copies them."""
+        cut = tuple((s.first - start, s.first - start + s.rows) for s in self.slabs if start <= s.first < stop)
+        if not cut or cut[0][0] or cut[-1][1] != stop - start:
+            return laid_out(self.plain().slice_rows(start, stop))
+
+        def part(values: NDArray[Any]) -> NDArray[Any]:
+            each = values.size // self.shape[0]
+            return values[start * each : stop * each]
+
+        bias = None if self.bias is None else part(self.bias)
+        return type(self)(part(self.codes), part(self.scales), bias, (stop - start, self.shape[1]), cut)
 
     offset = 0
     """What codes were before they were centred, less what they are: of unsigned 4-bit ones 8."""
@@ -397,7 +409,7 @@ def widened(matrix: QTensor) -> QTensor:
     scales = matrix.scales.astype(np.float32, copy=False)
     bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
     if isinstance(matrix, INT8Columns):
-        return INT8Columns(matrix.codes, scales, bias, matrix.shape)
+        return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
     rows, columns = matrix.shape
     codes = np.empty(rows * columns // 2, np.int16)
     for slab in matrix.slabs:
@@ -408,7 +420,7 @@ def widened(matrix: QTensor) -> QTensor:
             for index in range(matrix.passes):
                 matrix._fill(slab, index, start, stop, words.reshape(-1))
                 np.copyto(passes[index, start:stop], words, casting="unsafe")
-    return INT4Wide(codes, scales, bias, matrix.shape)
+    return INT4Wide(codes, scales, bias, matrix.shape, matrix.cut)
 
 
 def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:

@@ -22,6 +22,12 @@ def block_rows(columns: int) -> int:
     return max(1, SCRATCH_ELEMENTS // max(1, columns))
 
 
+def _equal_blocks(rows: int, columns: int) -> range:
+    """Where blocks of rows start that fit in the scratch and are equal, so that threads can share them evenly."""
+    blocks = -(-rows // block_rows(columns))
+    return range(0, rows, max(1, -(-rows // max(1, blocks))))
+
+
 def _scratch(rows: int, columns: int) -> Float32:
     # One buffer a thread, reused by every matmul on it.
     buffer = getattr(_local, "buffer", None)
@@ -38,26 +44,26 @@ def products_by_rows(
     x (T, in), out (T, out) float32.
     """
     rows, columns = shape
-    step = block_rows(columns)
+    starts = _equal_blocks(rows, columns)
 
     def multiply(start: int) -> None:
-        stop = min(start + step, rows)
+        stop = min(start + starts.step, rows)
         block = _scratch(stop - start, columns)
         dequantize_rows(start, stop, block)
         np.matmul(x, block.T, out=out[:, start:stop])
 
-    return [partial(multiply, start) for start in range(0, rows, step)]
+    return [partial(multiply, start) for start in starts]
 
 
 def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task]:
     """Tasks for out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
-    rows, columns = weights.shape
-    step = block_rows(columns)
+    starts = _equal_blocks(*weights.shape)
 
     def multiply(start: int) -> None:
-        np.matmul(x, weights[start : start + step].T, out=out[:, start : start + step])
+        stop = start + starts.step
+        np.matmul(x, weights[start:stop].T, out=out[:, start:stop])
 
-    return [partial(multiply, start) for start in range(0, rows, step)]
+    return [partial(multiply, start) for start in starts]
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:

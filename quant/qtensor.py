@@ -22,7 +22,7 @@ FEW = 8
 """Up to so many tokens, turning the weights into float32 is most of a product's work."""
 
 # Multiplications; for fewer, having others help takes longer than it gains.
-_WORTH_WORKERS = 1 << 20
+_WORTH_WORKERS = 1 << 19
 _WORTH_THREADS = 1 << 21
 
 MX_GROUP = 32

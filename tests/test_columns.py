@@ -184,6 +184,26 @@ def test_the_wide_form_gives_the_same_digits(kind: str, rows: int, groups: int, 
         assert widened(wide).nbytes == wide.nbytes
 
 
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
+def test_slices_of_whole_slabs_share_their_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the groups of V4's output projection are: copies would take memory that no plan counts."""
+    monkeypatch.setattr(columns, "SLAB_ROWS", 64)
+    weights = weights_of(256, 64)
+    dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, 32))
+    x = np.random.default_rng(1).standard_normal((1, 64), np.float32)
+    for matrix in (dense, widened(dense)):
+        assert isinstance(matrix, Columns)
+        for number, part in enumerate(matrix.split(2)):
+            assert isinstance(part, Columns)
+            assert all(np.shares_memory(a, b) for a, b in ((part.codes, matrix.codes), (part.scales, matrix.scales)))
+            rows = slice(128 * number, 128 * number + 128)
+            np.testing.assert_array_equal(part.dequantize(), matrix.dequantize()[rows])
+            np.testing.assert_array_equal(part.matmul(x), matrix.matmul(x)[:, rows])
+            np.testing.assert_array_equal(widened(part).dequantize(), part.dequantize())
+            np.testing.assert_array_equal(part.slice_rows(4, 40).dequantize(), part.dequantize()[4:40])
+        assert not np.shares_memory(matrix.slice_rows(4, 68).codes, matrix.codes)  # type: ignore[attr-defined]
+
+
 def test_what_has_no_wide_form_stays_as_it_is() -> None:
     for matrix in (laid(pack_mxfp4(weights_of(8, 32))), pack_bf16(weights_of(8, 32)), symmetric(weights_of(6, 32))):
         assert widened(matrix) is matrix
