@@ -61,10 +61,10 @@ class Activations:
         return self._sums[group]
 
     def shifts(self, group: int, offset: int) -> Float32:
-        """What `offset` added to every code adds to each group, (G, T, 1)."""
+        """What `offset` added to every code adds to each group, (T, G)."""
         key = group, offset
         if key not in self._shifts:
-            self._shifts[key] = np.float32(offset) * self.sums(group).T[..., None]
+            self._shifts[key] = np.float32(offset) * self.sums(group)
         return self._shifts[key]
 
     def digits(self, group: int, peak: int, precision: float) -> Digits:

@@ -282,13 +282,12 @@ class _Pairs(Columns):
         by_row = _scratch("by row", (groups, tokens, passes, 2, 1, width))
         by_digit = sums.reshape(2, passes, groups, tokens, count, width)
         np.matmul(digits.units, by_digit, out=by_row.transpose(3, 2, 0, 1, 4, 5))
-        by_group = by_row.reshape(groups, tokens, slab.rows)
-        if slab.bias is not None:
-            by_group += x.shifts(self.group, self.offset)  # scale * (code + offset) + bias
-        np.einsum("gtr,gr->tr", by_group, _factors(slab.scales), out=out)
+        scales = _factors(slab.scales)
+        np.einsum("gtr,gr->tr", by_row.reshape(groups, tokens, slab.rows), scales, out=out)
         if self.unit != 1:
             out *= np.float32(self.unit)
-        if slab.bias is not None:
+        if slab.bias is not None:  # scale * (code + offset) + bias
+            out += np.matmul(x.shifts(self.group, self.offset), scales)
             out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
 
