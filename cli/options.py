@@ -89,9 +89,7 @@ Context = Annotated[
 Ram = Annotated[
     str | None, typer.Option("--ram", metavar="SIZE", help="Memory to use at most, such as 16GB; else what is free.")
 ]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads to compute with; else all cores.")
-]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Cores to compute with; else all.")]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Multiply 4-bit weights with float32 activations: slower, and 0.0002 closer.")
 ]

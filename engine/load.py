@@ -371,7 +371,7 @@ def load(
     Args:
         model: see `describe`; or what that gave.
         ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free.
-        threads: threads to compute with, for the whole process; None: one a core.
+        threads: threads, and on Linux workers, to compute with, for the whole process; None: one a core.
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`.
         exact: whether activations stay float32 throughout; otherwise 4-bit weights are multiplied, several times
             faster, with activations rounded by less than a thousandth.

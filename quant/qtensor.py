@@ -98,7 +98,7 @@ class QTensor(ABC):
 
 
 def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 | None]]) -> list[Float32]:
-    """`QTensor.matmul` of several matrices at once, each (W, x, out or None): threads share all of it.
+    """`QTensor.matmul` of several matrices at once, each (W, x, out or None): workers or threads share all of it.
 
     Give the same `Activations` to all matrices that are multiplied with the same x. Raises what `matmul` raises.
     """

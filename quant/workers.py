@@ -5,7 +5,7 @@ which takes longer than the second core gains. A worker is a fork of this proces
 at its birth without a copy of them, and what is multiplied and what comes out through memory that both share.
 
 All build the same list of tasks, and each does those that nobody has begun. So no digit depends on the number of
-workers, and one that the system lets wait holds up nothing.
+workers, and one that the system lets wait holds up no more than the task it has begun.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -69,6 +68,8 @@ class _Shared:
     """The memory, and both sides' view of a job."""
 
     def __init__(self) -> None:
+        from multiprocessing import get_context  # takes its time, and most commands never come here
+
         self._claims = get_context("fork").Lock()
         self.bytes = mmap.mmap(-1, _NBYTES)
         self.numbers = memoryview(self.bytes)[: 8 * 130].cast("q")
@@ -291,6 +292,7 @@ def _close_all_but(kept: int) -> None:
 
 _known: dict[int, weakref.ref[QTensor]] = {}
 _pool: _Pool | None = None
+_possible = sys.platform == "linux"
 _one_at_a_time = threading.Lock()
 
 
@@ -315,19 +317,23 @@ def _forget(key: int, ref: weakref.ref[QTensor]) -> None:
 def multiply(products: Sequence[Product]) -> bool:
     """Do all products together with the workers, as many as `threads.use` was told less this process.
 
-    False, and nothing is done, where there are none: with one thread, on systems without fork, for matrices that are
-    not `know`n, and when another thread is at it.
+    False, and nothing is done, where there are none: with one thread, on systems without fork or that refuse one, for
+    matrices that are not `know`n, and when another thread is at it.
     """
-    global _pool
+    global _pool, _possible
     count = min(threads.in_use() - 1, _MOST_WORKERS)
-    if count < 1 or sys.platform != "linux" or not _one_at_a_time.acquire(blocking=False):
+    if count < 1 or not _possible or not _one_at_a_time.acquire(blocking=False):
         return False
     try:
         if _pool is None or len(_pool) != count or not _all_in(_pool.members, products):
             if not _all_in(_known, products):
                 return False
             _end()
-            _pool = _Pool(count, dict(_known))
+            try:
+                _pool = _Pool(count, dict(_known))
+            except OSError:  # no more processes, or no shared memory: threads do the same more slowly
+                _possible = False
+                return False
         return _pool.multiply(products)
     except BaseException:
         _end()  # what it left half done goes with it

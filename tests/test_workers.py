@@ -182,6 +182,20 @@ def test_results_that_the_shared_memory_does_not_hold_are_computed_here(monkeypa
     np.testing.assert_array_equal(matmul_all([(matrix, x, None)])[0], alone([(matrix, x, None)])[0])
 
 
+def test_where_no_process_can_be_started_threads_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "fork", refused)
+    monkeypatch.setattr(workers, "_possible", True)
+    (matrix,) = matrices([(8192, 64)])
+    workers.know([matrix])
+    threads.use(2)
+    x = Activations(np.ones((1, 64), np.float32))
+    np.testing.assert_array_equal(matmul_all([(matrix, x, None)])[0], alone([(matrix, x, None)])[0])
+    assert not workers._possible  # and it is not tried again at every product
+
+
 def test_the_death_of_a_worker_is_told() -> None:
     several = matrices([(512, 64)] * 4)
     workers.know(several)
