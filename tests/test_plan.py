@@ -126,6 +126,28 @@ def test_peak_memory_is_predicted(config: dict[str, Any], dtype: str, rams: tupl
         assert measured == pytest.approx(predicted, rel=0.1)
 
 
+def test_the_wide_form_is_taken_where_there_is_room(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Then weights take as much more as was planned, and give the same logits."""
+    source = describe(checkpoint("qwen3_moe_a"))
+    convert(source.checkpoint, source.matrices(), tmp_path / "int4", "int4", Folder(source.path, "source"))
+    ids = tiny.load_golden("qwen3_moe_a").ids[:12]
+    planned = describe(tmp_path / "int4").plan(64)
+    full = planned.total_bytes + planned.wide_bytes
+    assert planned.wide_bytes > 0
+    logits = []
+    for ram, wide in ((planned.total_bytes, 0), (full - 1, 0), (full, planned.wide_bytes)):
+        assert planned.widens(ram) == bool(wide)
+        model = load(tmp_path / "int4", ram=ram, ctx=64)
+        assert model.wide_bytes == wide
+        assert model.stats()["weight_bytes"] == planned.weight_bytes + wide
+        session = model.session(64)
+        logits.append(np.concatenate([session.feed(ids[:4]), session.feed(ids[4:])]))
+    np.testing.assert_array_equal(logits[0], logits[1])
+    np.testing.assert_array_equal(logits[0], logits[2])
+    exact = load(tmp_path / "int4", ram=full, ctx=64, exact=True)
+    assert exact.stats()["weight_bytes"] == planned.weight_bytes
+
+
 def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, str]]) -> None:
     document = json.loads(command("show", "tiny", "--json")[1])
     assert sum(row["parameters"] for row in document["weights"]) == document["parameters"]

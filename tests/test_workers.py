@@ -171,6 +171,24 @@ def test_workers_do_not_keep_a_dropped_matrix() -> None:
     assert ends(pid)
 
 
+def test_workers_do_not_see_memory_that_changes() -> None:
+    """Else what it held at their birth would be kept beside what it holds."""
+    (matrix,) = matrices([(8192, 64)])
+    changing, constant = workers.unshared(1 << 20), np.ones(1 << 20, np.uint8)
+    changing[:] = 1
+    workers.know([matrix])
+    threads.use(2)
+    matmul_all([(matrix, Activations(np.ones((1, 64), np.float32)), None)])
+    lines = Path(f"/proc/{pids()[0]}/maps").read_text(encoding="utf-8").splitlines()
+    spans = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+
+    def seen(memory: np.ndarray) -> bool:
+        return any(start <= memory.ctypes.data + len(memory) // 2 < end for start, end in spans)
+
+    assert seen(constant)
+    assert not seen(changing)
+
+
 def test_results_that_the_shared_memory_does_not_hold_are_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     (matrix,) = matrices([(64, 64)])
     workers.know([matrix])
