@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from threading import Condition
 from typing import Any
 
@@ -476,13 +476,32 @@ class ExpertStore:
             part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
             for part, (at, places) in entry.unit.matrices.items()
         }
-        return {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
+        used = {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
+        return used if self.budget == self.total_bytes or entry.unit.keeps_buffer else _apart(used)
 
 
 def _buffer(nbytes: int, changes: bool) -> UInt8:
     """Uninitialised memory whose start is aligned, within `nbytes`; `changes`: whether it is written to again."""
     memory = workers.unshared(nbytes) if changes else np.empty(nbytes, np.uint8)
     return memory[-memory.ctypes.data % _ALIGNMENT :]
+
+
+def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
+    """The same in memory that workers do not see: they would keep what is evicted."""
+    arrays = {
+        (part, one.name): values
+        for part, matrix in matrices.items()
+        for one in fields(matrix)  # type: ignore[arg-type]
+        if isinstance(values := getattr(matrix, one.name), np.ndarray)
+    }
+    sizes = [-(-values.nbytes // _ALIGNMENT) * _ALIGNMENT for values in arrays.values()]
+    memory = workers.unshared(sum(sizes))
+    moved: dict[str, dict[str, np.ndarray]] = {part: {} for part in matrices}
+    for ((part, name), values), start in zip(arrays.items(), itertools.accumulate(sizes, initial=0), strict=False):
+        copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+        np.copyto(copy, values)
+        moved[part][name] = copy
+    return {part: replace(matrix, **moved[part]) for part, matrix in matrices.items()}  # type: ignore[type-var]
 
 
 def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place], exact: bool) -> _Unit:

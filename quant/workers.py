@@ -355,6 +355,9 @@ def unshared(nbytes: int) -> NDArray[np.uint8]:
         return np.empty(nbytes, np.uint8)
     memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_DONTFORK)
+    if nbytes >= 1 << 22:  # as NumPy does
+        with suppress(OSError):  # of kernels without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:nbytes]
 
 
