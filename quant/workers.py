@@ -165,7 +165,7 @@ class _Pool:
             for (matrix, x, out), (at, _) in zip(products, results, strict=True)
             for task in matrix.products(x, shared.at(at, *out.shape))
         ]
-        if not 2 <= len(tasks) <= _MOST_TASKS or len(message) > 4 * _VALUES - _MESSAGE:
+        if not 2 <= len(tasks) <= _MOST_TASKS or len(message) > _VALUES - _MESSAGE:
             return False
         for _, x, _ in products:
             at = bases[id(x.whole)][1]
@@ -205,7 +205,8 @@ class _Pool:
 
     def _check(self) -> None:
         for pid in self.pids:
-            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+            # Left for `close` to collect: until then no other process can get its number.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise InputError(
                     "a process that computes for numoe was ended from outside; start again, with a smaller --ram if "
                     "memory was short"
