@@ -144,19 +144,21 @@ class _Pool:
         """Do all products; False, and nothing, if that is but one task, or more than the memory holds."""
         shared, numbers = self._shared, self._shared.numbers
         place = _VALUES // 4
-        bases: dict[int, tuple[int, int]] = {}
+        bases: dict[int, int] = {}
         described = []
         given: list[tuple[int, int, int]] = []
+        values = []
         results = []
         for matrix, x, out in products:
             whole = x.whole
             if id(whole) not in bases:
-                bases[id(whole)] = len(given), place
+                bases[id(whole)] = len(given)
                 given.append((place, *whole.x.shape))
+                values.append(whole.x)
                 place += whole.x.size
             if place + out.size > shared.values.size:
                 return False
-            described.append((id(matrix), bases[id(whole)][0], _told(x.rows), place, len(out)))
+            described.append((id(matrix), bases[id(whole)], _told(x.rows), place, len(out)))
             results.append((place, out))
             place += out.size
         message = marshal.dumps((given, described))
@@ -167,9 +169,8 @@ class _Pool:
         ]
         if not 2 <= len(tasks) <= _MOST_TASKS or len(message) > _VALUES - _MESSAGE:
             return False
-        for _, x, _ in products:
-            at = bases[id(x.whole)][1]
-            np.copyto(shared.at(at, *x.whole.x.shape), x.whole.x)
+        for base, given_values in zip(given, values, strict=True):
+            np.copyto(shared.at(*base), given_values)
         shared.bytes[_BEGUN : _BEGUN + len(tasks)] = bytes(len(tasks))
         shared.bytes[_DONE : _DONE + len(tasks)] = bytes(len(tasks))
         shared.bytes[_MESSAGE : _MESSAGE + len(message)] = message
