@@ -19,25 +19,25 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.activations import FIELD_BITS, Activations
-from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16
+from numoe.quant.activations import FIELD_BITS, Activations, Rounding
+from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16, encode_e8m0
+from numoe.quant.kernels import pack_nibbles
 from numoe.quant.qtensor import FEW, INT4, INT8, MXFP4, QTensor, finite_scales
-from numoe.quant.threads import Task
+from numoe.quant.threads import Task, run
 
-SLAB_ROWS = 2048
+SLAB_ROWS = 1024
 """Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
-SLAB_WEIGHTS = 1 << 21
-"""Fewest weights of a slab that is cut to be shared: into two, or in pieces of half of the most rows."""
 
 SMALL = 1 << 19
-"""A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise."""
+"""A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise.
+One of more has two slabs at least."""
 
-_BLOCK = 1 << 18  # float32 words alive at a time: 1 MiB, about an L2 cache
+_BLOCK = 1 << 19  # float32 words alive at a time: 2 MiB; with fewer, the calls take longer than the caches save
 
 
 class Slab(NamedTuple):
@@ -136,6 +136,8 @@ class Columns(QTensor):
         bias = None if self.bias is None else part(self.bias)
         return type(self)(part(self.codes), part(self.scales), bias, (stop - start, self.shape[1]), cut)
 
+    unit = 1.0
+    """The value of code 1 at scale 1."""
     offset = 0
     """What codes were before they were centred, less what they are: of unsigned 4-bit ones 8."""
 
@@ -177,6 +179,17 @@ class Columns(QTensor):
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for at most FEW tokens; out (T, rows)."""
 
+    def _finish(self, slab: Slab, x: Activations, sums: Float32, out: Float32) -> None:
+        """Of the sums of each group's codes times x, (G, T, rows), the product (T, rows)."""
+        scales = _factors(slab.scales)
+        np.einsum("gtr,gr->tr", sums, scales, out=out)
+        if self.unit != 1:
+            out *= np.float32(self.unit)
+        if slab.bias is not None:  # scale * (code + offset) + bias
+            if self.offset:
+                out += np.matmul(x.shifts(self.group, self.offset), scales)
+            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
+
     def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
         part = _scratch("part", out.shape)
@@ -189,40 +202,55 @@ class Columns(QTensor):
 
 
 @dataclass(frozen=True, eq=False)
-class INT8Columns(Columns):
-    """codes int8."""
+class _Bytes(Columns):
+    """codes int8, one a weight."""
 
     codes: NDArray[np.int8]
 
-    @property
-    def format(self) -> str:
-        return f"int8 g{self.group}"
-
-    def plain(self) -> INT8:
-        rows, columns = self.shape
-        codes = np.empty((rows, columns), np.int8)
-        for slab in self.slabs:
-            codes[slab.first : slab.first + slab.rows] = slab.codes.reshape(columns, slab.rows).T
-        return INT8(codes, _by_rows(self, "scales"), None if self.bias is None else _by_rows(self, "bias"))
+    @abstractmethod
+    def _grouped(self, x: Activations) -> Float32:
+        """What the codes are multiplied with, (G, T, g)."""
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop]
+
+    def _codes_by_rows(self) -> NDArray[np.int8]:
+        """(out, in)."""
+        rows, columns = self.shape
+        codes = np.empty((rows, columns), np.int8)
+        for slab in self.slabs:
+            codes[slab.first : slab.first + slab.rows] = self._rows(slab, 0, slab.rows).T
+        return codes
 
     def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
         size = self.group * slab.rows
         np.copyto(out.reshape(-1), slab.codes[start * size : stop * size])
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        grouped = x.grouped(self.group)
+        grouped = self._grouped(x)
         groups, tokens, size = grouped.shape
         sums = _scratch("sums", (groups, tokens, slab.rows))
         for start, stop in _spans(groups, size * slab.rows):
             block = _scratch("block", (stop - start, size, slab.rows))
             self._decode(slab, start, stop, block)
             np.matmul(grouped[start:stop], block, out=sums[start:stop])
-        np.einsum("gtr,gr->tr", sums, _factors(slab.scales), out=out)
-        if slab.bias is not None:
-            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
+        self._finish(slab, x, sums, out)
+
+
+@dataclass(frozen=True, eq=False)
+class INT8Columns(_Bytes):
+    """value = scale * code + bias, activations as they are."""
+
+    @property
+    def format(self) -> str:
+        return f"int8 g{self.group}"
+
+    def plain(self) -> INT8:
+        bias = None if self.bias is None else _by_rows(self, "bias")
+        return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
+
+    def _grouped(self, x: Activations) -> Float32:
+        return x.grouped(self.group)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,13 +261,8 @@ class _Pairs(Columns):
     order (pass, field, position): a pass's first fields are `width` successive rows, and so are its second ones.
     """
 
+    rounding: ClassVar[Rounding]
     passes = 1
-    unit = 1.0
-    """The value of code 1 at scale 1."""
-    peak = 8
-    """The largest magnitude of a code."""
-    precision = 3e-4
-    """To which activations are rounded: three or four digits in groups of 32 or 64."""
 
     @abstractmethod
     def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
@@ -249,6 +272,12 @@ class _Pairs(Columns):
         return slab.rows // (2 * self.passes)
 
     def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
+        self._integers(slab, start, stop, out)
+        if self.unit != 1:
+            out *= np.float32(self.unit)
+
+    def _integers(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
+        """Codes of groups start..stop of a slab, (groups, g, rows)."""
         width = self._width(slab)
         words = _scratch("words", (stop - start, self.group, width))
         fields = out.reshape(stop - start, self.group, self.passes, 2, width)
@@ -260,11 +289,9 @@ class _Pairs(Columns):
             np.rint(high, out=high)
             np.multiply(high, np.float32(2**FIELD_BITS), out=low)
             np.subtract(words, low, out=low)
-        if self.unit != 1:
-            out *= np.float32(self.unit)
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        digits = x.digits(self.group, self.peak, self.precision)
+        digits = x.digits(self.group, self.rounding)
         groups, lines, size = digits.values.shape
         tokens, count = digits.units.shape[3], digits.units.shape[-1]
         passes, width = self.passes, self._width(slab)
@@ -282,13 +309,23 @@ class _Pairs(Columns):
         by_row = _scratch("by row", (groups, tokens, passes, 2, 1, width))
         by_digit = sums.reshape(2, passes, groups, tokens, count, width)
         np.matmul(digits.units, by_digit, out=by_row.transpose(3, 2, 0, 1, 4, 5))
-        scales = _factors(slab.scales)
-        np.einsum("gtr,gr->tr", by_row.reshape(groups, tokens, slab.rows), scales, out=out)
-        if self.unit != 1:
-            out *= np.float32(self.unit)
-        if slab.bias is not None:  # scale * (code + offset) + bias
-            out += np.matmul(x.shifts(self.group, self.offset), scales)
-            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
+        self._finish(slab, x, by_row.reshape(groups, tokens, slab.rows), out)
+
+    def codes_in_bytes(self) -> NDArray[np.int8]:
+        """The codes as integers, flat, in the order (slab, column, row)."""
+        rows, columns = self.shape
+        codes = np.empty(rows * columns, np.int8)
+
+        def unpack(slab: Slab) -> None:
+            size = self.group * slab.rows
+            to = codes[slab.first * columns :][: slab.rows * columns].reshape(-1, size)
+            for start, stop in _spans(len(to), size):
+                block = _scratch("block", (stop - start, self.group, slab.rows))
+                self._integers(slab, start, stop, block)
+                np.copyto(to[start:stop], block.reshape(stop - start, size), casting="unsafe")
+
+        run([partial(unpack, slab) for slab in self.slabs])
+        return codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,6 +339,7 @@ class INT4Columns(_Pairs):
     """
 
     codes: UInt16
+    rounding = Rounding(peak=8, precision=5e-4)  # three or four digits in groups of 32 or 64
     passes = 2
     offset = 8
 
@@ -310,14 +348,7 @@ class INT4Columns(_Pairs):
         return f"int4 g{self.group}"
 
     def plain(self) -> INT4:
-        rows, columns = self.shape
-        codes = np.empty((rows, columns // 2), np.uint8)
-        for slab in self.slabs:
-            nibbles = (self._rows(slab, 0, slab.rows) + np.int8(8)).astype(np.uint8).T
-            halves = nibbles.reshape(slab.rows, -1, 2, self.group // 2)
-            packed = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
-            codes[slab.first : slab.first + slab.rows] = packed.reshape(slab.rows, -1)
-        return INT4(codes, _by_rows(self, "scales"), None if self.bias is None else _by_rows(self, "bias"))
+        return _int4_by_rows(self)
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         columns, width = self.shape[1], slab.rows // 4
@@ -352,8 +383,7 @@ class MXFP4Columns(_Pairs):
     codes: UInt16
     format = "mxfp4"
     unit = 0.5
-    peak = 12
-    precision = 5e-5  # finer, since checkpoints in this format are used as they were trained
+    rounding = Rounding(peak=12, precision=5e-5)  # finer, since models in this format are used as they were trained
 
     def plain(self) -> MXFP4:
         rows, columns = self.shape
@@ -382,56 +412,63 @@ class MXFP4Columns(_Pairs):
 
 
 @dataclass(frozen=True, eq=False)
-class INT4Wide(INT4Columns):
-    """The same in twice the memory, with words that only need a cast, and the same digits of every product.
+class INT4Wide(_Bytes):
+    """int4 in a byte a weight: codes q - 8, and scales and bias float32."""
 
-    codes int16, (2, in, rows/4) a slab: the words of both passes. Scales and bias are float32.
-    """
+    offset = 8
 
-    codes: NDArray[Any]
+    @property
+    def format(self) -> str:
+        return f"int4 g{self.group}"
 
-    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        width = slab.rows // 4
-        quarter, word = np.divmod(np.arange(start, stop), width)
-        words = slab.codes.reshape(2, -1, width)[quarter // 2, :, word].T
-        return np.where(quarter % 2, words >> np.int16(12), (words & np.int16(15)) - np.int16(8)).astype(np.int8)
+    def plain(self) -> INT4:
+        return _int4_by_rows(self)
 
-    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
-        at = (index * self.shape[1] + start * self.group) * slab.rows // 4
-        np.copyto(words, slab.codes[at : at + words.size])
+    def _grouped(self, x: Activations) -> Float32:
+        return x.rounded(self.group, INT4Columns.rounding)
+
+
+@dataclass(frozen=True, eq=False)
+class MXFP4Wide(_Bytes):
+    """mxfp4 in a byte a weight: codes twice the e2m1 values, and float32 scales for them."""
+
+    format = "mxfp4"
+
+    def plain(self) -> MXFP4:
+        code = np.zeros(256, np.uint8)
+        code[(2 * E2M1).astype(np.int8).view(np.uint8)] = np.arange(16)
+        nibbles = code[self._codes_by_rows().view(np.uint8)]
+        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), encode_e8m0(2 * _by_rows(self, "scales")))
+
+    def _grouped(self, x: Activations) -> Float32:
+        return x.rounded(self.group, MXFP4Columns.rounding)
 
 
 def widened(matrix: QTensor) -> QTensor:
-    """The form of the matrix that takes more memory and less time; the matrix itself where there is none."""
-    if not isinstance(matrix, INT4Columns | INT8Columns) or isinstance(matrix, INT4Wide):
+    """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
+    is none: a byte a weight, and float32 scales and bias."""
+    if not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
         return matrix
-    scales = matrix.scales.astype(np.float32, copy=False)
     bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
     if isinstance(matrix, INT8Columns):
-        return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
-    rows, columns = matrix.shape
-    codes = np.empty(rows * columns // 2, np.int16)
-    for slab in matrix.slabs:
-        width = slab.rows // 4
-        passes = codes[slab.first * columns // 2 :][: 2 * columns * width].reshape(2, -1, matrix.group * width)
-        for start, stop in _spans(columns // matrix.group, matrix.group * width):
-            words = _scratch("words", (stop - start, matrix.group * width))
-            for index in range(matrix.passes):
-                matrix._fill(slab, index, start, stop, words.reshape(-1))
-                np.copyto(passes[index, start:stop], words, casting="unsafe")
-    return INT4Wide(codes, scales, bias, matrix.shape, matrix.cut)
+        return INT8Columns(matrix.codes, matrix.scales.astype(np.float32, copy=False), bias, matrix.shape, matrix.cut)
+    scales = _to_float32(matrix.scales, np.empty(matrix.scales.shape, np.float32))
+    scales *= np.float32(matrix.unit)
+    kind = INT4Wide if isinstance(matrix, INT4Columns) else MXFP4Wide
+    return kind(matrix.codes_in_bytes(), scales, bias, matrix.shape, matrix.cut)
 
 
 def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
     """Memory of a matrix of a `QTensor.format` and so many bytes when `widened`.
 
-    As if scales and bias were float16 before. Where they are float32, as those of GGUF's K-quants, it takes less.
+    As if the scales and bias of integers were float16 before. Where they are float32, as those of GGUF's K-quants, it
+    takes less.
     """
     kind = format.partition(" ")[0]
-    if kind not in ("int4", "int8") or not can_lay_out(format, rows):
+    if kind not in ("int8", "int4", "mxfp4") or not can_lay_out(format, rows):
         return nbytes
-    codes = rows * columns // (2 if kind == "int4" else 1)
-    return rows * columns + 2 * (nbytes - codes)
+    codes = rows * columns // (1 if kind == "int8" else 2)
+    return rows * columns + (4 if kind == "mxfp4" else 2) * (nbytes - codes)
 
 
 def can_lay_out(format: str, rows: int) -> bool:
@@ -441,8 +478,7 @@ def can_lay_out(format: str, rows: int) -> bool:
 
 def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
     """The rows of each slab; all but the last have the same number, a multiple of 4."""
-    halves = max(2, 2 * rows // SLAB_ROWS)
-    slabs = max(1, -(-rows // SLAB_ROWS), min(rows * columns // SLAB_WEIGHTS, halves))
+    slabs = max(-(-rows // SLAB_ROWS), 1 if rows * columns < SMALL else 2)
     step = -(-rows // (4 * slabs)) * 4
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
@@ -534,6 +570,16 @@ def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
+def _int4_by_rows(matrix: INT4Columns | INT4Wide) -> INT4:
+    rows, columns = matrix.shape
+    codes = np.empty((rows, columns // 2), np.uint8)
+    for slab in matrix.slabs:
+        nibbles = (matrix._rows(slab, 0, slab.rows) + np.int8(8)).astype(np.uint8).T
+        packed = pack_nibbles(nibbles.reshape(slab.rows, -1, matrix.group))
+        codes[slab.first : slab.first + slab.rows] = packed.reshape(slab.rows, -1)
+    return INT4(codes, _by_rows(matrix, "scales"), None if matrix.bias is None else _by_rows(matrix, "bias"))
+
+
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
 
@@ -548,9 +594,13 @@ def _spans(groups: int, size: int) -> list[tuple[int, int]]:
 
 def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
     """Scales or bias as float32."""
+    return stored if stored.dtype == np.float32 else _to_float32(stored, _scratch(use, stored.shape))
+
+
+def _to_float32(stored: NDArray[Any], out: Float32) -> Float32:
     if stored.dtype == np.float32:
-        return stored
-    out = _scratch(use, stored.shape)
+        np.copyto(out, stored)
+        return out
     return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)
 
 

@@ -8,7 +8,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
 MANIFEST_NAME = "numoe.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from numoe.engine import load
 from numoe.quant import columns, threads
-from numoe.quant.activations import FIELD_BITS, Activations
+from numoe.quant.activations import FIELD_BITS, Activations, Rounding
 from numoe.quant.columns import FEW, Columns, can_lay_out, laid_out, wide_nbytes, widened
 from numoe.quant.dtypes import E2M1
 from numoe.quant.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
@@ -118,15 +118,34 @@ def test_digits_are_integers_small_enough(group: int, peak: int) -> None:
     x = np.random.default_rng(0).standard_normal((3, 4 * group), np.float32)
     x[0, :group] = 0
     x[1, 0] = 1e6
-    digits = Activations(x).digits(group, peak, 3e-4)
+    activations, rounding = Activations(x), Rounding(peak, 5e-4)
+    digits = activations.digits(group, rounding)
     integers = digits.values * 2.0**FIELD_BITS
     np.testing.assert_array_equal(integers, np.rint(integers))
     assert (np.sqrt((integers**2).sum(axis=-1)) * peak * group**0.5 < 2 ** (FIELD_BITS - 1)).all()
     count = digits.units.shape[-1]
     parts = digits.values.reshape(4, 3, count, group) * digits.units[0, 0].transpose(0, 1, 3, 2)
-    back = parts.sum(axis=2).transpose(1, 0, 2).reshape(3, -1)
-    off = np.linalg.norm((back - x).reshape(3, 4, group), axis=2)
-    assert (off <= 1e-3 * np.linalg.norm(x.reshape(3, 4, group), axis=2) + 1e-30).all()
+    rounded = activations.rounded(group, rounding)
+    np.testing.assert_array_equal(parts.sum(axis=2), rounded)
+    off = np.linalg.norm(rounded - activations.grouped(group), axis=2)
+    assert (off <= 1e-3 * np.linalg.norm(activations.grouped(group), axis=2) + 1e-30).all()
+
+
+@pytest.mark.parametrize(("group", "peak"), [(16, 8), (32, 8), (64, 8), (128, 8), (32, 12)])
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_sums_with_rounded_activations_are_exact(group: int, peak: int, data: st.DataObject) -> None:
+    """Whatever their order: along the codes, where they are largest, as well."""
+    seed, along = data.draw(st.integers(0, 99)), data.draw(st.booleans())
+    random = np.random.default_rng(seed)
+    codes = random.choice([-peak, -1, 0, peak], group).astype(np.float32)
+    x = codes if along else random.standard_normal(group).astype(np.float32)
+    x = x * np.float32(data.draw(st.floats(1e-3, 1e3)))
+    rounded = Activations(x[None]).rounded(group, Rounding(peak, 5e-5))[0, 0]
+    exact = float(rounded.astype(np.float64) @ codes.astype(np.float64))
+    for order in (np.arange(group), random.permutation(group)):
+        products = rounded[order] * codes[order]
+        assert float(np.cumsum(products, dtype=np.float32)[-1]) == exact
 
 
 def test_every_product_of_two_codes_is_in_the_table() -> None:
@@ -161,22 +180,29 @@ def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    kind=st.sampled_from(list(PACKS)),
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
     rows=st.integers(1, 300).map(lambda n: 4 * n),
     groups=st.integers(1, 5),
+    group=st.sampled_from([16, 32, 64, 128]),
     tokens=st.sampled_from([1, 2, FEW, FEW + 1]),
     slab=st.sampled_from([64, 2048]),
 )
-def test_the_wide_form_gives_the_same_digits(kind: str, rows: int, groups: int, tokens: int, slab: int) -> None:
+def test_the_wide_form_gives_the_same_digits(
+    kind: str, rows: int, groups: int, group: int, tokens: int, slab: int
+) -> None:
+    group = 32 if kind == "mxfp4" else group
+    weights = weights_of(rows, group * groups)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "SLAB_ROWS", slab)
-        dense = laid(PACKS[kind](weights_of(rows, 32 * groups), 32))
+        dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, group))
         wide = widened(dense)
         assert wide.nbytes == wide_nbytes(dense.format, *dense.shape, dense.nbytes) > dense.nbytes
         assert wide.format == dense.format
-        x = np.random.default_rng(1).standard_normal((tokens, 32 * groups), np.float32)
+        x = np.random.default_rng(1).standard_normal((tokens, group * groups), np.float32)
         np.testing.assert_array_equal(wide.matmul(x), dense.matmul(x))
         np.testing.assert_array_equal(wide.dequantize(), dense.dequantize())
+        assert isinstance(wide, Columns)
+        np.testing.assert_array_equal(wide.plain().dequantize(), dense.dequantize())
         picked = [0, rows - 1, rows // 2]
         np.testing.assert_array_equal(wide.rows(picked), dense.rows(picked))
         part = wide.slice_rows(rows // 4 * 2, rows)
@@ -205,7 +231,7 @@ def test_slices_of_whole_slabs_share_their_bytes(kind: str, monkeypatch: pytest.
 
 
 def test_what_has_no_wide_form_stays_as_it_is() -> None:
-    for matrix in (laid(pack_mxfp4(weights_of(8, 32))), pack_bf16(weights_of(8, 32)), symmetric(weights_of(6, 32))):
+    for matrix in (pack_mxfp4(weights_of(6, 32)), pack_bf16(weights_of(8, 32)), symmetric(weights_of(6, 32))):
         assert widened(matrix) is matrix
         assert wide_nbytes(matrix.format, *matrix.shape, matrix.nbytes) == matrix.nbytes
 

@@ -289,11 +289,11 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 4}', "has format 4, and this numoe reads format 3; update numoe"),
-        ('{"format": 2}', "has format 2, and this numoe reads format 3; convert or download the model again"),
+        ('{"format": 5}', "has format 5, and this numoe reads format 4; update numoe"),
+        ('{"format": 3}', "has format 3, and this numoe reads format 4; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
-        ('{"format": 3, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
+        ('{"format": 4, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
     ],
 )
 def test_folders_of_another_format_are_refused(source: Path, text: str, message: str, tmp_path: Path) -> None:

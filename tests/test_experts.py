@@ -162,7 +162,7 @@ def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, read
     assert reads == []
     assert (stats["misses"], stats["bytes_read"], stats["hit_rate"], stats["ahead_fetched"]) == (0, 0, 1.0, 0)
     assert stats["hits"] > 0
-    assert stats["resident_bytes"] == model.plan().expert_bytes
+    assert stats["resident_bytes"] == model.plan().expert_bytes + model.wide_bytes
 
 
 @pytest.mark.parametrize("ahead", [False, True])
