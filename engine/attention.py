@@ -106,16 +106,20 @@ class GroupedQuery:
         """x (T, D) of tokens at start, start + 1, ... -> (T, D)."""
         spec, count = self.spec, len(x)
         activations = Activations(x)
-        q, k, v = matmul_all([(self.w.matrices[name], activations, None) for name in ("q", "k", "v")])
+        rotated = spec.heads + spec.kv_heads
+        heads = np.empty((count, rotated + spec.kv_heads, spec.head_dim), np.float32)
+        q, k, v = heads[:, : spec.heads], heads[:, spec.heads : rotated], heads[:, rotated:]
+        channels = heads.reshape(count, -1)
+        first, second = spec.heads * spec.head_dim, rotated * spec.head_dim
+        parts = {"q": channels[:, :first], "k": channels[:, first:second], "v": channels[:, second:]}
+        matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
         if spec.bias:
-            for name, y in (("q", q), ("k", k), ("v", v)):
-                y += self.w.arrays[f"{name}_bias"]
-        q, k, v = (y.reshape(count, -1, spec.head_dim) for y in (q, k, v))  # (T, heads, C)
+            for name, part in parts.items():
+                part += self.w.arrays[f"{name}_bias"]
         if spec.head_norm:
             ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
             ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
-        self.rotation.apply(q, start)
-        self.rotation.apply(k, start)
+        self.rotation.apply(heads[:, :rotated], start)
         cache["k"].append(k.transpose(1, 0, 2))
         cache["v"].append(v.transpose(1, 0, 2))
 

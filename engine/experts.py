@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from numoe.engine.weights import Place
-from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, for_use, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
+from numoe.quant.memory import lasting, settled, unshared
 from numoe.quant.qtensor import QTensor
 
 Key = tuple[int, int]
@@ -226,7 +226,7 @@ class ExpertStore:
             grown = 0
             for entry in self._resident.values():
                 for part, matrix in entry.matrices.items():
-                    wide = entry.matrices[part] = widened(matrix)
+                    wide = entry.matrices[part] = settled(widened(matrix))
                     grown += wide.nbytes - matrix.nbytes
             self._held += grown
             self.budget += grown
@@ -384,7 +384,8 @@ class ExpertStore:
                 break
             if not self._drop_spare(unit.buffer_bytes, 1) and not self._evict():
                 return False
-        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes, changes=self.budget < self.total_bytes)
+        stays = unit.keeps_buffer and self.budget == self.total_bytes
+        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes, stays)
         self._held += more
         if entry.expected:
             self._expected_held += unit.needed
@@ -477,12 +478,16 @@ class ExpertStore:
             for part, (at, places) in entry.unit.matrices.items()
         }
         used = {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
-        return used if self.budget == self.total_bytes or entry.unit.keeps_buffer else _apart(used)
+        if entry.unit.keeps_buffer:
+            return used
+        if self.budget == self.total_bytes:
+            return {part: settled(matrix) for part, matrix in used.items()}
+        return _apart(used)
 
 
-def _buffer(nbytes: int, changes: bool) -> UInt8:
-    """Uninitialised memory whose start is aligned, within `nbytes`; `changes`: whether it is written to again."""
-    memory = workers.unshared(nbytes) if changes else np.empty(nbytes, np.uint8)
+def _buffer(nbytes: int, stays: bool) -> UInt8:
+    """Uninitialised memory whose start is aligned, within `nbytes`; `stays`: whether it is never written to again."""
+    memory = lasting(nbytes) if stays else unshared(nbytes)
     return memory[-memory.ctypes.data % _ALIGNMENT :]
 
 
@@ -495,7 +500,7 @@ def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
         if isinstance(values := getattr(matrix, one.name), np.ndarray)
     }
     sizes = [-(-values.nbytes // _ALIGNMENT) * _ALIGNMENT for values in arrays.values()]
-    memory = workers.unshared(sum(sizes))
+    memory = unshared(sum(sizes))
     moved: dict[str, dict[str, np.ndarray]] = {part: {} for part in matrices}
     for ((part, name), values), start in zip(arrays.items(), itertools.accumulate(sizes, initial=0), strict=False):
         copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)

@@ -15,7 +15,7 @@ import numpy as np
 
 from numoe.engine.ops import Floats
 from numoe.engine.spec import Attention, Stream
-from numoe.quant import workers
+from numoe.quant.memory import unshared
 
 CHUNK = 512
 """Most tokens that go through the layers at once."""
@@ -44,7 +44,7 @@ class Rows:
     def __init__(self, stream: Stream, context: int):
         self.stream = stream
         shape = stream.groups, capacity(stream, context), stream.width
-        self.data: Floats = workers.unshared(4 * math.prod(shape)).view(np.float32).reshape(shape)
+        self.data: Floats = unshared(4 * math.prod(shape)).view(np.float32).reshape(shape)
         self.first = 0
         """Absolute index of data[:, 0]."""
         self.end = 0

@@ -30,6 +30,7 @@ from numoe.quant.checkpoint import Checkpoint, open_checkpoint
 from numoe.quant.columns import SMALL, for_use, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
+from numoe.quant.memory import settled
 from numoe.quant.pack import Moments
 from numoe.quant.qtensor import F32
 from numoe.quant.recipe import target
@@ -404,7 +405,7 @@ def load(
             else:
                 matrix = for_use(matrix, exact)
                 matrix = widened(matrix) if wide else matrix
-            weights.matrices[name] = matrix
+            weights.matrices[name] = settled(matrix)
     _check_tables(description, weights)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:

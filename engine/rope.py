@@ -56,34 +56,40 @@ class Rotation:
         self.rope = rope
         self._frequencies = frequencies(rope)
         self._factor = np.float32(rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1)
-        self._spans: dict[tuple[int, int, int], tuple[Floats, Floats]] = {}
+        self._spans: dict[tuple[int, int, int], tuple[Floats, Floats, Floats]] = {}
 
-    def angles(self, start: int, count: int, step: int = 1) -> tuple[Floats, Floats]:
-        """cos and sin, each (count, 1, dim/2), of the positions start, start + step, ..."""
+    def angles(self, start: int, count: int, step: int = 1) -> tuple[Floats, Floats, Floats]:
+        """Of the positions start, start + step, ...: cos of each channel's angle, (count, 1, dim), and sin and -sin of
+        each pair's, (count, 1, dim/2)."""
         span = (start, count, step)
         if span not in self._spans:
             if len(self._spans) >= SPANS:
                 self._spans.clear()
             positions = np.arange(start, start + count * step, step, dtype=np.float32)
             angle = positions[:, None, None] * self._frequencies
-            self._spans[span] = np.cos(angle) * self._factor, np.sin(angle) * self._factor
+            cos, sin = np.cos(angle) * self._factor, np.sin(angle) * self._factor
+            both = np.repeat(cos, 2, axis=-1) if self.rope.interleaved else np.concatenate([cos, cos], axis=-1)
+            self._spans[span] = both, sin, -sin
         return self._spans[span]
 
     def apply(self, x: Floats, start: int, step: int = 1, *, inverse: bool = False) -> Floats:
         """Rotate the last `dim` channels of x (T, H, C) in place; row t is at position start + t * step."""
-        cos, sin = self.angles(start, len(x), step)
-        half = self.rope.dim // 2
-        tail = x[..., x.shape[-1] - self.rope.dim :]
-        a, b = (tail[..., 0::2], tail[..., 1::2]) if self.rope.interleaved else (tail[..., :half], tail[..., half:])
-        # (a, b) -> (a cos - b sin, b cos + a sin); the inverse turns the other way
-        turned = a * sin
+        cos, sin, less = self.angles(start, len(x), step)
         if inverse:
-            np.negative(turned, out=turned)
-            shift = b * sin
-        else:
-            shift = b * -sin
-        a *= cos
-        a += shift
-        b *= cos
-        b += turned
+            sin, less = less, sin
+        tail = x[..., x.shape[-1] - self.rope.dim :]
+        # Pairs (a, b) -> (a cos - b sin, b cos + a sin).
+        turned = np.empty(tail.shape, np.float32)
+        (a, b), (from_b, from_a) = self._pairs(tail), self._pairs(turned)
+        np.multiply(b, less, out=from_b)
+        np.multiply(a, sin, out=from_a)
+        tail *= cos
+        tail += turned
         return x
+
+    def _pairs(self, x: Floats) -> tuple[Floats, Floats]:
+        """First and second channels of each pair."""
+        if self.rope.interleaved:
+            return x[..., 0::2], x[..., 1::2]
+        half = self.rope.dim // 2
+        return x[..., :half], x[..., half:]

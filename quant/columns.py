@@ -37,7 +37,7 @@ SMALL = 1 << 19
 """A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise.
 One of more has two slabs at least."""
 
-_BLOCK = 1 << 19  # float32 words alive at a time: 2 MiB; with fewer, the calls take longer than the caches save
+_BLOCK = 1 << 19  # float32 weights alive at a time: 2 MiB; with fewer, the calls take longer than the caches save
 
 
 class Slab(NamedTuple):
@@ -297,7 +297,7 @@ class _Pairs(Columns):
         passes, width = self.passes, self._width(slab)
         sums = _scratch("sums", (2, passes, groups, lines, width))
         low, high = sums
-        for start, stop in _spans(groups, size * width):
+        for start, stop in _spans(groups, 2 * size * width):
             words = _scratch("words", (stop - start, size, width))
             for index in range(passes):
                 self._fill(slab, index, start, stop, words.reshape(-1))
@@ -586,7 +586,7 @@ def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
 
 @cache
 def _spans(groups: int, size: int) -> list[tuple[int, int]]:
-    """Equal ranges of groups of `size` words each that stay within a block."""
+    """Equal ranges of groups of `size` weights each that stay within a block."""
     parts = -(-groups * size // _BLOCK)
     step = -(-groups // max(1, parts))
     return [(start, min(start + step, groups)) for start in range(0, groups, step)]

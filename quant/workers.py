@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numoe.quant import threads
 from numoe.quant.activations import Activations, Rows
@@ -346,21 +345,6 @@ def multiply(products: Sequence[Product]) -> bool:
 
 def _all_in(members: dict[int, weakref.ref[QTensor]], products: Sequence[Product]) -> bool:
     return all((ref := members.get(id(matrix))) is not None and ref() is matrix for matrix, _, _ in products)
-
-
-def unshared(nbytes: int) -> NDArray[np.uint8]:
-    """Uninitialised memory for what changes, which workers do not see.
-
-    Otherwise the first change of every page would copy it, for a worker to keep what there was at its birth.
-    """
-    if sys.platform != "linux":
-        return np.empty(nbytes, np.uint8)
-    memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_DONTFORK)
-    if nbytes >= 1 << 22:  # as NumPy does
-        with suppress(OSError):  # of kernels without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)[:nbytes]
 
 
 def private_bytes() -> int:

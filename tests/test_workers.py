@@ -19,6 +19,7 @@ from numoe.quant import qtensor, threads, workers
 from numoe.quant.activations import Activations
 from numoe.quant.columns import laid_out, widened
 from numoe.quant.errors import InputError
+from numoe.quant.memory import unshared
 from numoe.quant.pack import pack_bf16, pack_fp8, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.qtensor import F32, QTensor, matmul_all
 
@@ -171,7 +172,7 @@ def test_workers_do_not_keep_a_dropped_matrix() -> None:
 def test_workers_do_not_see_memory_that_changes() -> None:
     """Else what it held at their birth would be kept beside what it holds."""
     (matrix,) = matrices([(8192, 64)])
-    changing, constant = workers.unshared(1 << 20), np.ones(1 << 20, np.uint8)
+    changing, constant = unshared(1 << 20), np.ones(1 << 20, np.uint8)
     changing[:] = 1
     workers.know([matrix])
     threads.use(2)
