@@ -1,10 +1,8 @@
 """Weights laid out by columns, the form in which they are multiplied with a few tokens fastest.
 
 A product with one token reads every weight once, so its speed is that of turning codes into float32. Two things make
-this cheap here. Integer codes are cast without their scales, a block of columns at a time, and multiplied as they are;
-the scales come in afterwards, once a group instead of once a weight. And 4-bit codes go two to a float32: a word
-a + 2^12 b of two rows is cast once and multiplied once, and since the activations are split into small integers
-("digits") both sums come out exactly, one below and one above the 12th bit.
+this cheap here. Codes are cast without their scales, and multiplied as they are; the scales come in afterwards, once a
+group instead of once a weight. And what is cast at once is contiguous and as large as the calls' own time asks for.
 
 A matrix (out, in) is cut into slabs of rows. Within a slab the order is column, then row: what one token's activation
 k is multiplied with lies together, and a group of columns is one contiguous range. Threads share the slabs; their size
@@ -19,13 +17,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.activations import FIELD_BITS, Activations, Rounding
-from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e2m1, decode_e8m0, decode_f16, encode_e8m0
+from numoe.quant.activations import Activations
+from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
 from numoe.quant.kernels import pack_nibbles
 from numoe.quant.qtensor import FEW, INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task, run
@@ -55,7 +53,7 @@ class Columns(QTensor):
     """A matrix (out, in) of `size` in slabs.
 
     codes: flat, slab after slab. scales and bias: flat too, (G, rows) a slab: float16, float32 or e8m0 as uint8.
-    value = scale * code + bias.
+    value = unit * scale * code + bias.
     """
 
     codes: NDArray[Any]
@@ -64,6 +62,11 @@ class Columns(QTensor):
     size: tuple[int, int]
     cut: tuple[tuple[int, int], ...] | None = None
     """Rows first and last + 1 of each slab, where they are not those of `slab_spans`."""
+
+    parts = 1
+    """Equal ranges of a slab's rows whose codes come out one after the other."""
+    unit = 1.0
+    """The value of code 1 at scale 1."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,6 +80,11 @@ class Columns(QTensor):
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def offset(self) -> int:
+        """What is added to each code before all else."""
+        return 0
 
     @cached_property
     def slabs(self) -> list[Slab]:
@@ -101,8 +109,19 @@ class Columns(QTensor):
         """The same matrix in the form it had before."""
 
     @abstractmethod
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[Any]:
+        """Codes of columns start..stop and one of the `parts` of a slab's rows, flat (columns rows / parts,).
+
+        int8 or uint8; valid until the next call.
+        """
+
+    @abstractmethod
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
-        """Codes of rows start..stop of a slab, (in, rows)."""
+        """Codes of rows start..stop of a slab, the offset added, (in, rows)."""
+
+    def _codes_by_rows(self) -> NDArray[Any]:
+        """Those of all rows, (out, in)."""
+        return np.ascontiguousarray(np.concatenate([self._rows(slab, 0, slab.rows).T for slab in self.slabs]))
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         for slab in self.slabs:
@@ -112,9 +131,9 @@ class Columns(QTensor):
                 part = out[a - start : b - start]
                 np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
                 grouped = part.reshape(b - a, -1, self.group)
-                grouped *= _factors(slab.scales[:, picked]).T[..., None]
+                grouped *= self._scales(slab)[:, picked].T[..., None]
                 if slab.bias is not None:
-                    grouped += self._bias(slab)[:, picked].T[..., None]
+                    grouped += _factors(slab.bias, "bias")[:, picked].T[..., None]
 
     def dequantize(self) -> Float32:
         out = np.empty(self.shape, np.float32)
@@ -136,34 +155,29 @@ class Columns(QTensor):
         bias = None if self.bias is None else part(self.bias)
         return type(self)(part(self.codes), part(self.scales), bias, (stop - start, self.shape[1]), cut)
 
-    unit = 1.0
-    """The value of code 1 at scale 1."""
-    offset = 0
-    """What codes were before they were centred, less what they are: of unsigned 4-bit ones 8."""
-
-    def _bias(self, slab: Slab) -> Float32:
-        """What is added to scale * code, (G, rows)."""
-        assert slab.bias is not None
-        return _factors(slab.bias, "bias") + np.float32(self.offset) * _factors(slab.scales)
+    def _scales(self, slab: Slab) -> Float32:
+        """The value of code 1, (G, rows)."""
+        scales = _factors(slab.scales)
+        if self.unit != 1:
+            scales = np.multiply(scales, np.float32(self.unit), out=_scratch("scales", scales.shape))
+        return scales
 
     def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
-        group = self.group
-        step = max(1, _BLOCK // (slab.rows * group))
-        scales = _factors(slab.scales)
-        bias = None if slab.bias is None else self._bias(slab)
-        for g in range(0, columns // group, step):
-            end = min(g + step, columns // group)
-            block = _scratch("block", (end - g, group, slab.rows))
-            self._decode(slab, g, end, block)
-            block *= scales[g:end, None]
+        group, width = self.group, slab.rows // self.parts
+        scales = self._scales(slab)
+        bias = None if slab.bias is None else _factors(slab.bias, "bias")
+        for start, stop in _spans(columns // group, group * slab.rows):
+            block = _scratch("block", (stop - start, group, slab.rows))
+            by_part = block.reshape(-1, self.parts, width)
+            for part in range(self.parts):
+                np.copyto(by_part[:, part], self._bytes(slab, part, start * group, stop * group).reshape(-1, width))
+            if self.offset:
+                block += np.float32(self.offset)
+            block *= scales[start:stop, None]
             if bias is not None:
-                block += bias[g:end, None]
-            yield g * group, block.reshape(-1, slab.rows)
-
-    @abstractmethod
-    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
-        """Groups start..stop of a slab without scales: out (groups, g, rows)."""
+                block += bias[start:stop, None]
+            yield start * group, block.reshape(-1, slab.rows)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
         def multiply(slab: Slab) -> None:
@@ -175,19 +189,24 @@ class Columns(QTensor):
 
         return [partial(multiply, slab) for slab in self.slabs]
 
-    @abstractmethod
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for at most FEW tokens; out (T, rows)."""
-
-    def _finish(self, slab: Slab, x: Activations, sums: Float32, out: Float32) -> None:
-        """Of the sums of each group's codes times x, (G, T, rows), the product (T, rows)."""
-        scales = _factors(slab.scales)
-        np.einsum("gtr,gr->tr", sums, scales, out=out)
-        if self.unit != 1:
-            out *= np.float32(self.unit)
-        if slab.bias is not None:  # scale * (code + offset) + bias
-            if self.offset:
-                out += np.matmul(x.shifts(self.group, self.offset), scales)
+        grouped = x.grouped(self.group)
+        groups, tokens, size = grouped.shape
+        width = slab.rows // self.parts
+        sums = _scratch("sums", (self.parts, groups, tokens, width))
+        for start, stop in _spans(groups, size * width):
+            block = _scratch("block", (stop - start, size, width))
+            for part in range(self.parts):
+                np.copyto(block.reshape(-1), self._bytes(slab, part, start * size, stop * size))
+                np.matmul(grouped[start:stop], block, out=sums[part, start:stop])
+        scales = self._scales(slab)
+        for part in range(self.parts):
+            rows = slice(part * width, (part + 1) * width)
+            np.einsum("gtr,gr->tr", sums[part], scales[:, rows], out=out[:, rows])
+        if self.offset:
+            out += np.matmul(x.shifts(self.group, self.offset), scales)
+        if slab.bias is not None:
             out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
     def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
@@ -202,44 +221,10 @@ class Columns(QTensor):
 
 
 @dataclass(frozen=True, eq=False)
-class _Bytes(Columns):
-    """codes int8, one a weight."""
+class INT8Columns(Columns):
+    """codes int8."""
 
     codes: NDArray[np.int8]
-
-    @abstractmethod
-    def _grouped(self, x: Activations) -> Float32:
-        """What the codes are multiplied with, (G, T, g)."""
-
-    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
-
-    def _codes_by_rows(self) -> NDArray[np.int8]:
-        """(out, in)."""
-        rows, columns = self.shape
-        codes = np.empty((rows, columns), np.int8)
-        for slab in self.slabs:
-            codes[slab.first : slab.first + slab.rows] = self._rows(slab, 0, slab.rows).T
-        return codes
-
-    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
-        size = self.group * slab.rows
-        np.copyto(out.reshape(-1), slab.codes[start * size : stop * size])
-
-    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        grouped = self._grouped(x)
-        groups, tokens, size = grouped.shape
-        sums = _scratch("sums", (groups, tokens, slab.rows))
-        for start, stop in _spans(groups, size * slab.rows):
-            block = _scratch("block", (stop - start, size, slab.rows))
-            self._decode(slab, start, stop, block)
-            np.matmul(grouped[start:stop], block, out=sums[start:stop])
-        self._finish(slab, x, sums, out)
-
-
-@dataclass(frozen=True, eq=False)
-class INT8Columns(_Bytes):
-    """value = scale * code + bias, activations as they are."""
 
     @property
     def format(self) -> str:
@@ -249,213 +234,126 @@ class INT8Columns(_Bytes):
         bias = None if self.bias is None else _by_rows(self, "bias")
         return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
 
-    def _grouped(self, x: Activations) -> Float32:
-        return x.grouped(self.group)
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes[start * slab.rows : stop * slab.rows]
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
 
 
 @dataclass(frozen=True, eq=False)
-class _Pairs(Columns):
-    """Matrices whose codes go two to a float32 word.
+class INT4Columns(Columns):
+    """value = scale * q + bias, or scale * (q - 8) without a bias.
 
-    `_fill` makes the words a + 2^12 b of some groups of a slab, (passes, width) of them a column. Rows come in the
-    order (pass, field, position): a pass's first fields are `width` successive rows, and so are its second ones.
+    codes uint8, rows/2 a column: in bits 0-3 the q of a slab's first half of rows, in bits 4-7 those of its second.
     """
 
-    rounding: ClassVar[Rounding]
-    passes = 1
-
-    @abstractmethod
-    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
-        """The words of pass `index` of groups start..stop, flat (groups g width,)."""
-
-    def _width(self, slab: Slab) -> int:
-        return slab.rows // (2 * self.passes)
-
-    def _decode(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
-        self._integers(slab, start, stop, out)
-        if self.unit != 1:
-            out *= np.float32(self.unit)
-
-    def _integers(self, slab: Slab, start: int, stop: int, out: Float32) -> None:
-        """Codes of groups start..stop of a slab, (groups, g, rows)."""
-        width = self._width(slab)
-        words = _scratch("words", (stop - start, self.group, width))
-        fields = out.reshape(stop - start, self.group, self.passes, 2, width)
-        for index in range(self.passes):
-            self._fill(slab, index, start, stop, words.reshape(-1))
-            low, high = fields[:, :, index, 0], fields[:, :, index, 1]
-            words -= np.float32(self.offset)
-            np.multiply(words, np.float32(2**-FIELD_BITS), out=high)
-            np.rint(high, out=high)
-            np.multiply(high, np.float32(2**FIELD_BITS), out=low)
-            np.subtract(words, low, out=low)
-
-    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        digits = x.digits(self.group, self.rounding)
-        groups, lines, size = digits.values.shape
-        tokens, count = digits.units.shape[3], digits.units.shape[-1]
-        passes, width = self.passes, self._width(slab)
-        sums = _scratch("sums", (2, passes, groups, lines, width))
-        low, high = sums
-        for start, stop in _spans(groups, 2 * size * width):
-            words = _scratch("words", (stop - start, size, width))
-            for index in range(passes):
-                self._fill(slab, index, start, stop, words.reshape(-1))
-                np.matmul(digits.values[start:stop], words, out=low[index, start:stop])
-        if self.offset:
-            low -= digits.offsets
-        np.rint(low, out=high)  # the second fields' sums; what is left of the first ones' is below one half
-        low -= high
-        by_row = _scratch("by row", (groups, tokens, passes, 2, 1, width))
-        by_digit = sums.reshape(2, passes, groups, tokens, count, width)
-        np.matmul(digits.units, by_digit, out=by_row.transpose(3, 2, 0, 1, 4, 5))
-        self._finish(slab, x, by_row.reshape(groups, tokens, slab.rows), out)
-
-    def codes_in_bytes(self) -> NDArray[np.int8]:
-        """The codes as integers, flat, in the order (slab, column, row)."""
-        rows, columns = self.shape
-        codes = np.empty(rows * columns, np.int8)
-
-        def unpack(slab: Slab) -> None:
-            size = self.group * slab.rows
-            to = codes[slab.first * columns :][: slab.rows * columns].reshape(-1, size)
-            for start, stop in _spans(len(to), size):
-                block = _scratch("block", (stop - start, self.group, slab.rows))
-                self._integers(slab, start, stop, block)
-                np.copyto(to[start:stop], block.reshape(stop - start, size), casting="unsafe")
-
-        run([partial(unpack, slab) for slab in self.slabs])
-        return codes
-
-
-@dataclass(frozen=True, eq=False)
-class INT4Columns(_Pairs):
-    """value = scale * q + bias, or scale * (q - 8) without a bias: the codes are q - 8, and so is the bias's share.
-
-    codes uint16, rows/4 a column. Bits of word i: 0-3 the code of row i, 12-15 of row w + i, 8-11 of row 2w + i, 4-7
-    of row 3w + i - 1 (of the column before where i is 0, of the last one in the first word), with w = rows/4. Codes
-    in bits 0-3 and 8-11 are stored plus 8, the others in two's complement. So the same mask that picks bits 0-3 and
-    12-15 picks the other two codes when the bytes are read from the second one on.
-    """
-
-    codes: UInt16
-    rounding = Rounding(peak=8, precision=5e-4)  # three or four digits in groups of 32 or 64
-    passes = 2
-    offset = 8
+    codes: UInt8
+    parts = 2
 
     @property
     def format(self) -> str:
         return f"int4 g{self.group}"
 
+    @property
+    def offset(self) -> int:
+        return -8 if self.bias is None else 0
+
     def plain(self) -> INT4:
-        return _int4_by_rows(self)
+        nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
+        packed = pack_nibbles(nibbles.reshape(*nibbles.shape[:-1], -1, self.group)).reshape(len(nibbles), -1)
+        bias = None if self.bias is None else _by_rows(self, "bias")
+        return INT4(packed, _by_rows(self, "scales"), bias)
+
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> UInt8:
+        width = slab.rows // 2
+        codes = slab.codes[start * width : stop * width]
+        out = _scratch("bytes", codes.shape, np.uint8)
+        return np.right_shift(codes, 4, out=out) if part else np.bitwise_and(codes, 15, out=out)
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        columns, width = self.shape[1], slab.rows // 4
-        quarter, word = np.divmod(np.arange(start, stop), width)
-        word = word + np.arange(columns)[:, None] * width + (quarter == 3)
-        nibbles = slab.codes[word % slab.codes.size] >> np.array([0, 12, 8, 4], np.uint16)[quarter]
-        nibbles ^= np.array([0, 8, 0, 8], np.uint16)[quarter]
-        return (nibbles & np.uint16(15)).astype(np.int8) - np.int8(8)
-
-    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
-        at, size = start * self.group * slab.rows // 4, words.size
-        masked = _scratch("masked", (size,), np.uint16)
-        if index == 0:
-            np.bitwise_and(slab.codes[at : at + size], np.uint16(0xF00F), out=masked)
-        else:
-            stored, picked = slab.codes.view(np.uint8), masked.view(np.uint8)
-            length = min(2 * size, len(stored) - 2 * at - 1)
-            np.bitwise_and(stored[2 * at + 1 :][:length], _alternating(length), out=picked[:length])
-            if length < 2 * size:  # the last word ends where the slab begins
-                picked[length] = stored[0] & np.uint8(0xF0)
-        np.copyto(words, masked.view(np.int16))
+        part, row = np.divmod(np.arange(start, stop), slab.rows // 2)
+        codes = slab.codes.reshape(self.shape[1], -1)[:, row] >> (4 * part).astype(np.uint8) & np.uint8(15)
+        return codes.view(np.int8) + np.int8(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
-class MXFP4Columns(_Pairs):
-    """e2m1 codes with e8m0 scales. codes uint16, rows/4 a column.
+class MXFP4Columns(Columns):
+    """e2m1 codes with e8m0 scales. codes uint16, rows/4 a column: four successive rows each, the first in bits 0-3.
 
-    Bits 0-3 and 8-11 of word i are the codes of rows 2i and 2i + 1, bits 4-7 and 12-15 those of rows 2w + 2i and
-    2w + 2i + 1, w = rows/4: a table of all words gives the two float32 words that hold these four values.
+    A table of all words gives the four values, each twice what it is, as int8.
     """
 
     codes: UInt16
     format = "mxfp4"
     unit = 0.5
-    rounding = Rounding(peak=12, precision=5e-5)  # finer, since models in this format are used as they were trained
 
     def plain(self) -> MXFP4:
-        rows, columns = self.shape
-        codes = np.empty((rows, columns // 2), np.uint8)
-        for slab in self.slabs:
-            nibbles = self._nibbles(slab, 0, slab.rows)
-            codes[slab.first : slab.first + slab.rows] = (nibbles[0::2] | nibbles[1::2] << np.uint8(4)).T
-        return MXFP4(codes, _by_rows(self, "scales"))
+        nibble = np.zeros(256, np.uint8)
+        nibble[_TWICE_E2M1.view(np.uint8)] = np.arange(16)
+        nibbles = nibble[self._codes_by_rows().view(np.uint8)]
+        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), _by_rows(self, "scales"))
 
-    def _nibbles(self, slab: Slab, start: int, stop: int) -> UInt8:
-        """e2m1 codes of rows start..stop, (in, rows)."""
-        half, word = np.divmod(np.arange(start, stop), slab.rows // 2)
-        shift = (4 * half + 8 * (word % 2)).astype(np.uint16)
-        words = slab.codes.reshape(self.shape[1], -1)[:, word // 2]
-        return (words >> shift & np.uint16(15)).astype(np.uint8)
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
+        codes = slab.codes[start * slab.rows // 4 : stop * slab.rows // 4]
+        index = _scratch("index", codes.shape, np.intp)
+        np.copyto(index, codes)
+        out = _scratch("words", codes.shape, np.uint32)
+        return np.take(_values_of_words(), index, out=out, mode="wrap").view(np.int8)
 
-    def _rows(self, slab: Slab, start: int, stop: int) -> Float32:
-        return decode_e2m1(self._nibbles(slab, start, stop))
-
-    def _fill(self, slab: Slab, index: int, start: int, stop: int, words: Float32) -> None:
-        size = words.size // 2
-        at = start * self.group * slab.rows // 4
-        picked = _scratch("picked", (size,), np.intp)
-        np.copyto(picked, slab.codes[at : at + size])
-        np.take(_words_of_e2m1(), picked, out=words.view(np.float64), mode="clip")
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        word, place = np.divmod(np.arange(start, stop), 4)
+        words = slab.codes.reshape(self.shape[1], -1)[:, word]
+        return _TWICE_E2M1[words >> (4 * place).astype(np.uint16) & np.uint16(15)]
 
 
 @dataclass(frozen=True, eq=False)
-class INT4Wide(_Bytes):
-    """int4 in a byte a weight: codes q - 8, and scales and bias float32."""
+class INT4Wide(INT4Columns):
+    """The same with a byte a weight: codes uint8, (2, in, rows/2) a slab. Scales and bias are float32."""
 
-    offset = 8
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> UInt8:
+        return slab.codes.reshape(2, -1)[part, start * slab.rows // 2 : stop * slab.rows // 2]
 
-    @property
-    def format(self) -> str:
-        return f"int4 g{self.group}"
-
-    def plain(self) -> INT4:
-        return _int4_by_rows(self)
-
-    def _grouped(self, x: Activations) -> Float32:
-        return x.rounded(self.group, INT4Columns.rounding)
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        part, row = np.divmod(np.arange(start, stop), slab.rows // 2)
+        return slab.codes.reshape(2, self.shape[1], -1)[part, :, row].T.view(np.int8) + np.int8(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
-class MXFP4Wide(_Bytes):
-    """mxfp4 in a byte a weight: codes twice the e2m1 values, and float32 scales for them."""
+class MXFP4Wide(MXFP4Columns):
+    """The same with a byte a weight: codes int8, (in, rows) a slab, twice the values."""
 
-    format = "mxfp4"
+    codes: NDArray[Any]
 
-    def plain(self) -> MXFP4:
-        code = np.zeros(256, np.uint8)
-        code[(2 * E2M1).astype(np.int8).view(np.uint8)] = np.arange(16)
-        nibbles = code[self._codes_by_rows().view(np.uint8)]
-        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), encode_e8m0(2 * _by_rows(self, "scales")))
+    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes[start * slab.rows : stop * slab.rows]
 
-    def _grouped(self, x: Activations) -> Float32:
-        return x.rounded(self.group, MXFP4Columns.rounding)
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
 
 
 def widened(matrix: QTensor) -> QTensor:
     """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
-    is none: a byte a weight, and float32 scales and bias."""
-    if not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
+    is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32."""
+    if isinstance(matrix, INT4Wide | MXFP4Wide) or not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
         return matrix
+    integers = not isinstance(matrix, MXFP4Columns)
+    scales = matrix.scales.astype(np.float32, copy=False) if integers else matrix.scales
     bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
     if isinstance(matrix, INT8Columns):
-        return INT8Columns(matrix.codes, matrix.scales.astype(np.float32, copy=False), bias, matrix.shape, matrix.cut)
-    scales = _to_float32(matrix.scales, np.empty(matrix.scales.shape, np.float32))
-    scales *= np.float32(matrix.unit)
-    kind = INT4Wide if isinstance(matrix, INT4Columns) else MXFP4Wide
-    return kind(matrix.codes_in_bytes(), scales, bias, matrix.shape, matrix.cut)
+        return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
+    rows, columns = matrix.shape
+    codes: NDArray[Any] = np.empty(rows * columns, np.uint8 if integers else np.int8)
+
+    def unpack(slab: Slab) -> None:
+        width = slab.rows // matrix.parts
+        to = codes[slab.first * columns :][: slab.rows * columns].reshape(matrix.parts, -1)
+        for start, stop in _spans(columns, width):
+            for part in range(matrix.parts):
+                np.copyto(to[part, start * width : stop * width], matrix._bytes(slab, part, start, stop))
+
+    run([partial(unpack, slab) for slab in matrix.slabs])
+    return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
 
 
 def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
@@ -468,7 +366,7 @@ def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
     if kind not in ("int8", "int4", "mxfp4") or not can_lay_out(format, rows):
         return nbytes
     codes = rows * columns // (1 if kind == "int8" else 2)
-    return rows * columns + (4 if kind == "mxfp4" else 2) * (nbytes - codes)
+    return rows * columns + (1 if kind == "mxfp4" else 2) * (nbytes - codes)
 
 
 def can_lay_out(format: str, rows: int) -> bool:
@@ -491,7 +389,7 @@ def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
     if isinstance(rows, INT8):
         codes = _transposed(rows.codes)
     else:
-        codes = _int4_words(rows) if isinstance(rows, INT4) else _mxfp4_words(rows)
+        codes = _int4_bytes(rows) if isinstance(rows, INT4) else _mxfp4_words(rows)
     return [codes.reshape(-1), *(values.T.reshape(-1) for values in factors)]
 
 
@@ -513,47 +411,33 @@ def for_use(matrix: QTensor, exact: bool) -> QTensor:
 def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
     """The matrix of a `QTensor.format` that the arrays of all its slabs make, those of a kind one after another."""
     codes, scales, *bias = arrays
-    kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint16), "mxfp4": (MXFP4Columns, np.uint16)}
+    kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint8), "mxfp4": (MXFP4Columns, np.uint16)}
     kind, dtype = kinds[format.split()[0]]
     return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
 
 
-def _int4_words(matrix: INT4) -> UInt16:
-    rows, columns = matrix.shape
-    half, width, eight = matrix.group // 2, rows // 4, np.uint8(8)
+def _int4_bytes(matrix: INT4) -> UInt8:
+    rows = matrix.shape[0]
+    half = matrix.group // 2
     packed = _transposed(matrix.codes).reshape(-1, half, rows)
-    codes = np.empty((columns, width), np.uint16)
-    stored = codes.reshape(-1).view(np.uint8)
-    words = stored.reshape(len(packed), 2, half, width, 2)
-    last = np.empty(words.shape[:-1], np.uint8)
+    codes = np.empty((len(packed), 2, half, rows // 2), np.uint8)
     step = max(1, (1 << 18) // (half * rows))  # so many bytes stay in the cache
-    for start, index in ((g, i) for g in range(0, len(packed), step) for i in (0, 1)):
+    for start in range(0, len(packed), step):
         groups = slice(start, start + step)
-        nibbles = packed[groups] >> np.uint8(4 * index)
-        if index == 0:
-            nibbles &= np.uint8(15)
-        last[groups, index] = nibbles[..., 3 * width :]
-        words[groups, index, ..., 0] = nibbles[..., :width]
-        words[groups, index, ..., 1] = nibbles[..., 2 * width : 3 * width]
-        nibbles ^= eight
-        nibbles <<= np.uint8(4)
-        words[groups, index, ..., 1] |= nibbles[..., width : 2 * width]
-    last ^= eight
-    last <<= np.uint8(4)
-    flat = last.reshape(-1)
-    stored[2::2] |= flat[:-1]
-    stored[0] |= flat[-1]
+        first, second = packed[groups, :, : rows // 2], packed[groups, :, rows // 2 :]
+        codes[groups, 0] = first & np.uint8(15) | second << np.uint8(4)
+        codes[groups, 1] = first >> np.uint8(4) | second & np.uint8(0xF0)
     return codes
 
 
 def _mxfp4_words(matrix: MXFP4) -> UInt16:
     rows, columns = matrix.shape
-    packed = _transposed(matrix.codes)  # (in/2, rows)
+    packed = _transposed(matrix.codes)  # (in/2, rows), the column of even number in the low bits
     codes = np.empty((columns, rows // 4), np.uint16)
     stored = codes.view(np.uint8).reshape(columns // 2, 2, -1)
-    for index, nibbles in enumerate((packed & np.uint8(15), packed >> np.uint8(4))):
-        first, second = np.split(nibbles, 2, axis=-1)
-        stored[:, index] = first | second << np.uint8(4)
+    even, odd = packed[:, 0::2], packed[:, 1::2]
+    stored[:, 0] = even & np.uint8(15) | odd << np.uint8(4)
+    stored[:, 1] = even >> np.uint8(4) | odd & np.uint8(0xF0)
     return codes
 
 
@@ -570,16 +454,6 @@ def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _int4_by_rows(matrix: INT4Columns | INT4Wide) -> INT4:
-    rows, columns = matrix.shape
-    codes = np.empty((rows, columns // 2), np.uint8)
-    for slab in matrix.slabs:
-        nibbles = (matrix._rows(slab, 0, slab.rows) + np.int8(8)).astype(np.uint8).T
-        packed = pack_nibbles(nibbles.reshape(slab.rows, -1, matrix.group))
-        codes[slab.first : slab.first + slab.rows] = packed.reshape(slab.rows, -1)
-    return INT4(codes, _by_rows(matrix, "scales"), None if matrix.bias is None else _by_rows(matrix, "bias"))
-
-
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
 
@@ -594,13 +468,9 @@ def _spans(groups: int, size: int) -> list[tuple[int, int]]:
 
 def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
     """Scales or bias as float32."""
-    return stored if stored.dtype == np.float32 else _to_float32(stored, _scratch(use, stored.shape))
-
-
-def _to_float32(stored: NDArray[Any], out: Float32) -> Float32:
     if stored.dtype == np.float32:
-        np.copyto(out, stored)
-        return out
+        return stored
+    out = _scratch(use, stored.shape)
     return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)
 
 
@@ -610,7 +480,6 @@ class _Memory(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[str, NDArray[Any]] = {}
         self.views: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
-        self.mask = np.empty(0, np.uint8)
 
 
 _memory = _Memory()
@@ -629,18 +498,13 @@ def _scratch(use: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDAr
     return view
 
 
-def _alternating(length: int) -> UInt8:
-    """0x0F, 0xF0, 0x0F, ..."""
-    if len(_memory.mask) < length:
-        _memory.mask = np.tile(np.array([0x0F, 0xF0], np.uint8), -(-length // 2))
-    return _memory.mask[:length]
+_TWICE_E2M1 = (2 * E2M1).astype(np.int8)
 
 
 @cache
-def _words_of_e2m1() -> NDArray[np.float64]:
-    """(65536,) items of two float32 words: n0 + 2^12 n1 and n2 + 2^12 n3, of the nibbles n0 ... n3 of the index."""
-    twice = 2 * E2M1
-    pairs = (twice[None, :] + np.float32(2**FIELD_BITS) * twice[:, None]).reshape(-1)  # by byte: low nibble first
-    both = np.empty((256, 256, 2), np.float32)
-    both[..., 0], both[..., 1] = pairs[None, :], pairs[:, None]
-    return both.reshape(-1, 2).view(np.float64)[:, 0]
+def _values_of_words() -> NDArray[np.uint32]:
+    """(65536,) items of four int8: twice the e2m1 values of the nibbles of the index, the lowest first."""
+    pairs = np.stack([np.tile(_TWICE_E2M1, 16), np.repeat(_TWICE_E2M1, 16)], axis=1)  # of each byte
+    both = np.empty((256, 256, 4), np.int8)
+    both[..., :2], both[..., 2:] = pairs[None], pairs[:, None]
+    return both.reshape(-1, 4).view(np.uint32)[:, 0]
