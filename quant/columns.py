@@ -63,8 +63,6 @@ class Columns(QTensor):
     cut: tuple[tuple[int, int], ...] | None = None
     """Rows first and last + 1 of each slab, where they are not those of `slab_spans`."""
 
-    parts = 1
-    """Equal ranges of a slab's rows whose codes come out one after the other."""
     unit = 1.0
     """The value of code 1 at scale 1."""
 
@@ -109,11 +107,8 @@ class Columns(QTensor):
         """The same matrix in the form it had before."""
 
     @abstractmethod
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[Any]:
-        """Codes of columns start..stop and one of the `parts` of a slab's rows, flat (columns rows / parts,).
-
-        int8 or uint8; valid until the next call.
-        """
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
+        """Codes of groups start..stop of a slab as int8 or uint8, flat (groups g rows,). Valid until the next call."""
 
     @abstractmethod
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
@@ -164,14 +159,11 @@ class Columns(QTensor):
 
     def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
-        group, width = self.group, slab.rows // self.parts
-        scales = self._scales(slab)
+        group, scales = self.group, self._scales(slab)
         bias = None if slab.bias is None else _factors(slab.bias, "bias")
         for start, stop in _spans(columns // group, group * slab.rows):
             block = _scratch("block", (stop - start, group, slab.rows))
-            by_part = block.reshape(-1, self.parts, width)
-            for part in range(self.parts):
-                np.copyto(by_part[:, part], self._bytes(slab, part, start * group, stop * group).reshape(-1, width))
+            np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             if self.offset:
                 block += np.float32(self.offset)
             block *= scales[start:stop, None]
@@ -193,17 +185,13 @@ class Columns(QTensor):
         """out = x @ W.T for at most FEW tokens; out (T, rows)."""
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
-        width = slab.rows // self.parts
-        sums = _scratch("sums", (self.parts, groups, tokens, width))
-        for start, stop in _spans(groups, size * width):
-            block = _scratch("block", (stop - start, size, width))
-            for part in range(self.parts):
-                np.copyto(block.reshape(-1), self._bytes(slab, part, start * size, stop * size))
-                np.matmul(grouped[start:stop], block, out=sums[part, start:stop])
+        sums = _scratch("sums", (groups, tokens, slab.rows))
+        for start, stop in _spans(groups, size * slab.rows):
+            block = _scratch("block", (stop - start, size, slab.rows))
+            np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
+            np.matmul(grouped[start:stop], block, out=sums[start:stop])
         scales = self._scales(slab)
-        for part in range(self.parts):
-            rows = slice(part * width, (part + 1) * width)
-            np.einsum("gtr,gr->tr", sums[part], scales[:, rows], out=out[:, rows])
+        np.einsum("gtr,gr->tr", sums, scales, out=out)
         if self.offset:
             out += np.matmul(x.shifts(self.group, self.offset), scales)
         if slab.bias is not None:
@@ -234,8 +222,9 @@ class INT8Columns(Columns):
         bias = None if self.bias is None else _by_rows(self, "bias")
         return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
 
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes[start * slab.rows : stop * slab.rows]
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        size = self.group * slab.rows
+        return slab.codes[start * size : stop * size]
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop]
@@ -245,11 +234,11 @@ class INT8Columns(Columns):
 class INT4Columns(Columns):
     """value = scale * q + bias, or scale * (q - 8) without a bias.
 
-    codes uint8, rows/2 a column: in bits 0-3 the q of a slab's first half of rows, in bits 4-7 those of its second.
+    codes uint8, (G, g/2, rows) a slab: in bits 0-3 the q of the first half of a group's columns, in bits 4-7 those of
+    its second.
     """
 
     codes: UInt8
-    parts = 2
 
     @property
     def format(self) -> str:
@@ -261,20 +250,22 @@ class INT4Columns(Columns):
 
     def plain(self) -> INT4:
         nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
-        packed = pack_nibbles(nibbles.reshape(*nibbles.shape[:-1], -1, self.group)).reshape(len(nibbles), -1)
+        packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
         bias = None if self.bias is None else _by_rows(self, "bias")
         return INT4(packed, _by_rows(self, "scales"), bias)
 
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> UInt8:
-        width = slab.rows // 2
-        codes = slab.codes[start * width : stop * width]
-        out = _scratch("bytes", codes.shape, np.uint8)
-        return np.right_shift(codes, 4, out=out) if part else np.bitwise_and(codes, 15, out=out)
+    def _bytes(self, slab: Slab, start: int, stop: int) -> UInt8:
+        half = self.group * slab.rows // 2
+        codes = slab.codes[start * half : stop * half].reshape(-1, half)
+        out = _scratch("bytes", (stop - start, 2, half), np.uint8)
+        np.bitwise_and(codes, 15, out=out[:, 0])
+        np.right_shift(codes, 4, out=out[:, 1])
+        return out.reshape(-1)
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        part, row = np.divmod(np.arange(start, stop), slab.rows // 2)
-        codes = slab.codes.reshape(self.shape[1], -1)[:, row] >> (4 * part).astype(np.uint8) & np.uint8(15)
-        return codes.view(np.int8) + np.int8(self.offset)
+        packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
+        codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
+        return codes.reshape(self.shape[1], -1).view(np.int8) + np.int8(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,8 +285,9 @@ class MXFP4Columns(Columns):
         nibbles = nibble[self._codes_by_rows().view(np.uint8)]
         return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), _by_rows(self, "scales"))
 
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
-        codes = slab.codes[start * slab.rows // 4 : stop * slab.rows // 4]
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        size = self.group * slab.rows // 4
+        codes = slab.codes[start * size : stop * size]
         index = _scratch("index", codes.shape, np.intp)
         np.copyto(index, codes)
         out = _scratch("words", codes.shape, np.uint32)
@@ -309,14 +301,14 @@ class MXFP4Columns(Columns):
 
 @dataclass(frozen=True, eq=False)
 class INT4Wide(INT4Columns):
-    """The same with a byte a weight: codes uint8, (2, in, rows/2) a slab. Scales and bias are float32."""
+    """The same with a byte a weight: codes uint8, (in, rows) a slab. Scales and bias are float32."""
 
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> UInt8:
-        return slab.codes.reshape(2, -1)[part, start * slab.rows // 2 : stop * slab.rows // 2]
+    def _bytes(self, slab: Slab, start: int, stop: int) -> UInt8:
+        size = self.group * slab.rows
+        return slab.codes[start * size : stop * size]
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        part, row = np.divmod(np.arange(start, stop), slab.rows // 2)
-        return slab.codes.reshape(2, self.shape[1], -1)[part, :, row].T.view(np.int8) + np.int8(self.offset)
+        return slab.codes.view(np.int8).reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,8 +317,9 @@ class MXFP4Wide(MXFP4Columns):
 
     codes: NDArray[Any]
 
-    def _bytes(self, slab: Slab, part: int, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes[start * slab.rows : stop * slab.rows]
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        size = self.group * slab.rows
+        return slab.codes[start * size : stop * size]
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop]
@@ -346,11 +339,10 @@ def widened(matrix: QTensor) -> QTensor:
     codes: NDArray[Any] = np.empty(rows * columns, np.uint8 if integers else np.int8)
 
     def unpack(slab: Slab) -> None:
-        width = slab.rows // matrix.parts
-        to = codes[slab.first * columns :][: slab.rows * columns].reshape(matrix.parts, -1)
-        for start, stop in _spans(columns, width):
-            for part in range(matrix.parts):
-                np.copyto(to[part, start * width : stop * width], matrix._bytes(slab, part, start, stop))
+        size = matrix.group * slab.rows
+        to = codes[slab.first * columns :][: slab.rows * columns]
+        for start, stop in _spans(columns // matrix.group, size):
+            np.copyto(to[start * size : stop * size], matrix._bytes(slab, start, stop))
 
     run([partial(unpack, slab) for slab in matrix.slabs])
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
@@ -371,7 +363,7 @@ def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
 
 def can_lay_out(format: str, rows: int) -> bool:
     """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
-    return format.startswith("int8") or (format.startswith(("int4", "mxfp4")) and rows % 4 == 0)
+    return format.startswith(("int8", "int4")) or (format == MXFP4.format and rows % 4 == 0)
 
 
 def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -385,11 +377,7 @@ def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
     """The rows of one slab, in a format that `can_lay_out`, laid out: flat codes, scales, and bias if there is one."""
     assert isinstance(rows, INT4 | INT8 | MXFP4)
     factors = [rows.scales] if isinstance(rows, MXFP4) or rows.bias is None else [rows.scales, rows.bias]
-    codes: NDArray[Any]
-    if isinstance(rows, INT8):
-        codes = _transposed(rows.codes)
-    else:
-        codes = _int4_bytes(rows) if isinstance(rows, INT4) else _mxfp4_words(rows)
+    codes = _mxfp4_words(rows) if isinstance(rows, MXFP4) else _transposed(rows.codes)
     return [codes.reshape(-1), *(values.T.reshape(-1) for values in factors)]
 
 
@@ -414,20 +402,6 @@ def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, i
     kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint8), "mxfp4": (MXFP4Columns, np.uint16)}
     kind, dtype = kinds[format.split()[0]]
     return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
-
-
-def _int4_bytes(matrix: INT4) -> UInt8:
-    rows = matrix.shape[0]
-    half = matrix.group // 2
-    packed = _transposed(matrix.codes).reshape(-1, half, rows)
-    codes = np.empty((len(packed), 2, half, rows // 2), np.uint8)
-    step = max(1, (1 << 18) // (half * rows))  # so many bytes stay in the cache
-    for start in range(0, len(packed), step):
-        groups = slice(start, start + step)
-        first, second = packed[groups, :, : rows // 2], packed[groups, :, rows // 2 :]
-        codes[groups, 0] = first & np.uint8(15) | second << np.uint8(4)
-        codes[groups, 1] = first >> np.uint8(4) | second & np.uint8(0xF0)
-    return codes
 
 
 def _mxfp4_words(matrix: MXFP4) -> UInt16:
