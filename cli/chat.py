@@ -48,7 +48,6 @@ def chat(
     ctx: options.Context = None,
     ram: options.Ram = None,
     threads: options.Threads = None,
-    exact: options.Exact = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Talk with a model.
@@ -93,7 +92,7 @@ def chat(
 
         def loaded(chat: Chat) -> Model:
             output.status(f"loading {chat.model}")
-            made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context, exact=exact)
+            made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
             output.clear_status()
             return made
 

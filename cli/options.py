@@ -90,9 +90,6 @@ Ram = Annotated[
     str | None, typer.Option("--ram", metavar="SIZE", help="Memory to use at most, such as 16GB; else what is free.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Cores to compute with; else all.")]
-Exact = Annotated[
-    bool, typer.Option("--exact", help="Multiply 4-bit weights with float32 activations: slower, and 0.0003 closer.")
-]
 
 Source = Annotated[str, typer.Argument(help="The model to convert: a folder of safetensors or a downloaded hub id.")]
 Destination = Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")]

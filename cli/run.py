@@ -89,7 +89,6 @@ def run(
     ctx: options.Context = None,
     ram: options.Ram = None,
     threads: options.Threads = None,
-    exact: options.Exact = False,
     json: options.Json = False,
     jsonl: JsonLines = False,
     logprobs: options.Logprobs = 0,
@@ -155,7 +154,7 @@ def run(
         def loaded(room: int | None) -> Model:
             nonlocal load_seconds
             begun = time.perf_counter()
-            made = load(description, ram=ram, threads=threads, ctx=room, exact=exact)
+            made = load(description, ram=ram, threads=threads, ctx=room)
             load_seconds = time.perf_counter() - begun
             if trace is not None:
                 made.trace_routes(stack.enter_context(RouteTrace(trace, made.spec.routed_experts)))

@@ -20,6 +20,7 @@ from numoe.quant import workers
 from numoe.quant.activations import Activations
 from numoe.quant.columns import laid_out
 from numoe.quant.errors import InputError
+from numoe.quant.memory import settled
 from numoe.quant.pack import pack_bf16, pack_fp8, pack_mxfp4
 from numoe.quant.qtensor import F32, FEW, QTensor, matmul_all
 from numoe.quant.recipe import Target
@@ -189,8 +190,8 @@ def working_set_bytes() -> int:
 
 
 def copies(matrix: QTensor, nbytes: int) -> list[QTensor]:
-    """The matrix and copies of it, at least two in all, that take `nbytes` or more."""
-    return [matrix, *(deepcopy(matrix) for _ in range(max(1, -(-nbytes // matrix.nbytes) - 1)))]
+    """Copies of the matrix, at least two, that take `nbytes` or more, where a model's weights would lie."""
+    return [settled(deepcopy(matrix)) for _ in range(max(2, -(-nbytes // matrix.nbytes)))]
 
 
 def per_second(work: Iterator[int]) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 
 from numoe.engine.weights import Place
 from numoe.quant.checkpoint import Checkpoint
-from numoe.quant.columns import can_lay_out, for_use, widened
+from numoe.quant.columns import can_lay_out, laid_out, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
 from numoe.quant.memory import lasting, settled, unshared
@@ -142,10 +142,9 @@ class ExpertStore:
     ahead: whether `expect` fetches anything. It changes speed alone.
     """
 
-    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]], exact: bool = False):
+    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]]):
         """Lay out the units without reading them; `allow` says how much memory there is.
 
-        exact: whether matrices stay as they are stored, instead of in the form that multiplies fastest.
 
         Raises:
             InputError: a matrix is missing or of a type that cannot be multiplied with.
@@ -153,8 +152,7 @@ class ExpertStore:
         self.budget = 0
         self.ahead = True
         self._checkpoint = checkpoint
-        self._exact = exact
-        self._units = {key: _lay_out(checkpoint, stored, exact) for key, stored in experts.items()}
+        self._units = {key: _lay_out(checkpoint, stored) for key, stored in experts.items()}
         self.largest: dict[int, int] = {}
         """For each layer, the most bytes that one of its units takes."""
         for (layer, _), unit in self._units.items():
@@ -226,8 +224,10 @@ class ExpertStore:
             grown = 0
             for entry in self._resident.values():
                 for part, matrix in entry.matrices.items():
-                    wide = entry.matrices[part] = settled(widened(matrix))
-                    grown += wide.nbytes - matrix.nbytes
+                    wide = widened(matrix)
+                    if wide is not matrix:
+                        entry.matrices[part] = settled(wide)
+                        grown += wide.nbytes - matrix.nbytes
             self._held += grown
             self.budget += grown
             self.total_bytes += grown
@@ -477,7 +477,7 @@ class ExpertStore:
             part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
             for part, (at, places) in entry.unit.matrices.items()
         }
-        used = {part: for_use(matrix, self._exact) for part, matrix in matrices.items()}
+        used = {part: laid_out(matrix) for part, matrix in matrices.items()}
         if entry.unit.keeps_buffer:
             return used
         if self.budget == self.total_bytes:
@@ -509,7 +509,7 @@ def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
     return {part: replace(matrix, **moved[part]) for part, matrix in matrices.items()}  # type: ignore[type-var]
 
 
-def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place], exact: bool) -> _Unit:
+def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
     extents = {part: checkpoint.extents(at.name, at.index, at.rows) for part, at in stored.items()}
     flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
     gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
@@ -539,7 +539,7 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place], exact: bool) -
     keeps = False
     for part, parts in extents.items():
         name, rows = stored[part].name, stored[part].rows or (0, checkpoint.shape(stored[part].name)[-2])
-        moved = exact == checkpoint.by_columns and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
+        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
         if checkpoint.kept_as_stored(name) and not moved:
             keeps = True
         else:

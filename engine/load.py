@@ -27,7 +27,7 @@ from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
 from numoe.engine.weights import Place, Weights
 from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.columns import SMALL, for_use, widened
+from numoe.quant.columns import SMALL, laid_out, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.errors import InputError
 from numoe.quant.memory import settled
@@ -362,7 +362,6 @@ def load(
     ram: str | int | None = None,
     threads: int | None = None,
     ctx: int | None = None,
-    exact: bool = False,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
@@ -374,8 +373,6 @@ def load(
         ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free.
         threads: threads, and on Linux workers, to compute with, for the whole process; None: one a core.
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`.
-        exact: whether activations stay float32 throughout; otherwise 4-bit weights are multiplied, several times
-            faster, with activations rounded by less than a thousandth.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
@@ -386,10 +383,10 @@ def load(
         raise InputError(f"--threads must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     description = model if isinstance(model, Description) else describe(model)
-    experts = _experts_on_disk(description, exact)
+    experts = _experts_on_disk(description)
     planned = description.plan(ctx)
     room = _expert_room(description, experts, planned, budget)
-    wide = not exact and planned.widens(available_memory() if budget is None else budget)
+    wide = planned.widens(available_memory() if budget is None else budget)
     weights = Weights()
     checkpoint = description.checkpoint
     for name, tensor in description.spec.tensors().items():
@@ -398,13 +395,11 @@ def load(
             weights.arrays[name] = checkpoint.array(place.name)
         elif tensor.role != "experts":
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            if name == "embed" and not description.spec.tied:
-                matrix = for_use(matrix, True)  # only looked up
-            elif tensor.size < SMALL:
-                matrix = F32(matrix.dequantize())
-            else:
-                matrix = for_use(matrix, exact)
-                matrix = widened(matrix) if wide else matrix
+            if name != "embed" or description.spec.tied:  # else it is only looked up
+                if tensor.size < SMALL:
+                    matrix = F32(matrix.dequantize())
+                else:
+                    matrix = widened(laid_out(matrix)) if wide else laid_out(matrix)
             weights.matrices[name] = settled(matrix)
     _check_tables(description, weights)
     wide_bytes = planned.wide_bytes if wide else 0
@@ -416,13 +411,13 @@ def load(
     return Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
 
 
-def _experts_on_disk(description: Description, exact: bool) -> ExpertStore | None:
+def _experts_on_disk(description: Description) -> ExpertStore | None:
     experts: dict[tuple[int, int], dict[str, Place]] = {}
     for name, tensor in description.spec.tensors().items():
         if tensor.role == "experts" and tensor.held == "matrix":
             _, layer, _, _, expert, part = name.split(".")
             experts.setdefault((int(layer), int(expert)), {})[part] = description.places[name]
-    return ExpertStore(description.checkpoint, experts, exact) if experts else None
+    return ExpertStore(description.checkpoint, experts) if experts else None
 
 
 def _expert_room(description: Description, experts: ExpertStore | None, planned: Plan, ram: int | None) -> int:

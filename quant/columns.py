@@ -389,13 +389,6 @@ def laid_out(matrix: QTensor) -> QTensor:
     return from_arrays(matrix.format, [np.concatenate(parts) for parts in zip(*slabs, strict=True)], matrix.shape)
 
 
-def for_use(matrix: QTensor, exact: bool) -> QTensor:
-    """The form to multiply with: the fastest, or if `exact` one that leaves activations as they are."""
-    if exact:
-        return matrix.plain() if isinstance(matrix, Columns) else matrix
-    return laid_out(matrix)
-
-
 def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
     """The matrix of a `QTensor.format` that the arrays of all its slabs make, those of a kind one after another."""
     codes, scales, *bias = arrays

@@ -39,8 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
-    """A golden case as a loaded model, loaded once, with float32 activations; its sessions are the tests' own."""
-    return cache(lambda case: load(checkpoint(case), exact=True))
+    """A golden case as a loaded model, loaded once; its sessions are the tests' own."""
+    return cache(lambda case: load(checkpoint(case)))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(smollm2_file: Path) -> Model:
-    return load(smollm2_file, exact=True)
+    return load(smollm2_file)
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -1,4 +1,4 @@
-"""Weights by columns: the same values, products within a thousandth, and bits that depend on the weights alone."""
+"""Weights by columns: the same values, their products, and bits that depend on the weights alone."""
 
 from collections.abc import Callable, Iterator
 
@@ -76,30 +76,27 @@ def test_it_is_the_same_matrix(kind: str, rows: int, groups: int, group: int, sl
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from([*PACKS, "mxfp4"]),
-    rows=st.integers(1, 80).map(lambda n: 4 * n),
+    rows=st.integers(1, 320),
     size=st.sampled_from([128, 384]),
     group=st.sampled_from([16, 32, 64, 128]),
     tokens=st.sampled_from([1, 2, FEW, FEW + 1, 20]),
     outliers=st.sampled_from([1, 100]),
 )
-def test_products_are_within_a_thousandth(
-    kind: str, rows: int, size: int, group: int, tokens: int, outliers: int
-) -> None:
-    weights = weights_of(rows, size)
-    matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, group))
+def test_products_are_those_of_float32(kind: str, rows: int, size: int, group: int, tokens: int, outliers: int) -> None:
+    if kind == "mxfp4":
+        matrix = laid(pack_mxfp4(weights_of(4 * rows, size)))
+    else:
+        matrix = laid(PACKS[kind](weights_of(rows, size), group))
     x = np.random.default_rng(1).standard_normal((tokens, size), np.float32)
     x[:, ::37] *= outliers
     values = matrix.dequantize().astype(np.float64)
-    off = np.linalg.norm(matrix.matmul(x) - x @ values.T, axis=1)
-    # Of the product without cancellation: a row of few weights may come out near zero.
-    assert (off <= 1e-3 * np.linalg.norm(x, axis=1) * np.linalg.norm(values)).all()
-    if kind == "int8" or tokens > FEW:
-        np.testing.assert_allclose(matrix.matmul(x), x @ values.T, rtol=1e-4, atol=1e-5 * np.abs(x @ values.T).max())
+    off = np.abs(matrix.matmul(x) - x @ values.T)
+    # Of the product without cancellation, which what codes are shifted by takes part in.
+    assert (off <= 3e-6 * (np.abs(x) @ np.abs(values.T) + np.abs(x).sum(1)[:, None] * np.abs(values).max(1))).all()
 
 
 @pytest.mark.parametrize("code", [-8, 7])
-def test_the_largest_codes_do_not_run_into_each_other(code: int) -> None:
-    """All sums at their bounds, x along the codes and against them: the two fields of a word stay apart."""
+def test_the_largest_codes_keep_their_sign(code: int) -> None:
     rows, size = 64, 64
     nibbles = np.full((rows, size // 2), (code + 8) * 17, np.uint8)
     scales = np.ones((rows, size // 32), np.float16)
@@ -107,10 +104,9 @@ def test_the_largest_codes_do_not_run_into_each_other(code: int) -> None:
         INT4(nibbles, scales),
         MXFP4(np.full((rows, size // 2), (7 if code > 0 else 15) * 17, np.uint8), np.full(scales.shape, 127, np.uint8)),
     ):
-        for sign in (1, -1):
-            x = np.full((1, size), sign, np.float32)
-            expected = x @ matrix.dequantize().T
-            np.testing.assert_allclose(laid(matrix).matmul(x), expected, rtol=1e-3)
+        x = np.ones((1, size), np.float32)
+        np.testing.assert_array_equal(laid(matrix).matmul(x), x @ matrix.dequantize().T)
+        np.testing.assert_array_equal(widened(laid(matrix)).matmul(x), x @ matrix.dequantize().T)
 
 
 def test_every_word_of_four_values_is_in_the_table() -> None:
@@ -137,8 +133,6 @@ def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
         np.testing.assert_array_equal(several[0], alone)
         if tokens <= FEW:
             np.testing.assert_array_equal(several[1], alone[::-1])
-            if kind != "int8":  # these are sums of integers, where float32 sums depend on what BLAS makes of a shape
-                np.testing.assert_array_equal(matrix.matmul(x[:1]), alone[:1])
 
 
 @settings(max_examples=30, deadline=None)
@@ -208,10 +202,10 @@ def test_what_has_no_such_form_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 400])
-def test_rounded_activations_stay_near_the_reference(checkpoint: Callable[[str], object], step: int) -> None:
-    """The released form, with MXFP4 experts: within 5e-3 of logits whose standard deviation is 2."""
+def test_few_tokens_at_once_stay_near_the_reference(checkpoint: Callable[[str], object], step: int) -> None:
+    """The released form, with MXFP4 experts: within 2e-4 of logits whose standard deviation is 2."""
     golden = tiny.load_golden("v4_released")
     session = load(checkpoint("v4_released")).session(1024)  # type: ignore[arg-type]
     ids = golden.ids.tolist()
     logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
-    assert np.abs(logits - golden.logits).max() < 5e-3
+    assert np.abs(logits - golden.logits).max() < 2e-4

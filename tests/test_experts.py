@@ -214,7 +214,7 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
     path = checkpoint("v4_a")
     planned = describe(path).plan(256)
     others = planned.resident_bytes + planned.kv_bytes + 1000
-    least = chosen_bytes(path)(LOAD._experts_on_disk(describe(path), exact=False))
+    least = chosen_bytes(path)(LOAD._experts_on_disk(describe(path)))
     model = load(path, ram=others + least, ctx=256)
     assert model.experts is not None
     assert model.experts.budget == least < model.experts.total_bytes

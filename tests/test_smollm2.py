@@ -28,11 +28,9 @@ def test_logits_and_greedy_tokens_match_the_reference(smollm2: Model, number: in
     assert logits[len(ids) - 1 : -1].argmax(axis=1).tolist() == greedy.tolist()
 
 
-def test_the_fast_path_gives_the_same_answers(smollm2_file: Path) -> None:
-    """Token by token, with activations rounded: the greedy answers of the reference."""
-    model = load(smollm2_file)
+def test_token_by_token_the_answers_are_the_same(smollm2: Model) -> None:
     for ids, greedy in zip(PROMPTS, GOLDEN["greedy"], strict=True):
-        session = model.session(1024)
+        session = smollm2.session(1024)
         best = [session.feed(ids, last=True)[0].argmax()]
         best.extend(session.feed([token], last=True)[0].argmax() for token in greedy[:8])
         assert best == greedy[:9].tolist()

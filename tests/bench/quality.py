@@ -266,7 +266,7 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
         write_base(source, folder / "part")
         (folder / "part").rename(folder / "base")
     description = describe(folder / "base")
-    base = load(description, exact=True, threads=threads)
+    base = load(description, threads=threads)
     sampled = folder / "sampled.npy"
     if not sampled.exists():
         first = describe(source).tokenizer.bos_id
@@ -277,7 +277,7 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
     reference = Remembered(base)
 
     def row(name: str, made: Path, size: float) -> Row:
-        return Row(name, size, *compare(load(made, exact=True), reference, texts, LENGTH + 1))
+        return Row(name, size, *compare(load(made), reference, texts, LENGTH + 1))
 
     original = quantized_by_llama_cpp(source, folder / "base.gguf", "ALL_F32")
     for kind in ("Q8_0", "Q4_0", "Q4_K_M"):
@@ -288,12 +288,12 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
 
 def tiny(folder: Path, threads: int) -> Iterator[Row]:
     description = describe(ROOT / "tests/reference/tiny/master")
-    base = load(description, exact=True, threads=threads)
+    base = load(description, threads=threads)
     ids = base.tokenizer.encode(TEXT.read_text(encoding="utf-8"))
     scored = 3 * len(ids) // 4
 
     def row(name: str, made: Path, size: float) -> Row:
-        return Row(name, size, *compare(load(made, exact=True), base, [ids[:scored]], 512))
+        return Row(name, size, *compare(load(made), base, [ids[:scored]], 512))
 
     for kind in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q4_0):
         made = put_back(description, folder / "tiny", lambda _, weights, kind=kind: quantized_by_ggml(weights, kind))
