@@ -107,8 +107,8 @@ class Columns(QTensor):
         """The same matrix in the form it had before."""
 
     @abstractmethod
-    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
-        """Codes of groups start..stop of a slab as int8 or uint8, flat (groups g rows,). Valid until the next call."""
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        """Codes of groups start..stop of a slab, flat (groups g rows,). Valid until the next call."""
 
     @abstractmethod
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
@@ -254,13 +254,13 @@ class INT4Columns(Columns):
         bias = None if self.bias is None else _by_rows(self, "bias")
         return INT4(packed, _by_rows(self, "scales"), bias)
 
-    def _bytes(self, slab: Slab, start: int, stop: int) -> UInt8:
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         half = self.group * slab.rows // 2
         codes = slab.codes[start * half : stop * half].reshape(-1, half)
         out = _scratch("bytes", (stop - start, 2, half), np.uint8)
         np.bitwise_and(codes, 15, out=out[:, 0])
         np.right_shift(codes, 4, out=out[:, 1])
-        return out.reshape(-1)
+        return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
@@ -301,14 +301,16 @@ class MXFP4Columns(Columns):
 
 @dataclass(frozen=True, eq=False)
 class INT4Wide(INT4Columns):
-    """The same with a byte a weight: codes uint8, (in, rows) a slab. Scales and bias are float32."""
+    """The same with a byte a weight: codes int8, (in, rows) a slab. Scales and bias are float32."""
 
-    def _bytes(self, slab: Slab, start: int, stop: int) -> UInt8:
+    codes: NDArray[Any]
+
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         size = self.group * slab.rows
         return slab.codes[start * size : stop * size]
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes.view(np.int8).reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +338,7 @@ def widened(matrix: QTensor) -> QTensor:
     if isinstance(matrix, INT8Columns):
         return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
     rows, columns = matrix.shape
-    codes: NDArray[Any] = np.empty(rows * columns, np.uint8 if integers else np.int8)
+    codes = np.empty(rows * columns, np.int8)
 
     def unpack(slab: Slab) -> None:
         size = matrix.group * slab.rows
