@@ -5,8 +5,8 @@ this cheap here. Codes are cast without their scales, and multiplied as they are
 group instead of once a weight. And what is cast at once is contiguous and as large as the calls' own time asks for.
 
 A matrix (out, in) is cut into slabs of rows. Within a slab the order is column, then row: what one token's activation
-k is multiplied with lies together, and a group of columns is one contiguous range. Threads share the slabs; their size
-depends on the shape alone, and so does every digit of a result.
+k is multiplied with lies together, and a group of columns is one contiguous range. Workers and threads share the slabs,
+whose size depends on the shape alone, and so does every digit of a result.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Columns(QTensor):
 
     @cached_property
     def slabs(self) -> list[Slab]:
-        """The parts that threads share."""
+        """The parts that workers and threads share."""
         rows, columns = self.shape
         groups = columns // self.group
         parts = []
@@ -208,6 +208,12 @@ class Columns(QTensor):
                 out += np.matmul(columns, block, out=part)
 
 
+def _as_stored(matrix: Columns, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+    """`_bytes` of codes that are bytes."""
+    size = matrix.group * slab.rows
+    return slab.codes[start * size : stop * size]
+
+
 @dataclass(frozen=True, eq=False)
 class INT8Columns(Columns):
     """codes int8."""
@@ -222,9 +228,7 @@ class INT8Columns(Columns):
         bias = None if self.bias is None else _by_rows(self, "bias")
         return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
 
-    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        size = self.group * slab.rows
-        return slab.codes[start * size : stop * size]
+    _bytes = _as_stored
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop]
@@ -305,9 +309,7 @@ class INT4Wide(INT4Columns):
 
     codes: NDArray[Any]
 
-    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        size = self.group * slab.rows
-        return slab.codes[start * size : stop * size]
+    _bytes = _as_stored
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
@@ -319,9 +321,7 @@ class MXFP4Wide(MXFP4Columns):
 
     codes: NDArray[Any]
 
-    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        size = self.group * slab.rows
-        return slab.codes[start * size : stop * size]
+    _bytes = _as_stored
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop]
