@@ -145,7 +145,6 @@ class ExpertStore:
     def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]]):
         """Lay out the units without reading them; `allow` says how much memory there is.
 
-
         Raises:
             InputError: a matrix is missing or of a type that cannot be multiplied with.
         """

@@ -32,11 +32,10 @@ def lasting(nbytes: int) -> UInt8:
     if nbytes >= HUGE:
         return np.empty(nbytes, np.uint8)
     with _taking:
-        _rest = _rest[-_rest.ctypes.data % _ALIGNMENT :]
         if len(_rest) < nbytes:
             piece = np.empty(_PIECE, np.uint8)
             _rest = piece[-piece.ctypes.data % _ALIGNMENT :]
-        taken, _rest = _rest[:nbytes], _rest[nbytes:]
+        taken, _rest = _rest[:nbytes], _rest[-(-nbytes // _ALIGNMENT) * _ALIGNMENT :]
         return taken
 
 
