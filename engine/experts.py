@@ -27,7 +27,7 @@ from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, laid_out, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
-from numoe.quant.memory import lasting, settled, unshared
+from numoe.quant.memory import ALIGNMENT, lasting, settled, unshared
 from numoe.quant.qtensor import QTensor
 
 Key = tuple[int, int]
@@ -36,7 +36,6 @@ Key = tuple[int, int]
 READERS = 4
 """Threads that read: a disk gives its full speed only to several reads at a time."""
 
-_ALIGNMENT = 64
 # Bytes between two ranges that are read through instead of starting another read, as a share of the unit.
 _GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
@@ -485,9 +484,8 @@ class ExpertStore:
 
 
 def _buffer(nbytes: int, stays: bool) -> UInt8:
-    """Uninitialised memory whose start is aligned, within `nbytes`; `stays`: whether it is never written to again."""
-    memory = lasting(nbytes) if stays else unshared(nbytes)
-    return memory[-memory.ctypes.data % _ALIGNMENT :]
+    """Uninitialised memory; `stays`: whether it is never written to again."""
+    return lasting(nbytes) if stays else unshared(nbytes)
 
 
 def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
@@ -498,7 +496,7 @@ def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
         for one in fields(matrix)  # type: ignore[arg-type]
         if isinstance(values := getattr(matrix, one.name), np.ndarray)
     }
-    sizes = [-(-values.nbytes // _ALIGNMENT) * _ALIGNMENT for values in arrays.values()]
+    sizes = [-(-values.nbytes // ALIGNMENT) * ALIGNMENT for values in arrays.values()]
     memory = unshared(sum(sizes))
     moved: dict[str, dict[str, np.ndarray]] = {part: {} for part in matrices}
     for ((part, name), values), start in zip(arrays.items(), itertools.accumulate(sizes, initial=0), strict=False):
@@ -522,7 +520,7 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
             joined.append(extent)
     runs, used = [], 0
     for run in joined:
-        used += (run.offset - used) % _ALIGNMENT  # as aligned as in the file
+        used += (run.offset - used) % ALIGNMENT  # as aligned as in the file
         runs.append((run, used))
         used += run.nbytes
 
@@ -544,4 +542,4 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
         else:
             share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name)
             decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
-    return _Unit(tuple(runs), matrices, used + _ALIGNMENT, decoded, keeps)
+    return _Unit(tuple(runs), matrices, used, decoded, keeps)

@@ -17,7 +17,8 @@ from numoe.engine.ops import Floats
 from numoe.engine.spec import MixtureOfExperts, Router, SwiGLU
 from numoe.engine.weights import Weights
 from numoe.quant.activations import Activations
-from numoe.quant.qtensor import FEW, QTensor, matmul_all
+from numoe.quant.kernels import FEW
+from numoe.quant.qtensor import QTensor, matmul_all
 
 Ids = NDArray[np.int64]
 

@@ -11,8 +11,6 @@ whose size depends on the shape alone, and so does every digit of a result.
 
 from __future__ import annotations
 
-import math
-import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,9 @@ from numpy.typing import NDArray
 
 from numoe.quant.activations import Activations
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
-from numoe.quant.kernels import pack_nibbles
-from numoe.quant.qtensor import FEW, INT4, INT8, MXFP4, QTensor, finite_scales
+from numoe.quant.kernels import FEW, pack_nibbles
+from numoe.quant.memory import scratch
+from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task, run
 
 SLAB_ROWS = 1024
@@ -154,7 +153,7 @@ class Columns(QTensor):
         """The value of code 1, (G, rows)."""
         scales = _factors(slab.scales)
         if self.unit != 1:
-            scales = np.multiply(scales, np.float32(self.unit), out=_scratch("scales", scales.shape))
+            scales = np.multiply(scales, np.float32(self.unit), out=scratch("scales", scales.shape))
         return scales
 
     def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
@@ -162,7 +161,7 @@ class Columns(QTensor):
         group, scales = self.group, self._scales(slab)
         bias = None if slab.bias is None else _factors(slab.bias, "bias")
         for start, stop in _spans(columns // group, group * slab.rows):
-            block = _scratch("block", (stop - start, group, slab.rows))
+            block = scratch("block", (stop - start, group, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             if self.offset:
                 block += np.float32(self.offset)
@@ -185,9 +184,9 @@ class Columns(QTensor):
         """out = x @ W.T for at most FEW tokens; out (T, rows)."""
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
-        sums = _scratch("sums", (groups, tokens, slab.rows))
+        sums = scratch("sums", (groups, tokens, slab.rows))
         for start, stop in _spans(groups, size * slab.rows):
-            block = _scratch("block", (stop - start, size, slab.rows))
+            block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             np.matmul(grouped[start:stop], block, out=sums[start:stop])
         scales = self._scales(slab)
@@ -199,7 +198,7 @@ class Columns(QTensor):
 
     def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
-        part = _scratch("part", out.shape)
+        part = scratch("part", out.shape)
         for k, block in self._blocks(slab, self.shape[1]):
             columns = x[:, k : k + len(block)]
             if k == 0:
@@ -261,7 +260,7 @@ class INT4Columns(Columns):
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         half = self.group * slab.rows // 2
         codes = slab.codes[start * half : stop * half].reshape(-1, half)
-        out = _scratch("bytes", (stop - start, 2, half), np.uint8)
+        out = scratch("bytes", (stop - start, 2, half), np.uint8)
         np.bitwise_and(codes, 15, out=out[:, 0])
         np.right_shift(codes, 4, out=out[:, 1])
         return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
@@ -292,9 +291,9 @@ class MXFP4Columns(Columns):
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         size = self.group * slab.rows // 4
         codes = slab.codes[start * size : stop * size]
-        index = _scratch("index", codes.shape, np.intp)
+        index = scratch("index", codes.shape, np.intp)
         np.copyto(index, codes)
-        out = _scratch("words", codes.shape, np.uint32)
+        out = scratch("words", codes.shape, np.uint32)
         return np.take(_values_of_words(), index, out=out, mode="wrap").view(np.int8)
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
@@ -439,32 +438,8 @@ def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
     """Scales or bias as float32."""
     if stored.dtype == np.float32:
         return stored
-    out = _scratch(use, stored.shape)
+    out = scratch(use, stored.shape)
     return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)
-
-
-class _Memory(threading.local):
-    """Buffers of one thread by use, and the views of them that were asked for."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, NDArray[Any]] = {}
-        self.views: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
-
-
-_memory = _Memory()
-
-
-def _scratch(use: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArray[Any]:
-    """Memory for one use at a time on this thread, kept for the next."""
-    view = _memory.views.get((use, shape))
-    if view is None:
-        size = math.prod(shape)
-        held = _memory.buffers.get(use)
-        if held is None or held.size < size:
-            held = _memory.buffers[use] = np.empty(size, dtype)
-            _memory.views = {key: old for key, old in _memory.views.items() if key[0] != use}
-        view = _memory.views[use, shape] = held[:size].reshape(shape)
-    return view
 
 
 _TWICE_E2M1 = (2 * E2M1).astype(np.int8)

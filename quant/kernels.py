@@ -1,20 +1,29 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
-import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs
+from numoe.quant.memory import scratch
 from numoe.quant.threads import Task
 
 SCRATCH_ELEMENTS = 1 << 18
 """Float32 elements of dequantized weights alive at a time (1 MiB, about an L2 cache), unless one row is longer."""
 
 _CHECK_ELEMENTS = 1 << 20
-_local = threading.local()
+
+FEW = 16
+"""Up to so many tokens, making the weights float32 and rearranging them is most of a product's work."""
+
+# OpenBLAS leaves the weights of a product of few tokens as they are, two to eight times as fast, where it uses AVX-512
+# and the product has no more multiplications and results than these
+# (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c there). So a large one is made of many such.
+_SMALL_MULTIPLICATIONS = 10**6
+_SMALL_RESULTS = 1200
+_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS' names, whoever made the processor
 
 
 def block_rows(columns: int) -> int:
@@ -26,14 +35,6 @@ def _equal_blocks(rows: int, columns: int) -> range:
     """Where blocks of rows start that fit in the scratch and are equal, so that threads can share them evenly."""
     blocks = -(-rows // block_rows(columns))
     return range(0, rows, max(1, -(-rows // max(1, blocks))))
-
-
-def _scratch(rows: int, columns: int) -> Float32:
-    # One buffer a thread, reused by every matmul on it.
-    buffer = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < rows * columns:
-        buffer = _local.buffer = np.empty(max(rows * columns, SCRATCH_ELEMENTS), np.float32)
-    return buffer[: rows * columns].reshape(rows, columns)
 
 
 def products_by_rows(
@@ -48,9 +49,9 @@ def products_by_rows(
 
     def multiply(start: int) -> None:
         stop = min(start + starts.step, rows)
-        block = _scratch(stop - start, columns)
+        block = scratch("rows", (stop - start, columns))
         dequantize_rows(start, stop, block)
-        np.matmul(x, block.T, out=out[:, start:stop])
+        multiply_rows(x, block, out[:, start:stop])
 
     return [partial(multiply, start) for start in starts]
 
@@ -61,9 +62,54 @@ def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task
 
     def multiply(start: int) -> None:
         stop = start + starts.step
-        np.matmul(x, weights[start:stop].T, out=out[:, start:stop])
+        multiply_rows(x, weights[start:stop], out[:, start:stop])
 
     return [partial(multiply, start) for start in starts]
+
+
+def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
+    """Tasks for out = x @ W.T of at most FEW tokens, if `FP8.folds`: x takes the scales of each row of blocks."""
+    rows, columns = codes.shape
+    height, width = block
+    tokens = len(x)
+    # Codes come as 2^-120 times their values, so x is made as much larger as it can be.
+    lifted = x.reshape(tokens, -1, width) * np.float32(2.0**80)
+    step = max(1, SCRATCH_ELEMENTS // (height * columns)) * height
+
+    def multiply(start: int) -> None:
+        part = codes[start : start + step]
+        values = scratch("rows", part.shape)
+        _e4m3_bits(part, values)
+        for row in range(0, len(part), height):
+            scaled = lifted * scales[(start + row) // height, :, None]
+            to = out[:, start + row : start + min(row + height, len(part))]
+            multiply_rows(scaled.reshape(tokens, columns), values[row : row + height], to)
+            to *= np.float32(2.0**40)
+
+    return [partial(multiply, start) for start in range(0, rows, step)]
+
+
+def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
+    """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
+    tokens, columns = x.shape
+    if tokens == 1 or tokens > 2 * FEW or not _has_small_products():
+        np.matmul(x, weights.T, out=out)
+    elif tokens > FEW:
+        multiply_rows(x[:FEW], weights, out[:FEW])
+        multiply_rows(x[FEW:], weights, out[FEW:])
+    else:
+        height = min(max(1, _SMALL_MULTIPLICATIONS // (tokens * columns)), _SMALL_RESULTS // tokens, len(weights))
+        whole = len(weights) // height * height
+        out[:, :whole] = np.matmul(weights[:whole].reshape(-1, height, columns), x.T).reshape(whole, tokens).T
+        if whole < len(weights):
+            out[:, whole:] = np.matmul(weights[whole:], x.T).T
+
+
+@cache
+def _has_small_products() -> bool:
+    from threadpoolctl import threadpool_info
+
+    return any(library.get("architecture") in _AVX512 for library in threadpool_info())
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:
@@ -105,12 +151,7 @@ def dequantize_fp8(codes: UInt8, scales: Float32, block: tuple[int, int], start:
 
     codes and out (n, in) are rows start.. of the matrix, scales all of it.
     """
-    # Sign, exponent and mantissa move to their places in float32, whose exponent counts from 120 lower down: a third
-    # of the time of a table.
-    bits = out.view(np.int32)
-    np.copyto(bits, codes.view(np.int8))
-    np.left_shift(bits, 20, out=bits)
-    np.bitwise_and(bits, -0x78100000, out=bits)
+    _e4m3_bits(codes, out)
     lift = np.float32(2.0**120)
     if scales.size and scales.max() >= 64:  # so large a scale would overflow with all of it
         out *= lift
@@ -122,6 +163,16 @@ def dequantize_fp8(codes: UInt8, scales: Float32, block: tuple[int, int], start:
         end = min(len(out), (block_row + 1) * height - start)
         out[row:end] *= np.repeat(scales[block_row] * lift, width)[: out.shape[1]]
         row = end
+
+
+def _e4m3_bits(codes: UInt8, out: Float32) -> None:
+    """out = 2^-120 e4m3(code), for codes that are not NaN."""
+    # Sign, exponent and mantissa move to their places in float32, whose exponent counts from 120 lower down: a third
+    # of the time of a table.
+    bits = out.view(np.int32)
+    np.copyto(bits, codes.view(np.int8))
+    np.left_shift(bits, 20, out=bits)
+    np.bitwise_and(bits, -0x78100000, out=bits)
 
 
 def dequantize_mxfp4(codes: UInt8, scales: Float32, out: Float32) -> None:

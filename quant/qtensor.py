@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from numoe.quant import kernels, threads, workers
 from numoe.quant.activations import Activations
-from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0
+from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0, decode_f16
 from numoe.quant.errors import InputError
+from numoe.quant.kernels import FEW
 from numoe.quant.threads import Task
-
-FEW = 8
-"""Up to so many tokens, turning the weights into float32 is most of a product's work."""
 
 # Multiplications; for fewer, having others help takes longer than it gains.
 _WORTH_WORKERS = 1 << 19
 _WORTH_THREADS = 1 << 21
+
+_FOLDED_ROWS = 32  # of weights that share scales; with fewer, scaling x takes longer than scaling the weights
 
 MX_GROUP = 32
 """Weights that share one e8m0 scale in the OCP microscaling formats."""
@@ -168,7 +168,7 @@ class F16(QTensor):
         return self.values.nbytes
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        np.copyto(out, self.values[start:stop])
+        decode_f16(self.values[start:stop], out)
 
     def slice_rows(self, start: int, stop: int) -> "F16":
         return F16(self.values[start:stop])
@@ -237,6 +237,20 @@ class FP8(QTensor):
     @cached_property
     def _factors(self) -> Float32:
         return _decode_scales(self.scales)
+
+    @cached_property
+    def folds(self) -> bool:
+        """Whether x can take the scales: blocks are whole in a row and high, and scales neither huge nor tiny."""
+        height, width = self.block
+        if self.codes.shape[1] % width or height < _FOLDED_ROWS:
+            return False
+        scales = self._factors[self._factors != 0]
+        return not scales.size or bool(2.0**-30 <= np.abs(scales).min() and np.abs(scales).max() <= 2.0**20)
+
+    def products(self, x: Activations, out: Float32) -> list[Task]:
+        if len(out) > FEW or not self.folds:
+            return super().products(x, out)
+        return kernels.few_products_of_fp8(x.x, self.codes, self._factors, self.block, out)
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         kernels.dequantize_fp8(self.codes[start:stop], self._factors, self.block, start, out)

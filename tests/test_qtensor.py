@@ -4,10 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from numoe.quant import pack
+from numoe.quant import kernels, pack
 from numoe.quant.dtypes import E2M1, decode_bf16, decode_e4m3, decode_e8m0
 from numoe.quant.errors import InputError
+from numoe.quant.kernels import FEW
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4
 
 OUT, IN = 300, 608  # 3 blocks of 128 rows and 5 of 128 columns, the last of each partial; several scratch blocks
@@ -51,6 +54,36 @@ def test_matmul_is_x_times_the_transposed_weights(tensor):
         assert tensor.matmul(x, out=out) is out
         np.testing.assert_allclose(out, expected, atol=2e-4)
         np.testing.assert_array_equal(tensor.matmul(x), out)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(["f32", "f16", "bf16", "fp8 128x128", "fp8 64x32"]),
+    rows=st.integers(1, 700),
+    columns=st.sampled_from([32, 128, 608, 1024]),
+    tokens=st.sampled_from([1, 2, 3, FEW, FEW + 1, 2 * FEW, 2 * FEW + 1]),
+    small=st.booleans(),
+)
+def test_products_with_any_number_of_tokens(kind, rows, columns, tokens, small):
+    """Made of many small products or not."""
+    matrix = FORMATS[kind](weights(rows, columns))
+    x = rng(1).standard_normal((tokens, columns), dtype=np.float32)
+    expected = x.astype(np.float64) @ matrix.dequantize().T.astype(np.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_has_small_products", lambda: small)
+        np.testing.assert_allclose(matrix.matmul(x), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("factor", [2.0**-110, 2.0**-20, 1.0, 2.0**18, 2.0**70, 2.0**110])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_fp8_takes_any_scale(factor, tokens):
+    stored = pack.pack_fp8(weights(200, 256), (64, 32), float_scales=True)
+    matrix = FP8(stored.codes, stored.scales * np.float32(factor), stored.block)
+    x = rng(1).standard_normal((tokens, 256), dtype=np.float32)
+    expected = stored.matmul(x)
+    np.testing.assert_allclose(matrix.matmul(x) / np.float32(factor), expected, rtol=1e-5, atol=1e-4)
+    small = np.float32(2.0**-30)
+    np.testing.assert_allclose(stored.matmul(x * small) / small, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_look_up(tensor):

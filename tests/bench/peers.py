@@ -36,8 +36,8 @@ from numoe.engine.ops import Floats
 from numoe.engine.perplexity import perplexity
 from numoe.quant import workers
 from numoe.quant.columns import laid_out, widened
+from numoe.quant.kernels import FEW
 from numoe.quant.pack import pack_int4, pack_mxfp4
-from numoe.quant.qtensor import FEW
 from numoe.quant.recipe import Target
 from numoe.quant.threads import usable_cores, use
 
