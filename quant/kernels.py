@@ -1,11 +1,12 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant import threads
 from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs
 from numoe.quant.memory import scratch
 from numoe.quant.threads import Task
@@ -18,12 +19,9 @@ _CHECK_ELEMENTS = 1 << 20
 FEW = 16
 """Up to so many tokens, making the weights float32 and rearranging them is most of a product's work."""
 
-# OpenBLAS leaves the weights of a product of few tokens as they are, two to eight times as fast, where it uses AVX-512
-# and the product has no more multiplications and results than these
-# (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c there). So a large one is made of many such.
+# Up to so many multiplications and results, a product is a small one of `threads.blas_has_small_products`.
 _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
-_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS' names, whoever made the processor
 
 
 def block_rows(columns: int) -> int:
@@ -92,7 +90,7 @@ def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[
 def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
     tokens, columns = x.shape
-    if tokens == 1 or tokens > 2 * FEW or not _has_small_products():
+    if tokens == 1 or tokens > 2 * FEW or not threads.blas_has_small_products():
         np.matmul(x, weights.T, out=out)
     elif tokens > FEW:
         multiply_rows(x[:FEW], weights, out[:FEW])
@@ -103,13 +101,6 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
         out[:, :whole] = np.matmul(weights[:whole].reshape(-1, height, columns), x.T).reshape(whole, tokens).T
         if whole < len(weights):
             out[:, whole:] = np.matmul(weights[whole:], x.T).T
-
-
-@cache
-def _has_small_products() -> bool:
-    from threadpoolctl import threadpool_info
-
-    return any(library.get("architecture") in _AVX512 for library in threadpool_info())
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:

@@ -245,7 +245,7 @@ class FP8(QTensor):
         if self.codes.shape[1] % width or height < _FOLDED_ROWS:
             return False
         scales = self._factors[self._factors != 0]
-        return not scales.size or bool(2.0**-30 <= np.abs(scales).min() and np.abs(scales).max() <= 2.0**20)
+        return not scales.size or bool(np.abs(scales).min() >= 2.0**-30 and np.abs(scales).max() <= 2.0**20)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
         if len(out) > FEW or not self.folds:

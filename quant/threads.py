@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from queue import SimpleQueue
 
 Task = Callable[[], None]
@@ -42,6 +43,7 @@ class _Job:
         self.left.put(None)
 
 
+_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS' names for them, whoever made the processor
 _count = 1
 _jobs: SimpleQueue[_Job | None] = SimpleQueue()
 _helper = threading.local()
@@ -65,6 +67,16 @@ def use(count: int) -> None:
     for _ in range(_count - count):
         _jobs.put(None)
     _count = count
+
+
+@cache
+def blas_has_small_products() -> bool:
+    """Whether NumPy's BLAS leaves the operands of small products as they are, which is several times as fast as
+    rearranging them: OpenBLAS where it uses AVX-512 (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c there).
+    """
+    from threadpoolctl import threadpool_info
+
+    return any(library.get("architecture") in _AVX512 for library in threadpool_info())
 
 
 def _help() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.quant import kernels, pack
+from numoe.quant import pack, threads
 from numoe.quant.dtypes import E2M1, decode_bf16, decode_e4m3, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.kernels import FEW
@@ -70,7 +70,7 @@ def test_products_with_any_number_of_tokens(kind, rows, columns, tokens, small):
     x = rng(1).standard_normal((tokens, columns), dtype=np.float32)
     expected = x.astype(np.float64) @ matrix.dequantize().T.astype(np.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_has_small_products", lambda: small)
+        patch.setattr(threads, "blas_has_small_products", lambda: small)
         np.testing.assert_allclose(matrix.matmul(x), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
