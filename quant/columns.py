@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from numoe.quant.activations import Activations
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
-from numoe.quant.kernels import FEW, pack_nibbles
+from numoe.quant.kernels import FEW, equal_spans, pack_nibbles
 from numoe.quant.memory import scratch
 from numoe.quant.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
 from numoe.quant.threads import Task, run
@@ -33,8 +33,6 @@ SLAB_ROWS = 1024
 SMALL = 1 << 19
 """A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise.
 One of more has two slabs at least."""
-
-_BLOCK = 1 << 19  # float32 weights alive at a time: 2 MiB; with fewer, the calls take longer than the caches save
 
 
 class Slab(NamedTuple):
@@ -160,7 +158,7 @@ class Columns(QTensor):
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
         group, scales = self.group, self._scales(slab)
         bias = None if slab.bias is None else _factors(slab.bias, "bias")
-        for start, stop in _spans(columns // group, group * slab.rows):
+        for start, stop in equal_spans(columns // group, group * slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             if self.offset:
@@ -185,7 +183,7 @@ class Columns(QTensor):
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
         sums = scratch("sums", (groups, tokens, slab.rows))
-        for start, stop in _spans(groups, size * slab.rows):
+        for start, stop in equal_spans(groups, size * slab.rows):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             np.matmul(grouped[start:stop], block, out=sums[start:stop])
@@ -342,7 +340,7 @@ def widened(matrix: QTensor) -> QTensor:
     def unpack(slab: Slab) -> None:
         size = matrix.group * slab.rows
         to = codes[slab.first * columns :][: slab.rows * columns]
-        for start, stop in _spans(columns // matrix.group, size):
+        for start, stop in equal_spans(columns // matrix.group, size):
             np.copyto(to[start * size : stop * size], matrix._bytes(slab, start, stop))
 
     run([partial(unpack, slab) for slab in matrix.slabs])
@@ -424,14 +422,6 @@ def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
 
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
-
-
-@cache
-def _spans(groups: int, size: int) -> list[tuple[int, int]]:
-    """Equal ranges of groups of `size` weights each that stay within a block."""
-    parts = -(-groups * size // _BLOCK)
-    step = -(-groups // max(1, parts))
-    return [(start, min(start + step, groups)) for start in range(0, groups, step)]
 
 
 def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:

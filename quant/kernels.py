@@ -11,8 +11,9 @@ from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs
 from numoe.quant.memory import scratch
 from numoe.quant.threads import Task
 
-SCRATCH_ELEMENTS = 1 << 18
-"""Float32 elements of dequantized weights alive at a time (1 MiB, about an L2 cache), unless one row is longer."""
+SCRATCH_ELEMENTS = 1 << 19
+"""Float32 elements of dequantized weights alive at a time, unless one row is longer: 2 MiB. With fewer, NumPy's calls
+take longer than the caches save."""
 
 _CHECK_ELEMENTS = 1 << 20
 
@@ -29,10 +30,11 @@ def block_rows(columns: int) -> int:
     return max(1, SCRATCH_ELEMENTS // max(1, columns))
 
 
-def _equal_blocks(rows: int, columns: int) -> range:
-    """Where blocks of rows start that fit in the scratch and are equal, so that threads can share them evenly."""
-    blocks = -(-rows // block_rows(columns))
-    return range(0, rows, max(1, -(-rows // max(1, blocks))))
+def equal_spans(count: int, size: int) -> list[tuple[int, int]]:
+    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
+    parts = max(1, -(-count // block_rows(size)))
+    step = max(1, -(-count // parts))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def products_by_rows(
@@ -43,26 +45,22 @@ def products_by_rows(
     x (T, in), out (T, out) float32.
     """
     rows, columns = shape
-    starts = _equal_blocks(rows, columns)
 
-    def multiply(start: int) -> None:
-        stop = min(start + starts.step, rows)
+    def multiply(start: int, stop: int) -> None:
         block = scratch("rows", (stop - start, columns))
         dequantize_rows(start, stop, block)
         multiply_rows(x, block, out[:, start:stop])
 
-    return [partial(multiply, start) for start in starts]
+    return [partial(multiply, *span) for span in equal_spans(rows, columns)]
 
 
 def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task]:
     """Tasks for out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
-    starts = _equal_blocks(*weights.shape)
 
-    def multiply(start: int) -> None:
-        stop = start + starts.step
+    def multiply(start: int, stop: int) -> None:
         multiply_rows(x, weights[start:stop], out[:, start:stop])
 
-    return [partial(multiply, start) for start in starts]
+    return [partial(multiply, *span) for span in equal_spans(*weights.shape)]
 
 
 def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
@@ -72,19 +70,18 @@ def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[
     tokens = len(x)
     # Codes come as 2^-120 times their values, so x is made as much larger as it can be.
     lifted = x.reshape(tokens, -1, width) * np.float32(2.0**80)
-    step = max(1, SCRATCH_ELEMENTS // (height * columns)) * height
 
-    def multiply(start: int) -> None:
-        part = codes[start : start + step]
-        values = scratch("rows", part.shape)
-        _e4m3_bits(part, values)
-        for row in range(0, len(part), height):
-            scaled = lifted * scales[(start + row) // height, :, None]
-            to = out[:, start + row : start + min(row + height, len(part))]
-            multiply_rows(scaled.reshape(tokens, columns), values[row : row + height], to)
-            to *= np.float32(2.0**40)
+    def multiply(first: int, last: int) -> None:
+        start, stop = first * height, min(last * height, rows)
+        values = scratch("rows", (stop - start, columns))
+        _e4m3_bits(codes[start:stop], values)
+        for index in range(first, last):
+            own = slice(index * height, min((index + 1) * height, rows))
+            scaled = (lifted * scales[index, :, None]).reshape(tokens, columns)
+            multiply_rows(scaled, values[own.start - start : own.stop - start], out[:, own])
+            out[:, own] *= np.float32(2.0**40)
 
-    return [partial(multiply, start) for start in range(0, rows, step)]
+    return [partial(multiply, *span) for span in equal_spans(len(scales), height * columns)]
 
 
 def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
