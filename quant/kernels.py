@@ -32,8 +32,8 @@ def block_rows(columns: int) -> int:
 
 def equal_spans(count: int, size: int) -> list[tuple[int, int]]:
     """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
-    parts = max(1, -(-count // block_rows(size)))
-    step = max(1, -(-count // parts))
+    parts = -(-count // block_rows(size))
+    step = max(1, -(-count // max(1, parts)))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -60,7 +60,8 @@ def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task
     def multiply(start: int, stop: int) -> None:
         multiply_rows(x, weights[start:stop], out[:, start:stop])
 
-    return [partial(multiply, *span) for span in equal_spans(*weights.shape)]
+    rows, columns = weights.shape
+    return [partial(multiply, *span) for span in equal_spans(rows, 2 * columns)]  # small matrices are shared, too
 
 
 def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
@@ -87,17 +88,20 @@ def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[
 def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
     tokens, columns = x.shape
-    if tokens == 1 or tokens > 2 * FEW or not threads.blas_has_small_products():
-        np.matmul(x, weights.T, out=out)
-    elif tokens > FEW:
-        multiply_rows(x[:FEW], weights, out[:FEW])
-        multiply_rows(x[FEW:], weights, out[FEW:])
-    else:
-        height = min(max(1, _SMALL_MULTIPLICATIONS // (tokens * columns)), _SMALL_RESULTS // tokens, len(weights))
-        whole = len(weights) // height * height
-        out[:, :whole] = np.matmul(weights[:whole].reshape(-1, height, columns), x.T).reshape(whole, tokens).T
-        if whole < len(weights):
-            out[:, whole:] = np.matmul(weights[whole:], x.T).T
+    rows = len(weights)
+    whole = 0
+    if 1 < tokens <= 2 * FEW and threads.blas_has_small_products():
+        if tokens > FEW:
+            multiply_rows(x[:FEW], weights, out[:FEW])
+            multiply_rows(x[FEW:], weights, out[FEW:])
+            return
+        parts = max(-(-tokens * rows * columns // _SMALL_MULTIPLICATIONS), -(-tokens * rows // _SMALL_RESULTS))
+        if 1 < parts <= rows:
+            whole = rows - rows % parts
+            blocks = weights[:whole].reshape(parts, -1, columns).transpose(0, 2, 1)
+            np.matmul(x, blocks, out=out[:, :whole].reshape(tokens, parts, -1).transpose(1, 0, 2))
+    if whole < rows:
+        np.matmul(x, weights[whole:].T, out=out[:, whole:])
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:
