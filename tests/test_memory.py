@@ -2,13 +2,14 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from numoe.quant import memory
 from numoe.quant.columns import laid_out
-from numoe.quant.memory import lasting, settled
+from numoe.quant.memory import lasting, scratch, settled
 from numoe.quant.pack import pack_fp8, pack_int4
 
 
@@ -24,7 +25,7 @@ def test_ranges_are_aligned_and_do_not_overlap() -> None:
         one[:] = number
     for number, (one, size) in enumerate(zip(ranges, sizes, strict=True)):
         assert len(one) == size
-        assert size >= memory.HUGE or one.ctypes.data % 64 == 0
+        assert one.ctypes.data % memory.ALIGNMENT == 0
         assert (one == number).all()
 
 
@@ -39,6 +40,24 @@ def test_a_piece_goes_with_the_last_of_its_weights() -> None:
     del second
     gc.collect()
     assert piece() is None
+
+
+def test_scratch_of_a_use_is_one_memory_as_large_as_was_asked_for() -> None:
+    first = scratch("test", (3, 5))
+    first[:] = 7
+    assert first.ctypes.data % memory.ALIGNMENT == 0
+    assert np.shares_memory(scratch("test", (15,)), first) and (scratch("test", (15,)) == 7).all()
+    assert not np.shares_memory(scratch("another", (15,)), first)
+    larger = scratch("test", (100, 100))
+    assert larger.shape == (100, 100) and larger.ctypes.data % memory.ALIGNMENT == 0
+    assert np.shares_memory(scratch("test", (3, 5)), larger)
+
+
+def test_scratch_is_a_threads_own() -> None:
+    ours = scratch("test", (8,))
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(scratch, "test", (8,)).result()
+    assert not np.shares_memory(ours, theirs)
 
 
 def test_a_settled_matrix_is_the_same() -> None:
