@@ -32,7 +32,7 @@ from numoe.engine.kvcache import CHUNK
 from numoe.engine.ops import Floats
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant import threads, workers
-from numoe.quant.columns import laid_out
+from numoe.quant.columns import laid_out, widened
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
@@ -91,6 +91,8 @@ class Machine:
     """What a layer takes beside its weights."""
     process_bytes: int
     """Memory of a process with an empty model."""
+    wide_weights_per_s: Mapping[str, float] = field(default_factory=dict)
+    """`weights_per_s` in the form that takes more memory, of the formats that have one."""
     read_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """Reading from disk, as many reads at a time as the expert store makes, by the bytes of a read."""
     runs: tuple[Run, ...] = ()
@@ -114,11 +116,15 @@ class Machine:
     def with_cores(self, cores: int) -> Machine:
         """This machine if it had so many cores."""
         share = cores / self.cores
-        rates = {kind: share * rate for kind, rate in self.weights_per_s.items()}
+        dense, wide = (
+            {kind: share * rate for kind, rate in rates.items()}
+            for rates in (self.weights_per_s, self.wide_weights_per_s)
+        )
         return replace(
             self,
             cores=cores,
-            weights_per_s=rates,
+            weights_per_s=dense,
+            wide_weights_per_s=wide,
             macs_per_s=share * self.macs_per_s,
             expert_macs_per_s=share * self.expert_macs_per_s,
         )
@@ -144,31 +150,36 @@ class Machine:
         if verdict is Verdict.TOO_LARGE:
             return Forecast(verdict, held, peak, none, none)
         share = held / plan.expert_bytes if plan.expert_bytes else 1.0
-        return Forecast(verdict, held, peak, self.decode(plan, share), self._prefill(plan, share))
+        wide = plan.widens(room)
+        return Forecast(verdict, held, peak, self.decode(plan, share, wide), self._prefill(plan, share, wide))
 
-    def decode(self, plan: Plan, share: float) -> tuple[float, float]:
+    def decode(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
         """Tokens a second that a model writes, low and high, with this share of its routed experts in memory.
+
+        `wide`: whether its weights take the form that needs more of it.
 
         Low: the others are missed as often as they are many, and are waited for. High: routers repeat themselves, so
         that only the square of that is missed, and reading goes on beside computing. Raises what `forecast` raises.
         """
         missing = sum(plan.active_experts.values()) * (1 - share)
-        return self._range(1, plan, self._kernels(plan.active), missing, missing * (1 - share))
+        return self._range(1, plan, self._kernels(plan.active, wide), missing, missing * (1 - share))
 
-    def _prefill(self, plan: Plan, share: float) -> tuple[float, float]:
+    def _prefill(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
         """The same for tokens that a model reads, `CHUNK` at a time: together they take all experts once."""
         weights: Counter[str] = Counter()
         for (role, kind), size in plan.sizes.items():
             if kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
                 weights[kind] += size
         macs = (CHUNK - 1) * plan.active_parameters
-        kernels = self._kernels(weights) + macs / (self.expert_macs_per_s if plan.active_experts else self.macs_per_s)
+        rate = self.expert_macs_per_s if plan.active_experts else self.macs_per_s
+        kernels = self._kernels(weights, wide) + macs / rate
         missing = plan.expert_bytes * (1 - share)
         return self._range(CHUNK, plan, kernels, missing, missing)
 
-    def _kernels(self, weights: Mapping[str, int]) -> float:
+    def _kernels(self, weights: Mapping[str, int], wide: bool) -> float:
         """Seconds for one token."""
-        return sum(count / self.weights_per_s[kind.split()[0]] for kind, count in weights.items())
+        rates = {**self.weights_per_s, **self.wide_weights_per_s} if wide else self.weights_per_s
+        return sum(count / rates[kind.split()[0]] for kind, count in weights.items())
 
     def _range(self, tokens: int, plan: Plan, kernels: float, missing: float, fewer: float) -> tuple[float, float]:
         compute = plan.layers * self.layer_s + kernels
@@ -234,7 +245,7 @@ def record(model: Model, tokens: int, seconds: float) -> None:
     share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0
     if share < 1 and str(_piece(planned.largest_expert)) not in machine.read_bytes_per_s:
         return
-    predicted = math.sqrt(math.prod(machine.decode(planned, share)))
+    predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
     run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
     with suppress(OSError):  # an answer does not fail because its time cannot be noted
         _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
@@ -266,15 +277,19 @@ def _measure() -> Machine:
     threads.use(cores)
     normal = np.tile(np.random.default_rng(0).standard_normal(1 << 20, np.float32), _WORKING_SET >> 22)
     matrices = _matrices(normal)
-    laid = {kind: [laid_out(matrix) for matrix in some] for kind, some in matrices.items()}
-    for some in laid.values():
-        workers.know(some)
-    rates = {kind: _weights_per_s(some, tokens=1) for kind, some in laid.items()}
+    rates: dict[str, float] = {}
+    wide_rates: dict[str, float] = {}
+    for kind, stored in matrices.items():
+        dense = [laid_out(matrix) for matrix in stored]
+        rates[kind] = _one_token_weights_per_s(dense)
+        wide = [widened(matrix) for matrix in dense]
+        if wide[0] is not dense[0]:
+            wide_rates[kind] = _one_token_weights_per_s(wide)
     macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
     probe = json.loads(subprocess.run([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE, check=True).stdout)
     kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
-    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"])
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates)
 
 
 # A whole model, small enough that what it takes is mostly not its weights.
@@ -319,11 +334,16 @@ def _matrices(normal: Floats) -> dict[str, list[QTensor]]:
         "f32": [F32(values) for values in cut(normal)],
         "f16": [F16(values) for values in cut(f16)],
         "bf16": [BF16(codes) for codes in cut(bf16)],
-        "fp8": [FP8(codes, np.full(blocks, 127, np.uint8)) for codes in cut(raw)],
+        "fp8": [FP8(codes, np.full(blocks, 127, np.uint8)) for codes in cut(raw | np.uint8(0x40))],
         "mxfp4": [MXFP4(codes, np.full(groups, 127, np.uint8)) for codes in cut(raw, columns // 2)],
         "int8": [INT8(codes, ones) for codes in cut(raw.view(np.int8))],
         "int4": [INT4(codes, ones) for codes in cut(raw, columns // 2)],
     }
+
+
+def _one_token_weights_per_s(matrices: list[QTensor]) -> float:
+    workers.know(matrices)
+    return _weights_per_s(matrices, tokens=1)
 
 
 def _weights_per_s(matrices: list[QTensor], tokens: int) -> float:

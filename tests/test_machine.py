@@ -68,25 +68,35 @@ def all_cores() -> Any:
 
 def test_a_token_takes_its_weights_its_layers_and_what_is_read() -> None:
     machine = replace(a_machine(layer_s=0.05), runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))  # a perfect one: margin 1.1
-    low, high = machine.decode(a_plan(), 1.0)
+    low, high = machine.decode(a_plan(), 1.0, False)
     assert (low * 1.1, high / 1.1) == pytest.approx((1 / 2.5, 1 / 2.5))
-    low, high = machine.decode(a_plan(), 0.5)  # half a gigabyte is read, or a quarter beside computing
+    low, high = machine.decode(a_plan(), 0.5, False)  # half a gigabyte is read, or a quarter beside computing
     assert (low * 1.1, high / 1.1) == pytest.approx((1 / 3.0, 1 / 2.5))
     slow_disk = machine.with_reading(12_000_000, 1e7)
-    low, high = slow_disk.decode(a_plan(), 0.5)
+    low, high = slow_disk.decode(a_plan(), 0.5, False)
     assert (low * 1.1, high / 1.1) == pytest.approx((1 / 52.5, 1 / 25))
-    assert machine.with_cores(2 * machine.cores).decode(a_plan(), 1.0)[0] * 1.1 == pytest.approx(1 / 1.5)
+    assert machine.with_cores(2 * machine.cores).decode(a_plan(), 1.0, False)[0] * 1.1 == pytest.approx(1 / 1.5)
 
 
 @given(share=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(1e6, 1e11))
 def test_memory_and_faster_disks_never_make_a_model_slower(share: float, more: float, rate: float) -> None:
     machine = a_machine().with_reading(12_000_000, rate)
-    slow, fast = machine.decode(a_plan(), share)
+    slow, fast = machine.decode(a_plan(), share, False)
     assert 0 < slow <= fast
     held = share + (1 - share) * more
-    assert all(b >= a for a, b in zip((slow, fast), machine.decode(a_plan(), held), strict=True))
-    faster = machine.with_reading(12_000_000, 2 * rate).decode(a_plan(), share)
+    assert all(b >= a for a, b in zip((slow, fast), machine.decode(a_plan(), held, False), strict=True))
+    faster = machine.with_reading(12_000_000, 2 * rate).decode(a_plan(), share, False)
     assert all(b >= a for a, b in zip((slow, fast), faster, strict=True))
+
+
+def test_what_is_widened_has_the_speed_of_that_form() -> None:
+    machine = replace(a_machine(), wide_weights_per_s={"int8": 2e9})
+    plan = replace(a_plan(), wide_bytes=20 * GIGA)
+    room = plan.total_bytes + plan.wide_bytes
+    fast, slow = machine.forecast(plan, room), machine.forecast(plan, room - 1)
+    assert fast.decode == pytest.approx([2 * speed for speed in slow.decode])
+    assert fast.prefill[0] > slow.prefill[0]
+    assert machine.with_cores(2 * machine.cores).forecast(plan, room).decode[0] == pytest.approx(2 * fast.decode[0])
 
 
 def test_forecasts_name_the_verdict_and_the_memory() -> None:
@@ -120,13 +130,13 @@ def runs_of(machine: Machine, factors: list[float]) -> Machine:
 
 def test_runs_correct_the_predictions() -> None:
     fresh = a_machine()
-    before = fresh.decode(a_plan(), 1.0)
+    before = fresh.decode(a_plan(), 1.0, False)
     once = runs_of(fresh, [0.5])
     assert once.correction == 0.5
     assert once.judged == (0.5,)
     settled = runs_of(fresh, [0.5] * 6)
     assert settled.judged == (1.0,) * 5
-    after = settled.decode(a_plan(), 1.0)
+    after = settled.decode(a_plan(), 1.0, False)
     middle = [(low * high) ** 0.5 for low, high in (before, after)]
     assert middle[1] == pytest.approx(0.5 * middle[0])
     assert after[1] / after[0] < before[1] / before[0]  # what has proved itself is given more narrowly
@@ -148,7 +158,7 @@ def test_a_run_is_recorded(model: Models, all_cores: None) -> None:
     assert machine is not None
     [run] = machine.runs
     assert (run.model, run.measured, run.correction) == ("tiny", 50.0, 1.0)
-    low, high = a_machine().decode(loaded.plan(), 1.0)
+    low, high = a_machine().decode(loaded.plan(), 1.0, False)
     assert low < run.predicted < high
     assert machine.correction == pytest.approx(50.0 / run.predicted)
     record(loaded, 100, 2.0)
@@ -176,7 +186,8 @@ def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     machine = calibrate([9_000_000, 12_000_000, 60_000], told.append)
     assert len(told) == 2
     assert set(machine.weights_per_s) == set(FORMATS)
-    assert min(machine.weights_per_s.values()) > 0
+    assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4"}
+    assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
     assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
     assert 1e7 < machine.process_bytes < 5e8
     assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
