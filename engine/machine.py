@@ -1,4 +1,4 @@
-"""How fast this machine is: measured once, in about two seconds, and corrected by every run that follows.
+"""How fast this machine is: measured once, in about three seconds, and corrected by every run that follows.
 
 What one token takes is a sum: its weights by the speed of their format's kernel, something a layer, and the bytes of
 its experts that are not in memory by the speed of the disk. All real runs together say by which factor that sum errs.

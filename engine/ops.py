@@ -13,7 +13,7 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = 
 
     Shapes: x (..., D), weight (D,). `out` may be x itself.
     """
-    square = np.einsum("...d,...d->...", x, x)
+    square = np.vecdot(x, x)
     square /= np.float32(x.shape[-1])
     square += np.float32(eps)
     np.sqrt(square, out=square)

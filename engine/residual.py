@@ -100,7 +100,7 @@ class HyperHead:
 def _project(state: Floats, fn: Floats, norm_eps: float) -> Floats:
     """rms_norm(flatten X) fn^T, (T, N, D) -> (T, outputs)."""
     flat = state.reshape(len(state), -1)
-    square = np.einsum("td,td->t", flat, flat)
+    square = np.vecdot(flat, flat)
     square /= np.float32(flat.shape[1])
     f: Floats = np.matmul(flat, fn.T)
     f /= np.sqrt(square + np.float32(norm_eps))[:, None]
