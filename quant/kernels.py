@@ -1,7 +1,7 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,13 @@ def block_rows(columns: int) -> int:
 
 def equal_spans(count: int, size: int) -> list[tuple[int, int]]:
     """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
-    parts = -(-count // block_rows(size))
-    step = max(1, -(-count // max(1, parts)))
+    return _equal_spans(count, block_rows(size))
+
+
+@cache
+def _equal_spans(count: int, most: int) -> list[tuple[int, int]]:
+    parts = max(1, -(-count // most))
+    step = max(1, -(-count // parts))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
