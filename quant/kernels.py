@@ -12,8 +12,8 @@ from numoe.quant.memory import scratch
 from numoe.quant.threads import Task
 
 SCRATCH_ELEMENTS = 1 << 19
-"""Float32 elements of dequantized weights alive at a time, unless one row is longer: 2 MiB. With fewer, NumPy's calls
-take longer than the caches save."""
+"""Float32 elements of dequantized weights alive at a time, unless one row, or one of fp8 blocks, is longer: 2 MiB. With
+fewer, NumPy's calls take longer than the caches save."""
 
 _CHECK_ELEMENTS = 1 << 20
 
