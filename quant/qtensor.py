@@ -154,7 +154,7 @@ class F32(QTensor):
 
 @dataclass(frozen=True, eq=False)
 class F16(QTensor):
-    """values (out, in) float16."""
+    """values (out, in) float16, finite ones."""
 
     values: NDArray[np.float16]
     format = "f16"
