@@ -244,8 +244,8 @@ class FP8(QTensor):
         height, width = self.block
         if self.codes.shape[1] % width or height < _FOLDED_ROWS:
             return False
-        scales = self._factors[self._factors != 0]
-        return not scales.size or bool(np.abs(scales).min() >= 2.0**-30 and np.abs(scales).max() <= 2.0**20)
+        scales = np.abs(self._factors[self._factors != 0])
+        return not scales.size or bool(scales.min() >= 2.0**-30 and scales.max() <= 2.0**20)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
         if len(out) > FEW or not self.folds:

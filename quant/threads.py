@@ -11,7 +11,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import cache
 from queue import SimpleQueue
 
 Task = Callable[[], None]
@@ -45,6 +44,7 @@ class _Job:
 
 _AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS' names for them, whoever made the processor
 _count = 1
+_small_products = False
 _jobs: SimpleQueue[_Job | None] = SimpleQueue()
 _helper = threading.local()
 
@@ -58,10 +58,13 @@ def usable_cores() -> int:
 
 def use(count: int) -> None:
     """Compute with so many threads from now on, in this process; BLAS calls get one each."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
-    global _count
-    threadpool_limits(1, user_api="blas")
+    global _count, _small_products
+    libraries = ThreadpoolController()
+    libraries.limit(limits=1, user_api="blas")
+    # Looked up here, not at the first product: that may be a worker's, which takes no lock it was born with.
+    _small_products = any(library.get("architecture") in _AVX512 for library in libraries.info())
     for _ in range(count - _count):
         threading.Thread(target=_help, name="numoe", daemon=True).start()
     for _ in range(_count - count):
@@ -69,14 +72,13 @@ def use(count: int) -> None:
     _count = count
 
 
-@cache
 def blas_has_small_products() -> bool:
     """Whether NumPy's BLAS leaves the operands of small products as they are, which is several times as fast as
     rearranging them: OpenBLAS where it uses AVX-512 (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c there).
-    """
-    from threadpoolctl import threadpool_info
 
-    return any(library.get("architecture") in _AVX512 for library in threadpool_info())
+    False until `use` has looked.
+    """
+    return _small_products
 
 
 def _help() -> None:
