@@ -23,7 +23,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from numoe.quant.checkpoint import LAYOUT, Checkpoint, companion
 from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
+from numoe.quant.files import lock as lock_file
 from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from numoe.quant.pack import Moments
 from numoe.quant.qtensor import BF16, INT4, INT8
@@ -642,7 +642,7 @@ def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
     with lock:
         try:
-            if not _lock(lock):
+            if not lock_file(lock):
                 raise InputError(f"{path} is being written by another process; wait until that has ended")
             refuse_existing(destination)  # by a process that has finished just now
             part = _Part(destination, manifest, lock)
@@ -661,22 +661,6 @@ def refuse_existing(destination: Path) -> None:
     """Raises InputError when there is something by the name of the folder to make."""
     if destination.exists():
         raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Takes an open file for this process until it is closed or the process ends; False: another one has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _header(outputs: Sequence[_Output], metadata: Mapping[str, str]) -> bytes:

@@ -1,16 +1,23 @@
 """Tensors as byte ranges of files, the one function that reads such a range, and the one that writes a whole file."""
 
+import errno
 import os
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.errors import InputError
+
+# What a file system without locks answers: NFS without lockd, Lustre without -o flock, some FUSE and macOS's NFS.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 # macOS refuses to read 2 GiB or more at once.
 _LARGEST_READ = 1 << 30
@@ -112,3 +119,41 @@ def write_whole(path: Path, data: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def lock(file: BinaryIO) -> bool:
+    """Takes an open file for this process until it is closed or the process ends; False: another one has it.
+
+    Where the file system has no locks nobody can be kept out, and the file counts as taken.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Keeps other processes from writing `path` meanwhile, by a lock on the file .NAME.lock beside it, which stays.
+
+    (A file that is replaced cannot be locked itself: who waits would hold the old one.)
+
+    Raises:
+        InputError: another process is writing it; `what` says in the error what that is.
+        OSError: the folder cannot be written.
+    """
+    with path.with_name(f".{path.name}.lock").open("ab") as file:
+        if not lock(file):
+            raise InputError(f"{what} is in use by another process; wait until that has ended, or take another")
+        yield
