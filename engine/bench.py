@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 from numoe.engine.sample import Sampler, Sampling
 from numoe.quant import workers
 from numoe.quant.activations import Activations

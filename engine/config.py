@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
-from numoe.engine.spec import LinearScaling, Llama3Scaling, Rope, Yarn
+from numoe.engine.layers.rope import LinearScaling, Llama3Scaling, Rope, Yarn
 from numoe.quant.errors import InputError
 
 # Keys of Hugging Face configs without influence on the logits of a decoder in inference.

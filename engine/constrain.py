@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine.chat_deepseek_v4 import END_THINK, THINK
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:

@@ -16,15 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.experts import ExpertStore
-from numoe.engine.families import family
+from numpy.typing import NDArray
+
+from numoe.engine.experts.local import LocalBank
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.families import Family, family
 from numoe.engine.families.gguf import from_gguf
 from numoe.engine.home import locate
-from numoe.engine.model import Decoder
-from numoe.engine.moe import Ids
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Ids
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+from numoe.engine.places import Place
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
-from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
-from numoe.engine.weights import Place, Weights
+from numoe.engine.session import Session, restore
 from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint, open_checkpoint
 from numoe.quant.columns import SMALL, laid_out, widened
@@ -40,7 +46,6 @@ from numoe.quant.threads import use as use_threads
 if TYPE_CHECKING:
     from numoe.engine.chat import ChatFormat
     from numoe.engine.hub import Repository
-    from numoe.engine.session import Session
     from numoe.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -106,7 +111,7 @@ class Description:
             stored = place.name
             if place.index is not None or place.rows is not None:
                 stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
-            unit = name.rpartition(".")[0] if tensor.role == "experts" else ""
+            unit = name.rpartition(".")[0] if tensor.expert is not None else ""
             moments = inputs.get(name) if inputs else None
             matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
         return matrices
@@ -168,7 +173,11 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
-    places = {name: _place(name, tensor, kind, spec, checkpoint, path) for name, tensor in spec.tensors().items()}
+    places = {}
+    routed = spec.routed
+    for layer, name, tensor in spec.listing():
+        experts, _ = routed.get(layer, (0, 0)) if layer is not None else (0, 0)
+        places[name] = _place(name, tensor, kind, experts, checkpoint, path)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path)
     return Description(path, config, spec, checkpoint, places)
 
@@ -208,7 +217,8 @@ def _fp8_block(config: dict[str, Any]) -> tuple[int, int]:
     return block[0], block[1]
 
 
-def _place(name: str, tensor: Tensor, kind: Family, spec: ModelSpec, checkpoint: Checkpoint, path: Path) -> Place:
+def _place(name: str, tensor: Tensor, kind: Family, experts: int, checkpoint: Checkpoint, path: Path) -> Place:
+    """experts: how many routed ones the tensor's layer has."""
     tried = []
     for source, expert in kind.sources(name):
         tried.append(source.name)
@@ -216,7 +226,7 @@ def _place(name: str, tensor: Tensor, kind: Family, spec: ModelSpec, checkpoint:
             continue
         part, parts = source.part
         found = checkpoint.shape(source.name)
-        stack = (_experts(spec, name),) if source.stacked else ()
+        stack = (experts,) if source.stacked else ()
         want = (*stack, tensor.shape[0] * parts, *tensor.shape[1:])
         if found != want:
             raise InputError(
@@ -226,12 +236,6 @@ def _place(name: str, tensor: Tensor, kind: Family, spec: ModelSpec, checkpoint:
         rows = (part * tensor.shape[0], (part + 1) * tensor.shape[0]) if parts > 1 else None
         return Place(source.name, expert if source.stacked else None, rows)
     raise InputError(f"{path}: tensor {tried[0]} is missing; the download is incomplete, or config.json not its own")
-
-
-def _experts(spec: ModelSpec, name: str) -> int:
-    """How many routed experts the layer of this tensor has."""
-    ffn = spec.layers[int(name.split(".")[1])].ffn
-    return ffn.experts if isinstance(ffn, MixtureOfExperts) else 0
 
 
 def _refuse_leftovers(
@@ -285,7 +289,7 @@ class Model:
         self._ram = ram
         self._kept_free = kept_free
         self.wide_bytes = wide_bytes
-        self.decoder = Decoder(self.spec, weights, experts)
+        self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None)
         workers.know(weights.matrices.values())
         if experts and experts.complete:
             workers.know(experts.matrices())
@@ -300,7 +304,6 @@ class Model:
         Raises:
             InputError: ctx is above the model's limit, or its cache does not fit into memory.
         """
-        from numoe.engine.session import Session
 
         planned = self.plan(ctx)
         budget, held = (self.experts.budget, self.experts.held_bytes) if self.experts else (0, 0)
@@ -318,8 +321,6 @@ class Model:
         Raises:
             InputError: the file is not a session of this model.
         """
-        from numoe.engine.session import restore
-
         return restore(self, Path(path))
 
     def plan(self, ctx: int | None = None) -> Plan:
@@ -327,7 +328,7 @@ class Model:
 
     def trace_routes(self, trace: Callable[[int, int, Ids], None] | None) -> None:
         """Have trace(position of the first token, layer, chosen experts (T, K)) called from now on, or nothing."""
-        self.decoder.trace = trace
+        self.decoder.shared.trace = trace
 
     def stats(self) -> dict[str, Any]:
         """Bytes in memory: of the weights, and the most this process has held since it started (RSS), with what its
@@ -393,15 +394,16 @@ def load(
         place = description.places[name]
         if tensor.held == "array":
             weights.arrays[name] = checkpoint.array(place.name)
-        elif tensor.role != "experts":
+            if tensor.below is not None:
+                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
+        elif tensor.expert is None:
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            if name != "embed" or description.spec.tied:  # else it is only looked up
+            if tensor.held == "matrix":
                 if tensor.size < SMALL:
                     matrix = F32(matrix.dequantize())
                 else:
                     matrix = widened(laid_out(matrix)) if wide else laid_out(matrix)
             weights.matrices[name] = settled(matrix)
-    _check_tables(description, weights)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
         return Model(description, weights, ram=budget, wide_bytes=wide_bytes)
@@ -413,10 +415,9 @@ def load(
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:
     experts: dict[tuple[int, int], dict[str, Place]] = {}
-    for name, tensor in description.spec.tensors().items():
-        if tensor.role == "experts" and tensor.held == "matrix":
-            _, layer, _, _, expert, part = name.split(".")
-            experts.setdefault((int(layer), int(expert)), {})[part] = description.places[name]
+    for layer, name, tensor in description.spec.listing():
+        if layer is not None and tensor.expert is not None:
+            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name]
     return ExpertStore(description.checkpoint, experts) if experts else None
 
 
@@ -433,20 +434,13 @@ def _expert_room(description: Description, experts: ExpertStore | None, planned:
     if planned.total_bytes <= room:
         return experts.total_bytes
     others = planned.beside_experts
-    ffns = enumerate(layer.ffn for layer in description.spec.layers)
-    least = max(ffn.top_k * experts.largest[i] for i, ffn in ffns if isinstance(ffn, MixtureOfExperts))
+    least = max(top_k * experts.largest[layer] for layer, (_, top_k) in description.spec.routed.items())
     require_memory(description.path.name, min(others + least, planned.total_bytes), ram)
     return room - others
 
 
-def _check_tables(description: Description, weights: Weights) -> None:
-    """The experts that look-up tables name must exist."""
-    for i, layer in enumerate(description.spec.layers):
-        table = weights.arrays.get(f"layers.{i}.ffn.router_table")
-        if table is not None and isinstance(layer.ffn, MixtureOfExperts):
-            low, high = int(table.min()), int(table.max())
-            if low < 0 or high >= layer.ffn.experts:
-                raise InputError(
-                    f"{description.path}: tensor {description.places[f'layers.{i}.ffn.router_table'].name} names "
-                    f"expert {low if low < 0 else high} of {layer.ffn.experts}; download the model again"
-                )
+def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:
+    """What a table names must exist."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= below:
+        raise InputError(f"{where} names expert {low if low < 0 else high} of {below}; download the model again")

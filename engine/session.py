@@ -7,20 +7,22 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from numoe.engine import kvcache
-from numoe.engine.kvcache import CHUNK
-from numoe.engine.ops import Floats
+from numoe.engine.layers import state
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
 if TYPE_CHECKING:
     from numoe.engine.constrain import Matcher
-    from numoe.engine.load import Model
+    from numoe.engine.tokenizer import Tokenizer
 
 FILE_VERSION = 1
 
@@ -38,18 +40,39 @@ def require_room(tokens: int, context: int, limit: int) -> None:
         )
 
 
+class Runs(Protocol):
+    """What a session is one of: a model in memory."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def session(self, ctx: int | None = None) -> Session: ...
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A point that `Session.restore` can go back to."""
 
     tokens: tuple[int, ...]
-    cache: kvcache.Snapshot
+    cache: state.Snapshot
 
 
-class Session:
+_Model = TypeVar("_Model", bound=Runs)
+
+
+class Session(Generic[_Model]):
     """The tokens that a model has read, and what it remembers of them. Made by `Model.session`."""
 
-    def __init__(self, model: Model, context: int):
+    def __init__(self, model: _Model, context: int):
         self.model = model
         self.context = context
         self._cache = model.decoder.cache(context)
@@ -93,9 +116,8 @@ class Session:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             at, end = self.position, start + len(chunk)
-            del self._written[at:]
+            self._written[at:] = chunk.tolist()  # whose rows may be there, however the pass ends
             logits = self.model.decoder.forward(chunk, self._cache, last=last)
-            self._written += chunk.tolist()
             parts = [logits] if last else [*parts, logits]
             if progress:
                 progress(end, len(ids))
@@ -105,7 +127,8 @@ class Session:
         """Forget the last `count` tokens.
 
         As far as the caches reach (always where attention is full; 64 tokens at least where it has windows) this
-        is immediate; beyond that the remaining tokens are read again from the first.
+        is immediate; beyond that the remaining tokens are read again, from the first or, where states are recurrent,
+        from the end of the last prompt.
 
         Raises:
             InputError: there are fewer tokens.
@@ -115,13 +138,11 @@ class Session:
         self._go_to(self.position - count)
 
     def _go_to(self, position: int) -> None:
-        if self._cache.can_rewind(position):
-            self._cache.rewind(position)
-            return
-        tokens = self._written[:position]
-        self._cache.clear()
-        if tokens:
-            self.feed(tokens, last=True)
+        reached = self._cache.reach(position)
+        unread = self._written[reached:position]
+        self._cache.rewind(reached)
+        if unread:
+            self.feed(unread, last=True)
 
     def snapshot(self) -> Snapshot:
         """Remember this point; small, since only the rows of sliding windows are copied."""
@@ -144,8 +165,8 @@ class Session:
         """Go back to the longest common beginning with `token_ids` and return what is left to feed.
 
         Where the caches do not reach so far back, `points` are tried in turn, from which they may; where they do not
-        either, all is forgotten and left to feed. At least one token is left, so that there are logits to continue
-        from.
+        either, more or all is forgotten and left to feed. At least one token is left, so that there are logits to
+        continue from.
         """
         ids = list(token_ids)
         for point in (None, *points):
@@ -155,11 +176,11 @@ class Session:
                 self._cache.restore(point.cache)
             pairs = enumerate(zip(self.tokens, ids[:-1], strict=False))
             common = next((i for i, (ours, theirs) in pairs if ours != theirs), min(self.position, len(ids) - 1))
-            if self._cache.can_rewind(common):
-                self._cache.rewind(common)
-                return ids[common:]
-        self._cache.clear()
-        return ids
+            if self._cache.reach(common) == common:
+                break
+        reached = self._cache.reach(common)
+        self._cache.rewind(reached)
+        return ids[reached:]
 
     def generate(
         self,
@@ -226,7 +247,7 @@ class Session:
             raise InputError(f"the session cannot be written to {path} ({error.strerror})") from error
 
 
-def restore(model: Model, path: Path) -> Session:
+def restore(model: Runs, path: Path) -> Session:
     """The session that `Session.save` wrote; see `Model.restore`."""
     from safetensors import SafetensorError, safe_open
 

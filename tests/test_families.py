@@ -8,8 +8,10 @@ import pytest
 
 from numoe.engine import InputError
 from numoe.engine.families import family
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
-from numoe.engine.spec import CompressedAttention, MixtureOfExperts, ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -46,14 +48,14 @@ def test_real_configs_have_their_cards_parameter_counts(name: str, total: float,
 def test_v4_flash_layers_are_of_the_released_kinds() -> None:
     layers = spec(config("deepseek-ai__DeepSeek-V4-Flash")).layers
     ratios, hashed = [], []
-    for layer in layers:
-        assert isinstance(layer.attention, CompressedAttention)
-        assert isinstance(layer.ffn, MixtureOfExperts)
-        ratios.append(layer.attention.compressor.ratio if layer.attention.compressor else 0)
-        hashed.append(layer.ffn.router.hash_vocab > 0)
-        assert (layer.attention.indexer is not None) == (ratios[-1] == 4)
-        assert layer.attention.rope.theta == (10000 if ratios[-1] == 0 else 160000)
-        assert (layer.attention.rope.scaling is None) == (ratios[-1] == 0)
+    for attention, ffn in (tuple(block.kind for block in layer) for layer in layers):
+        assert isinstance(attention, CompressedAttention)
+        assert isinstance(ffn, MixtureOfExperts)
+        ratios.append(attention.compressor.ratio if attention.compressor else 0)
+        hashed.append(ffn.router.hash_vocab > 0)
+        assert (attention.indexer is not None) == (ratios[-1] == 4)
+        assert attention.rope.theta == (10000 if ratios[-1] == 0 else 160000)
+        assert (attention.rope.scaling is None) == (ratios[-1] == 0)
     assert ratios == [0, 0] + [4, 128] * 20 + [4]
     assert hashed == [True] * 3 + [False] * 40
 

@@ -92,3 +92,25 @@ def test_long_inputs_pass_through_moved_caches(model: Models, case: str) -> None
     assert np.abs(chunked - whole).max() < 1e-4
     session.rewind(33)
     assert np.abs(session.feed(ids[-33:]) - whole[-33:]).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sequences_that_share_a_pass_are_computed_as_if_alone(model: Models, case: str) -> None:
+    decoder, golden = model(case).decoder, tiny.load_golden(case)
+    parts = [
+        (golden.ids[:37], golden.ids[37:48]),
+        (golden.ids[60:61], golden.ids[61:62]),
+        (golden.ids[:2], golden.ids[:9]),
+    ]
+    caches, alone = [], []
+    for before, after in parts:
+        single, shared = decoder.cache(64), decoder.cache(64)
+        for cache in (single, shared):
+            decoder.forward(before, cache)
+        alone.append(decoder.forward(after, single))
+        caches.append(shared)
+    together = decoder.forward_all([(after, cache) for (_, after), cache in zip(parts, caches, strict=True)], "all")
+    assert np.abs(together - np.concatenate(alone)).max() < 1e-5
+    assert [cache.position for cache in caches] == [48, 2, 11]
+    last = decoder.forward_all([(after[:1], cache) for (_, after), cache in zip(parts, caches, strict=True)])
+    assert last.shape == (3, decoder.spec.vocab)

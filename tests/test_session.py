@@ -93,7 +93,7 @@ def test_an_interrupted_feed_leaves_the_session_where_it_was(model: Models, case
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loaded.decoder.layers[-1], "ffn", interrupt)
+        patch.setattr(loaded.decoder.blocks[-1], "compute", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.feed(ids[100:120])
     assert session.position == 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numoe.engine.families import deepseek_v2, deepseek_v3, deepseek_v4, llama, mixtral, qwen3, qwen3_moe
-from numoe.engine.spec import Family
+from numoe.engine.families.names import Family
 from numoe.quant.errors import InputError
 
 FAMILIES: dict[str, Family] = {

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from numoe.engine.config import Config, rope
-from numoe.engine.spec import GroupedQueryAttention, LayerSpec, ModelSpec, Source, SwiGLU
+from numoe.engine.families.names import Source
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.block import Layer
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 
@@ -18,9 +22,8 @@ def grouped_query_attention(
     if heads % kv_heads:
         raise InputError(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
     head_dim = config.size("head_dim", hidden // heads)
-    return GroupedQueryAttention(
-        heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, config.take("attention_bias", False)
-    )
+    biases = "qkvo" if config.take("attention_bias", False) else ""
+    return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, biases)
 
 
 def swiglu(config: Config, width: str = "intermediate_size") -> SwiGLU:
@@ -28,7 +31,7 @@ def swiglu(config: Config, width: str = "intermediate_size") -> SwiGLU:
     return SwiGLU(config.size(width), bias=config.take("mlp_bias", False))
 
 
-def model(config: Config, layers: list[LayerSpec]) -> ModelSpec:
+def model(config: Config, layers: list[Layer]) -> ModelSpec:
     """The keys every decoder has; refuses what nobody took."""
     spec = ModelSpec(
         config.values["model_type"],

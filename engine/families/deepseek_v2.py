@@ -6,7 +6,9 @@ from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families.deepseek_v3 import NAMES, latent_attention, latent_model
-from numoe.engine.spec import Family, ModelSpec, Router
+from numoe.engine.families.names import Family
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:

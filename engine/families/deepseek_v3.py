@@ -7,16 +7,13 @@ from typing import Any
 
 from numoe.engine.config import Config, rope, yarn_mscale
 from numoe.engine.families import common
-from numoe.engine.spec import (
-    Family,
-    LayerSpec,
-    MixtureOfExperts,
-    ModelSpec,
-    MultiHeadLatentAttention,
-    Rope,
-    Router,
-    SwiGLU,
-)
+from numoe.engine.families.names import Family
+from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import InputError
 
 
@@ -75,7 +72,7 @@ def latent_model(config: Config, attention: MultiHeadLatentAttention, experts: i
     )
     dense: SwiGLU = common.swiglu(config)
     first = config.take("first_k_dense_replace", 0)
-    layers = [LayerSpec(attention, dense if i < first else moe) for i in range(config.size("num_hidden_layers"))]
+    layers = [decoder_layer(attention, dense if i < first else moe) for i in range(config.size("num_hidden_layers"))]
     return common.model(config, layers)
 
 

@@ -10,21 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.config import Config, scaled_rope
-from numoe.engine.spec import (
-    CompressedAttention,
-    Compressor,
-    Family,
-    HyperConnections,
-    Indexer,
-    LayerSpec,
-    MixtureOfExperts,
-    ModelSpec,
-    Names,
-    Rope,
-    Router,
-    Source,
-    SwiGLU,
-)
+from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.attention.indexer import Compressor, Indexer
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.residual import HyperConnections
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import InputError
 
 SLIDING, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
@@ -90,10 +84,11 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         "deepseek_v4",
         vocab,
         config.size("hidden_size"),
-        tuple(LayerSpec(a, hashed if h else ffn, residual) for a, h in zip(kinds, is_hash, strict=True)),
+        tuple(decoder_layer(a, hashed if h else ffn) for a, h in zip(kinds, is_hash, strict=True)),
         config.size("max_position_embeddings"),
         config.number("rms_norm_eps"),
         config.take("tie_word_embeddings", False),
+        residual,
     )
     config.ignore(["index_*", "rope_theta", "compress_rope_theta"])  # unread where no layer is of that kind
     config.done()

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from numoe.engine.spec import Family, LayerSpec, ModelSpec, Names, Source
+from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.block import Layer
+from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 
@@ -99,8 +101,10 @@ def _config(
     return config
 
 
-def _interleaved(layer: LayerSpec) -> LayerSpec:
-    return replace(layer, attention=replace(layer.attention, rope=replace(layer.attention.rope, interleaved=True)))
+def _interleaved(layer: Layer) -> Layer:
+    attention, ffn = layer
+    rope = replace(attention.kind.rope, interleaved=True)  # type: ignore[attr-defined]
+    return replace(attention, kind=replace(attention.kind, rope=rope)), ffn  # type: ignore[type-var]
 
 
 def _names() -> Names:

@@ -6,12 +6,13 @@ from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec
+from numoe.engine.families.names import Family
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:
     config = Config(values)
-    layer = LayerSpec(common.grouped_query_attention(config), common.swiglu(config))
+    layer = decoder_layer(common.grouped_query_attention(config), common.swiglu(config))
     config.ignore(["rope_interleaved", "is_llama_config"])
     return common.model(config, [layer] * config.size("num_hidden_layers"))
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, MixtureOfExperts, ModelSpec, Router, Source
+from numoe.engine.families.names import Family, Source
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:
@@ -17,7 +20,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         common.swiglu(config),
         Router("softmax"),
     )
-    layer = LayerSpec(common.grouped_query_attention(config, window=config.size("sliding_window", None)), ffn)
+    layer = decoder_layer(common.grouped_query_attention(config, window=config.size("sliding_window", None)), ffn)
     return common.model(config, [layer] * config.size("num_hidden_layers"))
 
 

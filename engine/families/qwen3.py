@@ -7,7 +7,8 @@ from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec
+from numoe.engine.families.names import Family
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import InputError
 
 
@@ -23,7 +24,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
     if len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
         raise InputError(f'config.json: "layer_types" must name full or sliding attention for each of {layers} layers')
     config.ignore(["sliding_window"])
-    full, sliding = LayerSpec(attention, ffn), LayerSpec(replace(attention, window=window), ffn)
+    full, sliding = decoder_layer(attention, ffn), decoder_layer(replace(attention, window=window), ffn)
     return common.model(config, [sliding if kind == "sliding_attention" else full for kind in types])
 
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, MixtureOfExperts, ModelSpec, Router
+from numoe.engine.families.names import Family
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:
@@ -14,8 +17,8 @@ def spec(values: dict[str, Any]) -> ModelSpec:
     window = config.size("sliding_window", None) if config.take("use_sliding_window", False) else None
     config.ignore(["sliding_window", "max_window_layers"])
     attention = common.grouped_query_attention(config, window=window, head_norm=True)
-    dense = LayerSpec(attention, common.swiglu(config))
-    moe = LayerSpec(
+    dense = decoder_layer(attention, common.swiglu(config))
+    moe = decoder_layer(
         attention,
         MixtureOfExperts(
             config.size("num_experts", None) or config.size("num_local_experts"),  # transformers 5 writes the latter

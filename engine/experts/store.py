@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from numoe.engine.weights import Place
+from numoe.engine.places import Place
 from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, laid_out, widened
 from numoe.quant.dtypes import UInt8
