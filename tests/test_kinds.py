@@ -103,10 +103,7 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
 
             query = turn(q[t, h], t)
             scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)]) * dim**-0.5
-            if kind.sinks:
-                share = softmaxed(np.append(scores, a["sink"][h]))[:-1]
-            else:
-                share = softmaxed(scores)
+            share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
             out[t, h] = share @ v[first : t + 1, group]
     if kind.gate:
         out /= 1 + np.exp(-gate)
