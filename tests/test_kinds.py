@@ -18,6 +18,7 @@ from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Compute, Kind, Shared
 from numoe.engine.layers.ffn import SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation
 from numoe.engine.layers.router import Router, Routing
@@ -351,3 +352,31 @@ def test_states_take_what_they_say() -> None:
     for spec in (Rows(2, 8), Rows(2, 8, 30), Rows(1, 4, stride=4), Recurrent((3, 5))):
         assert Cache([{"one": spec}], 1000).nbytes == spec.nbytes(1000)
     assert Rows(1, 1, 10).capacity(10**6) == 10 + SLACK + CHUNK
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 70), (69,)])
+@pytest.mark.parametrize("heads", [(2, 4), (3, 3)])
+def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
+    """Against the recurrence, token by token."""
+    kind, count = GatedDeltaNet(*heads, 6, 5, 4), 75
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    weights.arrays["decay"] = -np.exp(weights.arrays["decay"])
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    a = {name: array.astype(np.float64) for name, array in weights.arrays.items()}
+    padded = np.concatenate([np.zeros((3, kind.channels)), x @ m["qkv"].T])
+    mixed = np.array([(padded[t : t + 4] * a["conv"].T).sum(axis=0) for t in range(count)])
+    mixed /= 1 + np.exp(-mixed)
+    decay = np.exp(np.log1p(np.exp(x @ m["a"].T + a["dt_bias"])) * a["decay"])
+    beta, gate = 1 / (1 + np.exp(-(x @ m["b"].T))), (x @ m["gate"].T).reshape(count, heads[1], 5)
+    memory, out = np.zeros((heads[1], 6, 5)), np.zeros((count, heads[1], 5))
+    for t in range(count):
+        q, k = mixed[t, : 12 * heads[0]].reshape(2, heads[0], 6)
+        v = mixed[t, 12 * heads[0] :].reshape(heads[1], 5)
+        for h in range(heads[1]):
+            query, key = (y[h * heads[0] // heads[1]] for y in (q, k))
+            key = key / np.sqrt(key @ key + 1e-6)
+            memory[h] *= decay[t, h]
+            memory[h] += np.outer(key, beta[t, h] * (v[h] - memory[h].T @ key))
+            out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(6)
+    out = normed(out, a["norm"]) * gate / (1 + np.exp(-gate))
+    np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
