@@ -111,8 +111,11 @@ def test_qwen3moe_normalises_the_chosen_weights(checkpoint: Checkpoints, tmp_pat
     [
         ({"attention.sliding_window": 64}, '"llama.attention.sliding_window" is not understood'),
         ({"rope.dimension_count": 6}, "llama.rope.dimension_count is 6"),
-        ({"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0}, 'rope scaling "longrope"'),
-        ({"vocab_size": 7}, "config.json says"),
+        (
+            {"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0},
+            r"\"llama.rope.scaling.type\" is 'longrope'",
+        ),
+        ({"vocab_size": 7}, "but the file's metadata says"),
     ],
 )
 def test_settings_that_are_not_computed_are_refused(

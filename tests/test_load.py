@@ -56,16 +56,16 @@ def test_broken_configs_are_refused(folder: Path) -> None:
     change_config(folder, model_type="gpt9")
     assert 'model_type "gpt9" is not supported yet; known are deepseek_v2' in refused(folder)
     (folder / "config.json").write_text("{")
-    assert "config.json cannot be read" in refused(folder)
+    assert "config.json is not valid JSON" in refused(folder)
     (folder / "config.json").write_text("[]")
-    assert "is not a JSON object" in refused(folder)
+    assert "does not hold a JSON object" in refused(folder)
 
 
 def test_unknown_quantization_is_refused(folder: Path) -> None:
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert 'quantization "gptq e4m3" is not' in refused(folder)
+    assert 'quantization "GPTQ 4-bit" is not' in refused(folder)
     change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [0, 128]})
-    assert '"weight_block_size"' in refused(folder)
+    assert 'weight_block_size" must be' in refused(folder)
 
 
 def test_nvfp4_releases_are_refused_by_name(folder: Path) -> None:

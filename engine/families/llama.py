@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numoe.engine.config import Config
 from numoe.engine.families import common
 from numoe.engine.families.names import Family
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
-
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    layer = decoder_layer(common.grouped_query_attention(config), common.swiglu(config))
-    config.ignore(["rope_interleaved", "is_llama_config"])
-    return common.model(config, [layer] * config.size("num_hidden_layers"))
+DEFAULTS = common.DEFAULTS | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False}
 
 
-FAMILY = Family(
-    spec,
-    common.names(common.NORMS | common.GROUPED_QUERY | common.dense()),
-    ignored=(r".*\.rotary_emb\.inv_freq",),
-)
+def read(config: Config) -> ModelSpec:
+    attention = common.grouped_query_attention(config, biases=common.attention_biases(config))
+    layer = decoder_layer(attention, common.swiglu(config, bias=config.flag("mlp_bias")))
+    config.expect("rope_interleaved", False)
+    config.ignore(["is_llama_config"])
+    return common.model(config, [layer] * common.layer_count(config))
+
+
+FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)

@@ -42,6 +42,13 @@ class LinearScaling:
 
 
 @dataclass(frozen=True)
+class DividedFrequencies:
+    """Every pair's frequency is divided by a number of its own (GGUF's `rope_freqs`)."""
+
+    divisors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary position embedding of `dim` channels of a head: the last ones, or with `first` the first ones.
 
@@ -51,7 +58,7 @@ class Rope:
     dim: int
     theta: float
     interleaved: bool = False
-    scaling: Yarn | Llama3Scaling | LinearScaling | None = None
+    scaling: Yarn | Llama3Scaling | LinearScaling | DividedFrequencies | None = None
     first: bool = False
 
 
@@ -68,6 +75,8 @@ def frequencies(rope: Rope) -> Floats:
             return base
         case LinearScaling(factor):
             return base / np.float32(factor)
+        case DividedFrequencies(divisors):
+            return np.divide(base, np.fromiter(divisors, np.float32), dtype=np.float32)
         case Llama3Scaling(factor, low, high, context):
             turns = context * base / np.float32(2 * pi)  # full turns within the original context
             smooth = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
