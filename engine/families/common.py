@@ -21,8 +21,6 @@ DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
-    "num_key_value_heads": None,
-    "head_dim": None,
     "num_nextn_predict_layers": 0,
 }
 """What keys that are left out stand for in most families. Sizes that tensors must have cannot be left out."""

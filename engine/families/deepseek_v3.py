@@ -47,8 +47,7 @@ def read(config: Config) -> ModelSpec:
 def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
     """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
     heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
-    if config.size("num_key_value_heads", null=heads) != heads:
-        raise config.refusal("num_key_value_heads", f"is not the number of attention heads, {heads}")
+    config.expect("num_key_value_heads", heads)
     config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
     block = rope_block(config)
     rotation = scaled_rope(config, block, rotary, interleaved=interleaved)

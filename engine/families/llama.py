@@ -6,7 +6,13 @@ from numoe.engine.config import Config
 from numoe.engine.families import common
 from numoe.engine.spec import Family, LayerSpec, ModelSpec
 
-DEFAULTS = common.DEFAULTS | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False}
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 2048,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 def read(config: Config) -> ModelSpec:

@@ -9,6 +9,7 @@ from numoe.engine.spec import Family, LayerSpec, ModelSpec, Router
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 4,
+    "head_dim": None,
     "attention_bias": False,
     "use_sliding_window": False,
     "sliding_window": 4096,
