@@ -257,7 +257,9 @@ def nested(config: Config, name: str, values: Mapping[str, Any]) -> Config:
     return Config(values, defaults, config.where, lambda key: config.spelt(f"{name}.{key}"))
 
 
-def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, whole: int | None = None) -> Rope:
+def scaled_rope(
+    config: Config, block: Config, dim: int, *, interleaved: bool, whole: int | None = None, first: bool = False
+) -> Rope:
     """`Rope` of `dim` channels from a table whose kind is spelt `rope_type` or, in old files, `type`.
 
     whole: the channels that `partial_rotary_factor` is a fraction of; None: dim.
@@ -280,7 +282,7 @@ def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, w
             raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
     scaling: Yarn | Llama3Scaling | LinearScaling | None
     if kind == "default":
-        return Rope(dim, theta, interleaved)
+        return Rope(dim, theta, interleaved, None, first)
     if kind == "linear":
         scaling = LinearScaling(block.number("factor"))
     elif kind == "llama3":
@@ -310,7 +312,7 @@ def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, w
         raise block.refusal("rope_type", f"is {shown(kind)}; known kinds of rope scaling are linear, llama3 and yarn")
     if left := sorted(key for key in block._left if block.values[key] is not None):
         raise block.refusal(left[0], f'is not understood for rope scaling "{kind}"')
-    return Rope(dim, theta, interleaved, scaling)
+    return Rope(dim, theta, interleaved, scaling, first)
 
 
 def _unless_zero(block: Config, key: str) -> float:

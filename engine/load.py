@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.config import Config
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.families import family
@@ -35,7 +35,7 @@ from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, pla
 from numoe.engine.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.session import Session, restore
 from numoe.quant import workers
-from numoe.quant.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
+from numoe.quant.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.columns import SMALL, laid_out, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.documents import parse_json, read_object
@@ -232,18 +232,26 @@ def _place(
     experts: how many routed ones its layer has.
     """
     siblings = [f"{name.rpartition('.')[0]}.{part}" for part in source.fused] or [name]
-    heights = [tensors[sibling].shape[0] for sibling in siblings]
-    stack = (experts,) if source.stacked else ()
-    want = (*stack, sum(heights), *tensors[name].shape[1:])
-    found = checkpoint.shape(source.name)
-    if found != want:
+    axis = -1 if tensors[name].held == "array" else 0
+    lengths = [tensors[sibling].shape[axis] for sibling in siblings]
+    want = list(tensors[name].shape)
+    want[axis] = sum(lengths)
+    if source.stacked:
+        want.insert(0, experts)
+    found = list(checkpoint.shape(source.name))
+    same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
+    if not same:
         raise InputError(
-            f"{path}: tensor {source.name} has shape {list(found)}, but {config_name} says {list(want)}; "
+            f"{path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
             "they do not belong together"
         )
-    start = sum(heights[: siblings.index(name)])
-    rows = (start, start + tensors[name].shape[0]) if source.fused else None
-    return Place(source.name, expert if source.stacked else None, rows)
+    index = siblings.index(name)
+    rows: Rows | None = None
+    if source.alternating:
+        rows = index, sum(lengths), len(siblings)
+    elif source.fused:
+        rows = sum(lengths[:index]), sum(lengths[: index + 1])
+    return Place(source.name, expert if source.stacked else None, rows, source.made)
 
 
 def _refuse_leftovers(
@@ -257,7 +265,7 @@ def _refuse_leftovers(
 ) -> None:
     """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
     left = set(checkpoint.names()) - {place.name for place in places.values()}
-    drafting = drafting_layers(Config(config, kind.defaults))
+    drafting = drafting_layers(kind.config(config))
     layers = len(spec.layers)
     for name in sorted(left):
         if any(re.fullmatch(pattern, name) for pattern in kind.ignored):
@@ -400,8 +408,7 @@ def load(
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
-            values = checkpoint.array(place.name)
-            weights.arrays[name] = values if place.rows is None else values[slice(*place.rows)]
+            weights.arrays[name] = _array(checkpoint.array(place.name), place, tensor)
             if tensor.below is not None:
                 _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
         elif tensor.expert is None:
@@ -452,3 +459,12 @@ def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= below:
         raise InputError(f"{where} names expert {low if low < 0 else high} of {below}; download the model again")
+
+
+def _array(values: NDArray[Any], place: Place, tensor: Tensor) -> NDArray[Any]:
+    """What a tensor of the spec is of what is stored."""
+    if place.rows is not None:
+        values = np.ascontiguousarray(values[..., slice(*place.rows)])
+    if place.made is not None:
+        values = place.made(values)
+    return values.reshape(tensor.shape)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from numoe.quant.checkpoint import Rows
 
 
 @dataclass(frozen=True)
@@ -12,5 +18,7 @@ class Place:
     name: str
     index: int | None = None
     """Which one of a stack of experts."""
-    rows: tuple[int, int] | None = None
-    """Row range of a fused tensor."""
+    rows: Rows | None = None
+    """Those of a fused tensor that are this one's."""
+    made: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    """What makes an array of what is stored."""

@@ -79,6 +79,10 @@ def format_name(table: Mapping[str, Any]) -> str:
     """What people call the format that a quantization config describes, with its bits."""
     method = table.get("quant_method")
     if algorithm := table.get("moe_quant_algo") or table.get("quant_algo"):
+        parts = table.get("quantized_layers")
+        if algorithm == "MIXED_PRECISION" and isinstance(parts, dict):
+            kinds = {word(part.get("quant_algo")) for part in parts.values() if isinstance(part, dict)}
+            return " and ".join(sorted(kinds)) or algorithm
         return "FP8 with one scale a tensor" if algorithm == "FP8" else word(algorithm)
     if method == "bitsandbytes":
         kind = table.get("bnb_4bit_quant_type") or "fp4"

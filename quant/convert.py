@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant import threads
-from numoe.quant.checkpoint import LAYOUT, Checkpoint, companion
+from numoe.quant.checkpoint import LAYOUT, Checkpoint, Rows, companion
 from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
@@ -140,7 +140,7 @@ class Matrix:
     source: str
     """The stored name of the weight it comes from."""
     index: int | None = None
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     unit: str = ""
     """Successive matrices of the same unit are kept together; "" for none."""
     inputs: Moments | None = field(default=None, compare=False)
@@ -436,20 +436,20 @@ def _copies(source: Checkpoint, name: str) -> list[_Job]:
 def _arranged(source: Checkpoint, matrix: Matrix, copies: list[_Copy]) -> list[_Job]:
     """Instead of copies of a matrix's codes and scales what lays them out, where they have a form by columns."""
     *stacked, height, width = (1, *source.shape(matrix.source))
-    start, stop = matrix.rows or (0, height)
+    rows = len(range(*(matrix.rows or (0, height))))
     single = matrix.index is not None or math.prod(stacked) == 1
-    if source.by_columns or not single or not can_lay_out(source.format(matrix.source), stop - start):
+    if source.by_columns or not single or not can_lay_out(source.format(matrix.source), rows):
         return list(copies)
-    return [_Arrangement(matrix, (stop - start, width), tuple(copy.output for copy in copies))]
+    return [_Arrangement(matrix, (rows, width), tuple(copy.output for copy in copies))]
 
 
 def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
     *_, height, width = source.shape(matrix.source)
-    start, stop = matrix.rows or (0, height)
+    rows = len(range(*(matrix.rows or (0, height))))
     stored_bits = 8 * source.stored_nbytes(matrix.source) / math.prod(source.shape(matrix.source))
     wanted = target(quant, matrix.role, width, stored_bits)
     if wanted is not None:
-        return [_Quantization(matrix, wanted, (stop - start, width))]
+        return [_Quantization(matrix, wanted, (rows, width))]
     if matrix.index is None and matrix.rows is None:
         return _copies(source, matrix.source)
     stored = (source.tensors[part] for part in source.companions(matrix.source))
@@ -466,7 +466,9 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Co
     """The part of a stored tensor, codes or scales, that belongs to a matrix within a stacked or fused weight."""
     shape = source.shape(matrix.source)
     height = shape[-2]
-    start, stop = matrix.rows or (0, height)
+    start, stop, *every = matrix.rows or (0, height)
+    if every:
+        raise InputError(f"{info.path}: every {every[0]}th row of {matrix.source!r} cannot be cut out as it is stored")
     _, height_k, *inner = (1, *info.shape) if matrix.index is None else info.shape
     if height_k != height:  # a row of FP8 scales serves a block of rows
         block = source.fp8_block[0]

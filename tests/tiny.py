@@ -124,7 +124,9 @@ def _floats(seed: str, name: str, shapes: Shapes) -> NDArray[np.float32]:
     if len(shape) > 1:
         return normal * np.float32(_std(name, shape[-1], shapes))
     if name.endswith(("norm.weight", "scale")):
-        return np.float32(1) + np.float32(0.2) * normal
+        # Next to gated DeltaNets, norms are stored as what is added to one; theirs are not.
+        around = 0 if any(".linear_attn." in other for other in shapes) and ".linear_attn." not in name else 1
+        return np.float32(around) + np.float32(0.2) * normal
     return np.float32(0.3) * normal
 
 

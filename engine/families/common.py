@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from numoe.engine.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
-from numoe.engine.families.names import Source
+from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
 from numoe.engine.layers.ffn import SwiGLU
@@ -20,8 +26,6 @@ DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
-    "num_key_value_heads": None,
-    "head_dim": None,
     "num_nextn_predict_layers": 0,
 }
 """What keys that are left out stand for in most families. Sizes that tensors must have cannot be left out."""
@@ -61,7 +65,13 @@ def drafting_layers(config: Config) -> int:
 
 
 def mixture(
-    config: Config, experts: int, expert: SwiGLU, router: Router, shared: SwiGLU | None = None
+    config: Config,
+    experts: int,
+    expert: SwiGLU,
+    router: Router,
+    shared: SwiGLU | None = None,
+    *,
+    shared_gate: bool = False,
 ) -> MixtureOfExperts:
     """The choice of `num_experts_per_tok` among experts, which must be possible."""
     layers, top_k = layer_count(config), config.size("num_experts_per_tok")
@@ -75,7 +85,7 @@ def mixture(
     group = experts // router.groups
     if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
         raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
-    return MixtureOfExperts(experts, top_k, expert, router, shared)
+    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
 
 
 def model(config: Config, layers: list[Layer], residual: Residual | None = None) -> ModelSpec:
@@ -142,3 +152,26 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
             stack = Source(f"{stored}.down_proj", True) if part == "down" else both
             table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, stack)
     return table
+
+
+def made(names: Names, pattern: str, make: Callable[[NDArray[Any]], NDArray[Any]]) -> Names:
+    """The same names, where arrays whose canonical name matches are made of what is stored."""
+    return {
+        ours: tuple(replace(one, made=make) for one in theirs) if re.fullmatch(pattern, ours) else theirs
+        for ours, theirs in names.items()
+    }
+
+
+def negative_exponential(values: NDArray[Any]) -> NDArray[Any]:
+    """-exp(values): what a state space's A_log stands for."""
+    return -np.exp(values)
+
+
+def also_below(names: Names, prefix: str, other: str) -> Names:
+    """The same names, where what is stored below a prefix may be below another one."""
+
+    def moved(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        stored = (one for one in sources if one.name.startswith(prefix))
+        return tuple(replace(one, name=other + one.name.removeprefix(prefix)) for one in stored)
+
+    return {ours: theirs + moved(theirs) for ours, theirs in names.items()}

@@ -42,4 +42,4 @@ def read(config: Config) -> ModelSpec:
     return latent_model(config, latent_attention(config, interleaved=True), experts, router)
 
 
-FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)
+FAMILY = Family(("deepseek_v2",), read, NAMES, DEFAULTS, common.IGNORED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from numoe.engine.config import Config, rope_block, scaled_rope, yarn_mscale
@@ -33,9 +34,15 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
+    attention = latent_attention(config, interleaved=config.flag("rope_interleave"))
+    return latent_model(config, attention, config.size("n_routed_experts", also="num_local_experts"), sigmoid(config))
+
+
+def sigmoid(config: Config) -> Router:
+    """The router of V3: sigmoid scores, chosen with a learned correction within the best groups."""
     config.expect("scoring_func", "sigmoid")
     config.expect("topk_method", "noaux_tc")
-    router = Router(
+    return Router(
         "sigmoid",
         bias=True,
         groups=config.size("n_group"),
@@ -44,15 +51,12 @@ def read(config: Config) -> ModelSpec:
         normalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor"),
     )
-    attention = latent_attention(config, interleaved=config.flag("rope_interleave"))
-    return latent_model(config, attention, config.size("n_routed_experts", also="num_local_experts"), router)
 
 
 def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
     """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
     heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
-    if config.size("num_key_value_heads", null=heads) != heads:
-        raise config.refusal("num_key_value_heads", f"is not the number of attention heads, {heads}")
+    config.expect("num_key_value_heads", heads)
     config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
     block = rope_block(config)
     rotation = scaled_rope(config, block, rotary, interleaved=interleaved)
@@ -70,17 +74,25 @@ def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAtt
     )
 
 
-def latent_model(config: Config, attention: MultiHeadLatentAttention, experts: int, router: Router) -> ModelSpec:
-    """`first_k_dense_replace` dense layers, then mixtures with shared experts."""
+def latent_model(
+    config: Config,
+    attention: MultiHeadLatentAttention,
+    experts: int,
+    router: Router,
+    sparse: Sequence[bool] | None = None,
+) -> ModelSpec:
+    """Mixtures with shared experts in the layers that are `sparse`, by default after `first_k_dense_replace` others."""
     config.expect("moe_layer_freq", 1)
     common.drafting_layers(config)
     expert = common.swiglu(config, "moe_intermediate_size")
     shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
     moe = common.mixture(config, experts, expert, router, shared)
-    layers, first = common.layer_count(config), config.count("first_k_dense_replace")
-    dense = common.swiglu(config) if first else expert
+    if sparse is None:
+        first = config.count("first_k_dense_replace")
+        sparse = [i >= first for i in range(common.layer_count(config))]
+    dense = expert if all(sparse) else common.swiglu(config)
     config.ignore(["intermediate_size"])  # of dense layers alone
-    return common.model(config, [decoder_layer(attention, dense if i < first else moe) for i in range(layers)])
+    return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
 
 
 LATENT = {
@@ -102,4 +114,4 @@ NAMES = common.names(
     experts="mlp.experts",
 )
 
-FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)
+FAMILY = Family(("deepseek_v3",), read, NAMES, DEFAULTS, common.IGNORED)

@@ -201,4 +201,4 @@ def _names() -> Names:
     return {ours: tuple(Source(name) for name in theirs) for ours, theirs in names.items()}
 
 
-FAMILY = Family(read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))
+FAMILY = Family(("deepseek_v4",), read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))

@@ -64,7 +64,7 @@ def from_gguf(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, Any], Famil
             rope = _divided(rope, checkpoint, path)
             ignored += (re.escape(ROPE_FREQS),)
         spec = replace(spec, layers=tuple(_rotated(one, rope) for one in spec.layers))
-    return config, Family(kind.reader, NAMES, kind.defaults, ignored), spec
+    return config, Family(kind.model_types, kind.reader, NAMES, kind.defaults, ignored), spec
 
 
 def _rotated(layer: Layer, rope: Rope) -> Layer:

@@ -7,7 +7,13 @@ from numoe.engine.families import common
 from numoe.engine.families.names import Family
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
-DEFAULTS = common.DEFAULTS | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False}
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 2048,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 
 def read(config: Config) -> ModelSpec:
@@ -18,4 +24,6 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [layer] * common.layer_count(config))
 
 
-FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)
+FAMILY = Family(
+    ("llama",), read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED
+)

@@ -13,6 +13,7 @@ DEFAULTS = common.DEFAULTS | {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
     "num_key_value_heads": 8,
+    "head_dim": None,
     "num_experts_per_tok": 2,
     "num_local_experts": 8,
     "sliding_window": None,
@@ -37,4 +38,4 @@ def _names() -> dict[str, tuple[Source, ...]]:
     return table
 
 
-FAMILY = Family(read, _names(), DEFAULTS, common.IGNORED)
+FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED)

@@ -36,4 +36,6 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [of_kind[kind] for kind in kinds])
 
 
-FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)
+FAMILY = Family(
+    ("qwen3",), read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED
+)

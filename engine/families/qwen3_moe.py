@@ -11,6 +11,7 @@ from numoe.engine.layers.spec import ModelSpec, decoder_layer
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 32768,
     "num_key_value_heads": 4,
+    "head_dim": None,
     "attention_bias": False,
     "use_sliding_window": False,
     "sliding_window": 4096,
@@ -44,6 +45,7 @@ def read(config: Config) -> ModelSpec:
 
 
 FAMILY = Family(
+    ("qwen3_moe",),
     read,
     common.names(
         common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"},
