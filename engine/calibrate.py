@@ -132,8 +132,8 @@ class _Watched(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Floats) -> None:
         self.matrix.dequantize_rows(start, stop, out)
 
-    def slice_rows(self, start: int, stop: int) -> QTensor:
-        return _Watched(self.matrix.slice_rows(start, stop), self.inputs)
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
+        return _Watched(self.matrix.slice_rows(start, stop, step), self.inputs)
 
     def finite(self) -> bool:
         return self.matrix.finite()

@@ -535,11 +535,12 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
     decoded = 0
     keeps = False
     for part, parts in extents.items():
-        name, rows = stored[part].name, stored[part].rows or (0, checkpoint.shape(stored[part].name)[-2])
-        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
-        if checkpoint.kept_as_stored(name) and not moved:
+        name = stored[part].name
+        rows = range(*(stored[part].rows or (0, checkpoint.shape(name)[-2])))
+        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), len(rows))
+        if checkpoint.kept_as_stored(name) and not moved and rows.step == 1:
             keeps = True
         else:
-            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name)
+            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name) * rows.step
             decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
     return _Unit(tuple(runs), matrices, used, decoded, keeps)
