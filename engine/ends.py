@@ -1,13 +1,13 @@
 """Which tokens end an answer, beside those that a model's files name.
 
-Chat models end turns with more tokens than their files list. Known ones are taken by their spelling where the
-vocabulary marks them as control tokens (the spellings are those of llama.cpp's src/llama-vocab.cpp and of further
-chat templates), others where the chat template puts them behind an assistant's words. An ordinary token never is an
-end by its spelling alone: `</s>` is one in Qwen's vocabulary.
+A chat template may end turns with a token that they do not name. A GGUF file names one where the model has several;
+there the known ones count by their spelling (from llama.cpp's src/llama-vocab.cpp and further chat templates) if the
+vocabulary marks them as control tokens. An ordinary token never is an end by its spelling: `</s>` is one in Qwen's.
 """
 
 import re
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 _SPELLED = """
 </s> <eos> <|endoftext|> <|end_of_text|> <|eos|> <｜end▁of▁sentence｜> [EOS] <|im_end|> <|end|> <end_of_turn>
@@ -26,13 +26,22 @@ _BEHIND_CONTENT = re.compile(
 _BRANCH = re.compile(r"\{%-?\s*(?:if|elif|else)\b([^%]*)%\}")
 
 
-def ends_in_template(template: str | None, spelled: Iterable[str]) -> set[str]:
-    """Of these spellings, those that end turns in a chat template."""
-    if template is None:
-        return set()
-    behind = {found[1] for found in _BEHIND_CONTENT.finditer(template) if _is_assistants(template[: found.start()])}
-    closing = {marker for marker in behind if not marker.startswith(("</", "[/")) or marker in _ENDS}
-    return {text for text in spelled if text in closing or (text in _ENDS and text in template)}
+def turn_ends(template: str | None, spelled: Iterable[str], control: AbstractSet[str] = frozenset()) -> set[str]:
+    """The spellings that end an answer.
+
+    Args:
+        template: the chat template.
+        spelled: tokens that it may end turns with.
+        control: control tokens, which also count where it does not.
+    """
+    ends = set(control & _ENDS)
+    if template is not None:
+        behind = {found[1] for found in _BEHIND_CONTENT.finditer(template) if _is_assistants(template[: found.start()])}
+        closing = {marker for marker in behind if marker in _ENDS or not marker.startswith(("</", "[/"))}
+        ends |= {text for text in spelled if text in closing or (text in _ENDS and text in template)}
+    if any(markers <= ends for markers in _MESSAGE_ENDS):
+        ends.discard("<|end|>")
+    return ends
 
 
 def _is_assistants(before: str) -> bool:
@@ -40,17 +49,3 @@ def _is_assistants(before: str) -> bool:
     conditions = [found[1] for found in _BRANCH.finditer(before)]
     about_roles = [text for text in conditions if "role" in text]
     return not about_roles or "assistant" in about_roles[-1] or "model" in about_roles[-1]
-
-
-def ends_of_vocabulary(control: Iterable[str], others: Iterable[str], template: str | None) -> set[str]:
-    """The spellings that end an answer.
-
-    Args:
-        control: the texts of control tokens. others: of tokens that a template may use as such.
-        template: the chat template.
-    """
-    control = set(control)
-    ends = control & _ENDS | ends_in_template(template, control | set(others))
-    if any(markers <= ends for markers in _MESSAGE_ENDS):
-        ends.discard("<|end|>")
-    return ends

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from numoe.engine.ends import ends_of_vocabulary
+from numoe.engine.ends import turn_ends
 from numoe.engine.sentencepiece import SentencePieceModel, parse_sentencepiece
 from numoe.engine.vocabulary import (
     KIMI,
@@ -93,8 +93,7 @@ def read_folder(folder: Path) -> Vocabulary:
         add_bos = bos_id is not None and backend.encode("").ids[:1] == [bos_id]
     template = _chat_template(folder, config)
     added = backend.get_added_tokens_decoder()
-    control = {token.content for token in added.values() if token.special}
-    ends = ends_of_vocabulary(control, (token.content for token in added.values()), template)
+    ends = turn_ends(template, (token.content for token in added.values()))
     eos_ids = _declared_ends(folder) | {i for i, token in added.items() if token.content in ends}
     return Vocabulary(
         backend,
@@ -128,8 +127,8 @@ class _Config:
     def text(self, key: str) -> str | None:
         """A special token's text: it is named by that, or by an object that describes it."""
         value = self.get(key)
-        if isinstance(value, dict):
-            value = value.get("content")
+        if isinstance(value, dict) and "content" in value:
+            value = value["content"]
         if value is not None and not isinstance(value, str):
             raise self.refusal(key, "a token's text")
         return value or None
@@ -265,8 +264,8 @@ def _byte_level(folder: Path, files: tuple[str, ...], config: _Config) -> tuple[
     qwen = config.tokenizer_class.startswith("Qwen") or str(config.model_type).startswith("qwen")
     if files[0] == "vocab.json":
         vocabulary = read_object(path)
-        if not all(type(token_id) is int and 0 <= token_id < 1 << 32 for token_id in vocabulary.values()):
-            raise InputError(f"{path} has an id that is not a number; fetch it again")
+        if not vocabulary or not all(type(i) is int and 0 <= i < 1 << 32 for i in vocabulary.values()):
+            raise InputError(f"{path} is not a table of tokens and their ids; fetch it again")
         config.defaults |= {
             name: "<|endoftext|>"
             for name in (("eos_token",) if qwen else ("bos_token", "eos_token"))
@@ -282,7 +281,9 @@ def _byte_level(folder: Path, files: tuple[str, ...], config: _Config) -> tuple[
         return byte_level_backend(
             vocabulary, merges, PRE_TOKENIZERS["qwen2" if qwen else "gpt-2"], composes=qwen
         ), notes
-    vocabulary = tiktoken_vocabulary(read_document(path), str(path))
+    data = read_document(path)
+    refuse_lfs_pointer(data, path)
+    vocabulary = tiktoken_vocabulary(data, str(path))
     merges = joins({token: -rank for token, rank in vocabulary.items()})
     size = len(vocabulary)
     if files[0] == "qwen.tiktoken":  # its special tokens are in Qwen's Python file (tokenization_qwen.py)
@@ -353,7 +354,7 @@ def _chat_template(folder: Path, config: _Config) -> str | None:
         return _text(path).replace("\r\n", "\n").replace("\r", "\n")
     template = config.get("chat_template")
     if isinstance(template, list):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
     if isinstance(template, dict):
         template = template.get("default", next(iter(template.values()), None))
     if template is not None and not isinstance(template, str):

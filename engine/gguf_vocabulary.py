@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from numoe.engine.ends import ends_in_template, ends_of_vocabulary
+from numoe.engine.ends import turn_ends
 from numoe.engine.sentencepiece import PieceType, SentencePieceModel
 from numoe.engine.vocabulary import (
     NAMED_TOKENS,
@@ -28,7 +28,7 @@ _BEGINS = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jin
 _BOS_UNLESS_TOLD = {*_BEGINS.split(), "chameleon"}  # in files older than add_bos_token
 _WHOLE = f"{_BEGINS} minicpm5 glm4 glm5 gpt-4o llama4 youtu kimi-k2 granite-embed-multi-97m"
 _WHOLE_WORDS = frozenset(_WHOLE.split())  # a word that is in the vocabulary is not cut
-_COMPOSES = {"qwen2", "deepseek-r1-qwen", "qwen35"}  # as the models' own tokenizer.json does
+_COMPOSES = {"qwen2", "deepseek-r1-qwen"}  # as the models' own tokenizer.json does
 _DEFAULT_IDS = {  # by tokenizer.ggml.model
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
     "gpt2": {"bos_token_id": 11, "eos_token_id": 11},
@@ -53,11 +53,11 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     types = keys.listed("token_type", int, len(pieces)) or [int(PieceType.NORMAL)] * len(pieces)
     template = keys.value("tokenizer.chat_template", str)
     # Turn ends are control tokens, whatever their type says.
-    closing = ends_in_template(template, pieces)
+    closing = turn_ends(template, pieces)
     types = [int(PieceType.CONTROL) if pieces[i] in closing else kind for i, kind in enumerate(types)]
     control = {piece for piece, kind in zip(pieces, types, strict=True) if kind == PieceType.CONTROL}
     ids = _Ids(keys, kind, pieces, control if _PREFIX + "token_type" in metadata or kind == "gpt2" else set(pieces))
-    pre = keys.text("pre") if kind == "gpt2" else None
+    pre = keys.text("pre") or None if kind == "gpt2" else None
     notes = []
     bos_ids, eos_ids = ids.of("bos_token_id", needed=True), ids.of("eos_token_id", needed=True)
     bos_id = bos_ids[0] if bos_ids else None
@@ -84,7 +84,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
             )
         )
     named = zip(NAMED_TOKENS, ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"), strict=True)
-    ends = ends_of_vocabulary(control, (), template)
+    ends = turn_ends(template, pieces, control)
     declared = [i for key in ("eos_token_ids", "eot_token_id", "eom_token_id") for i in ids.of(key)]
     return Vocabulary(
         backend,
@@ -119,9 +119,9 @@ class _Keys:
         return default if switch is None else switch
 
     def integers(self, key: str) -> list[int]:
-        """A number or several."""
+        """A number, or several where they end answers; [] where there is none."""
         value = self._metadata.get(_PREFIX + key)
-        values = value if isinstance(value, list) else [] if value is None else [value]
+        values = value if isinstance(value, list) and key.startswith("eo") else [] if value is None else [value]
         if not all(type(i) is int for i in values):
             raise _wrong(_PREFIX + key, value, _SPOKEN[int])
         return values

@@ -208,7 +208,7 @@ def tiktoken_vocabulary(data: bytes, name: str) -> dict[str, int]:
                 vocabulary["".join(spelled[byte] for byte in base64.b64decode(token, validate=True))] = int(rank)
     except ValueError as error:
         raise InputError(f"{name} cannot be read as a tiktoken vocabulary ({error}); fetch it again") from None
-    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+    if not vocabulary or sorted(vocabulary.values()) != list(range(len(vocabulary))):
         raise InputError(f"{name} does not number its tokens from 0 on, each once; fetch it again")
     return vocabulary
 
