@@ -74,7 +74,8 @@ def read_folder(folder: Path) -> Vocabulary:
         backend = _tokenizer_model(folder / files[0], config)
     else:
         backend, notes = _byte_level(folder, files, config)
-    _add_tokens(backend, config)
+    # The text of a SentencePiece vocabulary is normalized by putting spaces before it, which no token has.
+    _add_tokens(backend, config, normalized=files[0] != "tokenizer.model")
 
     special_tokens = {name: text for name in NAMED_TOKENS if (text := config.text(name))}
     ids: dict[str, int] = {}
@@ -187,7 +188,7 @@ class _Config:
 def _described(token: Any) -> AddedToken:
     flags = {key: token.get(key, False) for key in ("single_word", "lstrip", "rstrip", "special")}
     flags["normalized"] = token.get("normalized", not flags["special"])
-    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(token["content"], str):
+    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(token.get("content"), str):
         raise TypeError
     return AddedToken(token["content"], **flags)
 
@@ -316,8 +317,11 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, config: _Config) -> None:
-    """The tokens that other files add to the vocabulary, in the order of their ids."""
+def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, normalized: bool) -> None:
+    """The tokens that other files add to the vocabulary, in the order of their ids.
+
+    normalized: they are looked for in normalized text where their description says so.
+    """
     before = backend.get_added_tokens_decoder()
     described = {repr(token) for token in before.values()}
     named = {config.text(name) for name in _SPECIALS}
@@ -326,8 +330,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config) -> None:
         if repr(token) in described or (not describes and token_id in before):
             continue
         is_new = backend.token_to_id(token.content) is None
-        if token.content in named:
-            token.special = True
+        flags = {"normalized": token.normalized and normalized, "special": token.special or token.content in named}
+        token = AddedToken(**(token.__getstate__() | flags))
         backend.add_tokens([token])
         got = backend.token_to_id(token.content)
         if is_new and got is not None and got != token_id:
