@@ -1,7 +1,9 @@
 """Tokenizers from every kind of vocabulary, against the libraries that made them; streaming; bad files."""
 
 import json
+import os
 import struct
+import sys
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from numoe.engine.sentencepiece import parse_sentencepiece
 from numoe.engine.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer, require_tokenizer
-from numoe.engine.vocabulary import PRE_TOKENIZERS
+from numoe.engine.vocabulary import PRE_TOKENIZERS, joins
 from numoe.quant.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -441,6 +443,16 @@ def test_values_of_another_type_are_refused_by_their_key(tmp_path: Path, key: st
             load_tokenizer(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere refuse such names")
+def test_folders_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    assert load_tokenizer(write_folder(tmp_path, generation_config={"eos_token_id": 3})).eos_ids == {3}
+    for file in tmp_path.glob("*.json"):
+        file.rename(folder / file.name)
+    assert load_tokenizer(folder).eos_ids == {3}
+
+
 def test_byte_order_marks_and_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(BACKEND.to_str().encode("utf-16"))
     for name, text in (("tokenizer_config", '{"eos_token": "</s>"}'), ("generation_config", '{"eos_token_id": 3}')):
@@ -516,6 +528,14 @@ def test_a_file_that_is_no_sentencepiece_model(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # a tiktoken file, which Llama 3 names the same
     with pytest.raises(InputError, match=r"put the model's tokenizer\.json beside it"):
         load_tokenizer(tmp_path)
+
+
+def test_scores_that_are_no_numbers_and_endless_pieces_are_refused() -> None:
+    piece = b"\x0a\x01a\x15" + struct.pack("<f", float("nan"))
+    with pytest.raises(InputError, match="score is not a number"):
+        parse_sentencepiece(b"\x0a" + bytes([len(piece)]) + piece, "tokenizer.model")
+    with pytest.raises(InputError, match="a piece of 400000 characters"):
+        joins({"a": 0.0, "a" * 400_000: -1.0})
 
 
 def test_word_models_are_refused_by_their_number() -> None:
