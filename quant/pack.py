@@ -82,6 +82,8 @@ def pack_int4(
     The error is that of the weights, or with `inputs` that of their products. Symmetric scales leave them aside.
     """
     _check(weights, group)
+    if inputs is not None and not (np.isfinite(inputs.mean).all() and np.isfinite(inputs.square).all()):
+        raise InputError("what the weights are multiplied with contains NaN or infinity; check the model's files")
     scales = np.empty((len(weights), weights.shape[1] // group), scale_dtype)
     bias = None if symmetric else np.empty_like(scales)
     codes = np.empty((len(weights), weights.shape[1] // 2), np.uint8)
