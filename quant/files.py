@@ -1,4 +1,4 @@
-"""Tensors as byte ranges of files, the one function that reads such a range, and the one that writes a whole file."""
+"""Tensors as byte ranges of files and the one function that reads such a range; names, locks and writing of files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 # What a file system without locks answers: NFS without lockd, Lustre without -o flock, some FUSE and macOS's NFS.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 # macOS refuses to read 2 GiB or more at once.
 _LARGEST_READ = 1 << 30

@@ -1,6 +1,7 @@
 """Converted folders: the same model in fewer bytes, each expert in one piece, and never half a model."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -620,6 +621,18 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
 
     quantize(source, tmp_path / "out", "int4", progress=again)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_written_all_the_same(
+    code: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    quantize(source, tmp_path / "out", "int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_progress_ends_at_the_size_of_the_result(source: Path, tmp_path: Path) -> None:
