@@ -322,9 +322,10 @@ def _probe() -> Any:
     That one imports what this one can, but nothing out of the folder in which the user stands: a model's folder may
     hold a json.py of strangers. Nor do variables such as PYTHONPATH and PYTHONSTARTUP lead it there.
     """
-    installed = {Path(module).parents[1] for module in (np.__file__, Path(__file__).parent)}
-    here = Path.cwd().resolve()
-    paths = [path for path in sys.path if Path(path).resolve() != here or Path(path) in installed]
+    paths = sys.path
+    with suppress(FileNotFoundError):  # a folder that is gone holds nothing
+        here = Path.cwd().resolve()
+        paths = [path for path in sys.path if Path(path).resolve() != here or path.endswith("-packages")]
     command = [sys.executable, "-EPc", _PROBE, *paths]
     made = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parent
@@ -404,13 +405,17 @@ def _weights_per_s(matrices: list[QTensor], tokens: int) -> float:
 def _read_speeds(folder: Path, pieces: Iterable[int]) -> dict[int, float]:
     """Bytes a second from a new file, read so many bytes at a time by as many threads as the expert store has.
 
-    The system's own copy of the file is dropped first where it can be (Linux); elsewhere this is too high.
+    The system's own copy of the file is dropped first where it can be (Linux); elsewhere this is too high. But on
+    Windows the file has no name any more when its bytes are written, so that it never outlasts this process.
     """
     path = folder / f"scratch-{os.getpid()}"
     files = Files()
     speeds = {}
     try:
         with path.open("wb") as file:
+            files.read_range(path, 0, 0)  # which opens it
+            if os.name != "nt":
+                path.unlink()
             block = np.random.default_rng(0).bytes(1 << 24)
             for _ in range(_SCRATCH_FILE >> 24):
                 file.write(block)

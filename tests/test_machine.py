@@ -1,6 +1,7 @@
 """What is known of a machine: measured once, kept, corrected by runs. No figure is compared with a clock."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,6 +201,19 @@ def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert len(told) == 2
 
 
+def test_the_file_that_is_read_for_measuring_has_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the process, no file stays."""
+    fsync = os.fsync
+
+    def look(handle: int) -> None:
+        fsync(handle)
+        assert os.fstat(handle).st_size == MACHINE._SCRATCH_FILE and list(folder.iterdir()) == []
+
+    monkeypatch.setattr(MACHINE, "_SCRATCH_FILE", 1 << 24)
+    monkeypatch.setattr(os, "fsync", look)
+    assert MACHINE._read_speeds(folder, [1 << 22])[1 << 22] > 0
+
+
 @pytest.fixture(scope="module")
 def tiny_model() -> Model:
     return load("tiny")
@@ -234,12 +248,25 @@ def test_what_lies_where_the_user_stands_is_not_run(
     assert not poisoned.exists()
 
 
-def test_the_package_as_a_program_leaves_that_folder_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # `python -m` itself imports before any line of ours
-    (tmp_path / "statistics.py").write_text(POISON.format(str(tmp_path / "mark")))
-    (tmp_path / "typer.py").write_text(POISON.format(str(tmp_path / "mark")))
-    done = subprocess.run([sys.executable, "-m", "numoe.cli", "list", "--json"], capture_output=True, text=True)
+@pytest.mark.parametrize("variables", [{}, {"PYTHONPATH": ":/nowhere:."}])
+def test_the_command_does_not_look_there_either(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python itself imports some modules before any line of ours, by `-m` and PYTHONPATH: not those below."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("statistics", "typer", "numpy", "psutil", "platform"):
+        (tmp_path / f"{name}.py").write_text(POISON.format(str(tmp_path / "mark")))
+    command = [sys.executable, "-m", "numoe.cli", "show", "tiny", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
     assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
+
+
+def test_a_folder_that_is_gone_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
+    assert MACHINE._probe()["layers"]
 
 
 def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
