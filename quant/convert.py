@@ -13,6 +13,9 @@ without a gap, so that one read fetches them. Everything outside the units comes
 Files appear in DESTINATION.part whole and synced, then its numoe.json records them; the folder gets its name when all
 are there. So a conversion that ended in any way goes on at its first unrecorded file.
 
+What is to be rounded is read twice: where float16 has no scales for a matrix, it stays in the format it has, and the
+index, which names the tensors of all shards, is written last.
+
 Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix.
 """
 
@@ -37,6 +40,7 @@ from numpy.typing import NDArray
 from numoe.quant import threads
 from numoe.quant.checkpoint import LAYOUT, Checkpoint, companion
 from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
+from numoe.quant.documents import read_document
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo, held, is_plain_name
 from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
@@ -56,7 +60,7 @@ _BLOCK_ELEMENTS = 1 << 20  # weights in float32 at a time and thread: 4 MiB
 _COPY_BYTES = 1 << 24
 # Configuration, vocabularies, templates; weights, code, pictures and logs stay behind.
 _READ = re.compile(r".+\.(json|jinja|model|tiktoken)|(vocab|merges)\.txt")
-_TEXTS = re.compile(r".+\.md|(LICENSE|NOTICE)[\w-]*(\.(txt|rst|\d+))?")
+_TEXTS = re.compile(r".+\.md|(LICEN[CS]E|NOTICE|COPYING)[\w-]*(\.(txt|rst|\d+))?", re.IGNORECASE)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write); what it raises ends the conversion."""
@@ -120,10 +124,7 @@ class Folder:
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.path / name} cannot be read ({error.strerror}); check its permissions") from error
+        return read_document(self.path / name)
 
     def room(self, names: Sequence[str], folder: Path) -> int:
         return 0

@@ -177,6 +177,8 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
             with open(part, "xb", opener=_private if private else None) as file:
                 if not lock(file) or not part.exists():
                     continue  # somebody took it for one that was left, before it was locked
+                if path.exists() and not private:
+                    part.chmod(path.stat().st_mode & 0o777)
                 for piece in (data,) if isinstance(data, bytes) else data:
                     file.write(piece)
                 file.flush()

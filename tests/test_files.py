@@ -73,6 +73,9 @@ def test_what_is_private_is_nobody_elses(tmp_path: Path) -> None:
             (tmp_path / "old").touch(0o666)
             write_whole(path, b"x", private=True)
             assert path.stat().st_mode & 0o777 == 0o600
+        (tmp_path / "new").chmod(0o640)
+        write_whole(tmp_path / "new", b"y")  # what the user has decided stays
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(before)
 
