@@ -648,6 +648,8 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     refused(source, tmp_path / "empty", "is there already")
     refused(source, source, "is there already")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused(source, tmp_path / "link", "is there already")
     refused(source, tmp_path / "nowhere" / "out", "there is no folder")
 
 

@@ -100,8 +100,16 @@ def test_repairs_stay_within_the_folder(
         assert code == 1 and "which is none beside it: do not use it" in err
         assert (model / "model.safetensors").exists()
     (model / "numoe.json").write_text(json.dumps(manifest))
+    part = model.with_name(model.name + ".part")
+    part.mkdir()
+    (part / "numoe.json").touch()
+    code, _, err = command("verify", str(model), "--repair")
+    assert code == 1 and "is there too, from another pull; remove it first" in err
+    assert (model / "config.json").is_symlink() and not (tmp_path / "home" / "models" / f".{part.name}.lock").exists()
+    (part / "numoe.json").unlink()
+    part.rmdir()
     assert command("verify", str(model), "--repair")[0] == 1
-    assert not (model.with_name(model.name + ".part") / "config.json").is_symlink()
+    assert part.is_dir() and not (part / "config.json").is_symlink()
     assert (tmp_path / "mine").read_text() == "mine"
 
 
