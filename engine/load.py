@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.experts import READERS, ExpertStore
+from numoe.engine.experts import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.gguf import from_gguf
 from numoe.engine.home import locate
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
 _WHOLE, _SAMPLE = 1 << 14, 256
+_MOST_EXPERTS = 256  # of whose tensors it samples so many: a disk takes up to ten milliseconds for each
 
 
 @dataclass(frozen=True)
@@ -348,7 +349,7 @@ class Model:
 
     @cached_property
     def identity(self) -> str:
-        """A hash that tells models apart: of the spec, the tensors' listing, bytes of each, and a manifest's hashes.
+        """A hash that tells models apart: of the spec, the tensors' listing, bytes of many, and a manifest's hashes.
 
         By bytes and not by names and times of files: a model that is moved or copied stays the same one.
         """
@@ -360,22 +361,23 @@ class Model:
         for name, record in sorted(manifest.files.items()) if manifest else ():
             if name.endswith(".safetensors"):
                 digest.update(f"{name} {record.sha256}\n".encode())
-        infos = [info for _, info in sorted(checkpoint.tensors.items())]
-        with ThreadPoolExecutor(READERS) as pool:
-            for sample in pool.map(partial(_sample, checkpoint.files), infos):
-                digest.update(sample)
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
+        sources = {self.description.places[name].name for name in names}
+        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
+        others = sorted(checkpoint.tensors.keys() - set(experts))
+        for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
+            digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
         return digest.hexdigest()
 
 
 def _sample(files: Files, info: TensorInfo) -> bytes:
-    """A small tensor whole, and of a large one some bytes at even distances, four times and every 8 MiB.
+    """A small tensor whole, and of a large one some bytes at even distances.
 
-    Whoever trains, merges or rounds weights changes nearly all of a tensor. (One read takes 0.1 ms at most on an SSD,
-    which makes some milliseconds a gigabyte.)
+    Whoever trains, merges or rounds weights changes nearly all of a tensor.
     """
     if info.nbytes <= _WHOLE:
         return files.read_range(info.path, info.offset, info.nbytes).tobytes()
-    count = 4 + info.nbytes // (1 << 23)
+    count = 4 + min(info.nbytes >> 23, 60)
     starts = (i * (info.nbytes - _SAMPLE) // (count - 1) for i in range(count))
     return b"".join(files.read_range(info.path, info.offset + at, _SAMPLE).tobytes() for at in starts)
 
@@ -428,11 +430,14 @@ def load(
     _check_tables(description, weights)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
-        return Model(description, weights, ram=budget, wide_bytes=wide_bytes)
-    experts.allow(room)
-    if wide:
-        experts.widen()
-    return Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
+        loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)
+    else:
+        experts.allow(room)
+        if wide:
+            experts.widen()
+        loaded = Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
+    loaded.identity  # noqa: B018  now, while the files are those that were read
+    return loaded
 
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:

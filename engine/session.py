@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprob
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
-from numoe.quant.safetensors_file import read_header
+from numoe.quant.safetensors_file import file_start, read_header
 
 if TYPE_CHECKING:
     from numoe.engine.constrain import Matcher
@@ -224,14 +225,9 @@ class Session:
             "tokens": json.dumps(self.tokens),
             "rows": _digest(_pieces(arrays)),
         }
-        listing: dict[str, object] = {"__metadata__": header | {"header": _digest_of(header)}}
-        end = 0
-        for name, rows in arrays.items():
-            listing[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [end, end + rows.nbytes]}
-            end += rows.nbytes
-        text = json.dumps(listing, separators=(",", ":")).encode()
+        start = file_start(((name, "F32", rows.shape) for name, rows in arrays.items()), header | _proof(header))
         try:
-            write_whole(path, chain([len(text).to_bytes(8, "little"), text], _pieces(arrays)), private=True)
+            write_whole(path, chain([start], _pieces(arrays)), private=True)
         except OSError as error:
             raise InputError(f"the session cannot be written to {path} ({error.strerror or error})") from error
 
@@ -248,8 +244,9 @@ def _digest(pieces: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _digest_of(header: Mapping[str, str]) -> str:
-    return _digest([json.dumps(header, sort_keys=True).encode()])
+def _proof(header: Mapping[str, str]) -> dict[str, str]:
+    """The entry by which damage to the other entries is seen."""
+    return {"header": _digest([json.dumps(header, sort_keys=True).encode()])}
 
 
 def restore(model: Model, path: Path) -> Session:
@@ -258,6 +255,8 @@ def restore(model: Model, path: Path) -> Session:
         raise InputError(f"there is no session file {path}")
     if not path.is_file():
         raise InputError(f"{path} is not a session file; give another name")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read; check its permissions")
     try:
         stored, header = read_header(path)
     except InputError:
@@ -268,7 +267,8 @@ def restore(model: Model, path: Path) -> Session:
             "the conversation anew"
         )
     damaged = InputError(f"{path} is damaged; start a new session, which reads the conversation anew")
-    if header.pop("header", "") != _digest_of(header):
+    proof = {"header": header.pop("header", "")}
+    if proof != _proof(header):
         raise damaged
     if header.get("model") != model.identity:
         raise InputError(f"{path} is a session of another model; load that model, or start a new session")

@@ -47,7 +47,7 @@ from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manif
 from numoe.quant.pack import Moments, float16_loss
 from numoe.quant.qtensor import BF16, INT4, INT8
 from numoe.quant.recipe import Target, target
-from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME, read_header
+from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME, file_start, read_header
 
 PART_SUFFIX = ".part"
 """Ends the name of a folder that is not finished."""
@@ -587,7 +587,8 @@ def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, 
                 outputs = [output for job in jobs for output in job.outputs]
                 sizes[number] = sum(output.nbytes for output in outputs)
                 part.require_space(sizes[number])
-                part.write(plan.names[number], chain([_header(outputs, plan.metadata)], pieces(jobs)))
+                start = file_start(((output.name, output.dtype, output.shape) for output in outputs), plan.metadata)
+                part.write(plan.names[number], chain([start], pieces(jobs)))
                 undone.discard(number)
             reader.close()  # an open file keeps its room on the disk when it is removed
             leave(number)
@@ -734,18 +735,6 @@ def refuse_existing(destination: Path) -> None:
     """Raises InputError when there is something by the name of the folder to make."""
     if os.path.lexists(destination):
         raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
-
-
-def _header(outputs: Sequence[_Output], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for output in outputs:
-        offsets = [end, end + output.nbytes]
-        header[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": offsets}
-        end = offsets[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _sync(folder: Path) -> None:

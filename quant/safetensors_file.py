@@ -6,7 +6,7 @@ Reads headers only and gives byte ranges. The checks are those of the format's s
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -62,6 +62,18 @@ def parse_header(header: bytes, path: Path, size: int) -> tuple[dict[str, Tensor
     if position != size:
         raise _refusal(path, f"its tensors end at byte {position} but the file at byte {size}")
     return tensors, metadata
+
+
+def file_start(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the data of a file of these tensors, (name, dtype, shape) in order: length and header."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_index(path: Path) -> dict[str, str]:
