@@ -143,20 +143,10 @@ class Cache:
             for name, rows in layer.items()
         }
 
-    def load_arrays(self, arrays: dict[str, Floats], position: int) -> None:
-        """Put back what `arrays` gave at `position`.
-
-        Raises:
-            ValueError: a stream is missing or has another shape.
-        """
-        for i, layer in enumerate(self.layers):
-            for name, rows in layer.items():
-                data = arrays.get(f"{i}.{name}")
-                end = position // rows.stream.stride
-                keep = end if rows.stream.keep is None else min(end, rows.stream.keep)
-                want = (rows.stream.groups, keep, rows.stream.width)
-                if data is None or data.shape != want or data.dtype != np.float32:
-                    raise ValueError(f"stream {i}.{name} is missing or not {want} float32")
-                rows.first, rows.end = end - keep, end
-                rows.data[:, :keep] = data
+    def prepare(self, position: int) -> dict[str, Floats]:
+        """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
+        for rows in self.streams():
+            rows.end = position // rows.stream.stride
+            rows.first = 0 if rows.stream.keep is None else max(0, rows.end - rows.stream.keep)
         self.position = position
+        return self.arrays()

@@ -13,7 +13,6 @@ PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 # A library -> the modules that may import it.
 HOME = {
     "gguf": {"quant/gguf_file.py"},
-    "safetensors": {"engine/session.py"},
     "tokenizers": {f"engine/{name}.py" for name in ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")},
     "jinja2": {"engine/chat.py"},
     "huggingface_hub": {"engine/hub.py"},

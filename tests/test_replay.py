@@ -93,6 +93,10 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("# 4 routed experts\n", "has no choices"),
         ("# 4 routed experts\n0 0 1\nnot this\n", "line 3 is not position, layer and experts"),
         ("# 4 routed experts\n0 0\n", "line 2 is not"),
+        (f"# {'9' * 5000} routed experts\n0 0 1\n", "does not begin as a trace does"),
+        ("# 0 routed experts\n0 0 1\n", "does not begin as a trace does"),
+        (f"# 4 routed experts\n0 0 1\n0 {'9' * 5000} 1\n", "line 3 is not"),
+        (f"# 4 routed experts\n0 0 1 {'9' * 5000}\n", "line 2 is not"),
         ("\x00\xff", "cannot be read as a trace"),
     ],
 )
@@ -110,6 +114,8 @@ def test_traces_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
         RouteTrace(tmp_path / "trace", 4)
     with pytest.raises(InputError, match="cannot be read as a trace"):
         read_trace(tmp_path / "none")
+    with pytest.raises(InputError, match="is not a file"):
+        read_trace(tmp_path)
 
 
 def test_a_model_tells_every_choice(model: Callable[[str], Model], tmp_path: Path) -> None:
