@@ -8,7 +8,7 @@ import codecs
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,17 @@ class Tokenizer:
         return token.replace(_SPACE, " ").encode("utf-8")
 
     @cached_property
+    def marker_spellings(self) -> frozenset[str]:
+        """The texts of special tokens and chat markers, none of which `special=False` turns into its id."""
+        return frozenset(token.content for token in self._added.values() if _is_marker(token))
+
+    @cached_property
     def _markerless(self) -> tokenizers.Tokenizer:
         """The same vocabulary, with every special token and chat marker deaf to text."""
         spec = json.loads(self._backend.to_str())
-        markers = set()
+        markers = self.marker_spellings
         for token in spec["added_tokens"]:
-            if token["special"] or token["content"].startswith(("<", "[")) or re.search("[|｜]", token["content"]):
-                token["special"] = True
-                markers.add(token["content"])
+            token["special"] |= token["content"] in markers
         if spec["model"]["type"] == "Unigram":
             # A Unigram model finds any piece of its vocabulary in the text, so its markers get names that none has.
             names = {marker: secrets.token_hex(16) for marker in markers}
@@ -138,6 +141,11 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
         backend.encode_special_tokens = True
         return backend
+
+
+def _is_marker(token: AddedToken) -> bool:
+    text: str = token.content
+    return token.special or text.startswith(("<", "[")) or re.search("[|｜]", text) is not None
 
 
 class Detokenizer:
@@ -204,6 +212,23 @@ def _decoding(backend: tokenizers.Tokenizer) -> tuple[bool, bool]:
 # ---------------------------------------------------------------------------------------------------- model folders
 
 
+# The files that hold a vocabulary; the first of these that a folder has whole is read.
+_VOCABULARIES = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+)
+
+
+def require_tokenizer(names: Collection[str], where: str) -> None:
+    """Raises InputError when no file of these names is a vocabulary that can be read; `where` names their folder."""
+    if not any(set(files) <= set(names) for files in _VOCABULARIES):
+        readable = [" with ".join(files) for files in _VOCABULARIES]
+        raise InputError(
+            f"{where} has no tokenizer that numoe reads ({', '.join(readable[:-1])} or {readable[-1]}); "
+            "take a release of the model that has one of these"
+        )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a model folder: tokenizer.json, or tokenizer.model where there is none.
 
@@ -213,6 +238,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     special_tokens = {name: text for name in _NAMED_TOKENS if (text := _token_text(config.get(name)))}
     spec_path, pieces_path = folder / "tokenizer.json", folder / "tokenizer.model"
+    require_tokenizer([path.name for path in folder.iterdir()] if folder.is_dir() else (), str(folder))
     if spec_path.is_file():
         try:
             backend = tokenizers.Tokenizer.from_str(spec_path.read_text("utf-8"))
@@ -225,7 +251,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         special_tokens = {k: model.pieces[v] for k, v in named.items() if v is not None} | special_tokens
         config = {"add_bos_token": True} | config
     else:
-        raise InputError(f"{folder} has neither tokenizer.json nor tokenizer.model; add one of them.")
+        raise AssertionError("require_tokenizer let pass what nothing reads")
 
     ids: dict[str, int] = {}
     for name in ("bos_token", "eos_token"):

@@ -104,6 +104,7 @@ def test_no_piece_of_a_stream_holds_half_a_character(text: str) -> None:
 def test_untrusted_text_never_becomes_a_special_token(text: str) -> None:
     tokenizer = plain(BACKEND)
     ids = tokenizer.encode(text, special=False)
+    assert tokenizer.marker_spellings == {*SPECIALS, *MARKERS}
     assert not set(ids) & {BACKEND.token_to_id(t) for t in SPECIALS + MARKERS}
     assert tokenizer.decode(ids) == text
 
@@ -180,7 +181,7 @@ def test_chat_templates_in_each_place(tmp_path: Path) -> None:
 
 
 def test_bad_folders_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+    with pytest.raises(InputError, match=r"has no tokenizer that numoe reads \(tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 1', "utf-8")
     with pytest.raises(InputError, match=r"tokenizer\.json is not a valid tokenizer"):
