@@ -40,6 +40,8 @@ def pull(
         else:
             before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
             output.note(f"{before} of weights became {after} in {pulled.path}")
+            if pulled.conversion.remark:
+                output.note(pulled.conversion.remark)
 
 
 class _Display:

@@ -139,6 +139,24 @@ def pack_mxfp4(weights: Float32) -> MXFP4:
     return MXFP4(codes, scales)
 
 
+def float16_loss(weights: Float32, group: int, levels: int) -> tuple[float, float]:
+    """What float16 adds to the error of a matrix on `levels` + 1 even levels a group, and what is in it.
+
+    Two sums over the groups: of the mean square by which steps are coarser than they could be and minimums are off,
+    and of the square of the largest weight. Both float64, in which no float32 overflows.
+    """
+    grouped = _grouped(weights, group)
+    low, high = grouped.min(axis=-1).astype(np.float64), grouped.max(axis=-1).astype(np.float64)
+    step = (high - low) / levels
+    minimum = low if levels < 128 else low + 128 * step  # the weight of code 0
+    limit = np.finfo(np.float32).max
+    stored = _store_scales(np.minimum(step, limit).astype(np.float32), np.float16).astype(np.float64)
+    cut = levels * np.maximum(step * (1 - 2**-10) - stored, 0)
+    offset = _fit(np.clip(minimum, -limit, limit).astype(np.float32), np.float16) - minimum
+    lost = np.maximum(stored**2 - step**2, 0) / 12 + cut**2 + offset**2
+    return float(lost.sum()), float((np.maximum(-low, high) ** 2).sum())
+
+
 def _check(weights: Float32, group: int) -> None:
     if weights.ndim != 2 or weights.dtype != np.float32:
         raise InputError(f"weights must be a float32 matrix, not {weights.dtype} of shape {weights.shape}")

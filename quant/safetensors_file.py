@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from numoe.quant.documents import parse_json, read_document, refuse_lfs_pointer
 from numoe.quant.errors import InputError
-from numoe.quant.files import TensorInfo
+from numoe.quant.files import TensorInfo, plain_names, shortened
 
 HEADER_LIMIT = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
@@ -88,9 +88,9 @@ def parse_index(text: bytes, path: Path) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f'{path} has no "weight_map" that is a table of file names; fetch it again')
-    for shard in sorted(set(weight_map.values())):
-        if not shard.endswith(".safetensors") or any(mark in shard for mark in ("/", "\\", ":", "\0")):
-            raise InputError(f"{path} names {shard!r}, which is not a .safetensors file beside it: do not use it")
+    for shard in plain_names(sorted(set(weight_map.values())), path):
+        if not shard.endswith(".safetensors"):
+            raise InputError(f"{path} names {shortened(shard)}, which is not a .safetensors file: do not use it")
     return weight_map
 
 
