@@ -14,7 +14,7 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,14 +24,14 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies, proxy_bypass
 
 from numoe.engine.home import is_hub_id
 from numoe.quant import safetensors_file
 from numoe.quant.checkpoint import PICKLES, Checkpoint
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
 from numoe.quant.errors import InputError
-from numoe.quant.files import lock
+from numoe.quant.files import lock, shortened
 from numoe.quant.safetensors_file import INDEX_NAME, model_shards
 
 LARGEST_SMALL = 64 << 20
@@ -275,8 +275,8 @@ class Repository:
             os.fsync(file.fileno())
         return digest
 
-    def _bytes(self, name: str, start: int, stop: int) -> Iterator[bytes]:
-        """Bytes start..stop of a file as they arrive; from a hub that does not give parts, what is asked of the whole."""
+    def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
+        """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""
         path = f"/{self.repo_id}/resolve/{self.revision}/{quote(name)}"
         for headers in ({"Range": f"bytes={start}-{stop - 1}"}, {}):
             with _ask(path, self.repo_id, headers) as response:
@@ -332,7 +332,7 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = _sleep) -
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or any(c in "\\:" or not c.isprintable() for c in name):
             raise InputError(
-                f"{repo_id} names the file '{_said(ascii(name)[1:-1])}', which would lie outside its folder: do not use it"
+                f"{repo_id} names the file {shortened(name)}, which would lie outside its folder: do not use it"
             )
     found = Repository(repo_id, commit, files, wait)
     _refuse_unreadable(found)
@@ -373,28 +373,32 @@ def _listing(data: bytes, asked: str) -> tuple[str, str, dict[str, RemoteFile]]:
         raise _no_hub(asked) from error
     found = info if isinstance(info, dict) else {}
     repo_id, commit, siblings = found.get("id"), found.get("sha"), found.get("siblings")
-    files = {}
-    for sibling in siblings if isinstance(siblings, list) else ():
-        name = sibling.get("rfilename") if isinstance(sibling, dict) else None
-        file = _remote_file(sibling) if isinstance(name, str) else None
-        if file is None:
-            raise _no_hub(asked)
-        files[name] = file
-    if not (isinstance(repo_id, str) and is_hub_id(repo_id) and _is_hex(commit, 40, 64) and files):
+    listed = [_remote_file(sibling) for sibling in siblings] if isinstance(siblings, list) else []
+    files = dict(one for one in listed if one)
+    if (
+        not (isinstance(repo_id, str) and is_hub_id(repo_id))
+        or not (isinstance(commit, str) and _HASH.fullmatch(commit))
+        or not (files and all(listed))
+    ):
         raise _no_hub(asked)
     return repo_id, commit, files
 
 
-def _remote_file(sibling: Mapping[str, Any]) -> RemoteFile | None:
-    size, blob, lfs = (sibling.get(key) for key in ("size", "blobId", "lfs"))
-    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
-    if type(size) is not int or not 0 <= size < 1 << 63 or not (_is_hex(sha256, 64) or not lfs and _is_hex(blob, 40)):
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def _remote_file(sibling: Any) -> tuple[str, RemoteFile] | None:
+    """One file of a listing by its name."""
+    if not isinstance(sibling, dict):
         return None
-    return RemoteFile(size, sha256, blob if isinstance(blob, str) else None)
-
-
-def _is_hex(value: Any, *lengths: int) -> bool:
-    return isinstance(value, str) and len(value) in lengths and re.fullmatch("[0-9a-f]+", value) is not None
+    name, size, blob, lfs = (sibling.get(key) for key in ("rfilename", "size", "blobId", "lfs"))
+    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
+    hashed = sha256 if lfs else blob
+    if not (isinstance(hashed, str) and _HASH.fullmatch(hashed) and len(hashed) == (64 if lfs else 40)):
+        return None
+    if not isinstance(name, str) or type(size) is not int or not 0 <= size < 1 << 63:
+        return None
+    return name, RemoteFile(size, sha256, blob if isinstance(blob, str) else None)
 
 
 def _refuse_unreadable(found: Repository) -> None:
@@ -539,8 +543,8 @@ def _foreign(name: str, reason: str) -> _Passing:
     """What answers is something else: a page to log in, a broken proxy or mirror."""
     return _Passing(
         f"what answers at {_host()} for {_said(name)} is not that file ({reason})",
-        "log in to the network if a browser shows that it wants that, check HF_ENDPOINT, and try again: what is here is "
-        "kept",
+        "log in to the network if a browser shows that it wants that, check HF_ENDPOINT, and try again: what is here "
+        "is kept",
         tries=1,
     )
 
@@ -576,8 +580,8 @@ def _trouble(error: Exception, http: ModuleType) -> InputError | _Passing:
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     if isinstance(tls, ssl.SSLCertVerificationError):
         return InputError(
-            f"the certificate of {_host()} is not trusted ({_said(tls.verify_message)}); if your network has one of its "
-            "own, give its file in SSL_CERT_FILE"
+            f"the certificate of {_host()} is not trusted ({_said(tls.verify_message)}); if your network has one of "
+            "its own, give its file in SSL_CERT_FILE"
         )
     if tls is not None and tls.reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"):
         passing = False
@@ -617,13 +621,13 @@ def _refusal(response: Any, repo_id: str) -> InputError | _Passing:
         return InputError(f"{repo_id} lacks a file that it lists; try again later")
     if signed and status == 401:
         return InputError(
-            f"{host} does not accept {_token_source()}{f' ({reason})' if reason else ''}; remove it, or log in anew with "
-            "`hf auth login`"
+            f"{host} does not accept {_token_source()}{f' ({reason})' if reason else ''}; remove it, or log in anew "
+            "with `hf auth login`"
         )
     if code == "RepoNotFound" or status in (401, 404):
         return InputError(
-            f'{host} has no repository "{repo_id}", or it is private; {_or_endpoint()}check the spelling, or log in with '
-            "`hf auth login` if you may see it"
+            f'{host} has no repository "{repo_id}", or it is private; {_or_endpoint()}check the spelling, or log in '
+            "with `hf auth login` if you may see it"
         )
     if status == 403:
         way = f" with {_token_source()}; take one that may" if signed else "; log in with `hf auth login`"
@@ -714,8 +718,8 @@ def _headers() -> dict[str, str]:
         token = None if library.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token()
     except Exception as error:
         raise InputError(
-            f"{_token_source()} cannot be read ({type(error).__name__}: {_said(error)}); remove it, or log in anew with "
-            "`hf auth login`"
+            f"{_token_source()} cannot be read ({type(error).__name__}: {_said(error)}); remove it, or log in anew "
+            "with `hf auth login`"
         ) from error
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise InputError(
@@ -772,9 +776,9 @@ def _proxy_fault(address: str) -> str | None:
 def _proxy_variable() -> str | None:
     """The variable of the proxy by which the hub is asked, if there is one."""
     parts = urlsplit(_endpoint())
-    proxies = getproxies_environment()
-    if not parts.hostname or proxy_bypass_environment(parts.hostname, proxies):
+    if not parts.hostname or proxy_bypass(parts.hostname):
         return None
+    proxies = getproxies()
     used = next((kind for kind in (parts.scheme, "all") if proxies.get(kind)), None)
     return next((name for name in os.environ if name.lower() == f"{used}_proxy"), None)
 

@@ -40,10 +40,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def patient() -> tuple[list[float], Callable[[float], None]]:
+def patient() -> tuple[list[float], Callable[[float, str], None]]:
     """The waits that were asked for, and a way to wait that takes no time."""
     waits: list[float] = []
-    return waits, waits.append
+    return waits, lambda seconds, trouble: waits.append(seconds)
 
 
 def test_a_repository_is_listed_as_its_folder(hub: Hub, folder: Path) -> None:
@@ -136,9 +136,9 @@ def test_repositories_without_a_readable_model_are_refused(hub: Hub, files: Any,
         repository(ID)
 
 
-def test_what_is_no_hub_is_said(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_hub_is_said(hub: Hub, folder: Path) -> None:
     hub.add(ID, folder)
-    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/{ID}/resolve/main/LICENSE?")
+    hub.answer(f"/api/models/{ID}", b"free")
     with pytest.raises(InputError, match=r"does not list the files of owner/model .* check the network and HF"):
         repository(ID)
 
@@ -148,7 +148,7 @@ def test_an_index_that_does_not_fit_is_refused(hub: Hub, folder: Path) -> None:
     weight_map = json.loads(index.read_text())["weight_map"]
     for changed, message in (
         ({**weight_map, "more": SHARD}, "lacks the tensor 'more' of the index"),
-        ({**weight_map, "0.weight": "../x.safetensors"}, "is not a .safetensors file beside it"),
+        ({**weight_map, "0.weight": "../x.safetensors"}, "which is none beside it: do not use it"),
         ({**weight_map, "0.weight": "absent.safetensors"}, "has no absent.safetensors"),
     ):
         index.write_text(json.dumps({"weight_map": changed}))
@@ -174,7 +174,7 @@ def test_what_the_hub_does_not_give_is_said_in_a_sentence(
 
     def refused(repo_id: str, message: str, revision: str | None = None) -> None:
         with pytest.raises(InputError, match=message) as caught:
-            repository(repo_id, revision, wait=lambda seconds: None)
+            repository(repo_id, revision, wait=patient()[1])
         assert "\n" not in str(caught.value)
 
     refused("owner/absent", r'has no repository "owner/absent", or it is private; .*hf auth login')
@@ -199,7 +199,7 @@ def test_what_the_hub_does_not_give_is_said_in_a_sentence(
 def test_a_token_opens_a_private_repository(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(ID, folder)
     hub.private.add(ID)
-    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: "hf_secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert repository(ID).read("LICENSE") == b"free"
 
 

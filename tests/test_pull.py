@@ -52,6 +52,7 @@ def source(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) ->
     """A DeepSeek-V4 in shards that cut through experts."""
     folder = reshard(checkpoint("v4_released"), tmp_path_factory.mktemp("source") / "model", SHARDS)
     (folder / "LICENSE").write_text("free")
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "model.py").write_text("code stays behind")
     return folder
 
