@@ -278,24 +278,29 @@ class Repository:
     def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
         """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""
         path = f"/{self.repo_id}/resolve/{self.revision}/{quote(name)}"
-        for headers in ({"Range": f"bytes={start}-{stop - 1}"}, {}):
+        in_parts = True
+        while start < stop:
+            headers = {"Range": f"bytes={start}-{stop - 1}"} if in_parts else {}
             with _ask(path, self.repo_id, headers) as response:
                 first = _first_byte(response, name, start, self._file(name).size)
+                if first is None and not in_parts:
+                    raise _foreign(name, "it is another part than was asked for")
                 if first is None:
+                    in_parts = False
                     continue
-                skip, left = start - first, stop - start
+                skip, before = start - first, start
                 for block in _blocks(response):
-                    wanted = block[skip : skip + left]
+                    wanted = block[skip : skip + stop - start]
                     skip -= min(skip, len(block))
-                    left -= len(wanted)
+                    start += len(wanted)
                     if wanted:
                         yield wanted
-                    if not left:
+                    if start == stop:
                         return
                 if "html" in response.headers.get("Content-Type", ""):
                     raise _foreign(name, "it is a web page")
-                raise _cut("it is cut")
-        raise _foreign(name, "it is another part than was asked for")
+                if response.status_code == 200 or start == before:
+                    raise _cut("it is cut")
 
     def _patiently(self, attempt: Callable[[], _Answer], progress: Callable[[], int] = lambda: 0) -> _Answer:
         return _patiently(attempt, self.wait, progress)
@@ -481,7 +486,10 @@ def _ask(path: str, repo_id: str, headers: Mapping[str, str] | None = None) -> I
     http = __import__(library.errors.HTTPError.__module__)
     try:
         request = client.build_request(
-            "GET", endpoint + path, headers=headers, timeout=min(max(1, library.constants.HF_HUB_DOWNLOAD_TIMEOUT), 600)
+            "GET",
+            endpoint + path,
+            headers=headers,
+            timeout=min(max(0.01, library.constants.HF_HUB_DOWNLOAD_TIMEOUT), 600),
         )
         for _ in range(_REDIRECTS):
             with closing(client.send(request, stream=True, follow_redirects=False)) as response:
@@ -679,8 +687,8 @@ def _endpoint() -> str:
             fault = "names no host"
         elif parts.query or parts.fragment or "?" in address or "#" in address:
             fault = "has more after the host"
-    except ValueError as error:
-        fault = f"is no address: {_said(error)}"
+    except ValueError:  # which may tell the password
+        fault = "is no address"
     if fault:
         shown = _said(address.rpartition("@")[2])
         raise InputError(f'HF_ENDPOINT ("{shown}") {fault}; write it as https://HOST, or unset it')
@@ -762,8 +770,8 @@ def _proxy_fault(address: str) -> str | None:
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         host = parts.hostname if parts.port != 0 else None
-    except ValueError as error:
-        return f"{_said(error)}; write it as http://HOST:PORT"
+    except ValueError:
+        return "it is no address; write it as http://HOST:PORT"
     if parts.scheme not in ("http", "https", "socks5", "socks5h"):
         return f"proxies of the kind {_said(parts.scheme)}:// are not known; write it as http:// or socks5://HOST:PORT"
     if not host:

@@ -93,7 +93,7 @@ class Hub:
     """Serves repositories until it is left as a context.
 
     gated: ids whose files are refused; private: ids that answer as if they were not there.
-    ranged: whether parts of files can be had.
+    part: the part of a file (first byte, byte after its last) that it gives when one is asked for; None: the whole.
     moved: ids by those that lead to them.
     on_sent: called with the bytes sent so far, of all files, after each block.
     """
@@ -102,7 +102,7 @@ class Hub:
         self.log: list[Request] = []
         self.gated: set[str] = set()
         self.private: set[str] = set()
-        self.ranged = True
+        self.part: Callable[[int, int], tuple[int, int] | None] = lambda start, stop: (start, stop)
         self.moved: dict[str, str] = {}
         self.on_sent: Callable[[int], None] = lambda total: None
         self.sent = 0
@@ -258,6 +258,7 @@ class Hub:
                 elif fault and fault.status and isinstance(fault.body, bytes):
                     self._send(fault.status, fault.headers, len(fault.body))
                     self.wfile.write(fault.body)
+                    self.close_connection = True
                 elif fault and fault.status:
                     self._send(fault.status, {"Transfer-Encoding": "chunked", **fault.headers})
                     with suppress(ConnectionError):  # the client has enough
@@ -283,9 +284,9 @@ class Hub:
                     headers |= {"X-Linked-Size": str(content.size), "X-Linked-Etag": etag}
                 start, stop = self.request_log.start, self.request_log.stop
                 stop = content.size if stop < 0 else min(stop, content.size)
-                ranged = "Range" in self.headers and hub.ranged
-                if not ranged:
-                    start, stop = self.request_log.start, self.request_log.stop = 0, content.size
+                part = hub.part(start, stop) if "Range" in self.headers else None
+                ranged = part is not None
+                start, stop = self.request_log.start, self.request_log.stop = part or (0, content.size)
                 if ranged and start >= content.size:
                     self._send(416, {"Content-Range": f"bytes */{content.size}"})
                     return
