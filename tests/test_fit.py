@@ -1,6 +1,8 @@
 """`numoe fit`: what it says of models on the hub, here and unknown; that nothing is downloaded."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -181,6 +183,23 @@ def test_a_partial_download_elsewhere_is_not_the_model(
     assert json.loads(command("fit", tiny_repository, "--json", "--ram", "1GB")[1])["download_bytes"] == 0
     next(snapshot.glob("*-00002-*")).unlink()
     assert command("fit", tiny_repository, "--json", "--ram", "1GB") == told
+
+
+def test_where_nothing_can_be_kept_only_the_speed_of_the_disk_is_missing(
+    tiny_repository: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (tmp_path / "home" / "machine.json").unlink()
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    for needs_a_file in ("write_whole", "_read_speeds"):
+        monkeypatch.setattr(MACHINE, needs_a_file, refuse)
+    assert "FITS IN RAM" in command("fit", tiny_repository, "--ram", "1GB")[1]
+    code, out, err = command("fit", tiny_repository, "--ram", "4MB")
+    assert (code, out) == (1, "")
+    assert "home cannot be written (Read-only file system)" in err and "give that with --read-gb-s" in err
+    assert "RUNS FROM DISK" in command("fit", tiny_repository, "--ram", "4MB", "--read-gb-s", "1")[1]
 
 
 def test_what_if_answers(tiny_repository: str, command: Run) -> None:
