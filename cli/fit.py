@@ -55,7 +55,7 @@ def fit(
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
         from numoe.engine import describe, home
-        from numoe.engine.hub import repository
+        from numoe.engine.hub import HubError, repository
         from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
         from numoe.engine.pull import describe_runnable
 
@@ -72,6 +72,8 @@ def fit(
             remote = repository(model, wait=wait)
             try:
                 description = describe_runnable(remote)
+            except HubError:
+                raise
             except InputError as reason:
                 _tell_totals(output, remote, str(reason), json)
                 raise typer.Exit(2) from None
@@ -132,7 +134,8 @@ def _column(
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    shards = sorted(f.size for n, f in remote.files.items() if n.endswith(".safetensors")) if remote else []
+    names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
+    shards = sorted(remote.files[name].size for name in names) if remote else []
     kv = {context: kv_bytes(description.spec, context) for context in contexts}
     return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
 

@@ -52,7 +52,11 @@ Wait = Callable[[float, str], object]
 _Answer = TypeVar("_Answer")
 
 
-class NoSuchRevision(InputError):
+class HubError(InputError):
+    """The hub cannot be asked, or does not give what it is asked for; nothing that is wrong with a model."""
+
+
+class NoSuchRevision(HubError):
     """A repository does not have a branch, tag or commit, or no longer."""
 
 
@@ -211,8 +215,8 @@ class Repository:
             raise InputError(f"{self.repo_id} has no {name}, which a model needs; choose another repository")
         return self.files[name]
 
-    def _wrong(self, name: str) -> InputError:
-        return InputError(
+    def _wrong(self, name: str) -> HubError:
+        return HubError(
             f"{name} of {self.repo_id} arrived twice with other bytes than the hub promises and was not kept; "
             f"{_or_endpoint()}check the network for a proxy that changes them and try again later"
         )
@@ -454,7 +458,7 @@ def _patiently(
     known: whether the hub has answered earlier.
 
     Raises:
-        InputError: it fails in another way or for too long.
+        HubError: it fails in another way or for too long.
     """
     tries, before = 0, progress()
     while True:
@@ -464,7 +468,7 @@ def _patiently(
             if progress() > before:
                 tries, before = 0, progress()
             if tries >= (error.tries if known else min(error.tries, error.first_tries)):
-                raise InputError(f"{error.problem}; {error.remedy}") from error
+                raise HubError(f"{error.problem}; {error.remedy}") from error
             seconds = max(_RETRY_WAITS[tries], error.asked)
             wait(seconds, f"{error.problem}; trying again in {seconds:.0f} s")
             tries += 1
@@ -477,7 +481,7 @@ def _ask(path: str, repo_id: str, headers: Mapping[str, str] | None = None) -> I
     416 only where a Range was asked for. Redirects are followed here, as httpx would read the whole body of each.
 
     Raises:
-        InputError: the hub refuses, or it cannot be asked.
+        HubError: the hub refuses, or it cannot be asked.
         _Passing: that may be over soon.
     """
     endpoint, library = _endpoint(), _library()
@@ -496,20 +500,20 @@ def _ask(path: str, repo_id: str, headers: Mapping[str, str] | None = None) -> I
                 if response.next_request is not None:
                     request = response.next_request
                     if request.url.scheme not in ("http", "https"):
-                        raise InputError(f"{_host()} sends on to {_said(request.url.scheme)}://; {_CHECK_HUB}")
+                        raise HubError(f"{_host()} sends on to {_said(request.url.scheme)}://; {_CHECK_HUB}")
                     continue
                 if response.status_code not in (200, 206) and not (response.status_code == 416 and "Range" in headers):
                     raise _refusal(response, repo_id)
                 packed = response.headers.get("Content-Encoding", "identity").strip().lower()
                 if packed not in ("", "identity", "gzip", "deflate"):  # one layer of these is unpacked piece by piece
-                    raise InputError(
+                    raise HubError(
                         f"{_host()} sends its files packed ({_said(packed)}), which it was asked not to; {_CHECK_HUB}"
                     )
                 yield response
                 return
-        raise InputError(f"{_host()} sends on from address to address without an end; {_CHECK_HUB}")
+        raise HubError(f"{_host()} sends on from address to address without an end; {_CHECK_HUB}")
     except library.errors.OfflineModeIsEnabled as error:
-        raise InputError(
+        raise HubError(
             f"the hub is not asked about {repo_id}, as HF_HUB_OFFLINE is set; unset it and try again"
         ) from error
     except http.DecodingError as error:
@@ -557,8 +561,8 @@ def _foreign(name: str, reason: str) -> _Passing:
     )
 
 
-def _no_hub(repo_id: str) -> InputError:
-    return InputError(
+def _no_hub(repo_id: str) -> HubError:
+    return HubError(
         f"what answers at {_host()} does not list the files of {repo_id} with sizes and hashes as the hub does; "
         f"{_CHECK_HUB}"
     )
@@ -575,7 +579,7 @@ def _cut(reason: str, **patience: int) -> _Passing:
     )
 
 
-def _trouble(error: Exception, http: ModuleType) -> InputError | _Passing:
+def _trouble(error: Exception, http: ModuleType) -> HubError | _Passing:
     """What stops a request on its way."""
     causes: list[BaseException] = [error]
     while following := causes[-1].__cause__ or causes[-1].__context__:
@@ -587,7 +591,7 @@ def _trouble(error: Exception, http: ModuleType) -> InputError | _Passing:
         passing = re.match(r"(5\d\d|429)\b", str(error)) is not None
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     if isinstance(tls, ssl.SSLCertVerificationError):
-        return InputError(
+        return HubError(
             f"the certificate of {_host()} is not trusted ({_said(tls.verify_message)}); if your network has one of "
             "its own, give its file in SSL_CERT_FILE"
         )
@@ -596,18 +600,18 @@ def _trouble(error: Exception, http: ModuleType) -> InputError | _Passing:
     trouble = _cut(_said(error) or "it is cut", first_tries=_FIRST_TRIES)
     if os.environ.get("HF_ENDPOINT") and any(isinstance(cause, socket.gaierror) for cause in causes):
         trouble.first_tries = 0
-    return trouble if passing else InputError(f"{trouble.problem}; {trouble.remedy}")
+    return trouble if passing else HubError(f"{trouble.problem}; {trouble.remedy}")
 
 
-def _refusal(response: Any, repo_id: str) -> InputError | _Passing:
+def _refusal(response: Any, repo_id: str) -> HubError | _Passing:
     """An answer without content as a sentence with the next step."""
     host, status = _host(), response.status_code
     code, reason = (_said(response.headers.get(f"X-Error-{key}", "")) for key in ("Code", "Message"))
     signed = "authorization" in response.request.headers
     if status == 511:
-        return InputError(f"the network wants you to log in before it lets {host} through; do so in a browser")
+        return HubError(f"the network wants you to log in before it lets {host} through; do so in a browser")
     if status == 407:
-        return InputError(
+        return HubError(
             f"the proxy of {_proxy_variable() or 'the system'} wants a name and password; write them into it as "
             "http://NAME:PASSWORD@HOST:PORT"
         )
@@ -618,7 +622,7 @@ def _refusal(response: Any, repo_id: str) -> InputError | _Passing:
             _asked_wait(response.headers),
         )
     if code == "GatedRepo" and not (signed and status == 401):
-        return InputError(
+        return HubError(
             f"{repo_id} is gated: accept its licence at {host}/{repo_id}, log in with `hf auth login` and try again"
         )
     if code == "RevisionNotFound" and "/resolve/" in response.url.path:
@@ -626,21 +630,21 @@ def _refusal(response: Any, repo_id: str) -> InputError | _Passing:
     if code == "RevisionNotFound":
         return NoSuchRevision(f"{repo_id} has no such revision; see {host}/{repo_id}/tree/main for those it has")
     if code == "EntryNotFound":
-        return InputError(f"{repo_id} lacks a file that it lists; try again later")
+        return HubError(f"{repo_id} lacks a file that it lists; try again later")
     if signed and status == 401:
-        return InputError(
+        return HubError(
             f"{host} does not accept {_token_source()}{f' ({reason})' if reason else ''}; remove it, or log in anew "
             "with `hf auth login`"
         )
     if code == "RepoNotFound" or status in (401, 404):
-        return InputError(
+        return HubError(
             f'{host} has no repository "{repo_id}", or it is private; {_or_endpoint()}check the spelling, or log in '
             "with `hf auth login` if you may see it"
         )
     if status == 403:
         way = f" with {_token_source()}; take one that may" if signed else "; log in with `hf auth login`"
-        return InputError(f"{host} does not let you read {repo_id}{way} and try again")
-    return InputError(
+        return HubError(f"{host} does not let you read {repo_id}{way} and try again")
+    return HubError(
         f"{host} answers {repo_id} with status {status}{f' ({reason})' if reason else ''}; "
         f"{_or_endpoint()}try again later: what is here is kept"
     )
@@ -666,7 +670,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
 
 
 def _endpoint() -> str:
-    """The address of the hub. Raises InputError when HF_ENDPOINT is none."""
+    """The address of the hub. Raises HubError when HF_ENDPOINT is none."""
     # huggingface_hub reads it once, when it is imported.
     address = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not address:
@@ -691,7 +695,7 @@ def _endpoint() -> str:
         fault = "is no address"
     if fault:
         shown = _said(address.rpartition("@")[2])
-        raise InputError(f'HF_ENDPOINT ("{shown}") {fault}; write it as https://HOST, or unset it')
+        raise HubError(f'HF_ENDPOINT ("{shown}") {fault}; write it as https://HOST, or unset it')
     return address
 
 
@@ -712,7 +716,7 @@ def _library() -> ModuleType:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ValueError as error:
-        raise InputError(
+        raise HubError(
             f"huggingface_hub does not start ({_said(error)}); correct or unset the variables HF_* of the environment"
         ) from error
     return huggingface_hub
@@ -725,12 +729,12 @@ def _headers() -> dict[str, str]:
     try:
         token = None if library.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token()
     except Exception as error:
-        raise InputError(
+        raise HubError(
             f"{_token_source()} cannot be read ({type(error).__name__}: {_said(error)}); remove it, or log in anew "
             "with `hf auth login`"
         ) from error
     if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise InputError(
+        raise HubError(
             f"{_token_source()} has characters that no token has; copy it anew, or log in anew with `hf auth login`"
         )
     return headers | ({"Authorization": f"Bearer {token}"} if token else {})
@@ -756,10 +760,10 @@ def _client() -> Any:
     except Exception as error:
         for name, value in os.environ.items():
             if name.lower() in _PROXIES and (fault := _proxy_fault(value.strip())):
-                raise InputError(f"{name} cannot be used as a proxy: {fault}, or unset it") from error
+                raise HubError(f"{name} cannot be used as a proxy: {fault}, or unset it") from error
         names = (*_PROXIES, "no_proxy", "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile")
         known = [name for name in os.environ if name.lower() in names]
-        raise InputError(
+        raise HubError(
             f"there is no way to the network ({type(error).__name__}: {_said(error)}); correct or unset "
             f"{', '.join(known) or 'the proxy in the settings of the system'}"
         ) from error

@@ -198,6 +198,26 @@ def test_figures_that_cannot_be_kept_are_told_all_the_same(
     assert command("fit", tiny_repository, "--ram", "1GB") == told
 
 
+def test_a_lost_connection_is_no_verdict(
+    hub: Hub, tiny_repository: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail("config.json", 500, times=7)
+    code, out, err = command("fit", tiny_repository)
+    assert (code, out) == (1, "")
+    assert err == f"error: {hub.url} answers {tiny_repository} with status 500; try again later: what is here is kept\n"
+
+
+def test_a_second_checkpoint_beside_the_model_takes_no_room(hub: Hub, checkpoint: Checkpoints, command: Run) -> None:
+    files = {path.name: path.read_bytes() for path in checkpoint("mixtral_a").iterdir()} | {"tokenizer.json": b"{}"}
+    hub.add("Org/One", files)
+    hub.add("Org/Two", files | {"consolidated.safetensors": bytes(10**6)})
+    one, two = (
+        json.loads(command("fit", name, "--ram", "1GB", "--json")[1])["formats"] for name in ("Org/One", "Org/Two")
+    )
+    assert one == two
+
+
 def test_what_if_answers(tiny_repository: str, command: Run) -> None:
     def speeds(*options: str) -> list[float]:
         out = command("fit", tiny_repository, "--json", *options)[1]

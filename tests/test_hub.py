@@ -758,7 +758,7 @@ def test_settings_that_stop_the_library_are_said(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "soon", "HF_ENDPOINT": "http://127.0.0.1:9"}
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert "InputError: huggingface_hub does not start (invalid literal" in run.stderr
+    assert "Error: huggingface_hub does not start (invalid literal" in run.stderr
 
 
 # The cache of Hugging Face
