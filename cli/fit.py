@@ -55,7 +55,8 @@ def fit(
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
         from numoe.engine import describe, home
-        from numoe.engine.hub import HubError, repository
+        from numoe.engine.hub import repository
+        from numoe.engine.network import HubError
         from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
         from numoe.engine.pull import describe_runnable
 

@@ -11,22 +11,17 @@ import hashlib
 import os
 import re
 import shutil
-import socket
-import ssl
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote
 
+from numoe.engine import network
 from numoe.engine.home import is_hub_id
+from numoe.engine.network import HubError, Wait
 from numoe.quant import safetensors_file
 from numoe.quant.checkpoint import PICKLES, Checkpoint
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
@@ -37,27 +32,11 @@ from numoe.quant.safetensors_file import INDEX_NAME, model_shards
 LARGEST_SMALL = 64 << 20
 """Bytes of what is read into memory as a whole: the listing, config.json, vocabularies."""
 
-_RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each further try; any progress begins the row anew
-_FIRST_TRIES = 3  # so many of them when the hub has not answered at all yet
-_LONGEST_WAIT = 300  # seconds that the hub may ask for at a time: the window of its rate limits
-_SLOW_S, _SLOW_RATE = 60, 1000  # an answer that gives fewer bytes a second for so long is cut
-_REDIRECTS = 10
 _HEADER_BYTES = 1 << 18  # more than most shards' headers take
 _PARALLEL = 8
 _BLOCK = 1 << 20
-_HUB = "https://huggingface.co"
 
-Wait = Callable[[float, str], object]
-"""Called with the seconds to let pass before another try, and what to tell of that."""
 _Answer = TypeVar("_Answer")
-
-
-class HubError(InputError):
-    """The hub cannot be asked, or does not give what it is asked for; nothing that is wrong with a model."""
-
-
-class NoSuchRevision(HubError):
-    """A repository does not have a branch, tag or commit, or no longer."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +74,6 @@ class RemoteFile:
         return self.matches(digest)
 
 
-def _sleep(seconds: float, telling: str) -> None:
-    time.sleep(seconds)
-
-
 @dataclass(frozen=True)
 class Repository:
     """A model on the hub at one commit. `files` are by their path within it."""
@@ -106,7 +81,7 @@ class Repository:
     repo_id: str
     revision: str
     files: Mapping[str, RemoteFile]
-    wait: Wait = field(default=_sleep, compare=False, repr=False)
+    wait: Wait = field(default=network.sleep, compare=False, repr=False)
 
     def read(self, name: str) -> bytes:
         """The whole of a small file.
@@ -206,7 +181,7 @@ class Repository:
 
     def cached(self, name: str) -> Path | None:
         """Where the Hugging Face cache has a file of the size that is listed, if it has."""
-        found = _library().try_to_load_from_cache(self.repo_id, name, revision=self.revision)
+        found = network.library().try_to_load_from_cache(self.repo_id, name, revision=self.revision)
         path = Path(found) if isinstance(found, str) else None
         return path if path and path.stat().st_size == self._file(name).size else None
 
@@ -218,7 +193,7 @@ class Repository:
     def _wrong(self, name: str) -> HubError:
         return HubError(
             f"{name} of {self.repo_id} arrived twice with other bytes than the hub promises and was not kept; "
-            f"{_or_endpoint()}check the network for a proxy that changes them and try again later"
+            f"{network.or_endpoint()}check the network for a proxy that changes them and try again later"
         )
 
     def _header(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -239,7 +214,7 @@ class Repository:
             return b""
         data = self._patiently(lambda: b"".join(self._bytes(name, start, stop)))
         if start == 0:
-            refuse_lfs_pointer(data, f"{name} of {self.repo_id}", f"{_or_endpoint()}choose another repository")
+            refuse_lfs_pointer(data, f"{name} of {self.repo_id}", f"{network.or_endpoint()}choose another repository")
         return data
 
     def _download(self, name: str, path: Path, part: Path, received: Callable[[int], None]) -> None:
@@ -285,15 +260,15 @@ class Repository:
         in_parts = True
         while start < stop:
             headers = {"Range": f"bytes={start}-{stop - 1}"} if in_parts else {}
-            with _ask(path, self.repo_id, headers) as response:
+            with network.ask(path, self.repo_id, headers) as response:
                 first = _first_byte(response, name, start, self._file(name).size)
                 if first is None and not in_parts:
-                    raise _foreign(name, "it is another part than was asked for")
+                    raise network.foreign(name, "it is another part than was asked for")
                 if first is None:
                     in_parts = False
                     continue
                 skip, before = start - first, start
-                for block in _blocks(response):
+                for block in network.blocks(response):
                     wanted = block[skip : skip + stop - start]
                     skip -= min(skip, len(block))
                     start += len(wanted)
@@ -302,15 +277,15 @@ class Repository:
                     if start == stop:
                         return
                 if "html" in response.headers.get("Content-Type", ""):
-                    raise _foreign(name, "it is a web page")
+                    raise network.foreign(name, "it is a web page")
                 if response.status_code == 200 or start == before:
-                    raise _cut("it is cut")
+                    raise network.cut("it is cut")
 
     def _patiently(self, attempt: Callable[[], _Answer], progress: Callable[[], int] = lambda: 0) -> _Answer:
-        return _patiently(attempt, self.wait, progress)
+        return network.patiently(attempt, self.wait, progress)
 
 
-def repository(repo_id: str, revision: str | None = None, wait: Wait = _sleep) -> Repository:
+def repository(repo_id: str, revision: str | None = None, wait: Wait = network.sleep) -> Repository:
     """What a repository holds.
 
     Args:
@@ -324,19 +299,19 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = _sleep) -
             folder.
     """
     if not is_hub_id(repo_id):
-        raise InputError(f'"{_said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
+        raise InputError(f'"{network.said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
     at = "" if revision is None else f"/revision/{quote(revision, safe='', errors='surrogateescape')}"
 
     def attempt() -> bytes:
         data = bytearray()
-        with _ask(f"/api/models/{repo_id}{at}?blobs=true", repo_id) as response:
-            for block in _blocks(response):
+        with network.ask(f"/api/models/{repo_id}{at}?blobs=true", repo_id) as response:
+            for block in network.blocks(response):
                 data += block
                 if len(data) > LARGEST_SMALL:
                     raise _no_hub(repo_id)
         return bytes(data)
 
-    repo_id, commit, files = _listing(_patiently(attempt, wait, known=False), repo_id)
+    repo_id, commit, files = _listing(network.patiently(attempt, wait, known=False), repo_id)
     for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or any(c in "\\:" or not c.isprintable() for c in name):
@@ -353,7 +328,7 @@ def cached_snapshot(repo_id: str, whole: bool = True) -> Path | None:
 
     whole: False: also if only some of them are.
     """
-    config = _library().try_to_load_from_cache(repo_id, "config.json")
+    config = network.library().try_to_load_from_cache(repo_id, "config.json")
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
@@ -369,7 +344,7 @@ def cached_snapshot(repo_id: str, whole: bool = True) -> Path | None:
 
 def cache_folder() -> Path:
     """The Hugging Face cache, made if it is not there."""
-    folder = Path(_library().constants.HF_HUB_CACHE)
+    folder = Path(network.library().constants.HF_HUB_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -432,107 +407,6 @@ def _refuse_unreadable(found: Repository) -> None:
             ) from None
 
 
-# ------------------------------------------------------------------------------------------------------- requests
-
-
-@dataclass
-class _Passing(Exception):
-    """What goes wrong and may be over soon."""
-
-    problem: str
-    """What it is, in a few words."""
-    remedy: str
-    asked: float = 0
-    """Seconds that the hub asks to wait."""
-    tries: int = len(_RETRY_WAITS)
-    first_tries: int = len(_RETRY_WAITS)
-    """When the hub has not given anything yet."""
-
-
-def _patiently(
-    attempt: Callable[[], _Answer], wait: Wait, progress: Callable[[], int] = lambda: 0, known: bool = True
-) -> _Answer:
-    """attempt(), tried again while it fails in a way that passes.
-
-    progress: bytes that are there; once they grow, patience is new.
-    known: whether the hub has answered earlier.
-
-    Raises:
-        HubError: it fails in another way or for too long.
-    """
-    tries, before = 0, progress()
-    while True:
-        try:
-            return attempt()
-        except _Passing as error:
-            if progress() > before:
-                tries, before = 0, progress()
-            if tries >= (error.tries if known else min(error.tries, error.first_tries)):
-                raise HubError(f"{error.problem}; {error.remedy}") from error
-            seconds = max(_RETRY_WAITS[tries], error.asked)
-            wait(seconds, f"{error.problem}; trying again in {seconds:.0f} s")
-            tries += 1
-
-
-@contextmanager
-def _ask(path: str, repo_id: str, headers: Mapping[str, str] | None = None) -> Iterator[Any]:
-    """The response of httpx or httpx2, as the version of huggingface_hub has it; its status is 200, 206 or 416.
-
-    416 only where a Range was asked for. Redirects are followed here, as httpx would read the whole body of each.
-
-    Raises:
-        HubError: the hub refuses, or it cannot be asked.
-        _Passing: that may be over soon.
-    """
-    endpoint, library = _endpoint(), _library()
-    headers = _headers() | dict(headers or {})
-    client = _client()
-    http = __import__(library.errors.HTTPError.__module__)
-    try:
-        request = client.build_request(
-            "GET",
-            endpoint + path,
-            headers=headers,
-            timeout=min(max(0.01, library.constants.HF_HUB_DOWNLOAD_TIMEOUT), 600),
-        )
-        for _ in range(_REDIRECTS):
-            with closing(client.send(request, stream=True, follow_redirects=False)) as response:
-                if response.next_request is not None:
-                    request = response.next_request
-                    if request.url.scheme not in ("http", "https"):
-                        raise HubError(f"{_host()} sends on to {_said(request.url.scheme)}://; {_CHECK_HUB}")
-                    continue
-                if response.status_code not in (200, 206) and not (response.status_code == 416 and "Range" in headers):
-                    raise _refusal(response, repo_id)
-                packed = response.headers.get("Content-Encoding", "identity").strip().lower()
-                if packed not in ("", "identity", "gzip", "deflate"):  # one layer of these is unpacked piece by piece
-                    raise HubError(
-                        f"{_host()} sends its files packed ({_said(packed)}), which it was asked not to; {_CHECK_HUB}"
-                    )
-                yield response
-                return
-        raise HubError(f"{_host()} sends on from address to address without an end; {_CHECK_HUB}")
-    except library.errors.OfflineModeIsEnabled as error:
-        raise HubError(
-            f"the hub is not asked about {repo_id}, as HF_HUB_OFFLINE is set; unset it and try again"
-        ) from error
-    except http.DecodingError as error:
-        raise _foreign(path.rpartition("/")[2], _said(error)) from error
-    except (http.HTTPError, http.InvalidURL, http.CookieConflict, UnicodeError) as error:
-        raise _trouble(error, http) from error
-
-
-def _blocks(response: Any) -> Iterator[bytes]:
-    """The body of a response, unless it comes so slowly that it would take for ever."""
-    began, count = time.monotonic(), 0
-    for block in response.iter_bytes():
-        yield block
-        count += len(block)
-        seconds = time.monotonic() - began
-        if seconds > _SLOW_S and count < seconds * _SLOW_RATE:
-            raise _cut(f"{count} bytes came in {seconds:.0f} seconds")
-
-
 def _first_byte(response: Any, name: str, start: int, size: int) -> int | None:
     """Where in a file the body of a response begins; None if it is not of use for what follows `start`."""
     packed = response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
@@ -540,7 +414,7 @@ def _first_byte(response: Any, name: str, start: int, size: int) -> int | None:
         length = response.headers.get("Content-Length")
         if length is not None and not packed and length.strip() != str(size):
             kind = response.headers.get("Content-Type", "unknown type").partition(";")[0]
-            raise _foreign(name, f"{_said(length)} bytes of {_said(kind)} in place of {size:,}")
+            raise network.foreign(name, f"{network.said(length)} bytes of {network.said(kind)} in place of {size:,}")
         return 0
     part = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", response.headers.get("Content-Range", "").strip())
     if response.status_code == 416 or packed or not part or part[3] not in ("*", str(size)):
@@ -548,254 +422,8 @@ def _first_byte(response: Any, name: str, start: int, size: int) -> int | None:
     return int(part[1]) if int(part[1]) <= start <= int(part[2]) else None
 
 
-_CHECK_HUB = "check the network and HF_ENDPOINT"
-
-
-def _foreign(name: str, reason: str) -> _Passing:
-    """What answers is something else: a page to log in, a broken proxy or mirror."""
-    return _Passing(
-        f"what answers at {_host()} for {_said(name)} is not that file ({reason})",
-        "log in to the network if a browser shows that it wants that, check HF_ENDPOINT, and try again: what is here "
-        "is kept",
-        tries=1,
-    )
-
-
 def _no_hub(repo_id: str) -> HubError:
     return HubError(
-        f"what answers at {_host()} does not list the files of {repo_id} with sizes and hashes as the hub does; "
-        f"{_CHECK_HUB}"
+        f"what answers at {network.hub_name()} does not list the files of {repo_id} with sizes and hashes as the hub "
+        f"does; {network.CHECK_HUB}"
     )
-
-
-def _cut(reason: str, **patience: int) -> _Passing:
-    """There is no connection, or no longer."""
-    variable = _proxy_variable()
-    by, check = (f" by the proxy of {variable}", f"check {variable}, or ") if variable else ("", "")
-    return _Passing(
-        f"the connection to {_host()}{by} fails ({reason})",
-        f"{_or_endpoint()}{check}check the network and try again: what is here is kept",
-        **patience,
-    )
-
-
-def _trouble(error: Exception, http: ModuleType) -> HubError | _Passing:
-    """What stops a request on its way."""
-    causes: list[BaseException] = [error]
-    while following := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(following)
-    passing = isinstance(error, http.TransportError) and not isinstance(
-        error, http.UnsupportedProtocol | http.LocalProtocolError
-    )
-    if isinstance(error, http.ProxyError):
-        passing = re.match(r"(5\d\d|429)\b", str(error)) is not None
-    tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
-    if isinstance(tls, ssl.SSLCertVerificationError):
-        return HubError(
-            f"the certificate of {_host()} is not trusted ({_said(tls.verify_message)}); if your network has one of "
-            "its own, give its file in SSL_CERT_FILE"
-        )
-    if tls is not None and tls.reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"):
-        passing = False
-    trouble = _cut(_said(error) or "it is cut", first_tries=_FIRST_TRIES)
-    if os.environ.get("HF_ENDPOINT") and any(isinstance(cause, socket.gaierror) for cause in causes):
-        trouble.first_tries = 0
-    return trouble if passing else HubError(f"{trouble.problem}; {trouble.remedy}")
-
-
-def _refusal(response: Any, repo_id: str) -> HubError | _Passing:
-    """An answer without content as a sentence with the next step."""
-    host, status = _host(), response.status_code
-    code, reason = (_said(response.headers.get(f"X-Error-{key}", "")) for key in ("Code", "Message"))
-    signed = "authorization" in response.request.headers
-    if status == 511:
-        return HubError(f"the network wants you to log in before it lets {host} through; do so in a browser")
-    if status == 407:
-        return HubError(
-            f"the proxy of {_proxy_variable() or 'the system'} wants a name and password; write them into it as "
-            "http://NAME:PASSWORD@HOST:PORT"
-        )
-    if status in (408, 425, 429) or status >= 500:
-        return _Passing(
-            f"{host} answers {repo_id} with status {status}",
-            "try again later: what is here is kept",
-            _asked_wait(response.headers),
-        )
-    if code == "GatedRepo" and not (signed and status == 401):
-        return HubError(
-            f"{repo_id} is gated: accept its licence at {host}/{repo_id}, log in with `hf auth login` and try again"
-        )
-    if code == "RevisionNotFound" and "/resolve/" in response.url.path:
-        return NoSuchRevision(f"{repo_id} was changed meanwhile, and its commit of before is gone; repeat the command")
-    if code == "RevisionNotFound":
-        return NoSuchRevision(f"{repo_id} has no such revision; see {host}/{repo_id}/tree/main for those it has")
-    if code == "EntryNotFound":
-        return HubError(f"{repo_id} lacks a file that it lists; try again later")
-    if signed and status == 401:
-        return HubError(
-            f"{host} does not accept {_token_source()}{f' ({reason})' if reason else ''}; remove it, or log in anew "
-            "with `hf auth login`"
-        )
-    if code == "RepoNotFound" or status in (401, 404):
-        return HubError(
-            f'{host} has no repository "{repo_id}", or it is private; {_or_endpoint()}check the spelling, or log in '
-            "with `hf auth login` if you may see it"
-        )
-    if status == 403:
-        way = f" with {_token_source()}; take one that may" if signed else "; log in with `hf auth login`"
-        return HubError(f"{host} does not let you read {repo_id}{way} and try again")
-    return HubError(
-        f"{host} answers {repo_id} with status {status}{f' ({reason})' if reason else ''}; "
-        f"{_or_endpoint()}try again later: what is here is kept"
-    )
-
-
-def _asked_wait(headers: Mapping[str, str]) -> float:
-    """Seconds that the hub asks to wait, in any way there is of saying so; 0: it does not."""
-    after = headers.get("Retry-After", "").strip()
-    seconds = 0.0
-    if limit := re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", "")):
-        seconds = float(limit[1]) + 1
-    elif after.isdecimal():
-        seconds = float(after)
-    elif after:
-        try:
-            seconds = parsedate_to_datetime(after).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            seconds = 0.0  # no date either
-    return max(0.0, min(seconds, _LONGEST_WAIT))
-
-
-# ------------------------------------------------------------------------------------- what the user has set
-
-
-def _endpoint() -> str:
-    """The address of the hub. Raises HubError when HF_ENDPOINT is none."""
-    # huggingface_hub reads it once, when it is imported.
-    address = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
-    if not address:
-        return _HUB
-    fault = None
-    try:
-        parts = urlsplit(address)
-        labels = (parts.hostname or "").rstrip(".").split(".")
-        if parts.port == 0 or "@" in parts.path + parts.query + parts.fragment:
-            fault = "has a wrong port, or signs in its password that must be written as %XX"
-        elif any(mark in address for mark in "\"'`“”‘’<>") or not address.isprintable() or " " in address:
-            fault = "has quotes or spaces in it"
-        elif "://" not in address:
-            fault = "lacks the https:// before it"
-        elif parts.scheme not in ("http", "https"):
-            fault = "begins neither with https:// nor with http://"
-        elif ":" not in (parts.hostname or "") and not all(0 < len(label) < 64 for label in labels):
-            fault = "names no host"
-        elif parts.query or parts.fragment or "?" in address or "#" in address:
-            fault = "has more after the host"
-    except ValueError:  # which may tell the password
-        fault = "is no address"
-    if fault:
-        shown = _said(address.rpartition("@")[2])
-        raise HubError(f'HF_ENDPOINT ("{shown}") {fault}; write it as https://HOST, or unset it')
-    return address
-
-
-def _host() -> str:
-    """The address of the hub to show, without a name and password."""
-    return _said(_endpoint())
-
-
-def _or_endpoint() -> str:
-    return "check HF_ENDPOINT, or " if os.environ.get("HF_ENDPOINT") else ""
-
-
-def _library() -> ModuleType:
-    """huggingface_hub, which reads a dozen variables of the environment when it is imported."""
-    _endpoint()
-    try:
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ValueError as error:
-        raise HubError(
-            f"huggingface_hub does not start ({_said(error)}); correct or unset the variables HF_* of the environment"
-        ) from error
-    return huggingface_hub
-
-
-def _headers() -> dict[str, str]:
-    """Who asks. (`build_hf_headers` of huggingface_hub would ask the hub for something else before.)"""
-    library = _library()
-    headers = {"User-Agent": f"numoe; hf_hub/{library.__version__}", "Accept-Encoding": "identity"}
-    try:
-        token = None if library.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else library.get_token()
-    except Exception as error:
-        raise HubError(
-            f"{_token_source()} cannot be read ({type(error).__name__}: {_said(error)}); remove it, or log in anew "
-            "with `hf auth login`"
-        ) from error
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise HubError(
-            f"{_token_source()} has characters that no token has; copy it anew, or log in anew with `hf auth login`"
-        )
-    return headers | ({"Authorization": f"Bearer {token}"} if token else {})
-
-
-def _token_source() -> str:
-    """What proves to the hub who asks, and where that is from."""
-    if urlsplit(_endpoint()).username:
-        return "the name and password of HF_ENDPOINT"
-    for variable in ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(variable, "").strip():
-            return f"the token of {variable}"
-    return f"the token in {_library().constants.HF_TOKEN_PATH}"
-
-
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-
-
-def _client() -> Any:
-    """The one client of the process, which is made from all variables for proxies and certificates."""
-    try:
-        return _library().utils.get_session()
-    except Exception as error:
-        for name, value in os.environ.items():
-            if name.lower() in _PROXIES and (fault := _proxy_fault(value.strip())):
-                raise HubError(f"{name} cannot be used as a proxy: {fault}, or unset it") from error
-        names = (*_PROXIES, "no_proxy", "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile")
-        known = [name for name in os.environ if name.lower() in names]
-        raise HubError(
-            f"there is no way to the network ({type(error).__name__}: {_said(error)}); correct or unset "
-            f"{', '.join(known) or 'the proxy in the settings of the system'}"
-        ) from error
-
-
-def _proxy_fault(address: str) -> str | None:
-    """What is wrong with a proxy, and what to do."""
-    try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        host = parts.hostname if parts.port != 0 else None
-    except ValueError:
-        return "it is no address; write it as http://HOST:PORT"
-    if parts.scheme not in ("http", "https", "socks5", "socks5h"):
-        return f"proxies of the kind {_said(parts.scheme)}:// are not known; write it as http:// or socks5://HOST:PORT"
-    if not host:
-        return "it names no host; write it as http://HOST:PORT"
-    if parts.scheme.startswith("socks") and find_spec("socksio") is None:
-        return "SOCKS takes the package socksio; `pip install socksio`"
-    return None
-
-
-def _proxy_variable() -> str | None:
-    """The variable of the proxy by which the hub is asked, if there is one."""
-    parts = urlsplit(_endpoint())
-    if not parts.hostname or proxy_bypass(parts.hostname):
-        return None
-    proxies = getproxies()
-    used = next((kind for kind in (parts.scheme, "all") if proxies.get(kind)), None)
-    return next((name for name in os.environ if name.lower() == f"{used}_proxy"), None)
-
-
-def _said(text: object) -> str:
-    """What others wrote, in a sentence of ours: on one line, not too long, without names and passwords of addresses."""
-    line = re.sub(r"://[^/\s]*@", "://", " ".join(str(text).split()))
-    return line if len(line) <= 200 else f"{line[:200]}..."

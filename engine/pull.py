@@ -11,8 +11,9 @@ from pathlib import Path
 from threading import Event
 
 from numoe.engine import home, hub
-from numoe.engine.hub import NoSuchRevision, Repository
+from numoe.engine.hub import Repository
 from numoe.engine.load import Description, describe_repository
+from numoe.engine.network import NoSuchRevision
 from numoe.quant.convert import Conversion, convert
 from numoe.quant.errors import InputError
 from numoe.quant.manifest import read_manifest

@@ -19,6 +19,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import close_session
 
 from numoe.engine import hub as client
+from numoe.engine import network
 from numoe.engine.hub import RemoteFile, Repository, repository
 from numoe.engine.load import describe, describe_repository
 from numoe.quant.checkpoint import open_checkpoint
@@ -279,7 +280,7 @@ def test_passing_errors_are_waited_for(hub: Hub, folder: Path, tmp_path: Path) -
     assert found.read("LICENSE") == b"free"
     assert waits[2:] == [17, 56]
     assert found.fetch(SHARD, tmp_path).read_bytes() == (folder / SHARD).read_bytes()
-    assert waits[4:] == [1, 2, 4, client._LONGEST_WAIT]
+    assert waits[4:] == [1, 2, 4, network._LONGEST_WAIT]
 
 
 def test_patience_ends(hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -564,7 +565,7 @@ def test_a_wait_that_is_asked_for_has_a_limit(hub: Hub, folder: Path, after: str
     hub.fail(f"/api/models/{ID}", 429, headers={"RateLimit": f'"api";r=0;t={"9" * 5000}'})
     waits, wait = patient()
     repository(ID, wait=wait)
-    longest = client._LONGEST_WAIT
+    longest = network._LONGEST_WAIT
     assert waits == [{"25": 25}.get(after, longest if after[-3:] in ("GMT", "999") else 1), longest]
 
 
@@ -586,7 +587,7 @@ def test_a_hub_that_stays_silent_is_left_soon(hub: Hub, folder: Path, monkeypatc
 def test_an_answer_that_drips_is_cut(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(ID, folder)
     seconds = iter(range(0, 10**9, 50))
-    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(network, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     hub.answer(f"/api/models/{ID}", lambda: iter([b"{", b"}"] * 9), times=100)
     with pytest.raises(InputError, match=r"fails \(\d bytes came in 100 seconds\)"):
         repository(ID, wait=patient()[1])

@@ -16,7 +16,7 @@ HOME = {
     "safetensors": {"engine/session.py"},
     "tokenizers": {"engine/tokenizer.py"},
     "jinja2": {"engine/chat.py"},
-    "huggingface_hub": {"engine/hub.py"},
+    "huggingface_hub": {"engine/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/constrain.py"},

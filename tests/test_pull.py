@@ -361,6 +361,17 @@ def test_a_pull_that_was_begun_by_another_spelling_goes_on(hub: Hub, small: dict
     assert pull("old/Name").path == home.folder_for("old/Name", "native")
 
 
+def test_what_a_kill_left_is_swept(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add(ID, small)
+    begin(ID)
+    part = home.folder_for(ID, "native.part")
+    (part / ".numoe.json.0a1b2c3d.part").write_text("half a man")
+    (part.parent / f".{part.name}.lock").write_text("")
+    path = pull(ID).path
+    assert names() == [path.name]
+    assert {file.name for file in path.iterdir()} == {*small, "numoe.json"}
+
+
 def test_a_rewritten_history_is_said(hub: Hub, small: dict[str, bytes]) -> None:
     first = hub.add(ID, small)
     begin(ID)
