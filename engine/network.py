@@ -284,8 +284,10 @@ def _endpoint() -> str:
     except ValueError:  # which may tell the password
         fault = "is no address"
     if fault:
-        shown = said(address.rpartition("@")[2])
-        raise HubError(f'HF_ENDPOINT ("{shown}") {fault}; write it as https://HOST, or unset it')
+        before, _, shown = address.rpartition("@")
+        if fault == "is no address" and not before:  # what is in place of the port may be a password
+            shown = "..."
+        raise HubError(f'HF_ENDPOINT ("{said(shown)}") {fault}; write it as https://HOST, or unset it')
     return address
 
 
@@ -350,9 +352,10 @@ def _client() -> Any:
         return library().utils.get_session()
     except Exception as error:
         for name, value in os.environ.items():
-            if name.lower() in _PROXIES and (fault := _proxy_fault(value.strip())):
+            if name.lower() in _PROXIES and (fault := _proxy_fault(value)):
                 raise HubError(f"{name} cannot be used as a proxy: {fault}, or unset it") from error
-        names = (*_PROXIES, "no_proxy", "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile")
+        of_certificates = "ssl_cert_file", "ssl_cert_dir", "sslkeylogfile"
+        names = of_certificates if isinstance(error, OSError) else (*_PROXIES, "no_proxy")
         known = [name for name in os.environ if name.lower() in names]
         raise HubError(
             f"there is no way to the network ({type(error).__name__}: {said(error)}); correct or unset "
@@ -365,6 +368,8 @@ def _proxy_fault(address: str) -> str | None:
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         host = parts.hostname if parts.port != 0 else None
+        if " " in address or not (address.isascii() and address.isprintable()):
+            raise ValueError
     except ValueError:
         return "it is no address; write it as http://HOST:PORT"
     if parts.scheme not in ("http", "https", "socks5", "socks5h"):
