@@ -234,25 +234,25 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
         told: called with a few words about what is being measured.
 
     Raises:
-        InputError: NUMOE_HOME cannot be written.
+        InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
     """
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        machine = known()
-        if machine is None:
-            told("measuring how fast this machine computes")
-            machine = _measure()
-            _keep(machine)
-        if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
-            told("measuring how fast this machine reads")
-            for piece, rate in _read_speeds(home(), pieces).items():
-                machine = machine.with_reading(piece, rate)
-            _keep(machine)
-    except OSError as error:
-        raise InputError(
-            f"{home()} cannot be written ({error.strerror or error}); make room there, or set NUMOE_HOME to a folder "
-            "that can be written"
-        ) from error
+    machine = known()
+    if machine is None:
+        told("measuring how fast this machine computes")
+        machine = _measure()
+        _keep(machine)
+    if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
+        told("measuring how fast this machine reads")
+        try:
+            speeds = _read_speeds(home(), pieces)
+        except OSError as error:
+            raise InputError(
+                f"{home()} cannot be written ({error.strerror or error}), which it takes to measure how fast its disk "
+                "reads; give that with --read-gb-s, make room there, or set NUMOE_HOME to a folder that can be written"
+            ) from error
+        for piece, rate in speeds.items():
+            machine = machine.with_reading(piece, rate)
+        _keep(machine)
     return machine
 
 
@@ -271,8 +271,7 @@ def record(model: Model, tokens: int, seconds: float) -> None:
         return
     predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
     run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
-    with suppress(OSError):  # an answer does not fail because its time cannot be noted
-        _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
+    _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
 
 
 def _file() -> Path:
@@ -280,7 +279,10 @@ def _file() -> Path:
 
 
 def _keep(machine: Machine) -> None:
-    write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
+    """For later, where that can be: neither an answer nor a forecast fails because figures cannot be noted."""
+    with suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
 
 
 def _name() -> str:

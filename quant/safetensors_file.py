@@ -119,10 +119,11 @@ def model_shards(names: Iterable[str], folder: str | Path) -> list[str]:
         return [SINGLE_NAME]
     numbered = [match for name in found if (match := _NUMBERED.fullmatch(name))]
     sets = {(match[1], int(match[3])) for match in numbered}
-    if len(found) < 2 or (len(sets) == 1 and len(found) == len(numbered) == sets.pop()[1]):
+    alone = len(found) < 2 and not numbered
+    if alone or (len(sets) == 1 and len(found) == len(numbered) == sets.pop()[1]):
         return found
     raise InputError(
-        f"{folder} holds {len(found)} .safetensors files ({found[0]}, {found[1]}, ...) and no {INDEX_NAME} that says "
+        f"{folder} holds {len(found)} .safetensors files ({', '.join(found[:2])}, ...) and no {INDEX_NAME} that says "
         f"which make up the model; get the index, or remove what is not the model"
     )
 

@@ -15,7 +15,7 @@ HOME = {
     "gguf": {"quant/gguf_file.py"},
     "tokenizers": {f"engine/{name}.py" for name in ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")},
     "jinja2": {"engine/chat.py"},
-    "huggingface_hub": {"engine/hub.py"},
+    "huggingface_hub": {"engine/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/constrain.py"},

@@ -357,8 +357,12 @@ def test_what_is_no_document_is_measured_anew(text: str, folder: Path) -> None:
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"file cannot be written .* set NUMOE_HOME to a folder"):
-        calibrate()
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    assert calibrate() == a_machine()
+    with pytest.raises(
+        InputError, match=r"file cannot be written .* give that with --read-gb-s, .* set NUMOE_HOME to a folder"
+    ):
+        calibrate([1 << 20])
     record(load("tiny"), 100, 2.0)
 
 

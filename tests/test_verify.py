@@ -129,6 +129,7 @@ def test_a_repair_gets_the_damaged_file_and_no_other(
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     source = reshard(checkpoint("qwen3_moe_a"), tmp_path / "source", 5)
+    (source / "tokenizer.json").write_text("{}")
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.add("Org/Model", source)
