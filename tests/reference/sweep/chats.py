@@ -143,7 +143,7 @@ def _compare(
             report.refuse(error)
         return
     if theirs is None:
-        report.wrongs.append(f"{what}: the reference refuses ({why})")
+        report.wrong(f"{what}: the reference refuses ({why})")
     elif ours == theirs:
         report.agreements += 1
     else:

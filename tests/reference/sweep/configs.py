@@ -1,5 +1,6 @@
 """Real config.json files: what numoe derives from them against the modules that transformers builds from them."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ Numbers = dict[str, Any]
 
 def sweep(folders: Mapping[str, Path], report: Report) -> None:
     """Every config as it is; of those that numoe takes also each key left out, and transformers' own defaults."""
-    taken = {}
+    without: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
     for name, config, side in configs(folders):
         try:
             fp8_block(config, side)
@@ -40,12 +41,12 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
             report.refuse(error)
             continue
         plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-        taken[json.dumps(plain, sort_keys=True)] = name, plain
         _compare(name, plain, report)
-    for name, config in taken.values():
-        for key in config:
-            if key != "model_type":
-                _compare(f"{name} without {key}", {k: v for k, v in config.items() if k != key}, report)
+        for key in plain:  # of each family once is enough
+            without.setdefault((plain["model_type"], key), (name, plain))
+    for (_, key), (name, config) in without.items():
+        if key != "model_type":
+            _compare(f"{name} without {key}", {k: v for k, v in config.items() if k != key}, report)
     for model_type in FAMILIES:
         defaults = transformers.CONFIG_MAPPING[model_type]().to_dict()
         _compare(f"transformers' {model_type}", json.loads(json.dumps(defaults)), report)
@@ -67,18 +68,25 @@ def _compare(name: str, config: dict[str, Any], report: Report) -> None:
         report.refuse(error)
         return
     try:
-        theirs = reference(config)
+        theirs = reference(copy.deepcopy(config))  # which it changes
     except Exception as error:  # it raises whatever its code runs into
-        report.wrongs.append(f"{name}: the reference refuses ({type(error).__name__}: {error})")
+        report.wrong(f"{name}: the reference refuses ({type(error).__name__}: {error})")
         return
-    different = {key: (ours[key], theirs[key]) for key in theirs if not _equal(ours[key], theirs[key])}
-    report.compare(name, {k: v for k, (v, _) in different.items()}, {k: v for k, (_, v) in different.items()})
+    different = [key for key in ours if not _equal(ours[key], theirs[key])]
+    report.compare(name, *({key: _brief(found[key]) for key in different} for found in (ours, theirs)))
 
 
 def _equal(ours: Any, theirs: Any) -> bool:
     if isinstance(theirs, np.ndarray):
         return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-6, atol=0)
     return bool(ours == theirs)
+
+
+def _brief(value: Any) -> Any:
+    """What to show of a value: of a list what differs in it."""
+    if isinstance(value, np.ndarray):
+        return f"{value.size} from {value[:2]} to {value[-2:]}"
+    return list(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
 def numbers(spec: ModelSpec) -> Numbers:

@@ -19,7 +19,10 @@ class Report:
         if ours == theirs:
             self.agreements += 1
         else:
-            self.wrongs.append(f"{what}\n      numoe     {_short(ours)}\n      reference {_short(theirs)}")
+            self.wrong(f"{what}\n      numoe     {_short(ours)}\n      reference {_short(theirs)}")
+
+    def wrong(self, what: str) -> None:
+        self.wrongs.append(what)
 
     def refuse(self, reason: object) -> None:
         """An input that numoe refuses; reasons that differ in names and numbers only count as one."""
