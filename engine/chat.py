@@ -20,8 +20,8 @@ from numoe.engine.thinking import TAGS, Tags, ThinkSplitter, opens_thinking, spl
 from numoe.engine.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
-ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
-"""Those that every format may spell; others are those of a single template."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "latest_reminder")
+"""Those that are no template's own, which may be parts of markers."""
 
 
 class ChatFormat(Protocol):
@@ -98,32 +98,30 @@ def encode(
 
 
 def _check_roles(messages: Sequence[Mapping[str, Any]], spellings: Collection[str]) -> None:
-    """A role is a word of the template's own, and cannot be used to write a marker with it."""
+    """Templates write roles between their markers: one that is not known is a plain word, and part of no marker."""
     for message in messages:
         role = message.get("role")
         if role in ROLES:
             continue
         if not isinstance(role, str) or not re.fullmatch(r"[a-z][a-z_]*", role) or any(role in s for s in spellings):
-            raise InputError(f"A message has the role {role!r}; roles are {', '.join(sorted(ROLES))}.")
+            raise InputError(f"A message has the role {role!r:.80}; roles are {', '.join(ROLES)}.")
 
 
 def _rendered(
     chat: ChatFormat, messages: Sequence[Mapping[str, Any]], thinking: bool
 ) -> tuple[Sequence[Mapping[str, Any]], str]:
     """The messages as the template reads them, and the prompt: some read only texts that are lists of parts."""
-    asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
-    content = messages[asked].get("content") if asked >= 0 else None
+    asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=None)
     for shape in (str, lambda text: [{"type": "text", "text": text}]):
         shaped = [
-            {key: shape(value) if key == "content" and isinstance(value, str) else value for key, value in told.items()}
-            for told in messages
+            {**message, "content": shape(message["content"])} if isinstance(message.get("content"), str) else message
+            for message in messages
         ]
         prompt = chat.render(shaped, thinking=thinking)
-        if not isinstance(content, str) or _solid(content) in _solid(prompt):
+        if asked is None:
             return shaped, prompt
-        # It may be there in another spelling, as in JSON: a plain word shows.
         word = next(word for n in count() if (word := f"question{n}") not in prompt)
-        probe = [{**told, "content": shape(word)} if n == asked else told for n, told in enumerate(shaped)]
+        probe = [{**message, "content": shape(word)} if n == asked else message for n, message in enumerate(shaped)]
         if word in chat.render(probe, thinking=thinking):
             return shaped, prompt
     raise InputError(
@@ -153,7 +151,7 @@ class _Marks:
         private = map(chr, range(0xF0000, 0x10FFFE))
         self._open, self._close = (next(c for c in private if c not in given) for _ in range(2))
         self._prompt = prompt
-        self.messages: list[dict[str, Any]] = [self._marked(dict(message)) for message in messages]
+        self.messages = [{**self._marked(message), "role": message["role"]} for message in messages]
 
     def _marked(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -290,8 +288,8 @@ def _tojson(
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in a line; some say nothing, and some go on with the text that caused them."""
-    said = " ".join(str(error).split())[:200].rstrip(".")
+    """What an error says, in a line that can be printed; some say nothing, and some go on without end."""
+    said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error)[:200].split())).rstrip(".")
     return said or type(error).__name__
 
 
