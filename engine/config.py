@@ -1,74 +1,191 @@
 """Reading a config.json so that nothing in it is overlooked.
 
-A family takes the keys it understands from a `Config`; whatever is left and could change numbers is refused by
-name when the family is done. Keys that only describe training, files or decoding defaults are listed here once.
+A family takes the keys it understands from a `Config`, each with the type it must have; whatever is left and could
+change numbers is refused by name when the family is done. Keys that only describe training, files or decoding defaults
+are listed here once. A key that is left out has the default of its family in transformers, which may be another's one.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from math import log
 from typing import Any
 
 from numoe.engine.spec import LinearScaling, Llama3Scaling, Rope, Yarn
 from numoe.quant.errors import InputError
 
-# Keys of Hugging Face configs without influence on the logits of a decoder in inference.
+# Keys of Hugging Face configs without influence on the logits of a decoder in inference: what transformers keeps of
+# every model, training, other programs' notes, and decoding defaults (transformers' GenerationConfig) saved with them.
 HARMLESS = (
-    "_name_or_path", "architectures", "attention_dropout", "auto_map", "aux_loss_alpha", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "ep_size", "hidden_dropout", "id2label",
-    "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
-    "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type",
-    "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise", "seq_aux",
-    "torch_dtype", "torchscript", "transformers_version", "transformers.js_config", "unsloth_*", "use_cache",
+    "_attn_implementation*", "_commit_hash", "_experts_implementation*", "_flash_attn_*", "_from_model_config",
+    "_name_or_path", "add_bos_token", "add_eos_token", "architectures", "attention_dropout",
+    "attention_probs_dropout_prob", "attn_implementation", "auto_map", "aux_loss_alpha", "bos_token", "bos_token_id",
+    "chunk_size_feed_forward", "classifier_dropout*", "cls_token_id", "compression_config", "custom_generate",
+    "dropout", "dtype", "embd_pdrop", "eos_token", "eos_token_id", "ep_size", "experts_implementation",
+    "finetuning_task", "gradient_checkpointing", "hidden_dropout", "hidden_dropout_prob", "id2label",
+    "initializer_range", "is_decoder", "is_encoder_decoder", "keys_to_ignore_at_inference", "label2id", "language",
+    "license", "max_sequence_length", "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha",
+    "num_key_value_groups", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
+    "pad_token", "pad_token_id", "padding_side", "pretraining_tp", "problem_type", "quantization",
+    "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
+    "router_z_loss_coef", "sep_token_id", "seq_aux", "task_specific_params", "tokenizer_class", "torch_dtype",
+    "torchscript", "transformers.js_config", "transformers_version", "unk_token", "unk_token_id", "unsloth_*",
+    "use_bfloat16", "use_cache", "use_flash_attn*", "use_flash_attention*", "vocab_file",
+    # KoboldAI's
+    "antemplate", "badwordsids", "formatoptns", "newlinemode", "welcome",
+    # decoding
+    "assistant_*", "bad_words_ids", "begin_suppress_tokens", "cache_config", "cache_implementation", "compile_config",
+    "constraints", "continuous_batching_config", "decoder_start_token_id", "disable_compile", "diversity_penalty",
+    "do_sample", "dola_layers", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+    "forced_eos_token_id", "generation_config", "guidance_scale", "is_assistant", "length_penalty", "low_memory",
+    "max_cache_len", "max_length", "max_matching_ngram_size", "max_new_tokens", "max_time", "min_length",
+    "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_assistant_tokens*", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_logits", "output_scores", "penalty_alpha", "prefill_chunk_size",
+    "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "repetition_penalty",
+    "return_dict_in_generate", "sequence_bias", "speculation_type", "stop_strings", "suppress_tokens",
+    "target_lookbehind", "temperature", "token_healing", "top_h", "top_k", "top_p", "typical_p", "use_mtp",
+    "watermarking_config",
 )  # fmt: skip
 
+MOST_LAYERS = 10_000
+MOST_EXPERTS = 1_000_000
+"""Of all layers together: bounds far above any model, so that a number typed wrong is refused and not counted to."""
+
+_LARGEST = 1 << 40
 _MISSING = object()
 
 
 class Config:
-    """A config.json whose keys are taken one by one."""
+    """A config.json, or one table in it, whose keys are taken one by one.
 
-    def __init__(self, values: dict[str, Any]):
+    Args:
+        values: as they are stored.
+        defaults: what keys that are left out stand for; a key without one must be there.
+        where: what errors call the file.
+        spelt: how errors call a key.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        where: str = "config.json",
+        spelt: Callable[[str], str] = str,
+    ):
         self.values = values
+        self.defaults = defaults
+        self.where = where
+        self.spelt = spelt
         self._left = set(values)
 
-    def take(self, key: str, default: Any = _MISSING) -> Any:
-        """The value of `key`; null counts as absent.
+    def refusal(self, key: str, reason: str) -> InputError:
+        """The error that `key` is at fault."""
+        return InputError(f'{self.where}: "{self.spelt(key)}" {reason}')
+
+    def take(self, key: str, also: str | None = None, null: Any = _MISSING) -> Any:
+        """The value of a key, or the family's default.
+
+        Args:
+            also: another spelling; where both are there it counts, as in transformers (`attribute_map`).
+            null: what null stands for, be it written or the default.
 
         Raises:
-            InputError: absent without a default.
+            InputError: absent without a default, or null where nothing is said of it.
         """
-        self._left.discard(key)
-        value = self.values.get(key)
+        self._left -= {key, also}
+        if also is not None and self.values.get(also) is not None:
+            key = also
+        value = self.values.get(key, self.defaults.get(key, _MISSING))
+        if value is _MISSING:
+            raise InputError(
+                f'{self.where} has no "{self.spelt(key)}", which this architecture needs; check that it is complete'
+            )
         if value is not None:
             return value
-        if default is _MISSING:
-            raise InputError(f'config.json has no "{key}", which this architecture needs; check that it is complete')
-        return default
+        if null is _MISSING:
+            raise self.refusal(key, "is null, and this architecture needs a value")
+        return null
 
-    def size(self, key: str, default: Any = _MISSING) -> Any:
-        """A positive integer (or the default)."""
-        value = self.take(key, default)
-        if value is not default and (type(value) is not int or value < 1):
-            raise InputError(f'config.json: "{key}" must be a positive integer, not {value!r}')
+    def size(self, key: str, also: str | None = None, null: Any = _MISSING, most: int = _LARGEST) -> Any:
+        """A positive integer, or what null stands for."""
+        value = self.take(key, also, null)
+        if value is null:
+            return value
+        if type(value) is not int or value < 1:
+            raise self.refusal(key, f"must be a positive integer, not {shown(value)}")
+        if value > most:
+            raise self.refusal(key, f"is {shown(value)}, more than the {most} that any model has")
         return value
 
-    def number(self, key: str, default: Any = _MISSING) -> Any:
-        """A positive finite number as float (or the default)."""
-        value = self.take(key, default)
-        if value is default:
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f'config.json: "{key}" must be a positive number, not {value!r}')
+    def count(self, key: str, also: str | None = None, null: Any = _MISSING) -> int:
+        """An integer from 0."""
+        value = self.take(key, also, null)
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            raise self.refusal(key, f"must be a whole number from 0, not {shown(value)}")
+        return value
+
+    def number(self, key: str) -> float:
+        """A positive number that float32 can hold."""
+        value = self.take(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= 1e30:
+            raise self.refusal(key, f"must be a positive number, not {shown(value)}")
         return float(value)
 
-    def expect(self, key: str, *supported: Any) -> None:
-        """Refuse a value other than `supported`; an absent key is fine."""
-        value = self.take(key, supported[0])
+    def flag(self, key: str) -> bool:
+        """True or false; null is false where that is the default."""
+        value = self.take(key, null=False if self.defaults.get(key) is False else _MISSING)
+        if not isinstance(value, bool):
+            raise self.refusal(key, f"must be true or false, not {shown(value)}")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        """A JSON object; {} when it is absent or null."""
+        self._left.discard(key)
+        value = self.values.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.refusal(key, f"must be a table, not {shown(value)}")
+        return value
+
+    def listing(self, key: str) -> list[Any] | None:
+        """A list; None when it is absent or null."""
+        self._left.discard(key)
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, list):
+            raise self.refusal(key, f"must be a list, not {shown(value)}")
+        return value
+
+    def kinds(self, key: str, layers: int, known: Iterable[Any], *, longer: bool = False) -> list[Any] | None:
+        """What each layer is, one of `known`; None when it is absent or null.
+
+        longer: entries of layers that are no part of the decoder may follow.
+        """
+        kinds, known = self.listing(key), tuple(known)
+        if kinds is None:
+            return None
+        if len(kinds) < layers or (len(kinds) > layers and not longer):
+            raise self.refusal(key, f"is about {len(kinds)} layers, but has to be about {layers}")
+        if wrong := [kind for kind in kinds[:layers] if kind not in known]:
+            raise self.refusal(key, f"has {shown(wrong[0])}, and only {', '.join(map(str, known))} are known")
+        return kinds[:layers]
+
+    def choice(self, key: str, *supported: str) -> str:
+        """One of the words that are supported."""
+        value = self.take(key)
         if value not in supported:
-            allowed = " or ".join(repr(s) for s in supported)
-            raise InputError(f'config.json: "{key}" is {value!r}, and only {allowed} is supported for this family')
+            allowed = " or ".join(map(repr, supported))
+            raise self.refusal(key, f"is {shown(value)}, and only {allowed} is supported for this family")
+        return str(value)
+
+    def expect(self, key: str, supported: Any) -> None:
+        """Refuse a value other than the one that the family computes; an absent key or null is fine."""
+        self._left.discard(key)
+        value = self.values.get(key)
+        if value is not None and (type(value) is not type(supported) or value != supported):
+            raise self.refusal(key, f"is {shown(value)}, and only {supported!r} is supported for this family")
 
     def ignore(self, patterns: Iterable[str]) -> None:
         """Accept keys matching these patterns whatever they say."""
@@ -76,84 +193,134 @@ class Config:
             self._left -= set(fnmatch.filter(self._left, pattern))
 
     def done(self) -> None:
-        """Refuse the keys that nobody took, if they are set and not known to be harmless."""
+        """Refuse the keys that nobody took, if they say something and are not known to be harmless."""
         self.ignore(HARMLESS)
-        unknown = sorted(k for k in self._left if self.values[k] not in (None, False))
+        unknown = sorted(key for key in self._left if self.values[key] not in (None, False, "", [], {}))
         if unknown:
-            raise InputError(
-                f'config.json: "{unknown[0]}" is not understood for model_type '
-                f'"{self.values.get("model_type")}" and could change the results; numoe does not run this variant yet'
+            kind = self.values.get("model_type")
+            family = f' for model_type "{word(kind)}"' if kind else ""
+            raise self.refusal(
+                unknown[0],
+                f"is not understood{family} and could change the results; numoe does not run this variant yet",
             )
 
 
+def shown(value: Any) -> str:
+    """A value as errors quote it: in one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def word(value: Any) -> str:
+    """A value as errors quote a name: as it is if it could be one."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 60 else shown(value)
+
+
 def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
-    """The rotary embedding of a config: `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling`."""
-    parameters = config.take("rope_parameters", {}) or config.take("rope_scaling", {})
-    config.ignore(["rope_parameters", "rope_scaling"])
-    theta = config.number("rope_theta", 10000.0)
-    return scaled_rope(parameters, dim, parameters.get("rope_theta", theta), config.values, interleaved=interleaved)
+    """The rotary embedding of a config; see `rope_block`."""
+    return scaled_rope(config, rope_block(config), dim, interleaved=interleaved)
 
 
-def scaled_rope(
-    parameters: dict[str, Any], dim: int, theta: float, config: dict[str, Any], *, interleaved: bool
-) -> Rope:
-    """`Rope` from one block of scaling parameters, whose kind is spelt `rope_type` or, in old files, `type`.
+def rope_block(config: Config) -> Config:
+    """The table that says how rotary embeddings are made, `rope_theta` included.
+
+    Files of transformers 5 call it `rope_parameters`, older ones `rope_scaling` beside `rope_theta`. Where both are
+    there transformers takes `rope_scaling` and forgets the other.
+
+    Raises:
+        InputError: what would be forgotten is a `rope_theta`.
+    """
+    scaling, parameters = config.table("rope_scaling"), config.table("rope_parameters")
+    name = "rope_scaling" if scaling else "rope_parameters"
+    block = dict(scaling or parameters)
+    if block.get("rope_theta") is None:
+        block["rope_theta"] = config.number("rope_theta")
+        if scaling and parameters.get("rope_theta", block["rope_theta"]) != block["rope_theta"]:
+            raise config.refusal(
+                "rope_parameters",
+                f'has the rope_theta {shown(parameters["rope_theta"])}, which "rope_scaling" leaves out; keep one of '
+                "the two tables, with the rope_theta in it",
+            )
+    config.ignore(["rope_theta"])
+    return nested(config, name, block)
+
+
+def nested(config: Config, name: str, values: Mapping[str, Any]) -> Config:
+    """A table of rope settings in a config, with their defaults."""
+    defaults = {
+        "rope_type": "default",
+        "original_max_position_embeddings": config.values.get(
+            "max_position_embeddings", config.defaults["max_position_embeddings"]
+        ),
+        "truncate": True,
+    }
+    return Config(values, defaults, config.where, lambda key: config.spelt(f"{name}.{key}"))
+
+
+def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, whole: int | None = None) -> Rope:
+    """`Rope` of `dim` channels from a table whose kind is spelt `rope_type` or, in old files, `type`.
+
+    whole: the channels that `partial_rotary_factor` is a fraction of; None: dim.
 
     Raises:
         InputError: a kind or a key that is not implemented.
     """
-    left = dict(parameters)
-    kind = left.pop("rope_type", None) or left.pop("type", None) or "default"
-    left.pop("type", None)
-    left.pop("rope_theta", None)
-    partial = left.pop("partial_rotary_factor", None)
-    head_dim = config.get("head_dim")
-    if partial not in (None, 1.0) and not (head_dim and int(head_dim * partial) == dim):
-        raise InputError(f"config.json: partial_rotary_factor {partial} is not supported for this family")
-
-    def number(key: str, default: float | None = None) -> float:
-        value = left.pop(key, None)
-        value = default if value is None else value
-        if value is None or isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f'config.json: rope scaling "{kind}" needs a number for "{key}", not {value!r}')
-        return float(value)
-
+    if dim % 2:
+        raise InputError(f"{config.where}: rotary embeddings turn pairs of channels, and heads have {dim}")
+    kind = block.take("rope_type", None if "rope_type" in block.values else "type")
+    block.ignore(["type", "finetuned"])
+    theta = block.number("rope_theta")
+    if theta <= 1:
+        raise block.refusal("rope_theta", f"must be above 1, not {theta}")
+    for source in (config, block):
+        if source.values.get("partial_rotary_factor") is None:
+            source.ignore(["partial_rotary_factor"])
+        elif int((whole or dim) * source.number("partial_rotary_factor")) != dim:
+            partial = shown(source.values["partial_rotary_factor"])
+            raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
     scaling: Yarn | Llama3Scaling | LinearScaling | None
     if kind == "default":
-        scaling = None
-    elif kind == "linear":
-        scaling = LinearScaling(number("factor"))
+        return Rope(dim, theta, interleaved)
+    if kind == "linear":
+        scaling = LinearScaling(block.number("factor"))
     elif kind == "llama3":
-        scaling = Llama3Scaling(
-            number("factor"),
-            number("low_freq_factor"),
-            number("high_freq_factor"),
-            int(number("original_max_position_embeddings", config.get("max_position_embeddings"))),
-        )
+        factor, low, high = (block.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        if high <= low:
+            raise block.refusal("high_freq_factor", f"must be above low_freq_factor {low}, not {high}")
+        scaling = Llama3Scaling(factor, low, high, block.size("original_max_position_embeddings"))
     elif kind == "yarn":
-        factor = number("factor")
-        mscale, mscale_all_dim = left.pop("mscale", None), left.pop("mscale_all_dim", None)
-        if mscale and mscale_all_dim:
-            default_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+        factor = block.number("factor")
+        mscale, mscale_all_dim = _unless_zero(block, "mscale"), _unless_zero(block, "mscale_all_dim")
+        if block.values.get("attention_factor") is not None:
+            attention_factor = block.number("attention_factor")
+        elif mscale and mscale_all_dim:
+            attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
         else:
-            default_factor = yarn_mscale(factor)
+            attention_factor = yarn_mscale(factor)
+        block.ignore(["attention_factor"])
         scaling = Yarn(
             factor,
-            int(number("original_max_position_embeddings", config.get("max_position_embeddings"))),
-            number("beta_fast", 32.0),
-            number("beta_slow", 1.0),
-            number("attention_factor", default_factor),
-            bool(left.pop("truncate", True)),
+            block.size("original_max_position_embeddings"),
+            _unless_zero(block, "beta_fast") or 32.0,
+            _unless_zero(block, "beta_slow") or 1.0,
+            attention_factor,
+            block.flag("truncate"),
         )
     else:
-        raise InputError(f'config.json: rope scaling "{kind}" is not supported; known are linear, llama3 and yarn')
-    if left and scaling is not None:
-        raise InputError(f'config.json: rope scaling key "{min(left)}" is not understood for "{kind}"')
-    return Rope(dim, float(theta), interleaved, scaling)
+        raise block.refusal("rope_type", f"is {shown(kind)}; known kinds of rope scaling are linear, llama3 and yarn")
+    if left := sorted(key for key in block._left if block.values[key] is not None):
+        raise block.refusal(left[0], f'is not understood for rope scaling "{kind}"')
+    return Rope(dim, theta, interleaved, scaling)
+
+
+def _unless_zero(block: Config, key: str) -> float:
+    """A positive number; 0 when it is absent, null or 0, which all mean the default."""
+    if block.values.get(key) in (None, 0):
+        block.ignore([key])
+        return 0.0
+    return block.number(key)
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
     """YaRN's attention temperature 0.1 m ln(s) + 1 (arXiv 2309.00071, section 3.4), with DeepSeek's m."""
-    from math import log
-
     return 0.1 * mscale * log(factor) + 1.0 if factor > 1 else 1.0

@@ -7,28 +7,31 @@ does not fit. `load` then reads the bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.engine.config import Config
 from numoe.engine.experts import ExpertStore
 from numoe.engine.families import family
+from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import from_gguf
 from numoe.engine.home import locate
 from numoe.engine.model import Decoder
 from numoe.engine.moe import Ids
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
-from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Tensor
+from numoe.engine.quantization import SIDE_FILE, fp8_block, refuse_foreign
+from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Source, Tensor
 from numoe.engine.weights import Place, Weights
 from numoe.quant import workers
-from numoe.quant.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.columns import SMALL, laid_out, widened
 from numoe.quant.convert import Matrix
+from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
 from numoe.quant.memory import settled
 from numoe.quant.pack import Moments
@@ -105,7 +108,7 @@ class Description:
             place = self.places[name]
             stored = place.name
             if place.index is not None or place.rows is not None:
-                stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
+                stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and not s.fused)
             unit = name.rpartition(".")[0] if tensor.role == "experts" else ""
             moments = inputs.get(name) if inputs else None
             matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
@@ -132,22 +135,27 @@ def describe(model: str | Path) -> Description:
     """Read a model's configuration and headers.
 
     Args:
-        model: a folder with config.json and safetensors, a .gguf file, or a hub id that was downloaded.
+        model: a folder with config.json and safetensors, a GGUF file or a folder with one, or a hub id that was
+            downloaded.
 
     Raises:
         InputError: a file is missing or damaged, the architecture or a config key is not known, a tensor is
             missing, has another shape than the config says, or has no place in the architecture.
     """
     path = locate(model)
+    if path.is_dir():
+        path = only_gguf(path) or path
     if path.is_file():
         checkpoint = open_checkpoint(path)
-        config, kind, spec = from_gguf(checkpoint.metadata, set(checkpoint.names()), path)
-    else:
-        config = _read_config(path)
-        kind = family(config.get("model_type"))
-        spec = kind.spec(config)
-        checkpoint = open_checkpoint(path, _fp8_block(config))
-    return arrange(path, config, kind, spec, checkpoint)
+        if not is_gguf(path):
+            raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
+        return arrange(path, *from_gguf(checkpoint, path), checkpoint)
+    if not (path / "config.json").exists():
+        raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
+    config = read_object(path / "config.json")
+    side = path / SIDE_FILE
+    kind, spec, block = _read(config, read_object(side) if side.exists() else None)
+    return arrange(path, config, kind, spec, open_checkpoint(path, block))
 
 
 def describe_repository(repository: Repository) -> Description:
@@ -157,75 +165,75 @@ def describe_repository(repository: Repository) -> Description:
         InputError: see `describe`; or the hub cannot be reached.
     """
     config = repository.config()
+    side = None
+    if SIDE_FILE in repository.files:
+        side = parse_json(repository.read(SIDE_FILE), f"{repository.repo_id}/{SIDE_FILE}")
+    kind, spec, block = _read(config, side if isinstance(side, dict) else None)
+    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(block))
+
+
+def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, tuple[int, int]]:
+    """The family and spec of a config.json, and the block size of FP8 weights; side: what `SIDE_FILE` holds."""
     kind = family(config.get("model_type"))
-    spec = kind.spec(config)
-    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(_fp8_block(config)))
+    block = fp8_block(config, side)
+    return kind, kind.spec(config), block
 
 
 def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
     """Find the place of every tensor of the spec in a checkpoint, which may be a mere listing without data.
 
+    Where the config says that the embedding serves as head and both are stored, the stored head counts; where one of
+    them is stored, it serves as both.
+
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
-    places = {name: _place(name, tensor, kind, spec, checkpoint, path) for name, tensor in spec.tensors().items()}
-    _refuse_leftovers(config, kind, spec, checkpoint, places, path)
+    config_name = "the file's metadata" if path.is_file() else "config.json"
+    if not path.is_file():
+        refuse_foreign(checkpoint.tensors, path)
+    if spec.tied and all(any(s.name in checkpoint for s, _ in kind.sources(name)) for name in ("embed", "head")):
+        spec = replace(spec, tied=False)
+    tensors = spec.tensors()
+    places = {}
+    for name in tensors:
+        sources = list(kind.sources(name))
+        if name == "embed" and spec.tied:
+            sources += kind.sources("head")
+        found = next((source for source in sources if source[0].name in checkpoint), None)
+        if found is None:
+            raise InputError(
+                f"{path}: tensor {sources[0][0].name} is missing, which {config_name} asks for; check that all files "
+                "of the model are there and belong together"
+            )
+        places[name] = _place(name, tensors, *found, spec, checkpoint, path, config_name)
+    _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no config.json; a model folder needs one beside its safetensors") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); download it again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file} is not a JSON object; download it again")
-    return config
-
-
-_FP8_KEYS = {
-    "quant_method", "fmt", "scale_fmt", "weight_block_size", "activation_scheme", "expert_dtype",
-    "modules_to_not_convert",
-}  # fmt: skip
-
-
-def _fp8_block(config: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns that share a scale in FP8 weights; refuses other kinds of quantization by name."""
-    quantization = config.get("quantization_config") or {}
-    kind = quantization.get("quant_method", "fp8"), quantization.get("fmt", "e4m3")
-    if kind != ("fp8", "e4m3") or set(quantization) - _FP8_KEYS:
-        name = quantization.get("moe_quant_algo") or quantization.get("quant_algo") or " ".join(map(str, kind))
+def _place(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    expert: int | None,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    path: Path,
+    config_name: str,
+) -> Place:
+    """Where a tensor of the spec lies in one of its sources, which the checkpoint has."""
+    siblings = [f"{name.rpartition('.')[0]}.{part}" for part in source.fused] or [name]
+    heights = [tensors[sibling].shape[0] for sibling in siblings]
+    stack = (_experts(spec, name),) if source.stacked else ()
+    want = (*stack, sum(heights), *tensors[name].shape[1:])
+    found = checkpoint.shape(source.name)
+    if found != want:
         raise InputError(
-            f'config.json: quantization "{name}" is not supported; '
-            "numoe reads fp8 e4m3 with block scales, mxfp4 experts, bf16, f16, f32 and GGUF"
+            f"{path}: tensor {source.name} has shape {list(found)}, but {config_name} says {list(want)}; "
+            "they do not belong together"
         )
-    block = quantization.get("weight_block_size") or [128, 128]
-    if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
-        raise InputError(f'config.json: "weight_block_size" must be two positive integers, not {block!r}')
-    return block[0], block[1]
-
-
-def _place(name: str, tensor: Tensor, kind: Family, spec: ModelSpec, checkpoint: Checkpoint, path: Path) -> Place:
-    tried = []
-    for source, expert in kind.sources(name):
-        tried.append(source.name)
-        if source.name not in checkpoint:
-            continue
-        part, parts = source.part
-        found = checkpoint.shape(source.name)
-        stack = (_experts(spec, name),) if source.stacked else ()
-        want = (*stack, tensor.shape[0] * parts, *tensor.shape[1:])
-        if found != want:
-            raise InputError(
-                f"{path}: tensor {source.name} has shape {list(found)}, but config.json says {list(want)}; "
-                "the files do not belong together"
-            )
-        rows = (part * tensor.shape[0], (part + 1) * tensor.shape[0]) if parts > 1 else None
-        return Place(source.name, expert if source.stacked else None, rows)
-    raise InputError(f"{path}: tensor {tried[0]} is missing; the download is incomplete, or config.json not its own")
+    start = sum(heights[: siblings.index(name)])
+    rows = (start, start + tensors[name].shape[0]) if source.fused else None
+    return Place(source.name, expert if source.stacked else None, rows)
 
 
 def _experts(spec: ModelSpec, name: str) -> int:
@@ -241,12 +249,11 @@ def _refuse_leftovers(
     checkpoint: Checkpoint,
     places: dict[str, Place],
     path: Path,
+    config_name: str,
 ) -> None:
     """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
     left = set(checkpoint.names()) - {place.name for place in places.values()}
-    if spec.tied:
-        left -= {source.name for source, _ in kind.sources("head")}
-    drafting = config.get("num_nextn_predict_layers") or config.get("num_mtp_layers") or 0
+    drafting = drafting_layers(Config(config, kind.defaults))
     layers = len(spec.layers)
     for name in sorted(left):
         if any(re.fullmatch(pattern, name) for pattern in kind.ignored):
@@ -256,7 +263,7 @@ def _refuse_leftovers(
         if number and layers <= int(number[1]) < layers + drafting:
             continue
         raise InputError(
-            f"{path}: tensor {name} is not part of {spec.family} as config.json describes it; "
+            f"{path}: tensor {name} is not part of {spec.family} as {config_name} describes it; "
             "numoe does not run this variant yet"
         )
 
@@ -392,7 +399,8 @@ def load(
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
-            weights.arrays[name] = checkpoint.array(place.name)
+            values = checkpoint.array(place.name)
+            weights.arrays[name] = values if place.rows is None else values[slice(*place.rows)]
         elif tensor.role != "experts":
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
             if name != "embed" or description.spec.tied:  # else it is only looked up

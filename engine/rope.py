@@ -7,7 +7,7 @@ from math import ceil, floor, log, pi
 import numpy as np
 
 from numoe.engine.ops import Floats
-from numoe.engine.spec import LinearScaling, Llama3Scaling, Rope, Yarn
+from numoe.engine.spec import DividedFrequencies, LinearScaling, Llama3Scaling, Rope, Yarn
 
 
 def frequencies(rope: Rope) -> Floats:
@@ -23,6 +23,8 @@ def frequencies(rope: Rope) -> Floats:
             return base
         case LinearScaling(factor):
             return base / np.float32(factor)
+        case DividedFrequencies(divisors):
+            return np.divide(base, np.fromiter(divisors, np.float32), dtype=np.float32)
         case Llama3Scaling(factor, low, high, context):
             turns = context * base / np.float32(2 * pi)  # full turns within the original context
             smooth = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)

@@ -9,9 +9,12 @@ Letters used in shapes: T tokens, D hidden, H heads, E experts, K chosen experts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from numoe.engine.config import Config
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,20 @@ class LinearScaling:
 
 
 @dataclass(frozen=True)
+class DividedFrequencies:
+    """Every pair's frequency is divided by a number of its own (GGUF's `rope_freqs`)."""
+
+    divisors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary position embedding of `dim` channels; `interleaved` rotates neighbours (0,1), (2,3), ..."""
 
     dim: int
     theta: float
     interleaved: bool = False
-    scaling: Yarn | Llama3Scaling | LinearScaling | None = None
+    scaling: Yarn | Llama3Scaling | LinearScaling | DividedFrequencies | None = None
 
 
 # ----------------------------------------------------------------------------------------- attention
@@ -432,12 +442,13 @@ class Source:
     """Where a checkpoint keeps a tensor: a name with {layer} and {expert} filled in.
 
     `stacked`: the experts of a layer are one tensor, this expert its slice along the first axis.
-    `part` (i, n): the tensor is the i-th of n equal row ranges of the stored one (fused gate_up).
+    `fused`: the stored tensor holds the rows of these tensors one after another, itself among them; their canonical
+    names differ from its own in the last word.
     """
 
     name: str
     stacked: bool = False
-    part: tuple[int, int] = (0, 1)
+    fused: tuple[str, ...] = ()
 
 
 Names = Mapping[str, tuple[Source, ...]]
@@ -448,13 +459,30 @@ Names = Mapping[str, tuple[Source, ...]]
 class Family:
     """A model family: a pure function from config.json to a ModelSpec, and its tensors' names.
 
+    `defaults`: what keys that a config.json leaves out stand for, as in transformers.
     `ignored`: regular expressions of stored tensors that the decoder does not need (drafting heads, tables
     that are recomputed). Any other tensor without a place in the spec is refused when loading.
     """
 
-    spec: Callable[[dict[str, Any]], ModelSpec]
+    reader: Callable[[Config], ModelSpec]
     names: Names
+    defaults: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+
+    def spec(
+        self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
+    ) -> ModelSpec:
+        """What a config.json describes.
+
+        Args:
+            where, spelt: what errors call the file and a key.
+
+        Raises:
+            InputError: a key is missing, of a wrong type, or says what is not computed.
+        """
+        from numoe.engine.config import Config  # which makes parts of a spec
+
+        return self.reader(Config(values, self.defaults, where, spelt))
 
     def sources(self, canonical: str) -> Iterator[tuple[Source, int | None]]:
         """The places where a tensor may be, names filled in, with the expert's index if it is one's."""
@@ -466,5 +494,4 @@ class Family:
             elif parts[i] == "experts":
                 expert, parts[i + 1] = int(parts[i + 1]), "{expert}"
         for source in self.names[".".join(parts)]:
-            filled = source.name.format(layer=layer, expert=expert)
-            yield Source(filled, source.stacked, source.part), expert
+            yield replace(source, name=source.name.format(layer=layer, expert=expert)), expert

@@ -16,7 +16,9 @@ shapes are those above, and the bytes are in the order of `columns.slab_arrays`,
 Nothing is read before it is needed, and pickled files are never opened.
 """
 
+import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant import columns, safetensors_file
+from numoe.quant.documents import refuse_lfs_pointer
 from numoe.quant.dtypes import UInt8, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.files import Extent, Files, TensorInfo
@@ -38,6 +41,7 @@ from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MX_GROUP, MXFP4
 LAYOUT = {"numoe": "columns"}
 """The entry of the metadata of a folder whose matrices are by columns."""
 
+GGUF = b"GGUF"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _INTEGERS = {
     "BOOL": "?",
@@ -414,15 +418,47 @@ def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -
         if not tensors:
             raise _nothing_in(path)
         return Checkpoint(path, tensors, metadata, fp8_block, files)
-    if path.suffix == ".safetensors":
-        return Checkpoint(path, *safetensors_file.read_header(path), fp8_block, files)
-    if path.suffix == ".gguf":
+    beginning = _beginning(path)
+    refuse_lfs_pointer(beginning, path)
+    if path.suffix == ".gguf" or beginning.startswith(GGUF):
         from numoe.quant import gguf_file  # imports gguf, which safetensors users need not wait for
 
         return Checkpoint(path, *gguf_file.read_gguf(path, files), fp8_block, files)
+    if path.suffix == ".safetensors":
+        return Checkpoint(path, *safetensors_file.read_header(path), fp8_block, files)
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run code when opened: get the model's .safetensors files")
-    raise InputError(f"{path} is not a folder, a .safetensors file or a .gguf file; check the path")
+    raise InputError(f"{path} is not a folder, a .safetensors file or a GGUF file; check the path")
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is one in GGUF, by its first bytes: Ollama and others keep such files under other names."""
+    return _beginning(path).startswith(GGUF)
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds no safetensors, the first one of a split model; None where there is none.
+
+    Raises InputError when there are several models.
+    """
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    # What sees or drafts for a model is no model, and of a split one the first part counts.
+    ggufs = [name for name in names if name.endswith(".gguf") and not name.startswith("mmproj")]
+    found = [name for name in ggufs if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", name)]
+    if len(found) > 1:
+        raise InputError(f"{folder} holds {len(found)} GGUF files: give the path of one, such as {folder / found[0]}")
+    return folder / found[0] if found else None
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of a file; none of what cannot be read, of which its reader has more to say."""
+    try:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            return file.read(64)
+    except OSError:
+        return b""
 
 
 def _nothing_in(folder: Path) -> InputError:

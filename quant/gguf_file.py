@@ -71,11 +71,14 @@ def read_gguf(path: Path, files: Files) -> tuple[dict[str, TensorInfo], Mapping[
     Raises InputError naming the file when it is damaged, a shard is missing, or it is not the first shard.
     """
     tensors, metadata = _read_header(path, files)
-    if metadata.get("split.count", 1) <= 1:
+    shards = metadata.get("split.count", 1)
+    if type(shards) is not int:
+        raise _refusal(path, "split.count is no number")
+    if shards <= 1:
         return tensors, metadata
     name = _SHARD_NAME.fullmatch(path.name)
-    if name is None or int(name[2]) != 1 or int(name[3]) != metadata["split.count"]:
-        raise InputError(f"{path} is one of {metadata['split.count']} shards: give the one named ...-00001-of-....gguf")
+    if name is None or int(name[2]) != 1 or int(name[3]) != shards:
+        raise InputError(f"{path} is one of {shards} shards: give the one named ...-00001-of-....gguf")
     for number in range(2, int(name[3]) + 1):
         shard, _ = _read_header(path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}.gguf"), files)
         if repeated := tensors.keys() & shard.keys():
@@ -229,7 +232,7 @@ def _stored_size(name: str, kind: int, dims: list[int], path: Path) -> tuple[str
         raise InputError(f"{path}: {name!r} has the unknown GGUF type {kind}; update the gguf package") from error
     block, type_size = GGML_QUANT_SIZES[dtype]
     if (dims[0] if dims else 1) % block:
-        raise _refusal(path, f"the rows of {name!r}, {dims[0]} long, are not whole blocks of {dtype.name}")
+        raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype.name}")
     return dtype.name, math.prod(dims) // block * type_size
 
 

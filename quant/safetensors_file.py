@@ -6,15 +6,19 @@ Reads headers only and gives byte ranges. The checks are those of the format's s
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from numoe.quant.documents import parse_json, read_document, refuse_lfs_pointer
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
 
 HEADER_LIMIT = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -28,6 +32,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
     Raises InputError naming the file for anything the format does not allow.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise InputError(f"{path} is not an ordinary file; put the model's own file there")
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -35,6 +41,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             length = int.from_bytes(prefix, "little")
             if len(prefix) == 8 and length <= min(HEADER_LIMIT, size - 8):
                 return parse_header(file.read(length), path, size)
+            refuse_lfs_pointer(prefix + file.read(64), path)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
     raise InputError(
@@ -48,7 +55,7 @@ def parse_header(header: bytes, path: Path, size: int) -> tuple[dict[str, Tensor
 
     Raises InputError naming `path` for anything the format does not allow.
     """
-    document = _parse_json(header, path)
+    document = _header_table(header, path)
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refusal(path, "__metadata__ is not a table of strings")
@@ -69,11 +76,7 @@ def read_index(path: Path) -> dict[str, str]:
 
     Raises InputError when it cannot be read, or as `parse_index` does.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
-    return parse_index(text, path)
+    return parse_index(read_document(path), path)
 
 
 def parse_index(text: bytes, path: Path) -> dict[str, str]:
@@ -81,27 +84,46 @@ def parse_index(text: bytes, path: Path) -> dict[str, str]:
 
     Raises InputError naming `path` when it is malformed or names a file outside its folder.
     """
-    document = _parse_json(text, path)
-    weight_map = document.get("weight_map")
+    document = parse_json(text, path)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise _refusal(path, "weight_map is not a table of file names")
+        raise InputError(f'{path} has no "weight_map" that is a table of file names; fetch it again')
     for shard in sorted(set(weight_map.values())):
         if not shard.endswith(".safetensors") or any(mark in shard for mark in ("/", "\\", ":", "\0")):
             raise InputError(f"{path} names {shard!r}, which is not a .safetensors file beside it: do not use it")
     return weight_map
 
 
+def model_shards(names: Iterable[str], folder: str | Path) -> list[str]:
+    """Which of a folder's files hold the model when no index says it; [] without any .safetensors file.
+
+    model.safetensors alone, as transformers takes it: what lies beside it (consolidated.safetensors, an adapter) is
+    another model. Or else the only .safetensors file, or those numbered -00001-of-0000N when all N are there.
+
+    Raises InputError naming `folder` when there are several and nothing tells which.
+    """
+    found = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n and not n.startswith("."))
+    if SINGLE_NAME in found:
+        return [SINGLE_NAME]
+    numbered = [match for name in found if (match := _NUMBERED.fullmatch(name))]
+    sets = {(match[1], int(match[3])) for match in numbered}
+    if len(found) < 2 or (len(sets) == 1 and len(found) == len(numbered) == sets.pop()[1]):
+        return found
+    raise InputError(
+        f"{folder} holds {len(found)} .safetensors files ({found[0]}, {found[1]}, ...) and no {INDEX_NAME} that says "
+        f"which make up the model; get the index, or remove what is not the model"
+    )
+
+
 def read_folder(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors and metadata of a folder: the shards of its index, or else all of its .safetensors files.
+    """The tensors and metadata of a folder: the shards of its index, or else its `model_shards`.
 
     Raises InputError when there are none, a shard is missing, or the index and the shards disagree.
     """
     index = folder / INDEX_NAME
     weight_map = read_index(index) if index.exists() else None
-    if weight_map is None:
-        shards = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
-    else:
-        shards = [folder / shard for shard in sorted(set(weight_map.values()))]
+    names = model_shards((p.name for p in folder.iterdir()), folder) if weight_map is None else set(weight_map.values())
+    shards = [folder / name for name in sorted(names)]
     for shard in shards:
         if not shard.exists():
             raise InputError(
@@ -137,7 +159,8 @@ def join_shards(
     return tensors, metadata
 
 
-def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
+def _header_table(text: bytes, path: Path) -> dict[str, Any]:
+    # Stricter than `parse_json`: the specification allows no byte order mark and no key twice.
     try:
         document = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """safetensors files and folders: what is read, what is folded together, and what is refused with which sentence."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from numoe.quant.checkpoint import Checkpoint, open_checkpoint
 from numoe.quant.dtypes import decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.qtensor import FP8, MXFP4
+from numoe.quant.safetensors_file import model_shards
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -82,9 +84,9 @@ def checkpoint(request, tmp_path_factory):
     else:
         path = folder
         names = list(TENSORS)
-        write_safetensors(folder / "a.safetensors", {name: TENSORS[name] for name in names[:7]})
-        write_safetensors(folder / "b.safetensors", {name: TENSORS[name] for name in names[7:]})
-        (folder / "._a.safetensors").write_bytes(b"macOS leaves such files")
+        write_safetensors(folder / "a-00001-of-00002.safetensors", {name: TENSORS[name] for name in names[:7]})
+        write_safetensors(folder / "a-00002-of-00002.safetensors", {name: TENSORS[name] for name in names[7:]})
+        (folder / "._a-00001-of-00002.safetensors").write_bytes(b"macOS leaves such files")
     with open_checkpoint(path) as opened:
         yield opened
 
@@ -284,6 +286,62 @@ def test_pickles_are_refused(tmp_path):
     pickle.write_bytes(b"\x80\x04.")
     refuses(pickle, "pickle", "safetensors")
     refuses(tmp_path, "pickled weights", "pytorch_model.bin", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "shards"),
+    [
+        (["model.safetensors", "consolidated.safetensors"], ["model.safetensors"]),
+        (["adapter_model.safetensors", "model.safetensors", "model-00001-of-00002.safetensors"], ["model.safetensors"]),
+        (["._model.safetensors", "model.safetensors"], ["model.safetensors"]),
+        (["original/consolidated.safetensors", "weights.safetensors", "config.json"], ["weights.safetensors"]),
+        (["m-00002-of-00002.safetensors", "m-00001-of-00002.safetensors"],
+         ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]),
+        (["config.json"], []),
+    ],
+)  # fmt: skip
+def test_the_files_that_hold_the_model_are_found_without_an_index(names, shards):
+    assert model_shards(names, "folder") == shards
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.safetensors", "b.safetensors"],
+        ["m-00001-of-00003.safetensors", "m-00002-of-00003.safetensors"],
+        ["m-00001-of-00002.safetensors", "n-00002-of-00002.safetensors"],
+        ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "consolidated.safetensors"],
+    ],
+)
+def test_several_files_that_nothing_puts_in_order_are_refused(names, tmp_path):
+    for name in names:
+        write_safetensors(tmp_path / name, {name: TENSORS["scalar"]})
+    refuses(tmp_path, f"{len(names)} .safetensors files", "no model.safetensors.index.json")
+
+
+def test_a_file_beside_the_model_is_not_read(tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", {"w": TENSORS["f32.weight"]})
+    (tmp_path / "consolidated.safetensors").write_bytes(b"another model, half downloaded")
+    assert list(open_checkpoint(tmp_path).names()) == ["w"]
+
+
+def test_what_git_leaves_in_place_of_a_shard_is_named(tmp_path):
+    pointer = tmp_path / "model.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    refuses(tmp_path, "Git LFS pointer", "git lfs pull")
+    refuses(pointer, "Git LFS pointer")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_in_place_of_a_shard_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    refuses(tmp_path, "not an ordinary file", "model.safetensors")
+
+
+def test_an_index_may_begin_with_a_byte_order_mark(sharded):
+    index = sharded / "model.safetensors.index.json"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    assert "stack" in open_checkpoint(sharded)
 
 
 @pytest.fixture

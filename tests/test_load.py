@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from helpers import write_safetensors
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
+from numoe.engine.load import describe_repository
+from numoe.quant.convert import Folder, convert
 
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
@@ -56,16 +59,149 @@ def test_broken_configs_are_refused(folder: Path) -> None:
     change_config(folder, model_type="gpt9")
     assert 'model_type "gpt9" is not supported yet; known are deepseek_v2' in refused(folder)
     (folder / "config.json").write_text("{")
-    assert "config.json cannot be read" in refused(folder)
+    assert "config.json is not valid JSON" in refused(folder)
     (folder / "config.json").write_text("[]")
-    assert "is not a JSON object" in refused(folder)
+    assert "does not hold a JSON object" in refused(folder)
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(checkpoint: Checkpoints, folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert describe(folder).spec == describe(checkpoint("mixtral_a")).spec
+
+
+def test_what_git_leaves_in_place_of_a_file_is_named(folder: Path, tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "model.gguf").write_bytes(pointer)
+    assert "model.gguf is a Git LFS pointer" in refused(tmp_path / "model.gguf")
+    (folder / "model.safetensors").write_bytes(pointer)
+    assert "model.safetensors is a Git LFS pointer" in refused(folder)
+    (folder / "config.json").write_bytes(pointer)
+    assert "config.json is a Git LFS pointer" in refused(folder)
+
+
+def test_one_file_of_a_model_is_not_taken_for_it(folder: Path) -> None:
+    assert f"give its folder, {folder}" in refused(folder / "model.safetensors")
+
+
+def logits(folder: Path, case: str) -> np.ndarray:
+    return load(folder).session(256).feed(tiny.load_golden(case).ids)
+
+
+@pytest.fixture
+def copy(checkpoint: Checkpoints, tmp_path: Path) -> Checkpoints:
+    """A copy of any small model that a test may change."""
+    return lambda case: Path(shutil.copytree(checkpoint(case), tmp_path / case))
+
+
+def test_a_head_of_its_own_counts_whatever_the_config_says(copy: Checkpoints) -> None:
+    """transformers ties embedding and head only where they are equal or one is missing."""
+    folder = copy("llama_a")
+    change_config(folder, tie_word_embeddings=True)
+    assert np.abs(logits(folder, "llama_a") - tiny.load_golden("llama_a").logits).max() < 2e-4
+
+
+@pytest.mark.parametrize("case", ["llama_b", "qwen3_a"])
+def test_a_head_alone_serves_as_embedding_and_an_equal_one_changes_nothing(copy: Checkpoints, case: str) -> None:
+    folder = copy(case)
+    change_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    both = logits(folder, case)
+    change_tensors(folder, lambda t: t.pop("model.embed_tokens.weight"))
+    alone = logits(folder, case)
+    for got in (both, alone):
+        assert np.abs(got - tiny.load_golden(case).logits).max() < 2e-4
+
+
+def test_a_tensor_under_two_names_is_refused(copy: Checkpoints) -> None:
+    folder = copy("v4_a")
+    change_tensors(folder, lambda t: t.update({"embed.weight": t["model.embed_tokens.weight"] + 1}))
+    assert "tensor model.embed_tokens.weight is not part of" in refused(folder)
+
+
+def test_tables_that_old_versions_saved_are_left_alone(folder: Path, copy: Checkpoints) -> None:
+    names = (
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.masked_bias",
+        "rotary_emb.inv_freq",
+    )
+    for case in ("mixtral_a", "qwen3_moe_a", "v3_a", "v4_a"):
+        where = copy(case) if case != "mixtral_a" else folder
+        change_tensors(where, lambda t: t.update(dict.fromkeys(names, np.ones(4, np.float32))))
+        describe(where)
+
+
+def fuse(tensors: dict[str, np.ndarray]) -> None:
+    """What other programs do: q, k and v in one tensor, gate and up in one."""
+    for together, parts in (("self_attn.qkv_proj", "qkv"), ("mlp.gate_up_proj", ("gate", "up"))):
+        for first in [n for n in tensors if f".{together.split('.')[0]}.{parts[0]}_proj." in n]:
+            prefix, kind = first.split(f".{together.split('.')[0]}.")[0], first.rpartition(".")[2]
+            stored = [tensors.pop(f"{prefix}.{together.split('.')[0]}.{part}_proj.{kind}") for part in parts]
+            tensors[f"{prefix}.{together}.{kind}"] = np.concatenate(stored)
+
+
+@pytest.mark.parametrize("case", ["llama_b", "qwen3_a", "qwen3_moe_b"])
+def test_fused_projections_are_the_same_model(copy: Checkpoints, tmp_path: Path, case: str) -> None:
+    folder = copy(case)
+    apart = logits(folder, case)
+    change_tensors(folder, fuse)
+    assert any("qkv_proj.weight" in name for name in load_file(folder / "model.safetensors"))
+    np.testing.assert_array_equal(logits(folder, case), apart)
+    described = describe(folder)
+    convert(described.checkpoint, described.matrices(), tmp_path / "out", "native", Folder(folder, "source"))
+    np.testing.assert_array_equal(logits(tmp_path / "out", case), apart)
+
+
+def test_fp8_is_read_under_the_keys_that_others_write(copy: Checkpoints) -> None:
+    folder = copy("v3_fp8")
+    table = {"quant_method": "fp8", "fmt": "float8_e4m3fn", "weight_block_size": [128, 128], "dequantize": False}
+    change_config(folder, quantization_config=table | {"ignored_layers": ["gate"], "modules_to_convert": None})
+    assert np.abs(logits(folder, "v3_fp8") - tiny.load_golden("v3_fp8").logits).max() < 2e-4
+
+
+def test_drafting_layers_are_known_under_both_names_and_by_default(copy: Checkpoints) -> None:
+    folder = copy("v3_fp8")
+    change_config(folder, num_nextn_predict_layers=None, num_mtp_layers=1)
+    describe(folder)
+    change_config(folder, num_mtp_layers=0)
+    assert "is not part of deepseek_v3 as config.json describes it" in refused(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_mtp_layers"], config["num_nextn_predict_layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    describe(folder)
+
+
+SIDE = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
+
+
+def test_a_quantization_named_in_a_file_beside_the_config_is_refused(folder: Path) -> None:
+    (folder / "hf_quant_config.json").write_text(json.dumps(SIDE))
+    assert 'hf_quant_config.json: quantization "NVFP4" is not supported' in refused(folder)
+    config = json.loads((folder / "config.json").read_text())
+    remote = SimpleNamespace(
+        repo_id="some/model",
+        files={"hf_quant_config.json": None},
+        config=lambda: config,
+        read=lambda name: json.dumps(SIDE).encode(),
+    )
+    with pytest.raises(InputError, match=r'hf_quant_config\.json: quantization "NVFP4"'):
+        describe_repository(remote)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("q_proj.qweight", "GPTQ or AWQ"), ("q_proj.weight_packed", "compressed-tensors"),
+                       ("q_proj.weight_scale", "FP8 or int8"), ("q_proj.biases", "MLX")]
+)  # fmt: skip
+def test_tensors_of_a_quantization_that_the_config_hides_are_named(folder: Path, name: str, kind: str) -> None:
+    change_tensors(folder, lambda t: t.update({f"model.layers.0.self_attn.{name}": np.ones(3, np.float32)}))
+    message = refused(folder)
+    assert name in message and f'quantization "{kind}' in message
 
 
 def test_unknown_quantization_is_refused(folder: Path) -> None:
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert 'quantization "gptq e4m3" is not' in refused(folder)
+    assert 'quantization "GPTQ 4-bit" is not' in refused(folder)
     change_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [0, 128]})
-    assert '"weight_block_size"' in refused(folder)
+    assert 'weight_block_size" must be' in refused(folder)
 
 
 def test_nvfp4_releases_are_refused_by_name(folder: Path) -> None:

@@ -103,7 +103,7 @@ def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
     normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32) / 32
     tensors = {}
     for name, tensor in kind.spec(config).tensors().items():
-        source = next(s for s, _ in kind.sources(name) if not s.stacked and s.part == (0, 1))
+        source = next(s for s, _ in kind.sources(name) if not s.stacked and not s.fused)
         values = normal[: math.prod(tensor.shape)]
         raw = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values
         tensors[source.name] = dtype, tensor.shape, raw.tobytes()

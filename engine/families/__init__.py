@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numoe.engine.config import word
 from numoe.engine.families import deepseek_v2, deepseek_v3, deepseek_v4, llama, mixtral, qwen3, qwen3_moe
 from numoe.engine.spec import Family
 from numoe.quant.errors import InputError
@@ -17,14 +20,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family(model_type: str | None) -> Family:
+def family(model_type: Any) -> Family:
     """The family of a config's `model_type`.
 
     Raises:
         InputError: unknown; the message lists the known ones.
     """
-    if model_type not in FAMILIES:
-        raise InputError(
-            f'config.json: model_type "{model_type}" is not supported yet; known are {", ".join(sorted(FAMILIES))}'
-        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
     return FAMILIES[model_type]

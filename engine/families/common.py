@@ -4,46 +4,91 @@ from __future__ import annotations
 
 from typing import Any
 
-from numoe.engine.config import Config, rope
-from numoe.engine.spec import GroupedQueryAttention, LayerSpec, ModelSpec, Source, SwiGLU
+from numoe.engine.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
+from numoe.engine.spec import (
+    GroupedQueryAttention,
+    LayerSpec,
+    MixtureOfExperts,
+    ModelSpec,
+    Router,
+    Source,
+    SwiGLU,
+)
 from numoe.quant.errors import InputError
+
+DEFAULTS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "num_nextn_predict_layers": 0,
+}
+"""What keys that are left out stand for in most families. Sizes that tensors must have cannot be left out."""
 
 
 def grouped_query_attention(
-    config: Config, *, window: int | None = None, head_norm: bool = False
+    config: Config, *, window: int | None = None, head_norm: bool = False, bias: bool = False
 ) -> GroupedQueryAttention:
-    """The attention of llama-like configs; `head_dim` defaults to hidden / heads."""
+    """The attention of llama-like configs; a `head_dim` of null is hidden / heads."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", heads)
+    kv_heads = config.size("num_key_value_heads", null=heads)
     if heads % kv_heads:
-        raise InputError(f"config.json: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
-    head_dim = config.size("head_dim", hidden // heads)
-    return GroupedQueryAttention(
-        heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, config.take("attention_bias", False)
-    )
+        raise InputError(f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+    head_dim = config.size("head_dim", null=None) or hidden // heads
+    if head_dim < 1:
+        raise InputError(f"{config.where}: a hidden size of {hidden} is too small for {heads} attention heads")
+    return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, bias)
 
 
-def swiglu(config: Config, width: str = "intermediate_size") -> SwiGLU:
-    config.expect("hidden_act", "silu")
-    return SwiGLU(config.size(width), bias=config.take("mlp_bias", False))
+def swiglu(config: Config, width: str = "intermediate_size", *, bias: bool = False) -> SwiGLU:
+    config.choice("hidden_act", "silu")
+    return SwiGLU(config.size(width), bias=bias)
+
+
+def layer_count(config: Config) -> int:
+    return config.size("num_hidden_layers", most=MOST_LAYERS)
+
+
+def drafting_layers(config: Config) -> int:
+    """Layers after the last one that only draft tokens (multi-token prediction) and are left alone."""
+    return config.count("num_nextn_predict_layers", also="num_mtp_layers", null=0)
+
+
+def mixture(
+    config: Config, experts: int, expert: SwiGLU, router: Router, shared: SwiGLU | None = None
+) -> MixtureOfExperts:
+    """The choice of `num_experts_per_tok` among experts, which must be possible."""
+    layers, top_k = layer_count(config), config.size("num_experts_per_tok")
+    if experts * layers > MOST_EXPERTS:
+        raise InputError(f"{config.where}: {experts} experts in {layers} layers are more than any model has")
+    if experts % router.groups or router.top_groups > router.groups:
+        raise InputError(
+            f'{config.where}: {experts} experts cannot form "n_group" {router.groups} equal groups of which '
+            f'"topk_group" {router.top_groups} are taken'
+        )
+    group = experts // router.groups
+    if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
+        raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
+    return MixtureOfExperts(experts, top_k, expert, router, shared)
 
 
 def model(config: Config, layers: list[LayerSpec]) -> ModelSpec:
     """The keys every decoder has; refuses what nobody took."""
+    config.expect("is_causal", True)
     spec = ModelSpec(
         config.values["model_type"],
         config.size("vocab_size"),
         config.size("hidden_size"),
         tuple(layers),
         config.size("max_position_embeddings"),
-        config.number("rms_norm_eps", 1e-6),
-        config.take("tie_word_embeddings", False),
+        config.number("rms_norm_eps"),
+        config.flag("tie_word_embeddings"),
     )
     config.done()
     return spec
 
 
-TOP: dict[str, Any] = {
+TOP: dict[str, str] = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
     "head": "lm_head.weight",
@@ -54,6 +99,17 @@ GROUPED_QUERY = {
     **{f"attention.{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
     **{f"attention.{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"},
 }
+# Stored name below a layer -> the tensors whose rows it holds one after another.
+FUSED = {
+    "self_attn.qkv_proj.weight": ("attention.q", "attention.k", "attention.v"),
+    "self_attn.qkv_proj.bias": ("attention.q_bias", "attention.k_bias", "attention.v_bias"),
+    "self_attn.W_pack.weight": ("attention.q", "attention.k", "attention.v"),
+    "mlp.gate_up_proj.weight": ("ffn.gate", "ffn.up"),
+    "mlp.gate_up_proj.bias": ("ffn.gate_bias", "ffn.up_bias"),
+    "mlp.shared_experts.gate_up_proj.weight": ("ffn.shared.gate", "ffn.shared.up"),
+}
+IGNORED = (r"(.*\.)?rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)", r".*\.masked_bias")
+"""Tables that older versions of transformers saved and that follow from the config."""
 
 
 def dense(prefix: str = "mlp", ours: str = "ffn") -> dict[str, str]:
@@ -66,10 +122,16 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
     """The full table. `experts`: prefix of the routed experts, which may be stored one by one or stacked."""
     table: dict[str, tuple[Source, ...]] = {ours: (Source(theirs),) for ours, theirs in TOP.items()}
     table |= {f"layers.{{layer}}.{a}": (Source(f"model.layers.{{layer}}.{b}"),) for a, b in layer.items()}
+    for stored, parts in FUSED.items():
+        for part in parts:
+            if part in layer:
+                source = Source(f"model.layers.{{layer}}.{stored}", fused=tuple(p.rpartition(".")[2] for p in parts))
+                table[f"layers.{{layer}}.{part}"] += (source,)
     if experts:
         stored = f"model.layers.{{layer}}.{experts}"
-        for i, part in enumerate(("gate", "up", "down")):
+        for part in ("gate", "up", "down"):
             one = Source(f"{stored}.{{expert}}.{part}_proj.weight")
-            fused = Source(f"{stored}.gate_up_proj", True, (i, 2)) if i < 2 else Source(f"{stored}.down_proj", True)
-            table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, fused)
+            both = Source(f"{stored}.gate_up_proj", True, ("gate", "up"))
+            stack = Source(f"{stored}.down_proj", True) if part == "down" else both
+            table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, stack)
     return table

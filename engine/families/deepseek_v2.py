@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numoe.engine.config import Config
+from numoe.engine.families import common
 from numoe.engine.families.deepseek_v3 import NAMES, latent_attention, latent_model
 from numoe.engine.spec import Family, ModelSpec, Router
 
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 2048,
+    "first_k_dense_replace": 0,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.0,
+    "topk_method": "greedy",
+}
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
+
+def read(config: Config) -> ModelSpec:
     config.expect("scoring_func", "softmax")
     config.expect("norm_topk_prob", False)
-    method = config.take("topk_method", "greedy")
-    config.expect("topk_method", "greedy", "group_limited_greedy")
-    groups, top_groups = config.size("n_group", 1), config.size("topk_group", 1)
-    grouped = method == "group_limited_greedy"
+    groups = top_groups = 1
+    if config.choice("topk_method", "greedy", "group_limited_greedy") == "group_limited_greedy":
+        groups, top_groups = config.size("n_group"), config.size("topk_group")
+    config.ignore(["n_group", "topk_group"])
     router = Router(
         "softmax",
-        groups=groups if grouped else 1,
-        top_groups=top_groups if grouped else 1,
+        groups=groups,
+        top_groups=top_groups,
         normalize=False,
-        scale=config.number("routed_scaling_factor", 1.0),
+        scale=config.number("routed_scaling_factor"),
     )
-    attention = latent_attention(config, interleaved=True)
-    return latent_model(config, attention, config.size("n_routed_experts"), router)
+    experts = config.size("n_routed_experts", also="num_experts")
+    return latent_model(config, latent_attention(config, interleaved=True), experts, router)
 
 
-FAMILY = Family(spec, NAMES)
+FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)

@@ -3,54 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from numoe.engine.config import Config, rope, yarn_mscale
+from numoe.engine.config import Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families import common
-from numoe.engine.spec import (
-    Family,
-    LayerSpec,
-    MixtureOfExperts,
-    ModelSpec,
-    MultiHeadLatentAttention,
-    Rope,
-    Router,
-    SwiGLU,
-)
-from numoe.quant.errors import InputError
+from numoe.engine.spec import Family, LayerSpec, ModelSpec, MultiHeadLatentAttention, Router, Yarn
+
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 4096,
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_group": 8,
+    "topk_group": 4,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "num_nextn_predict_layers": 1,
+    "norm_topk_prob": True,
+    "rope_interleave": True,
+    "routed_scaling_factor": 2.5,
+}
 
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
+def read(config: Config) -> ModelSpec:
     config.expect("scoring_func", "sigmoid")
     config.expect("topk_method", "noaux_tc")
-    experts = config.size("n_routed_experts")
     router = Router(
         "sigmoid",
         bias=True,
-        groups=config.size("n_group", 1),
-        top_groups=config.size("topk_group", 1),
+        groups=config.size("n_group"),
+        top_groups=config.size("topk_group"),
         group_score="top2",
-        normalize=config.take("norm_topk_prob", True),
+        normalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor"),
     )
-    interleaved = config.take("rope_interleave", True)
-    return latent_model(config, latent_attention(config, interleaved=interleaved), experts, router)
+    attention = latent_attention(config, interleaved=config.flag("rope_interleave"))
+    return latent_model(config, attention, config.size("n_routed_experts", also="num_local_experts"), router)
 
 
 def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
     """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
-    config.expect("attention_bias", False)
     heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
-    config.ignore(["num_key_value_heads", "head_dim", "qk_head_dim"])  # restate the sizes above
-    parameters = values if (values := config.values.get("rope_parameters")) else config.values.get("rope_scaling")
+    config.expect("num_key_value_heads", heads)
+    config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
+    block = rope_block(config)
+    rotation = scaled_rope(config, block, rotary, interleaved=interleaved)
     scale = (nope + rotary) ** -0.5
-    rotation: Rope = rope(config, rotary, interleaved=interleaved)
-    if rotation.scaling is not None and parameters and parameters.get("mscale_all_dim"):
-        scale *= yarn_mscale(rotation.scaling.factor, parameters["mscale_all_dim"]) ** 2
+    if isinstance(rotation.scaling, Yarn) and block.values.get("mscale_all_dim"):
+        scale *= yarn_mscale(rotation.scaling.factor, block.values["mscale_all_dim"]) ** 2
     return MultiHeadLatentAttention(
         heads,
-        config.size("q_lora_rank", None),
+        config.size("q_lora_rank", null=None),
         config.size("kv_lora_rank"),
         nope,
         config.size("v_head_dim"),
@@ -61,22 +67,15 @@ def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAtt
 
 def latent_model(config: Config, attention: MultiHeadLatentAttention, experts: int, router: Router) -> ModelSpec:
     """`first_k_dense_replace` dense layers, then mixtures with shared experts."""
-    if experts % router.groups:
-        raise InputError(f'config.json: {experts} experts cannot form "n_group" {router.groups} equal groups')
     config.expect("moe_layer_freq", 1)
-    config.ignore(["num_nextn_predict_layers", "num_mtp_layers"])
+    common.drafting_layers(config)
     expert = common.swiglu(config, "moe_intermediate_size")
-    moe = MixtureOfExperts(
-        experts,
-        config.size("num_experts_per_tok"),
-        expert,
-        router,
-        replace(expert, width=expert.width * config.size("n_shared_experts")),
-    )
-    dense: SwiGLU = common.swiglu(config)
-    first = config.take("first_k_dense_replace", 0)
-    layers = [LayerSpec(attention, dense if i < first else moe) for i in range(config.size("num_hidden_layers"))]
-    return common.model(config, layers)
+    shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
+    moe = common.mixture(config, experts, expert, router, shared)
+    layers, first = common.layer_count(config), config.count("first_k_dense_replace")
+    dense = common.swiglu(config) if first else expert
+    config.ignore(["intermediate_size"])  # of dense layers alone
+    return common.model(config, [LayerSpec(attention, dense if i < first else moe) for i in range(layers)])
 
 
 LATENT = {
@@ -98,4 +97,4 @@ NAMES = common.names(
     experts="mlp.experts",
 )
 
-FAMILY = Family(spec, NAMES)
+FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)

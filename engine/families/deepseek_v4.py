@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from numoe.engine.config import Config, scaled_rope
+from numoe.engine.config import Config, nested, scaled_rope, shown
+from numoe.engine.families import common
 from numoe.engine.spec import (
     CompressedAttention,
     Compressor,
@@ -17,7 +18,6 @@ from numoe.engine.spec import (
     HyperConnections,
     Indexer,
     LayerSpec,
-    MixtureOfExperts,
     ModelSpec,
     Names,
     Rope,
@@ -28,37 +28,54 @@ from numoe.engine.spec import (
 from numoe.quant.errors import InputError
 
 SLIDING, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 1048576,
+    "head_dim": 512,
+    "q_lora_rank": 1024,
+    "sliding_window": 128,
+    "o_groups": 8,
+    "o_lora_rank": 1024,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "index_topk": 512,
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 6,
+    "num_hash_layers": 3,
+    "num_nextn_predict_layers": 1,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "compress_rope_theta": 160000.0,
+    "compress_rates": {SPARSE: 4, HEAVY: 128},
+    "partial_rotary_factor": 0.125,
+}
+_MOST_ITERATIONS = 1000
 
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    layers = config.size("num_hidden_layers")
+def read(config: Config) -> ModelSpec:
+    layers = common.layer_count(config)
     heads, head_dim = config.size("num_attention_heads"), config.size("head_dim")
     config.expect("num_key_value_heads", 1)
-    for key in ("attention_bias", "mlp_bias"):
-        config.expect(key, False)
-    config.expect("hidden_act", "silu")
     config.expect("norm_topk_prob", True)
     config.expect("scoring_func", "sqrtsoftplus")
     config.expect("topk_method", "noaux_tc")
     config.expect("n_shared_experts", 1)
-    # Heads that only draft tokens: multi-token prediction, and the dspark_* keys of dated releases.
-    config.ignore(["num_nextn_predict_layers", "num_mtp_layers", "dspark_*", "expert_dtype"])
+    common.drafting_layers(config)
+    config.ignore(["dspark_*", "expert_dtype"])  # dated releases' own heads that only draft tokens
 
     plain, compressed = _ropes(config, head_dim)
-    limit = config.number("swiglu_limit")
-    ffn = MixtureOfExperts(
-        config.size("n_routed_experts"),
-        config.size("num_experts_per_tok"),
-        SwiGLU(config.size("moe_intermediate_size"), limit),
-        Router("sqrtsoftplus", bias=True, scale=config.number("routed_scaling_factor")),
-        SwiGLU(config.size("moe_intermediate_size"), limit),
-    )
-    vocab = config.size("vocab_size")
-    hashed = replace(ffn, router=Router("sqrtsoftplus", hash_vocab=vocab, scale=ffn.router.scale))
+    config.choice("hidden_act", "silu")
+    width = config.size("moe_intermediate_size", also="intermediate_size")
+    expert = SwiGLU(width, config.number("swiglu_limit"))
+    vocab, scale = config.size("vocab_size"), config.number("routed_scaling_factor")
+    experts = config.size("n_routed_experts", also="num_local_experts")
+    ffn = common.mixture(config, experts, expert, Router("sqrtsoftplus", bias=True, scale=scale), expert)
+    hashed = replace(ffn, router=Router("sqrtsoftplus", hash_vocab=vocab, scale=scale))
     out_groups = config.size("o_groups")
     if heads % out_groups:
-        raise InputError(f'config.json: "o_groups" {out_groups} does not divide {heads} attention heads')
+        raise config.refusal("o_groups", f"{out_groups} does not divide {heads} attention heads")
 
     def attention(kind: str, ratio: int) -> CompressedAttention:
         compressor = indexer = None
@@ -83,77 +100,67 @@ def spec(values: dict[str, Any]) -> ModelSpec:
             indexer,
         )
 
-    residual = HyperConnections(config.size("hc_mult"), config.size("hc_sinkhorn_iters"), config.number("hc_eps", 1e-6))
+    residual = HyperConnections(
+        config.size("hc_mult"), config.size("hc_sinkhorn_iters", most=_MOST_ITERATIONS), config.number("hc_eps")
+    )
     kinds = [attention(*kind) for kind in _layer_kinds(config, layers)]
     is_hash = _hash_layers(config, layers)
-    result = ModelSpec(
-        "deepseek_v4",
-        vocab,
-        config.size("hidden_size"),
-        tuple(LayerSpec(a, hashed if h else ffn, residual) for a, h in zip(kinds, is_hash, strict=True)),
-        config.size("max_position_embeddings"),
-        config.number("rms_norm_eps"),
-        config.take("tie_word_embeddings", False),
-    )
     config.ignore(["index_*", "rope_theta", "compress_rope_theta"])  # unread where no layer is of that kind
-    config.done()
-    return result
+    return common.model(
+        config, [LayerSpec(a, hashed if h else ffn, residual) for a, h in zip(kinds, is_hash, strict=True)]
+    )
 
 
 def _ropes(config: Config, head_dim: int) -> tuple[Rope, Rope]:
     """The rope of sliding layers (never scaled), and that of compressed ones (YaRN, cos and sin unscaled)."""
-    theta, compress_theta = config.number("rope_theta", 10000.0), config.number("compress_rope_theta", 160000.0)
-    partial = config.take("partial_rotary_factor", None)
-    dim = config.size("qk_rope_head_dim", int(head_dim * partial) if partial else None)
-    if dim is None or dim % 2 or dim > head_dim:
-        raise InputError(f'config.json: "qk_rope_head_dim" must be even and at most head_dim {head_dim}, not {dim!r}')
-    nested = config.take("rope_parameters", {})
-    if "main" in nested:
-        main, compress = nested["main"], nested["compress"]
+    if config.values.get("partial_rotary_factor") is None and config.values.get("qk_rope_head_dim") is not None:
+        dim = config.size("qk_rope_head_dim")
     else:
-        scaling = nested or config.take("rope_scaling", {})
-        main, compress = {}, {"attention_factor": 1.0} | scaling
-        if "rope_type" not in compress and "type" not in compress:
-            compress = {}
-    config.ignore(["rope_scaling"])
+        dim = int(head_dim * config.number("partial_rotary_factor"))
+    config.ignore(["qk_rope_head_dim", "partial_rotary_factor"])
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise config.refusal("qk_rope_head_dim", f"must be even and at most head_dim {head_dim}, not {dim}")
+    scaling, parameters = config.table("rope_scaling"), config.table("rope_parameters")
+    inner = Config(parameters, {}, config.where, lambda key: config.spelt(f"rope_parameters.{key}"))
+    main, compress = inner.table("main"), inner.table("compress")
+    if main and compress and scaling:
+        raise config.refusal("rope_parameters", 'says otherwise than "rope_scaling"; keep one of the two')
+    if not (main and compress):
+        # One table for both kinds of layers: the thetas are beside it.
+        main = {}
+        compress = {k: v for k, v in (scaling or parameters).items() if k not in ("main", "compress", "rope_theta")}
+        if "yarn" in (compress.get("rope_type"), compress.get("type")):
+            compress = {"attention_factor": 1.0} | compress
 
-    def make(parameters: dict[str, Any], theta: float) -> Rope:
-        theta = parameters.get("rope_theta", theta)
-        return scaled_rope(parameters, dim, theta, config.values, interleaved=True)
+    def make(name: str, values: dict[str, Any], theta: str) -> Rope:
+        theta_here = {"rope_theta": config.number(theta)} | {k: v for k, v in values.items() if v is not None}
+        return scaled_rope(config, nested(config, name, theta_here), dim, interleaved=True, whole=head_dim)
 
-    return make(main, theta), make(compress, compress_theta)
+    return make("rope_parameters.main", main, "rope_theta"), make("rope_scaling", compress, "compress_rope_theta")
 
 
 def _layer_kinds(config: Config, layers: int) -> list[tuple[str, int]]:
-    """(kind, ratio) of each layer, from `compress_ratios` (MTP layers' entries follow) or `layer_types`."""
-    ratios = config.take("compress_ratios", None)
-    types = config.take("layer_types", None)
-    rates = config.take("compress_rates", {SPARSE: 4, HEAVY: 128})
-    if types is None and ratios is None:
-        raise InputError('config.json has neither "compress_ratios" nor "layer_types", one of which is needed')
-    if types is None:
-        of_ratio = {0: SLIDING, 4: SPARSE, 128: HEAVY}
-        for ratio in ratios:
-            if ratio not in of_ratio:
-                raise InputError(f'config.json: "compress_ratios" has {ratio!r}, and only 0, 4 and 128 are known')
-        types = [of_ratio[ratio] for ratio in ratios]
-    if len(types) < layers:
-        raise InputError(f"config.json names the attention of {len(types)} layers, but has {layers} layers")
-    for kind in types[:layers]:
-        if kind not in (SLIDING, SPARSE, HEAVY):
-            raise InputError(f'config.json: "layer_types" has {kind!r}, which is not an attention of this family')
-    return [(kind, rates.get(kind, 0)) for kind in types[:layers]]
+    """(kind, ratio) of each layer, from `layer_types` or `compress_ratios`; entries of MTP layers may follow."""
+    of_ratio = {0: SLIDING, 4: SPARSE, 128: HEAVY}
+    kinds = config.kinds("layer_types", layers, of_ratio.values(), longer=True)
+    if kinds is None:
+        ratios = config.kinds("compress_ratios", layers, of_ratio, longer=True)
+        if ratios is None:
+            raise InputError(f'{config.where} has neither "compress_ratios" nor "layer_types", one of which is needed')
+        kinds = [of_ratio[ratio] for ratio in ratios]
+    config.ignore(["compress_ratios"])
+    rates = config.table("compress_rates") or config.defaults["compress_rates"]
+    for kind in sorted({SPARSE, HEAVY} & set(kinds)):
+        if type(rates.get(kind)) is not int or not 0 < rates[kind] < 1 << 20:
+            raise config.refusal("compress_rates", f"has {shown(rates.get(kind))} for {kind}, not a positive integer")
+    return [(kind, rates.get(kind, 0)) for kind in kinds]
 
 
 def _hash_layers(config: Config, layers: int) -> list[bool]:
     """Which layers route by token id."""
-    types = config.take("mlp_layer_types", None)
-    count = config.take("num_hash_layers", 3)
-    if types is None:
-        return [i < count for i in range(layers)]
-    if len(types) != layers or set(types) - {"hash_moe", "moe"}:
-        raise InputError(f'config.json: "mlp_layer_types" must name "hash_moe" or "moe" for each of {layers} layers')
-    return [kind == "hash_moe" for kind in types]
+    count = config.count("num_hash_layers")
+    kinds = config.kinds("mlp_layer_types", layers, ("hash_moe", "moe"), longer=True)
+    return [i < count for i in range(layers)] if kinds is None else [kind == "hash_moe" for kind in kinds]
 
 
 def _names() -> Names:
@@ -200,4 +207,4 @@ def _names() -> Names:
     return {ours: tuple(Source(name) for name in theirs) for ours, theirs in names.items()}
 
 
-FAMILY = Family(spec, _names(), ignored=(r"(model\.)?mtp\..*",))
+FAMILY = Family(read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))

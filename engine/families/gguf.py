@@ -7,16 +7,19 @@ neighbours; rotating interleaved pairs is then the same computation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from numoe.engine.spec import Family, LayerSpec, ModelSpec, Names, Source
+from numoe.engine.config import shown, word
+from numoe.engine.spec import DividedFrequencies, Family, GroupedQueryAttention, ModelSpec, Names, Rope, Source
+from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.errors import InputError
 
 
-def from_gguf(metadata: Mapping[str, Any], tensors: set[str], path: Path) -> tuple[dict[str, Any], Family, ModelSpec]:
+def from_gguf(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, Any], Family, ModelSpec]:
     """The config.json that a GGUF file's metadata amounts to, its family with GGUF's names, and its spec.
 
     Raises:
@@ -24,19 +27,54 @@ def from_gguf(metadata: Mapping[str, Any], tensors: set[str], path: Path) -> tup
     """
     from numoe.engine.families import family
 
+    metadata = checkpoint.metadata
+    kind_of_file = metadata.get("general.type", "model")
+    if kind_of_file != "model":
+        raise InputError(f'{path} is GGUF of the type "{word(kind_of_file)}" and no model; give the file of the model')
     architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
         raise InputError(
-            f'{path}: GGUF architecture "{architecture}" is not supported yet; known are {", ".join(_ARCHITECTURES)}'
+            f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are '
+            f"{', '.join(_ARCHITECTURES)}"
         )
-    named = [key for key in metadata if key.startswith(f"{architecture}.")]
-    keys = {key.removeprefix(f"{architecture}."): metadata[key] for key in named}  # the others are not decoded
-    config = _config(architecture, keys, metadata, tensors, path)
+    # Only what is needed is decoded: a name that is no UTF-8, or a large vocabulary, is nothing to the spec.
+    prefix = f"{architecture}."
+    keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
+    config = _config(architecture, keys, checkpoint, path)
     kind = family(config["model_type"])
-    spec = kind.spec(config)
+    spellings = {ours: theirs for theirs, ours in _keys(config["model_type"]).items()}
+    spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    spec = kind.spec(config, str(path), lambda key: prefix + spellings[key] if key in spellings else key)
+    ignored, attention = kind.ignored, spec.layers[0].attention
+    assert isinstance(attention, GroupedQueryAttention)
+    head_dim = attention.head_dim
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.get(key, head_dim) != head_dim:
+            raise InputError(
+                f"{path}: {prefix}{key} is {shown(keys[key])}, and only the head size {head_dim} is supported"
+            )
     if architecture == "llama":
-        spec = replace(spec, layers=tuple(map(_interleaved, spec.layers)))
-    return config, Family(kind.spec, NAMES), spec
+        rope = replace(attention.rope, interleaved=True)
+        if ROPE_FREQS in checkpoint:
+            rope = _divided(rope, checkpoint, path)
+            ignored += (re.escape(ROPE_FREQS),)
+        spec = replace(
+            spec, layers=tuple(replace(one, attention=replace(one.attention, rope=rope)) for one in spec.layers)
+        )
+    return config, Family(kind.reader, NAMES, kind.defaults, ignored), spec
+
+
+ROPE_FREQS = "rope_freqs.weight"
+"""What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
+
+
+def _divided(rope: Rope, checkpoint: Checkpoint, path: Path) -> Rope:
+    if rope.scaling is not None:
+        raise InputError(f"{path} has both {ROPE_FREQS} and rope scaling in its metadata, which is not supported")
+    divisors = checkpoint.array(ROPE_FREQS)
+    if divisors.shape != (rope.dim // 2,) or divisors.min() <= 0:
+        raise InputError(f"{path}: {ROPE_FREQS} must be {rope.dim // 2} positive numbers; convert the model again")
+    return replace(rope, scaling=DividedFrequencies(tuple(divisors.tolist())))
 
 
 _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -66,42 +104,61 @@ _EXPERT_KEYS = {
         "expert_feed_forward_length": "moe_intermediate_size",
     },
 }
-# Keys that restate others or only describe the file.
-_UNREAD = {"attention.value_length", "rope.dimension_count", "expert_count", "expert_used_count"}
+_SCALING_KEYS = {
+    "type": "rope_type",
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+# Keys that restate others, and what others say when they say nothing: llama.cpp's defaults.
+_UNREAD = {"attention.value_length", "rope.dimension_count", "rope.scaling.finetuned"}
+_NEUTRAL = {
+    "attention.causal": True,
+    "expert_gating_func": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.0,
+    "rope.scale_linear": 1.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+}
+_OPTIONAL: dict[str, Any] = {"rope.freq_base": 10000.0, "attention.head_count_kv": None, "attention.key_length": None}
+"""Where a file leaves these out, llama.cpp takes the same for every architecture."""
 
 
-def _config(
-    architecture: str, keys: dict[str, Any], metadata: Mapping[str, Any], tensors: set[str], path: Path
-) -> dict[str, Any]:
+def _keys(model_type: str) -> dict[str, str]:
+    return _KEYS | _EXPERT_KEYS.get(model_type, {})
+
+
+def _config(architecture: str, keys: dict[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     model_type = _ARCHITECTURES[architecture](keys)
-    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in tensors}
-    config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in checkpoint}
+    config["attention_bias"] = "blk.0.attn_q.bias" in checkpoint
+    if config["attention_bias"] and "blk.0.attn_output.bias" not in checkpoint:
+        raise InputError(f"{path} has biases on queries, keys and values alone, which is not supported yet")
+    if "blk.0.ffn_gate.bias" in checkpoint:
+        config["mlp_bias"] = True
     left = dict(keys)
-    for key, name in (_KEYS | _EXPERT_KEYS.get(model_type, {})).items():
-        if (value := left.pop(key, None)) is not None:
-            config[name] = value
-    config.setdefault("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ())))
-    scaling = {k.removeprefix("rope.scaling."): left.pop(k) for k in list(left) if k.startswith("rope.scaling.")}
-    if scaling.get("type", "none") != "none":
-        config["rope_scaling"] = {"type": scaling.pop("type")} | {
-            {"original_context_length": "original_max_position_embeddings"}.get(k, k): v for k, v in scaling.items()
-        }
+    if "token_embd.weight" in checkpoint:
+        left.setdefault("vocab_size", checkpoint.shape("token_embd.weight")[0])
+    for key, name in _keys(model_type).items():
+        if key not in left and key not in _OPTIONAL:
+            raise InputError(f'{path} has no key "{architecture}.{key}", which this architecture needs')
+        config[name] = left.pop(key, _OPTIONAL.get(key))
+    # A factor without a kind is linear, as in llama.cpp.
+    kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
+    scaling = {name: left.pop(f"rope.scaling.{key}", None) for key, name in _SCALING_KEYS.items()}
+    if kind != "none":
+        config["rope_scaling"] = scaling | {"rope_type": kind}
+        if kind == "linear":
+            del config["rope_scaling"]["original_max_position_embeddings"]
     if model_type == "qwen3_moe":
         config["norm_topk_prob"] = True  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
-    head_dim = config.get("head_dim") or config.get("hidden_size", 0) // max(config.get("num_attention_heads", 1), 1)
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.get(key, head_dim) != head_dim:
-            raise InputError(
-                f"{path}: {architecture}.{key} is {keys[key]}, and only the head size {head_dim} is supported"
-            )
     for key, value in left.items():
-        if key not in _UNREAD and value not in (0, False):
+        if key not in _UNREAD and value not in (0, False, None, "", _NEUTRAL.get(key)):
             raise InputError(f'{path}: GGUF key "{architecture}.{key}" is not understood and could change the results')
     return config
-
-
-def _interleaved(layer: LayerSpec) -> LayerSpec:
-    return replace(layer, attention=replace(layer.attention, rope=replace(layer.attention.rope, interleaved=True)))
 
 
 def _names() -> Names:
@@ -119,7 +176,8 @@ def _names() -> Names:
     for n in ("gate", "up", "down"):
         stacked = Source(f"blk.{{layer}}.ffn_{n}_exps.weight", stacked=True)
         one = Source(f"blk.{{layer}}.ffn_{n}.{{expert}}.weight")
-        table[f"layers.{{layer}}.ffn.experts.{{expert}}.{n}"] = (stacked, one)
+        both = (Source("blk.{layer}.ffn_gate_up_exps.weight", True, ("gate", "up")),) if n != "down" else ()
+        table[f"layers.{{layer}}.ffn.experts.{{expert}}.{n}"] = (stacked, one, *both)
     return table
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numoe.engine.config import Config
 from numoe.engine.families import common
 from numoe.engine.spec import Family, LayerSpec, ModelSpec
 
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 2048,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    layer = LayerSpec(common.grouped_query_attention(config), common.swiglu(config))
-    config.ignore(["rope_interleaved", "is_llama_config"])
-    return common.model(config, [layer] * config.size("num_hidden_layers"))
+
+def read(config: Config) -> ModelSpec:
+    attention = common.grouped_query_attention(config, bias=config.flag("attention_bias"))
+    layer = LayerSpec(attention, common.swiglu(config, bias=config.flag("mlp_bias")))
+    config.expect("rope_interleaved", False)
+    config.ignore(["is_llama_config"])
+    return common.model(config, [layer] * common.layer_count(config))
 
 
-FAMILY = Family(
-    spec,
-    common.names(common.NORMS | common.GROUPED_QUERY | common.dense()),
-    ignored=(r".*\.rotary_emb\.inv_freq",),
-)
+FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, MixtureOfExperts, ModelSpec, Router, Source
+from numoe.engine.spec import Family, LayerSpec, ModelSpec, Router, Source
+
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "sliding_window": None,
+}
 
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    ffn = MixtureOfExperts(
-        config.size("num_local_experts"),
-        config.size("num_experts_per_tok"),
-        common.swiglu(config),
-        Router("softmax"),
-    )
-    layer = LayerSpec(common.grouped_query_attention(config, window=config.size("sliding_window", None)), ffn)
-    return common.model(config, [layer] * config.size("num_hidden_layers"))
+def read(config: Config) -> ModelSpec:
+    experts = config.size("num_local_experts", also="num_experts")
+    ffn = common.mixture(config, experts, common.swiglu(config), Router("softmax"))
+    window = config.size("sliding_window", null=None)
+    layer = LayerSpec(common.grouped_query_attention(config, window=window), ffn)
+    return common.model(config, [layer] * common.layer_count(config))
 
 
 def _names() -> dict[str, tuple[Source, ...]]:
@@ -31,4 +36,4 @@ def _names() -> dict[str, tuple[Source, ...]]:
     return table
 
 
-FAMILY = Family(spec, _names())
+FAMILY = Family(read, _names(), DEFAULTS, common.IGNORED)

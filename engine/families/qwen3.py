@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
 from numoe.engine.spec import Family, LayerSpec, ModelSpec
-from numoe.quant.errors import InputError
+
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    layers = config.size("num_hidden_layers")
-    attention, ffn = common.grouped_query_attention(config, head_norm=True), common.swiglu(config)
-    window = config.size("sliding_window", None) if config.take("use_sliding_window", False) else None
-    first = config.take("max_window_layers", layers)
-    types = config.take("layer_types", None)
-    if types is None:
-        types = ["sliding_attention" if window and i >= first else "full_attention" for i in range(layers)]
-    if len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
-        raise InputError(f'config.json: "layer_types" must name full or sliding attention for each of {layers} layers')
+def read(config: Config) -> ModelSpec:
+    layers = common.layer_count(config)
+    attention = common.grouped_query_attention(config, head_norm=True, bias=config.flag("attention_bias"))
+    ffn = common.swiglu(config)
+    config.expect("use_qk_norm", True)
+    window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
+    first = config.count("max_window_layers")
+    kinds = config.kinds("layer_types", layers, (FULL, SLIDING))
+    if kinds is None:
+        kinds = [SLIDING if window and i >= first else FULL for i in range(layers)]
     config.ignore(["sliding_window"])
-    full, sliding = LayerSpec(attention, ffn), LayerSpec(replace(attention, window=window), ffn)
-    return common.model(config, [sliding if kind == "sliding_attention" else full for kind in types])
+    of_kind = {FULL: LayerSpec(attention, ffn), SLIDING: LayerSpec(replace(attention, window=window), ffn)}
+    return common.model(config, [of_kind[kind] for kind in kinds])
 
 
-FAMILY = Family(spec, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()))
+FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numoe.engine.config import Config
+from numoe.engine.config import Config, shown
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, MixtureOfExperts, ModelSpec, Router
+from numoe.engine.spec import Family, LayerSpec, ModelSpec, Router
+
+DEFAULTS = common.DEFAULTS | {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 4,
+    "head_dim": None,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "decoder_sparse_step": 1,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+}
 
 
-def spec(values: dict[str, Any]) -> ModelSpec:
-    config = Config(values)
-    window = config.size("sliding_window", None) if config.take("use_sliding_window", False) else None
+def read(config: Config) -> ModelSpec:
+    window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
     config.ignore(["sliding_window", "max_window_layers"])
-    attention = common.grouped_query_attention(config, window=window, head_norm=True)
-    dense = LayerSpec(attention, common.swiglu(config))
-    moe = LayerSpec(
-        attention,
-        MixtureOfExperts(
-            config.size("num_experts", None) or config.size("num_local_experts"),  # transformers 5 writes the latter
-            config.size("num_experts_per_tok"),
-            common.swiglu(config, "moe_intermediate_size"),
-            Router("softmax", normalize=config.take("norm_topk_prob", False)),
-        ),
+    config.expect("use_qk_norm", True)
+    bias = config.flag("attention_bias")
+    attention = common.grouped_query_attention(config, window=window, head_norm=True, bias=bias)
+    moe = common.mixture(
+        config,
+        config.size("num_experts", also="num_local_experts"),  # transformers 5 writes the latter
+        common.swiglu(config, "moe_intermediate_size"),
+        Router("softmax", normalize=config.flag("norm_topk_prob")),
     )
-    step, dense_layers = config.size("decoder_sparse_step", 1), config.take("mlp_only_layers", [])
-    layers = [dense if i in dense_layers or (i + 1) % step else moe for i in range(config.size("num_hidden_layers"))]
-    return common.model(config, layers)
+    step, dense_layers = config.size("decoder_sparse_step"), config.listing("mlp_only_layers") or []
+    if wrong := [layer for layer in dense_layers if type(layer) is not int]:
+        raise config.refusal("mlp_only_layers", f"has {shown(wrong[0])}, which is not the number of a layer")
+    sparse = [i not in dense_layers and (i + 1) % step == 0 for i in range(common.layer_count(config))]
+    dense = moe.expert if all(sparse) else common.swiglu(config)
+    config.ignore(["intermediate_size"])  # of dense layers alone
+    return common.model(config, [LayerSpec(attention, moe if is_sparse else dense) for is_sparse in sparse])
 
 
 FAMILY = Family(
-    spec,
+    read,
     common.names(
         common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"},
         experts="mlp.experts",
     ),
+    DEFAULTS,
+    common.IGNORED,
 )

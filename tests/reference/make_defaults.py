@@ -1,0 +1,30 @@
+"""Write tests/golden/defaults.json: what transformers takes for the keys that a config.json leaves out, by family.
+
+Run: pip install -e '.[reference]' && python tests/reference/make_defaults.py
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from transformers import AutoConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tiny import GOLDEN
+
+from numoe.engine.families import FAMILIES
+
+table = {}
+for model_type in sorted(FAMILIES):
+    made = type(AutoConfig.for_model(model_type))
+    keys = {field.name: field.default for field in dataclasses.fields(made)}
+    keys.setdefault("rope_theta", made.default_theta)
+    # DeepSeek-V4 has defaults for keys that its released configs use and its class renames.
+    keys |= {
+        key.removeprefix("default_"): getattr(made, key)
+        for key in ("default_num_hash_layers", "default_compress_rates", "default_partial_rotary_factor")
+        if hasattr(made, key)
+    }
+    table[model_type] = {key: value for key, value in sorted(keys.items()) if not key.endswith("token_id")}
+(GOLDEN / "defaults.json").write_text(json.dumps(table, indent=0) + "\n")
