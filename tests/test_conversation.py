@@ -263,13 +263,11 @@ def test_conversations_stop_in_the_answer_alone(talker: Talker, ending: str) -> 
     answer.generation.force("<think>a.b</think>c.d"[0 if ending == "assistant: " else len("<think>") :])
     told(answer)
     assert conversation.chat.turns == (Turn("hi", "a.b", "c", "stop"),)
-    told(conversation.ask("and"))
-    assert conversation.chat.turns[-1].text == fresh(conversation)
 
 
 def test_reasoning_that_was_cut_goes_on_as_reasoning(talker: Talker) -> None:
     cut = Turn("hi", thinking="so", finish_reason="length")
-    conversation = Conversation(talker(), Chat("", Settings(max_tokens=16), (cut,)))
+    conversation = Conversation(talker(), Chat("", Settings(max_tokens=17), (cut,)))
     more = conversation.more()
     more.generation.force(" it is</think>yes")
     assert "".join(text for kind, text in more if kind == "text") == "yes"
@@ -306,7 +304,8 @@ def test_a_chat_goes_on_after_answers_that_are_empty(tmp_path: Path) -> None:
     write_checkpoint("llama_a", tmp_path)
     tiny_tokenizer(tmp_path, VOCAB["llama_a"])
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    strict = "{% if loop.index0 % 2 != (m.role == 'assistant') or not m.content.strip() %}{{ raise_exception('no') }}{% endif %}"
+    wrong = "loop.index0 % 2 != (m.role == 'assistant') or not m.content.strip()"
+    strict = "{% if " + wrong + " %}{{ raise_exception('no') }}{% endif %}"
     config["chat_template"] = "{% for m in messages %}" + strict + "{{ m.role }}: {{ m.content }}|{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     turns = (Turn("one", "hm"), Turn("two", text="\n"), Turn("three", text="yes"), Turn("four", finish_reason="length"))
