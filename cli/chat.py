@@ -94,6 +94,8 @@ def chat(
             output.status(f"loading {chat.model}")
             made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
             output.clear_status()
+            for told in made.tokenizer.notes:
+                output.note(told)
             return made
 
         talk = Talk(output, loaded, past, path, keeps=typed or path is not None)

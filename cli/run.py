@@ -149,6 +149,8 @@ def run(
         from numoe.engine.session import require_room
 
         description = describe(model)
+        for told in description.tokenizer.notes:
+            output.note(told)
         load_seconds = 0.0
 
         def loaded(room: int | None) -> Model:

@@ -155,7 +155,7 @@ class _Vocabulary:
         # The tags of thinking blocks are special tokens in some vocabularies; the grammar spells them.
         tags = {tag.encode() for pair in TAGS for tag in pair}
         special = {i for i in tokenizer.special_ids if self.tokens[i] not in tags}
-        self.ends = sorted(tokenizer.eos_ids)
+        self.ends = sorted(i for i in tokenizer.eos_ids if i < len(self.tokens))  # files may name ids beyond
         if not self.ends:  # there must be one: it gets an id that has no logit
             self.ends = [len(self.tokens)]
             self.tokens.append(b"<end>")
@@ -163,7 +163,7 @@ class _Vocabulary:
         self.eos_token_id = self.ends[0]
         self.special_token_ids = sorted(special)
         self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
-        self._longest = max(map(len, self._ids))
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, data: bytes) -> list[int]:
         text = data.decode("utf-8", "replace")

@@ -14,7 +14,7 @@ PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 HOME = {
     "gguf": {"quant/gguf_file.py"},
     "safetensors": {"engine/session.py"},
-    "tokenizers": {"engine/tokenizer.py"},
+    "tokenizers": {f"engine/{name}.py" for name in ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")},
     "jinja2": {"engine/chat.py"},
     "huggingface_hub": {"engine/hub.py"},
     "psutil": {"engine/plan.py"},

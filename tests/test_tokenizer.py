@@ -145,8 +145,8 @@ def test_the_first_space_is_dropped_once_and_only_at_the_start(loaded: dict[str,
 def test_ids_named_by_the_configuration_files(tmp_path: Path) -> None:
     write_folder(
         tmp_path,
-        special_tokens_map={"bos_token": "<|im_start|>", "pad_token": "</s>"},
-        tokenizer_config={"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True},
+        special_tokens_map={"bos_token": {"content": "<s>"}, "pad_token": "</s>"},
+        tokenizer_config={"bos_token": "<|im_start|>", "eos_token": "</s>", "add_bos_token": True},
         generation_config={"eos_token_id": [3, 5]},
     )
     tokenizer = load_tokenizer(tmp_path)
@@ -184,6 +184,9 @@ def test_bad_folders_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no tokenizer that numoe reads \(tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 1', "utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json is not valid JSON"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
     with pytest.raises(InputError, match=r"tokenizer\.json is not a valid tokenizer"):
         load_tokenizer(tmp_path)
     write_folder(tmp_path, tokenizer_config={"eos_token": "<nowhere>"})

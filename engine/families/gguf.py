@@ -29,7 +29,8 @@ def from_gguf(metadata: Mapping[str, Any], tensors: set[str], path: Path) -> tup
         raise InputError(
             f'{path}: GGUF architecture "{architecture}" is not supported yet; known are {", ".join(_ARCHITECTURES)}'
         )
-    keys = {k.removeprefix(f"{architecture}."): v for k, v in metadata.items() if k.startswith(f"{architecture}.")}
+    named = [key for key in metadata if key.startswith(f"{architecture}.")]
+    keys = {key.removeprefix(f"{architecture}."): metadata[key] for key in named}  # the others are not decoded
     config = _config(architecture, keys, metadata, tensors, path)
     kind = family(config["model_type"])
     spec = kind.spec(config)
