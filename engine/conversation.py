@@ -235,6 +235,8 @@ class Answer(Iterator[tuple[str, str]]):
         for kind, text in parts:
             if kind == "text":
                 yield from self._added(kind, self._stop.push(text)[0])
+                if self._stop.stopped:
+                    return
             elif kind == "thinking":
                 yield from self._added(kind, text)
             else:  # all text so far was reasoning, and is told apart from what follows
