@@ -26,7 +26,7 @@ GROUPS = {"configs": configs.sweep, "templates": chats.sweep, "tokenizers": voca
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=GROUPS, help="one group instead of all")
-    parser.add_argument("--cache", type=Path, default=Path("sweep-cache"), help="where packages are kept")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache", help="folder for packages")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     folders = packages.unpacked(arguments.cache)

@@ -14,12 +14,16 @@ class Report:
         self.apart: Counter[str] = Counter()
         self.wrongs: list[str] = []
 
+    def agree(self) -> None:
+        self.agreements += 1
+
     def compare(self, what: str, ours: object, theirs: object) -> None:
         """An agreement, or a wrong that shows both."""
         if ours == theirs:
-            self.agreements += 1
+            self.agree()
         else:
-            self.wrong(f"{what}\n      numoe     {_short(ours)}\n      reference {_short(theirs)}")
+            ours, theirs = _from_difference(ours, theirs)
+            self.wrong(f"{what}\n      numoe     {ours}\n      reference {theirs}")
 
     def wrong(self, what: str) -> None:
         self.wrongs.append(what)
@@ -27,7 +31,7 @@ class Report:
     def refuse(self, reason: object) -> None:
         """An input that numoe refuses; reasons that differ in names and numbers only count as one."""
         sentence = str(reason).partition("; ")[0]
-        sentence = re.sub(r"(/[^\s:]+)+", "FILE", sentence)
+        sentence = re.sub(r"(?<!\S)/[^\s:]+", "FILE", sentence)
         self.refusals[sentence] += 1
 
     def set_apart(self, reason: str) -> None:
@@ -46,6 +50,8 @@ class Report:
             print(f"  wrong  {wrong}")
 
 
-def _short(value: object, limit: int = 300) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+def _from_difference(*values: object) -> list[str]:
+    """Two values from a little before the first character in which they differ."""
+    texts = [repr(value) for value in values]
+    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    return [f"{'...' * (same > 40)}{text[max(same - 40, 0) : same + 200]}" for text in texts]
