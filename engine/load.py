@@ -19,7 +19,7 @@ from numoe.engine.config import Config
 from numoe.engine.experts import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import from_gguf
+from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
 from numoe.engine.home import locate
 from numoe.engine.model import Decoder
 from numoe.engine.moe import Ids
@@ -149,7 +149,9 @@ def describe(model: str | Path) -> Description:
         checkpoint = open_checkpoint(path)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
-        return arrange(path, *from_gguf(checkpoint, path), checkpoint)
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        divisors = checkpoint.array(ROPE_FREQS).ravel().tolist() if ROPE_FREQS in shapes else None
+        return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
