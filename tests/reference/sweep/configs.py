@@ -127,6 +127,7 @@ def _attention(layer: LayerSpec) -> tuple[Any, ...]:
             return a.heads, a.q_rank, a.kv_rank, a.nope_dim, a.rope.dim, a.value_dim, round(a.scale, 9)
         case CompressedAttention() as a:
             return a.heads, a.head_dim, a.window, a.compressor and a.compressor.ratio, a.indexer and a.indexer.top_k
+    raise ValueError(f"what are the numbers of {layer.attention}?")
 
 
 def _rotations(ropes: dict[str, Rope]) -> Numbers:
@@ -188,6 +189,7 @@ def _their_router(config: Any, router: Any) -> tuple[Any, ...]:
             return "sigmoid", router.num_group, router.topk_group, router.norm_topk_prob, router.routed_scaling_factor
         case "deepseek_v4":
             return config.scoring_func, 1, 1, True, router.routed_scaling_factor
+    raise ValueError(f"what is the router of {config.model_type}?")
 
 
 def _their_rotations(rotary: Any) -> Numbers:
