@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.text import read_text
@@ -73,22 +73,9 @@ class Request:
         Raises:
             InputError: the vocabulary cannot follow the grammar; and as `Session.feed` while the answer is made.
         """
-        from numoe.engine.constrain import with_thinking
-        from numoe.engine.conversation import Answer
+        from numoe.engine.conversation import answer
 
-        grammar = self.grammar
-        if grammar is not None and opened is not None:
-            grammar = with_thinking(grammar, opened, self.settings.think)
-        generation = session.generate(
-            unread,
-            max_tokens=self.settings.max_tokens,
-            stop=self.settings.stop,
-            logprobs=self.logprobs,
-            grammar=grammar,
-            **asdict(self.settings.sampling),
-            **hooks,
-        )
-        return Answer(generation, opened, think_budget=self.settings.think_budget)
+        return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:

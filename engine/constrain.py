@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numoe.engine.chat_deepseek_v4 import END_THINK, THINK
 from numoe.engine.ops import Floats
+from numoe.engine.thinking import TAGS, Tags
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,16 +65,17 @@ def regex_grammar(pattern: str) -> str:
     return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
 
 
-def with_thinking(grammar: str, opened: bool, asked: bool) -> str:
+def with_thinking(grammar: str, opened: bool, asked: bool, tags: Tags = TAGS[0]) -> str:
     """A grammar for the answer alone, as one for the answer and the reasoning that may come before it.
 
-    opened: the text begins inside a thinking block, see `chat.opens_thinking`. asked: it may begin with a whole one.
+    opened: the text begins inside a thinking block, see `opens_thinking`. asked: it may begin with a whole one.
     """
     if not opened and not asked:
         return grammar
+    opening, closing = map(json.dumps, tags)
     answer = re.sub(r"\Astart:", "answer:", grammar)
-    begin = "reasoning" if opened else f'("{THINK}" reasoning)?'
-    return f'start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix="{END_THINK}"]: /(?s:.*)/\n{answer}'
+    begin = "reasoning" if opened else f"({opening} reasoning)?"
+    return f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{answer}"
 
 
 def _checked(grammar: str, what: str) -> str:
@@ -152,7 +153,7 @@ class _Vocabulary:
         self._tokenizer = tokenizer
         self.tokens = [tokenizer.token_bytes(i) for i in range(max(vocab, tokenizer.vocab_size))]
         # The tags of thinking blocks are special tokens in some vocabularies; the grammar spells them.
-        tags = (THINK.encode(), END_THINK.encode())
+        tags = {tag.encode() for pair in TAGS for tag in pair}
         special = {i for i in tokenizer.special_ids if self.tokens[i] not in tags}
         self.ends = sorted(i for i in tokenizer.eos_ids if i < len(self.tokens))  # files may name ids beyond
         if not self.ends:  # there must be one: it gets an id that has no logit

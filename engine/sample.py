@@ -186,6 +186,7 @@ class StopMatcher:
 
     First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
     of a stop string is held back until it is decided. An empty stop string raises InputError.
+    stopped: whether one was found.
     """
 
     def __init__(self, stop_strings: Sequence[str] = ()) -> None:
@@ -193,16 +194,16 @@ class StopMatcher:
             raise InputError("A stop string is empty; give at least one character or leave it out.")
         self._stops = tuple(stop_strings)
         self._held = ""
-        self._stopped = False
+        self.stopped = False
 
     def push(self, piece: str) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string ended the text). After a stop nothing more comes."""
-        if self._stopped:
+        if self.stopped:
             return "", True
         text = self._held + piece
         starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
-            self._stopped, self._held = True, ""
+            self.stopped, self._held = True, ""
             return text[: min(starts)[1]], True
         cut = len(text) - partial_match(text, self._stops)
         self._held = text[cut:]

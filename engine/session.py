@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine import kvcache
+from numoe.engine.chat_deepseek_v4 import DSML
 from numoe.engine.kvcache import CHUNK
 from numoe.engine.ops import Floats
 from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
+from numoe.engine.thinking import TAGS
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
@@ -313,8 +315,12 @@ class Token:
     alternatives: list[tuple[int, float]] = field(default_factory=list)
 
 
+_SHOWN = {DSML.encode(), *(tag.encode() for tags in TAGS for tag in tags)}
+"""Special tokens that are part of the text, for what stands around them is told apart by them."""
+
+
 class Generation(Iterator[str]):
-    """Pieces of text as they are made. After the last one `finish_reason` says why it ended.
+    """Pieces of text as they are made, without special tokens. After the last `finish_reason` says why it ended.
 
     tokens: the generated tokens, the one that ended the text included.
     finish_reason: "stop" (a stop token or string, or nothing can follow), "length" (max_tokens or a full context),
@@ -365,6 +371,7 @@ class Generation(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         tokenizer = self._session.model.tokenizer
         text = tokenizer.stream(keep_space=self._matcher is not None)
+        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in _SHOWN}
         begun = time.perf_counter()
         logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
         self.prompt_seconds = time.perf_counter() - begun
@@ -384,7 +391,7 @@ class Generation(Iterator[str]):
             if chosen in tokenizer.eos_ids:
                 self.finish_reason = "stop"
                 break
-            piece, stopped = self._stop.push(text.push(chosen))
+            piece, stopped = self._stop.push("" if chosen in unseen else text.push(chosen))
             if piece:
                 yield piece
             if stopped:
