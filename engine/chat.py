@@ -256,7 +256,8 @@ class JinjaChat:
         reasoning_effort: str | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        variables: dict[str, Any] = {**self._special_tokens, "messages": messages, "tools": tools or None}
+        given = [_aliased(message) for message in messages]
+        variables: dict[str, Any] = {**self._special_tokens, "messages": given, "tools": tools or None}
         variables |= {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking}
         variables |= {"thinking": thinking}
         if reasoning_effort is not None:
@@ -291,6 +292,16 @@ def _reason(error: Exception) -> str:
     """What an error says, in a line that can be printed; some say nothing, and some go on without end."""
     said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error)[:200].split())).rstrip(".")
     return said or type(error).__name__
+
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: nothing where there is nothing, and reasoning by both names that they read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[key] for key in _REASONING if key in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
 def _raise_exception(message: str) -> None:

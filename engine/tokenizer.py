@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken
 
 from numoe.engine.folder_vocabulary import read_folder
 from numoe.engine.folder_vocabulary import require_tokenizer as require_tokenizer
@@ -156,8 +155,17 @@ class Tokenizer:
 
     @cached_property
     def marker_spellings(self) -> frozenset[str]:
-        """The texts of special tokens and chat markers, none of which `special=False` turns into its id."""
-        return frozenset(token.content for token in self._added.values() if _is_marker(token))
+        """The texts of special tokens and chat markers, none of which `special=False` turns into its id.
+
+        Markers are what the chat template spells, as in transformers (`_get_control_tokens`): other added tokens are
+        ordinary text, such as HTML's tags in Gemma's vocabulary. Without a template what looks like one counts.
+        """
+        return frozenset(t.content for t in self._added.values() if t.special or self._marks(t.content))
+
+    def _marks(self, text: str) -> bool:
+        if self.chat_template and not self.chat_template.isspace():
+            return text in self.chat_template and not text.isspace()
+        return text.startswith(("<", "[")) or re.search("[|｜]", text) is not None
 
     @cached_property
     def _marker_ids(self) -> frozenset[int]:
@@ -181,11 +189,6 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
         backend.encode_special_tokens = True
         return backend
-
-
-def _is_marker(token: AddedToken) -> bool:
-    text: str = token.content
-    return token.special or text.startswith(("<", "[")) or re.search("[|｜]", text) is not None
 
 
 class Detokenizer:

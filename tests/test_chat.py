@@ -475,3 +475,10 @@ def test_splitting_does_not_depend_on_the_pieces(
     cuts = sorted(data.draw(st.lists(st.integers(0, len(completion)), max_size=6)))
     assert split([completion[a:b] for a, b in zip([0, *cuts], [*cuts, len(completion)], strict=True)]) == whole
     assert split(list(completion)) == whole
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_templates_find_reasoning_by_the_names_that_they_read(key: str) -> None:
+    template = "{% for m in messages %}{{ m.thinking }}/{{ m.reasoning_content }}/{{ 'tool_calls' in m }}{% endfor %}"
+    rendered = JinjaChat(template, {}).render([assistant("A", tool_calls=None, **{key: "R"})])
+    assert rendered == "R/R/False"

@@ -113,6 +113,19 @@ def test_untrusted_text_never_becomes_a_special_token(text: str) -> None:
     assert tokenizer.decode(ids) == text
 
 
+def test_only_what_the_template_spells_is_a_marker() -> None:
+    """Gemma's vocabulary has HTML's tags as tokens of their own, which are text like any other."""
+    backend = tokenizers.Tokenizer.from_str(BACKEND.to_str())
+    backend.add_tokens([AddedToken("<table>", special=False), AddedToken("<turn>", special=False)])
+    template = "{% for m in messages %}<turn>{{ m.content }}{% endfor %}"
+    tokenizer = Tokenizer(
+        backend, bos_id=None, eos_ids=[], add_bos=False, special_tokens={}, chat_template=template
+    )  # fmt: skip
+    assert tokenizer.encode("<table>", special=False) == [backend.token_to_id("<table>")]
+    assert backend.token_to_id("<turn>") not in tokenizer.encode("<turn>", special=False)
+    assert not set(tokenizer.encode("".join(SPECIALS), special=False)) & {backend.token_to_id(t) for t in SPECIALS}
+
+
 def small_vocabulary(kind: str) -> Tokenizer:
     """A vocabulary in which markers are found by every way there is: before and after normalization, as pieces."""
     markers = ["<a>", "A|b"]
