@@ -4,8 +4,9 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -105,20 +106,24 @@ class Files:
             return file.readinto(view)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, private: bool = False) -> None:
     """Writes a file in one step and safe on disk: at every moment it is the old one or the new one.
 
-    Raises OSError, and leaves nothing then.
+    private: nobody but the user may read it. Raises OSError, and leaves nothing then.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with open(part, "wb", opener=_private if private else None) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def lock(file: BinaryIO) -> bool:
@@ -156,4 +161,20 @@ def locked(path: Path, what: str) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("ab") as file:
         if not lock(file):
             raise InputError(f"{what} is in use by another process; wait until that has ended, or take another")
+        yield
+
+
+@contextmanager
+def locked_soon(path: Path, what: str, patience: float) -> Iterator[None]:
+    """As `locked`, but waits so many seconds for the other process to end."""
+    until = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(path, what))
+                break
+            except InputError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
         yield
