@@ -89,7 +89,7 @@ class _Stream(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         try:
-            return super().write(text)
+            return super().write(text) if text != "" else 0  # which Typer writes to see what kind of stream it is
         except OSError as error:
             return self._dropped(error, len(text))
 
@@ -135,7 +135,7 @@ def _prepare_streams() -> None:
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)  # which is asked for the terminal's size
     for name in ("COLUMNS", "LINES"):  # what says nothing of a screen's size, such as 0
-        if not (size := os.environ.get(name, "80")).isdecimal() or not 0 < int(size[:9]) < 10_000:
+        if not (size := os.environ.get(name, "80")).isdecimal() or not 8 <= int(size[:9]) < 10_000:
             del os.environ[name]
 
 

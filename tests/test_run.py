@@ -90,8 +90,22 @@ def test_files_come_before_the_prompt_with_their_names(command: Run, model: str,
         (["-f", "none.txt", "x"], ["none.txt", "No such file"]),
         (["--prompt-file", "bad.txt"], ["bad.txt", "not UTF-8"]),
         (["-f", "/dev/zero", "x"], ["/dev/zero", "MiB"]),
-        (["--schema", "bad.json", "x"], ["bad.json", "not JSON"]),
-        (["--schema", '{"type": ', "x"], ["--schema is not JSON"]),
+        (["--schema", "bad.json", "x"], ["bad.json", "not valid JSON"]),
+        (["--schema", '{"type": ', "x"], ["--schema is not valid JSON"]),
+        (["--schema", '{"a":' * 99_999, "x"], ["--schema is nested too deeply"]),
+        (["x\udcff"], ["UTF-8"]),
+        (["--system", "x\udcff", "x"], ["UTF-8"]),
+        (["--stop", "x\udcff", "x"], ["UTF-8"]),
+        (["--choices", "x\udcff", "x"], ["UTF-8"]),
+        (["--regex", "x\udcff", "x"], ["UTF-8"]),
+        (["--session", "x\udcff", "x"], ["cannot be the name of a chat"]),
+        (["--session", "x" * 300, "x"], ["cannot be the name of a chat"]),
+        (["-f", "x\udcff", "x"], ["No such file"]),
+        (["--repeat-penalty", "1e-45", "x"], ["repetition_penalty"]),
+        (["--repeat-penalty", "inf", "x"], ["repetition_penalty"]),
+        (["--temp", "1e308", "x"], ["temperature"]),
+        (["--seed", "1" * 21, "x"], ["seed"]),
+        (["--ctx", "1" * 21, "x"], ["--ctx"]),
         (["--schema", '{"type": "objekt"}', "x"], ["JSON schema", "objekt"]),
         (["--regex", "a(", "x"], ["regular expression", "unclosed group"]),
         (["--choices", "a,,b", "x"], ["choice is empty"]),
@@ -118,6 +132,10 @@ def test_what_cannot_be_asked(
         ["x", "--raw", "--session", "y"],
         ["x", "--batch", "y"],
         ["x", "--out", "y"],
+        ["x", "--threads", "100000"],
+        ["x", "--temp", "nan"],
+        ["x", "--top-p", "nan"],
+        ["x", "--min-p", "inf"],
     ],
 )
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
@@ -220,6 +238,22 @@ def test_a_session_goes_on(command: Run, model: str, numoe_home: Path) -> None:
     assert second["reused_tokens"] >= first["prompt_tokens"]
     kept = json.loads((numoe_home / "chats" / "talk.json").read_text())
     assert [turn["question"] for turn in kept["turns"]] == ["hi", "and"]
+
+
+def test_a_session_is_answered_by_one_at_a_time(
+    command: Run, model: str, numoe_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = [process("run", model, text, "-n", "2", "--session", "shared") for text in ("a", "b", "c")]
+    for one in running:
+        assert one.communicate()[0] and one.returncode == 0
+    path = numoe_home / "chats" / "shared.json"
+    assert sorted(turn["question"] for turn in json.loads(path.read_text())["turns"]) == ["a", "b", "c"]
+    assert path.stat().st_mode & 0o077 == path.parent.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr("numoe.cli.run._PATIENCE", 0)
+    before = path.read_bytes()
+    with locked(path, "it"):
+        refused(command("run", model, "d", "--session", "shared"), 'the chat "shared" is in use by another process')
+    assert path.read_bytes() == before
 
 
 # -------------------------------------------------------------------------------------------------------- batches
@@ -616,11 +650,43 @@ def test_a_batch_that_is_ended_keeps_what_it_has(windowed: str, tmp_path: Path) 
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [1]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("how", "code", "out", "err"),
+    [
+        ('"$@" <&-', 0, True, " tok/s"),
+        ('"$@" >&-', 1, False, "error: standard output cannot be written (it is closed); send it to another place\n"),
+        ('"$@" 2>&-', 0, True, ""),
+        ('"$@" >&- 2>&- <&-', 1, False, ""),
+        ('"$@" --json > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
+        ('"$@" --help > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
+        ('"$@" 2> /dev/full', 0, True, ""),
+        ('"$@" > /dev/full 2>&1', 1, False, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(model: str, how: str, code: int, out: bool, err: str) -> None:
+    command = [sys.executable, "-m", "numoe.cli", "run", model, "hi", "-n", "5"]
+    done = subprocess.run(["sh", "-c", how, "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, bool(done.stdout)) == (code, out)
+    assert err in done.stderr and done.stderr.count("\n") == bool(err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_nobody_to_ask_or_to_talk_with(model: str) -> None:
+    for arguments, code in ((["chat", model], 0), (["rm", "x"], 1), (["run", model, "-"], 1)):
+        command = [sys.executable, "-m", "numoe.cli", *arguments]
+        done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("error: ") == code
+
+
 def test_narrow_encodings_do_not_stop_an_answer(model: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     with process("run", model, "--raw", "-p", "hi", "--temp", "3", "-n", "80", "--seed", "1", env=environment) as numoe:
         out, err = numoe.communicate()
         assert (numoe.returncode, out.isascii()) == (0, True), err
+    with process("run", model, "hi", "--temp", "3", "-n", "80", "--seed", "1", "--json", env=environment) as numoe:
+        text = json.loads(numoe.communicate()[0])["text"]
+        assert not text.isascii()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
