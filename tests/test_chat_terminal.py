@@ -229,7 +229,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert [turn["text"] for turn in kept(tmp_path)["turns"]] == ["two"]
     assert "three" in chat.ask("/edit B")
     assert questions(tmp_path) == ["B"]
-    for keys, after in (("\x03", r"\n>$"), ("\x15\r", r"\n>\n>$")):  # Ctrl-C, Ctrl-U
+    for keys in ("\x03", "\x15\r"):  # Ctrl-C; Ctrl-U, which clears the line
         chat.ask("/edit", r"> B$")  # back at the prompt, and not forgotten yet
         chat.clear()
         chat.send(keys).wait(r">$")
@@ -363,6 +363,7 @@ def test_ended_by_a_signal(tmp_path: Path, number: int, answer: str) -> None:
 
 def test_a_new_chat_begins_whatever_the_kept_ones_are(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "chats"
+    folder.mkdir()
     for name, model in (("old", "tiny"), ("gone", "acme/gone-model"), ("damaged", "tiny")):
         Chat(model).write(folder / f"{name}.json")
     (folder / "damaged.json").write_text("[" * 100_000)
