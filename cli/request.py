@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.text import read_text
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Request:
 def _grammar(options: Mapping[str, Any]) -> str | None:
     from numoe.engine import constrain
 
+    if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in FORMS], ensure_ascii=False)):
+        raise InputError("the form of the answer is not UTF-8; convert it first")
     if options["schema"] is not None:
         return constrain.json_grammar(options["schema"])
     if options["choices"] is not None:
@@ -97,10 +101,7 @@ def read_schema(value: str) -> Any:
         InputError: it is neither.
     """
     given = value.lstrip().startswith("{")
-    try:
-        return json.loads(value if given else read_text(value))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{'--schema' if given else value} is not JSON ({error}); give a JSON schema") from None
+    return parse_json(value if given else read_text(value), "--schema" if given else value, "give a JSON schema")
 
 
 def document(answer: Answer, prompt_tokens: int, reused_tokens: int, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -191,9 +191,10 @@ def parse_bytes(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     unit = match[2].upper().replace("I", "i") if match else ""
-    if not match or unit not in _UNITS or float(match[1]) == 0:
+    count = float(match[1]) * _UNITS[unit] if match and unit in _UNITS else 0.0
+    if not 1 <= count < 2**63:
         raise InputError(f'"{text}" is not an amount of memory; write it like 16GB or 8GiB')
-    return int(float(match[1]) * _UNITS[unit])
+    return int(count)
 
 
 def format_bytes(count: int) -> str:

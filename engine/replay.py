@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -40,9 +41,11 @@ class RouteTrace:
         if experts == 0:
             raise InputError("the model has no routed experts to trace; leave --trace out")
         try:
-            self._file = path.open("x", encoding="ascii")
+            # Nobody else reads it, for it tells of what was asked.
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise InputError(f"the trace {path} cannot be made ({error.strerror}); choose another name") from None
+        self._file = os.fdopen(handle, "w", encoding="ascii")
         self._file.write(f"# {experts} routed experts\n")
         self._layer = -1
 

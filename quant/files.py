@@ -9,9 +9,10 @@ import re
 import secrets
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -257,4 +258,20 @@ def locked(path: Path, what: str) -> Iterator[None]:
     with held(path) as free:
         if not free:
             raise InputError(f"{what} is in use by another process; wait until that has ended, or take another")
+        yield
+
+
+@contextmanager
+def locked_soon(path: Path, what: str, patience: float) -> Iterator[None]:
+    """As `locked`, but waits so many seconds for the other process to end."""
+    until = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(path, what))
+                break
+            except InputError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
         yield

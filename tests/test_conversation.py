@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -329,20 +329,65 @@ def test_a_chat_is_what_it_was_when_read_again(home: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"numoe": "chat 2"}', '{"numoe": "chat 1"}', "sampling", "turns"])
-def test_files_that_are_no_chats(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not a chat of numoe"),
+        ("{", "is not a chat of numoe"),
+        ("[" * 100_000, "is not a chat of numoe"),
+        ('{"numoe": ' + "1" * 5000 + "}", "is not a chat of numoe"),
+        ("[]", "is not a chat of numoe"),
+        ('{"name": "numoe", "version": "1"}', "is not a chat of numoe"),
+        ('{"numoe": "session 1"}', "is not a chat of numoe"),
+        ('{"numoe": "chat 2"}', "is a chat of another version"),
+        ('{"numoe": "chat 1"}', "is a damaged chat"),
+    ],
+)
+def test_files_that_are_no_chats(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.json"
-    with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+    for make in (lambda: None, path.mkdir):
+        make()
+        with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+            Chat.read(path)
+    path.rmdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"x\.json {words}"):
         Chat.read(path)
+
+
+_PARTS = (
+    [("model",), ("settings",), ("turns",), ("forgotten",), ("turns", 0), ("settings", "sampling")]
+    + [("settings", f.name) for f in fields(Settings)]
+    + [("settings", "sampling", f.name) for f in fields(Sampling)]
+    + [("turns", 0, f.name) for f in fields(Turn)]
+)
+
+
+@pytest.mark.parametrize("part", _PARTS, ids=lambda part: ".".join(map(str, part)))
+@pytest.mark.parametrize(
+    "value",
+    [{"colour": "red"}, [["x"]], True, 10**400, -(10**400), float("nan"), "\ud800"],
+    ids=lambda value: ascii(value)[:9],
+)
+def test_chats_with_a_value_of_another_kind(tmp_path: Path, part: tuple[Any, ...], value: Any) -> None:
+    """Each is refused as damaged, or is a value that the setting can have."""
+    path = tmp_path / "x.json"
     Chat("tiny", turns=(Turn("hi"),)).write(path)
     document: Any = json.loads(path.read_text())
-    if damage == "sampling":
-        document["settings"]["sampling"]["top_p"] = 7
-    if damage == "turns":
-        document["turns"] = [{"colour": "red"}]
-    path.write_text(json.dumps(document) if damage in document or damage == "sampling" else damage)
-    with pytest.raises(InputError, match=r"x\.json is not a chat of this version"):
-        Chat.read(path)
+    place = document
+    for key in part[:-1]:
+        place = place[key]
+    place[part[-1]] = value
+    path.write_text(json.dumps(document))
+    if (part[-1], value) in [("think", True), ("model", "\ud800")] or (
+        part[-1] in ("max_tokens", "think_budget", "context", "top_k", "repeat_last_n") and value == 10**400
+    ):
+        assert json.loads(path.read_text()) == document
+        Chat.read(path).write(path)
+        assert json.loads(path.read_text()) == document
+    else:
+        with pytest.raises(InputError, match=r"x\.json is a damaged chat"):
+            Chat.read(path)
 
 
 def test_names(home: Path) -> None:

@@ -1,6 +1,7 @@
 """Route traces: what is written, and what caches make of it."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_lfu_keeps_what_is_used_often_and_forgets_it_in_time() -> None:
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     with RouteTrace(tmp_path / "trace", 16) as trace:
+        assert os.name == "nt" or (tmp_path / "trace").stat().st_mode & 0o777 == 0o600
         trace(0, 1, np.array([[3, 5], [5, 6]]))
         trace(0, 2, np.array([[1, 0], [1, 7]]))
         trace(2, 1, np.array([[5, 3]]))
