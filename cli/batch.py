@@ -1,28 +1,42 @@
-"""`numoe run --batch`: a file of prompts, and a file of answers that can be gone on with."""
+"""`numoe run --batch`: a file of prompts, and a file of answers that can be gone on with.
+
+    {"key": KEY, "id": ID, "model": MODEL, "text": ...}      a line of answers
+    {"key": KEY, "id": ID, "model": MODEL, "error": ...}     of a prompt that failed
+
+The key is a hash of all that the answer comes from: an answer is found again by it wherever its prompt stands by then.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import stat
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, show
-from numoe.cli.request import FORMS, Request, document
+from numoe.cli.request import FORMS, SETTINGS, Request, document
 from numoe.cli.text import read_text
 from numoe.engine.session import require_room
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
+from numoe.quant.files import locked, write_whole
 
 if TYPE_CHECKING:
     from numoe.engine import Session
     from numoe.engine.session import Snapshot
 
+LARGEST_BATCH = 4 << 30
+"""Bytes of a file of prompts."""
 KEPT_POINTS = 4
 """Snapshots, longest first, of beginnings that prompts share: caches with windows cannot go back to them otherwise."""
 
@@ -46,39 +60,49 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
 }
 
 
+# What an answer comes from, beside the prompt and the model. The context is not among them: a longer one, as for a
+# prompt that had no room, leaves the other answers as they are.
+_KEYED = (*(name for name in SETTINGS if name != "ctx"), *FORMS, "raw", "logprobs")
+
+
 @dataclass(frozen=True)
 class Item:
-    """A line of a batch. `id` is the line's own, or its number."""
+    """A line of a batch. `id` is the line's own, or its number. `key` is a hash of the model, the prompt and all that
+    an answer depends on."""
 
     id: Any
+    key: str
     request: Request
 
 
-def read_batch(name: str, options: Mapping[str, Any]) -> list[Item]:
+def read_batch(name: str, options: Mapping[str, Any], model: Path) -> list[Item]:
     """The prompts of a file, or of standard input for "-".
 
-    options: the values of `numoe run`'s options, where a line says nothing else.
+    options: the values of `numoe run`'s options, where a line says nothing else. model: where it lies.
 
     Raises:
         InputError: there are none, or a line is not what it should be; the message has its number.
     """
     items, file = [], "standard input" if name == "-" else name
-    for number, line in enumerate(read_text(name).split("\n"), 1):
-        if line.strip():
+    for number, line in enumerate(read_text(name, LARGEST_BATCH).split("\n"), 1):
+        if text := line.lstrip("\ufeff").strip():  # files with byte order marks may have been joined
+            value = parse_json(text, f"{file} line {number}", "give one object a line")
             try:
-                items.append(_item(number, json.loads(line), options))
+                items.append(_item(number, value, options, model))
             except InputError as error:
                 raise InputError(f"{file} line {number}: {error}") from None
-            except ValueError as error:
-                raise InputError(f"{file} line {number} is not JSON ({error}); give one object a line") from None
     if not items:
         raise InputError(f'{file} is empty; give one {{"prompt": TEXT}} a line')
     return items
 
 
-def _item(number: int, line: Any, options: Mapping[str, Any]) -> Item:
+def _item(number: int, line: Any, options: Mapping[str, Any], model: Path) -> Item:
     if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
         raise InputError('it must be an object with either "prompt" or "messages"')
+    try:
+        json.dumps(line, allow_nan=False)
+    except (ValueError, RecursionError):
+        raise InputError("NaN and Infinity are no numbers of JSON, and nothing nests so deeply") from None
     settings = {key: value for key, value in line.items() if key not in ("id", "prompt", "messages")}
     for key, value in settings.items():
         if key not in _KEYS:
@@ -89,13 +113,16 @@ def _item(number: int, line: Any, options: Mapping[str, Any]) -> Item:
     if settings.keys() & set(FORMS):
         settings = dict.fromkeys(FORMS) | settings
     prompt = line.get("prompt")
-    if prompt is None:
+    if "messages" in line:
         prompt = _messages(line["messages"], options["raw"])
     elif not isinstance(prompt, str) or not prompt.strip():
         raise InputError('"prompt" must be a text that is not empty')
     elif not options["raw"]:
         prompt = [{"role": "user", "content": prompt.strip()}]
-    return Item(line.get("id", number), Request.make(prompt, {**options, **settings}))
+    given = {**options, **settings}
+    source = json.dumps([str(model), prompt, {name: given[name] for name in _KEYED}])
+    key = hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
+    return Item(line.get("id", number), key, Request.make(prompt, given))
 
 
 def _messages(messages: Any, raw: bool) -> list[dict[str, str]]:
@@ -110,47 +137,178 @@ def _messages(messages: Any, raw: bool) -> list[dict[str, str]]:
     return messages
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What became of a batch: answers made, and among them those that failed and those cut short of their form."""
+class Answers:
+    """The answers to a batch: lines of a file, or of standard output. A context manager.
 
-    answered: int
-    failed: int
-    cut: int
+    lines: the answer to each item; None where there is none yet. What failed is not there: it is asked again.
+    """
+
+    def __init__(self, items: Sequence[Item], output: Output, out: Path | None = None, batch: str = "-") -> None:
+        """
+        Args:
+            out: a file that may have some of the answers already; None: standard output.
+            batch: the name of the file of prompts, which is not to be written over.
+
+        Entering raises InputError when the file has something else, is none that answers can be added to, or another
+        process adds its own.
+        """
+        self.lines: list[dict[str, Any] | None] = [None] * len(items)
+        self._items, self._output, self._batch = items, output, batch
+        self._out = None if out is None else Path(os.path.realpath(out))
+        self._kept = 0  # bytes of whole lines that the file had
+        self._ordered = True
+        self._file: FileIO | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Answers:
+        if self._out is not None:
+            with self._writing(), ExitStack() as stack:
+                self._refuse_other_files(self._out)
+                stack.enter_context(locked(self._out, f"the file of answers {self._out}"))
+                self._read(self._out)
+                stack.callback(self._close, self._out)
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._writing():
+            self._stack.close()
+
+    @property
+    def missing(self) -> list[int]:
+        """The items that have no answer."""
+        return [number for number, line in enumerate(self.lines) if line is None]
+
+    def add(self, number: int, line: dict[str, Any]) -> None:
+        """Write the answer to an item, safe on disk.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self.lines[number] = line
+        if self._out is None:
+            self._output.line(line)
+            return
+        with self._writing():
+            if self._file is None:
+                self._file = self._out.open("ab", buffering=0)
+                self._file.truncate(self._kept)
+            data = _encoded(line)
+            while data:  # the last of a disk takes a part
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+
+    def _close(self, out: Path) -> None:
+        if self._file is not None:
+            self._file.close()
+        if not self._ordered:
+            mode = stat.S_IMODE(out.stat().st_mode)
+            write_whole(out, b"".join(_encoded(line) for line in self.lines if line), private=True)
+            out.chmod(mode)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._out} cannot be written ({error.strerror}); see to that, and the same command goes on from here"
+            ) from None
+
+    def _refuse_other_files(self, out: Path) -> None:
+        if not out.exists():
+            return
+        if not out.is_file():
+            raise InputError(f"--out {out} is not an ordinary file; name another, or leave --out out and use >")
+        prompts = os.fstat(0) if self._batch == "-" else Path(self._batch).stat()
+        if os.path.samestat(prompts, out.stat()):
+            raise InputError(f"--out {out} is the file of the prompts itself; name another")
+
+    def _read(self, out: Path) -> None:
+        """Find the answers that the file has. Raises InputError where it has something else."""
+        if not out.exists():
+            return
+        with out.open("rb") as file:
+            begin = file.read(len(_BEGIN))  # of what else it may be, and however long, no more is read
+            data = begin + file.read() if begin == _BEGIN[: len(begin)] else b"\n"
+        *ended, half = data.split(b"\n")
+        found: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
+        for number, text in enumerate(ended, 1):
+            line = _parsed(text)
+            if line is None:
+                raise self._foreign(number)
+            if "error" not in line:
+                found.setdefault(line["key"], deque()).append((number, line))
+        # A line that was not finished is ours by its key: of any form, or where it is the only line, of a prompt.
+        keys = [half[9:41].decode("latin-1")] if ended else [item.key for item in self._items]
+        begun = [f'{{"key": "{key}", "id": '.encode() for key in keys if re.fullmatch("[0-9a-f]*", key)]
+        if half and not any(half.startswith(text[: len(half)]) for text in begun):
+            raise self._foreign(len(ended) + 1)
+        for number, item in enumerate(self._items):
+            if lines := found.get(item.key):
+                self.lines[number] = lines.popleft()[1] | {"id": item.id}
+        if strange := sorted(number for lines in found.values() for number, _ in lines):
+            raise InputError(
+                f"{out} line {strange[0]} answers nothing that is asked now ({len(strange)} such in all): its prompt, "
+                "a setting or the model was another; name another --out, or remove what is to be answered anew"
+            )
+        self._kept = len(data) - len(half)
+        done = [line for line in self.lines if line is not None]
+        self._ordered = self.lines[: len(done)] == done and data == b"".join(map(_encoded, done)) + half
+        self._ordered &= not half or bool(self.missing)
+
+    def _foreign(self, number: int) -> InputError:
+        return InputError(f"{self._out} line {number} is not an answer of numoe; name another --out")
 
 
-def answer_batch(session: Session, items: Sequence[Item], out: Path | None, output: Output) -> Totals:
-    """Answer in order, one JSON line each, to a file or standard output. A prompt that fails gets an "error".
+_BEGIN = b'{"key":'
 
-    out: a file that may have the answers to the first items already; those that it lacks are added.
+
+def _encoded(line: dict[str, Any]) -> bytes:
+    # Half of a surrogate pair, which an id may have, becomes JSON's own escape.
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line of answers; None: it is something else."""
+    try:
+        line = parse_json(text, "a line")
+    except InputError:
+        return None
+    ours = isinstance(line, dict) and isinstance(line.get("key"), str) and ("text" in line) != ("error" in line)
+    return line if ours else None
+
+
+def answer_batch(session: Session, items: Sequence[Item], answers: Answers, model: str, output: Output) -> None:
+    """Answer what has no answer yet, in order. A prompt that fails gets an "error".
+
+    model: its name, for the lines.
 
     Raises:
-        InputError: the file has something else.
         KeyboardInterrupt: Ctrl-C; the answers made so far are there.
     """
-    done = _resume(out, items) if out else 0
-    if done:
-        output.note(f"{out} has {done} of {len(items)} answers already.")
-    failed = cut = 0
     points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
-    with out.open("ab") if out else nullcontext() as file, Interrupt() as interrupt:
-        for number in range(done, len(items)):
+    missing = answers.missing
+    with Interrupt() as interrupt:
+        for number, following in zip(missing, [*missing[1:], None], strict=True):
             output.status(f"answer {number + 1} of {len(items)}")
-            item, following = items[number], items[number + 1 : number + 2]
-            line: dict[str, Any] = {"id": item.id}
+            item = items[number]
+            line: dict[str, Any] = {"key": item.key, "id": item.id, "model": model}
+            others = [] if following is None else [items[following].request]
             try:
-                line |= _answer(session, item.request, [other.request for other in following], points, interrupt)
+                line |= _answer(session, item.request, others, points, interrupt)
             except InputError as error:
-                failed += 1
                 line["error"] = str(error)
-            cut += line.get("finish_reason") == "length" and item.request.grammar is not None
-            if file is None:
-                output.line(line)
-            else:
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-    return Totals(len(items) - done, failed, cut)
+            answers.add(number, line)
+
+
+def count(items: Sequence[Item], lines: Sequence[Mapping[str, Any] | None]) -> tuple[int, int]:
+    """How many answers failed, and how many were cut short of their form."""
+    failed = cut = 0
+    for item, line in zip(items, lines, strict=True):
+        failed += line is not None and "error" in line
+        cut += line is not None and line.get("finish_reason") == "length" and item.request.grammar is not None
+    return failed, cut
 
 
 def _answer(
@@ -191,24 +349,3 @@ def _shared(ids: Sequence[int], other: Request, session: Session) -> int:
         return 0
     pairs = enumerate(zip(ids[:-1], theirs, strict=False))
     return next((i for i, (ours, its) in pairs if ours != its), min(len(ids) - 1, len(theirs)))
-
-
-def _resume(out: Path, items: Sequence[Item]) -> int:
-    """How many answers a file has, after cutting off one that is not whole; 0 where there is no file."""
-    if not out.exists():
-        return 0
-    data = out.read_bytes()
-    *lines, half = data.split(b"\n")
-    for number, line in enumerate(lines):
-        try:
-            same = number < len(items) and json.loads(line)["id"] == items[number].id
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise InputError(
-                f"{out} line {number + 1} is not the answer to prompt {number + 1} of this batch; "
-                "remove the file or give another --out"
-            )
-    if half:
-        os.truncate(out, len(data) - len(half))
-    return len(lines)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from numoe.cli import options
 from numoe.cli.output import Output, print_error
+from numoe.cli.text import typed
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,14 +59,14 @@ def chat(
     """
     if continue_ and session is not None:
         raise typer.BadParameter("-c goes on with the last chat and --session with a named one; give one of them")
-    typed = sys.stdin.isatty() and sys.stderr.isatty()
-    rendered = typed and sys.stdout.isatty() and not plain and os.environ.get("TERM") != "dumb"
+    typed_in = typed() and sys.stderr.isatty()
+    rendered = typed_in and sys.stdout.isatty() and not plain and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
         output = stack.enter_context(_screen(quiet) if rendered else Output(quiet))
         from numoe.cli.commands import Talk, changed, chat_rows, model_name
         from numoe.engine import load
-        from numoe.engine.conversation import Chat, chat_path, chats
-        from numoe.engine.home import TINY, home
+        from numoe.engine.conversation import Chat, alone, chat_path, chats
+        from numoe.engine.home import home, lookup
 
         if listing:
             if rows := chat_rows():
@@ -76,11 +78,18 @@ def chat(
         if continue_ and not kept:
             raise InputError("no chat is kept yet; `numoe chat` begins one")
         path = kept[0] if continue_ else chat_path(session) if session is not None else None
+        held = stack.enter_context(ExitStack())
+        if path is not None:
+            held.enter_context(alone(path))
         resumed = path is not None and path.exists()
         if path is not None and resumed:
             past = Chat.read(path)
+            if model is None and lookup(past.model) is None:
+                raise InputError(
+                    f'the chat "{path.stem}" is one with {past.model}, which is not here any more; give another MODEL'
+                )
         else:
-            past = Chat(Chat.read(kept[0]).model if kept and model is None else TINY)
+            past = Chat(_last_model(kept, output.note) if model is None else model)
         if model is not None:
             past = replace(past, model=model_name(model))
         values: dict[str, Any] = {"system": system, "think": think, "think_budget": think_budget}
@@ -94,12 +103,14 @@ def chat(
             output.status(f"loading {chat.model}")
             made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
             output.clear_status()
+            for told in made.tokenizer.notes:
+                output.note(told)
             return made
 
-        talk = Talk(output, loaded, past, path, keeps=typed or path is not None)
+        talk = Talk(output, loaded, past, path, held, keeps=typed_in or path is not None)
         stack.callback(talk.leave)
         lines = _piped_lines()
-        if typed:
+        if typed_in:
             from numoe.cli.prompt import Prompt
 
             if hasattr(signal, "SIGHUP"):  # the terminal is closed
@@ -113,7 +124,7 @@ def chat(
             except EOFError:
                 return
             except (InputError, KeyboardInterrupt) as error:
-                if not typed:
+                if not typed_in:
                     raise
                 output.settle()
                 if isinstance(error, InputError):
@@ -128,6 +139,25 @@ def _screen(quiet: bool) -> Output:
     return Screen(quiet)
 
 
+def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
+    """The model of the last chat that can be read and whose model is here, else tiny; says which was passed over."""
+    from numoe.engine import describe
+    from numoe.engine.conversation import Chat
+    from numoe.engine.home import TINY
+
+    passed = 0
+    for path in kept:
+        try:
+            model = Chat.read(path).model
+            describe(model)
+            return model
+        except (InputError, OSError) as error:
+            passed += 1
+            if passed == 1:
+                note(f"The model is not that of the last chat, {path.stem}: {error}")
+    return TINY
+
+
 def _introduce(talk: Talk) -> None:
     model, session = talk.conversation.model, talk.conversation.session
     talk.output.note(f"{model.path.name}, context {session.context} tokens. /help lists the commands.")
@@ -140,23 +170,25 @@ def _typed_lines(prompt: Prompt, talk: Talk) -> Iterator[str]:
     pressed = False
     while True:
         try:
-            line = prompt.read(talk.draft)
+            line = prompt.read(talk.draft or "")
         except KeyboardInterrupt:
             if pressed:
                 return
-            pressed = True
+            pressed, talk.draft = True, None
             talk.output.note("Once more, Ctrl-D or /bye leaves.")
             continue
         except EOFError:
             return
-        pressed, talk.draft = False, ""
+        pressed = False
         if line:
             yield line
+        else:
+            talk.draft = None
 
 
 def _piped_lines() -> Iterator[str]:
     try:
-        for line in sys.stdin.buffer:
+        for line in sys.stdin.buffer if sys.stdin else ():
             if text := line.decode("utf-8").strip():
                 yield text
     except UnicodeDecodeError:

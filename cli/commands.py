@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +14,20 @@ from typing import Any
 
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, show, statistics
-from numoe.cli.text import attachment
+from numoe.cli.text import attachment, expanded
 from numoe.engine import Model, Sampling, describe
-from numoe.engine.conversation import Answer, Chat, Conversation, Settings, cache_path, chat_path, chats, new_path
+from numoe.engine.conversation import (
+    Answer,
+    Chat,
+    Conversation,
+    Settings,
+    alone,
+    cache_path,
+    chat_path,
+    chats,
+    chats_folder,
+    new_path,
+)
 from numoe.engine.machine import record
 from numoe.engine.plan import format_bytes
 from numoe.quant.errors import InputError
@@ -33,7 +46,7 @@ COMMANDS = {
     "save": ("NAME", "keep the chat under a name, or in a file NAME.json"),
     "load": ("NAME", "go on with another chat"),
     "list": ("", "the chats that are kept"),
-    "file": ("PATH", "put a text file before the next question"),
+    "file": ("PATH|off", "put a text file before the next question (off: none)"),
     "copy": ("", "copy the last answer to the clipboard"),
     "stats": ("", "tokens, memory and experts"),
     "model": ("NAME", "answer with another model from here on"),
@@ -75,11 +88,10 @@ def chat_rows() -> list[tuple[str, str]]:
     """The name of every kept chat, and what it is."""
     rows = []
     for path in chats():
-        when = datetime.fromtimestamp(path.stat().st_mtime)
         try:
-            chat = Chat.read(path)
+            chat, when = Chat.read(path), datetime.fromtimestamp(path.stat().st_mtime)
             what = f"{when:%Y-%m-%d %H:%M}, {len(chat.turns)} turn{'s' * (len(chat.turns) != 1)}, {chat.model}"
-        except InputError as error:
+        except (InputError, OSError) as error:  # damaged, or removed meanwhile
             what = str(error)
         rows.append((path.stem, what))
     return rows
@@ -88,28 +100,36 @@ def chat_rows() -> list[tuple[str, str]]:
 class Talk:
     """A chat at the terminal: its conversation, where it is kept, and what is typed but not asked yet.
 
-    draft: what the next prompt begins with.
+    draft: what the next prompt begins with, to be asked in place of the last question; None: with nothing.
     """
 
     def __init__(
-        self, output: Output, load: Callable[[Chat], Model], chat: Chat, path: Path | None, keeps: bool = True
+        self,
+        output: Output,
+        load: Callable[[Chat], Model],
+        chat: Chat,
+        path: Path | None,
+        alone: ExitStack,
+        keeps: bool = True,
     ) -> None:
         """
         Args:
             path: the chat's file; None: named after the first question.
+            alone: what keeps other processes from going on with the chat; see `conversation.alone`.
             keeps: write the chat to a file at all.
 
         Raises:
             InputError: the model cannot be loaded, or has no chat template.
         """
         self.output = output
-        self.draft = ""
+        self.draft: str | None = None
         self._load = load
         self._path = path
+        self._alone = alone
         self._keeps = keeps
-        self._files: list[str] = []
+        self._files: dict[str, str] = {}  # by their names, what is put before the next question
         self._answered = False  # since the cache file was written or read
-        self.conversation = Conversation(load(chat), chat, cache_path(path) if path and chat.turns else None)
+        self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
         self._tell_resumed()
 
     def hear(self, line: str) -> None:
@@ -119,6 +139,7 @@ class Talk:
             InputError: what the line asks for is not possible; everything is as it was.
             KeyboardInterrupt: before the answer began. The question is forgotten.
         """
+        edits, self.draft = self.draft is not None, None
         name, _, text = line.partition(" ")
         name = {"/exit": "/bye"}.get(name, name)
         if name[1:] in COMMANDS and name[0] == "/":
@@ -126,8 +147,12 @@ class Talk:
         elif name[0] == "/" and name[1:].isalpha():
             raise InputError(f"there is no command {name}; /help lists them")
         else:
-            question = "\n\n".join([*self._files, line])
-            self._answer(lambda **options: self.conversation.ask(question, **options))
+            question = "\n\n".join([*self._files.values(), line])
+            ask = self.conversation.edit if edits else self.conversation.ask
+            try:
+                self._answer(lambda **options: ask(question, **options))
+            except InputError as error:
+                raise InputError(f"{error}; /file off leaves out the files") if self._files else error from None
             self._files.clear()
 
     def completions(self) -> dict[str, tuple[list[str], bool]]:
@@ -139,9 +164,10 @@ class Talk:
 
     def leave(self) -> None:
         """Keep what the session remembers, so that the chat goes on at once the next time."""
-        if self._answered and self._path and self.conversation.chat.turns:
+        cache = _cache(self._path)
+        if self._answered and cache and self.conversation.chat.turns:
             self.output.status("saving the chat")
-            self.conversation.save_cache(cache_path(self._path))
+            self.conversation.save_cache(cache)
             self._answered = False
             self.output.clear_status()
 
@@ -175,8 +201,22 @@ class Talk:
         """Write the chat; one that nothing was said in has no file."""
         chat = self.conversation.chat
         if self._keeps and (self._path or chat.turns):
-            self._path = self._path or new_path(chat.turns[0].question)
-            chat.write(self._path)
+            if self._path is None:
+                self._move(new_path(chat.turns[0].question), chat.write)
+            else:
+                chat.write(self._path)
+
+    def _move(self, path: Path | None, begin: Callable[[Path], object] = lambda path: None) -> None:
+        """Keep the chat in this file from here on, if `begin` succeeds there, and other processes out of it."""
+        with ExitStack() as stack:
+            if path is not None:
+                if path != self._path:
+                    stack.enter_context(alone(path))
+                begin(path)
+            if path != self._path:
+                self._alone.close()
+                self._alone.push(stack.pop_all())
+                self._path = path
 
     def _tell_resumed(self) -> None:
         conversation = self.conversation
@@ -242,8 +282,6 @@ class Talk:
         except ValueError:
             wanted = "a whole number" if kind is int else "a number"
             raise InputError(f"{name} takes {wanted}{' or none' * (name in _OPTIONAL)}, not {value!r}") from None
-        if isinstance(parsed, int) and parsed < 0:
-            raise InputError(f"{name} must be 0 or more, not {parsed}")
         self._change({name: parsed})
 
     def do_show(self, text: str) -> None:
@@ -256,6 +294,7 @@ class Talk:
             ("context", f"{session.position} of {session.context} tokens used"),
             ("system", chat.settings.system or "none"),
             ("think", ("on" if chat.settings.think else "off") + (", folded" if self.output.folds else "")),
+            ("files", ", ".join(self._files) or "none"),
         ]
         self.output.notes(rows + self._settings())
 
@@ -282,8 +321,10 @@ class Talk:
         if text:
             self._answer(lambda **options: self.conversation.edit(text, **options))
         else:
-            self.draft = self.conversation.undo().question
-            self._keep()
+            turns = self.conversation.chat.turns
+            if not turns:
+                raise InputError("nothing was asked yet; ask something first")
+            self.draft = turns[-1].question
 
     def do_undo(self, text: str) -> None:
         question = self.conversation.undo().question
@@ -296,29 +337,46 @@ class Talk:
     def do_clear(self, text: str) -> None:
         self.leave()
         self.conversation.chat = replace(self.conversation.chat, turns=(), forgotten=0)
-        self._path = None
+        self._move(None)
+        self._files.clear()
         self.output.note("A new chat.")
 
     def do_save(self, text: str) -> None:
         path = _named(text)
-        self.conversation.chat.write(path)
-        self._path, self._keeps, self._answered = path, True, True
+        if path != self._path and os.path.lexists(path):
+            raise InputError(f"{path} is there already; give another name, or remove it first")
+        self._move(path, self.conversation.chat.write)
+        self._keeps = self._answered = True
         self.output.note(f"The chat is kept in {path}.")
 
     def do_load(self, text: str) -> None:
         path = _named(text)
-        self._open(Chat.read(path), cache_path(path))
-        self._path, self._keeps = path, True
+        Chat.read(path)  # what is no chat is left as it is, without a lock beside it
+        self._move(path, lambda path: self._open(Chat.read(path), _cache(path)))
+        self._keeps = True
 
     def do_list(self, text: str) -> None:
         self.output.notes(chat_rows() or [("No chats are kept yet.", "")])
 
     def do_file(self, text: str) -> None:
-        if text in ("", "-"):
+        if text == "-":
             raise InputError("/file takes the path of a text file")
-        told = attachment(str(Path(text).expanduser()))
-        self._files.append(told)
-        self.output.note(f"{len(told)} characters go with the next question.")
+        if text == "off":
+            self._files.clear()
+        elif text:
+            name, room = str(expanded(text)), self.conversation.session.context
+            files = self._files | {name: attachment(name)}
+            if _exceeds(self.conversation.model, files.values(), room):
+                others = " with the files before it" if len(files) > 1 else ""
+                raise InputError(f"{text} takes more{others} than the {room} tokens of the context; give a part of it")
+            self._files = files
+        characters = sum(map(len, self._files.values()))
+        names = f" ({', '.join(self._files)})" if len(self._files) > 1 or not text else ""
+        self.output.note(
+            f"{characters} characters go with the next question{names}."
+            if self._files
+            else "No file goes with the next question."
+        )
 
     def do_copy(self, text: str) -> None:
         turns = self.conversation.chat.turns
@@ -359,12 +417,32 @@ def _named(text: str) -> Path:
     """The file that /save and /load mean."""
     if not text:
         raise InputError("give the chat a name, or a file that ends with .json")
-    return Path(text).expanduser().absolute() if text.endswith(".json") else chat_path(text)
+    if not text.endswith(".json"):
+        return chat_path(text)
+    path, folder = expanded(text), chats_folder()
+    parent = os.path.realpath(path.parent)  # a file has one name, by which it is locked
+    return (folder if parent == os.path.realpath(folder) else Path(parent)) / path.name
+
+
+def _cache(path: Path | None) -> Path | None:
+    """Where what the session remembers is kept; of a chat in a folder of the user's own, nowhere."""
+    return cache_path(path) if path and path.parent == chats_folder() else None
+
+
+def _exceeds(model: Model, texts: Iterable[str], room: int) -> bool:
+    """Whether texts take more tokens than that, found out without reading much more of them."""
+    tokens, size = 0, 1 << 16
+    for text in texts:
+        for start in range(0, len(text), size):
+            tokens += len(model.tokenizer.encode(text[start : start + size], special=False))
+            if tokens >= room:
+                return True
+    return False
 
 
 def model_name(model: str) -> str:
     """A model's name as a chat keeps it: one that means the same in every folder."""
     from numoe.engine.home import TINY
 
-    path = Path(model).expanduser()
-    return str(path.absolute()) if model != TINY and path.exists() else model
+    path = expanded(model)
+    return str(path.absolute()) if model != TINY and os.path.lexists(path) else model

@@ -7,15 +7,16 @@ NUMOE_TEMP=0.7        goes before it, and --temp before both
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from numoe.cli.output import Output
+from numoe.cli.output import Output, print_error
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ KEYS: Mapping[str, type] = {
     "quiet": bool,
 }
 """The options that can have another default, by their names in Python. Every command that has one follows it."""
+_PATIENCE = 20.0  # seconds to wait while another process writes the file
 _KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -60,50 +62,62 @@ def path() -> Path:
     return home() / "config.toml"
 
 
-def settings() -> dict[str, Setting]:
-    """Every key that is set.
-
-    Raises:
-        InputError: the file is not valid, a key is not known, or its value is of another kind.
-    """
+def settings() -> tuple[dict[str, Setting], list[InputError]]:
+    """Every key that is set, and what is wrong: a file that is not valid, unknown keys, values of another kind."""
+    found: dict[str, Setting] = {}
+    wrong: list[InputError] = []
     file = path()
-    found = {}
-    for key, value in _read(file).items():
-        if key not in KEYS:
-            raise _unknown(key, f"{file}: ")
-        kind = KEYS[key]
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise InputError(f"{file}: {key} is {_KINDS[kind]}, not {value!r}; correct it")
-        found[key] = Setting(value, str(file))
+    try:
+        values = _read(file)
+    except InputError as error:
+        values, wrong = {}, [error]
+    for key, value in values.items():
+        kind = KEYS.get(key)
+        if kind is None:
+            wrong.append(_unknown(key, f"{file}: "))
+        elif type(value) is not kind and not (kind is float and type(value) is int):
+            wrong.append(InputError(f"{file}: {key} is {_KINDS[kind]}, not {value!r}; correct it"))
+        else:
+            found[key] = Setting(value, str(file))
     for key in KEYS:
         variable = f"NUMOE_{key.upper()}"
         if text := os.environ.get(variable):
-            found[key] = Setting(_parsed(key, text, variable), variable)
-    return found
+            try:
+                found[key] = Setting(_parsed(key, text, variable), variable)
+            except InputError as error:
+                wrong.append(error)
+    return found, wrong
 
 
-def defaults(commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The keys that are set, by command, as Click's `default_map` wants them. Raises as `settings` does."""
-    values = settings()
-    return {
-        name: {option.name: values[option.name].value for option in command.params if option.name in values}
-        for name, command in commands.items()
-    }
+def defaults(command: Any) -> dict[str, Any]:
+    """The keys that are set, of those that a command has, as Click's `default_map` wants them.
+
+    Raises:
+        InputError: what `settings` finds wrong; not if the command has none of the keys.
+    """
+    names = [option.name for option in command.params if option.name in KEYS]
+    if not names:
+        return {}
+    values, wrong = settings()
+    if wrong:
+        raise wrong[0]
+    return {name: values[name].value for name in names if name in values}
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    from numoe.quant.documents import parse_toml, read_document
+
+    if not file.exists():
         return {}
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise InputError(f"{file} is not valid TOML ({error}); correct or remove it") from None
+    if not file.is_file():
+        raise InputError(f"{file} is not an ordinary file; remove it")
+    return parse_toml(read_document(file), file)
 
 
 def _parsed(key: str, text: str, source: str) -> Any:
     kind = KEYS[key]
+    if kind is str and re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{source} is a text, and {text!a} is not UTF-8")
     try:
         return _BOOLS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
@@ -124,13 +138,17 @@ def show(context: typer.Context) -> None:
     """Show the defaults of options and where each is from, or change those in config.toml."""
     if context.invoked_subcommand is not None:
         return
-    values = settings()
+    values, wrong = settings()
     commands: Mapping[str, Any] = context.find_root().command.commands  # type: ignore[attr-defined]
     with Output() as output:
         output.table(
             [(key, *_row(values[key])) if key in values else (key, _own(commands, key), "") for key in KEYS],
         )
         output.note(f"The file is {path()}.")
+    for error in wrong:
+        print_error(str(error))
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _row(setting: Setting) -> tuple[str, str]:
@@ -159,37 +177,37 @@ def set_(key: Key, value: Value) -> None:
     name = key.replace("-", "_")
     if name not in KEYS:
         raise _unknown(key)
-    document = _document()
-    document[name] = _parsed(name, value, key)
-    _write(document)
+    parsed = _parsed(name, value, key)
+    with _changed() as document:
+        document[name] = parsed
 
 
 @config.command()
 def unset(key: Key) -> None:
     """Take a default out of config.toml."""
-    document = _document()
-    name = key if key in document else key.replace("-", "_")
-    if name not in document:
-        raise InputError(f"{path()} does not set {key}; `numoe config` shows what is set")
-    del document[name]
-    _write(document)
+    with _changed() as document:
+        name = key if key in document else key.replace("-", "_")
+        if name not in document:
+            raise InputError(f"{path()} does not set {key}; `numoe config` shows what is set")
+        del document[name]
 
 
-def _document() -> TOMLDocument:
-    """The file with its comments, which stay where they are."""
+@contextmanager
+def _changed() -> Iterator[TOMLDocument]:
+    """The file with its comments, which stay where they are; written when it is changed, while others wait."""
     import tomlkit
 
-    file = path()
-    _read(file)
-    return tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+    from numoe.quant.files import locked_soon, write_whole
 
-
-def _write(document: TOMLDocument) -> None:
-    file = path()
-    from numoe.quant.files import write_whole
-
+    _read(path())  # what is no file of settings is left alone, without a lock beside it
+    file = path().resolve()  # a link to where somebody keeps their settings stays one
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, document.as_string().encode())
+        with locked_soon(file, str(file), _PATIENCE):
+            _read(file)
+            text = file.read_text(encoding="utf-8-sig") if file.exists() else ""
+            document = tomlkit.parse(text)
+            yield document
+            write_whole(file, document.as_string().encode())
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror}); check the folder") from error

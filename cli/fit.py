@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,8 +56,13 @@ def fit(
     with Output() as output:
         from numoe.engine import describe, home
         from numoe.engine.hub import repository
-        from numoe.engine.load import describe_repository
+        from numoe.engine.network import HubError
         from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
+        from numoe.engine.pull import describe_runnable
+
+        def wait(seconds: float, trouble: str) -> None:
+            output.status(trouble)
+            time.sleep(seconds)
 
         room = available_memory() if ram is None else parse_bytes(ram)
         output.status(f"reading the headers of {model}")
@@ -64,9 +70,11 @@ def fit(
         if path is not None:
             description = describe(path)
         elif home.is_hub_id(model):
-            remote = repository(model)
+            remote = repository(model, wait=wait)
             try:
-                description = describe_repository(remote)
+                description = describe_runnable(remote)
+            except HubError:
+                raise
             except InputError as reason:
                 _tell_totals(output, remote, str(reason), json)
                 raise typer.Exit(2) from None
@@ -127,7 +135,8 @@ def _column(
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    shards = sorted(f.size for n, f in remote.files.items() if n.endswith(".safetensors")) if remote else []
+    names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
+    shards = sorted(remote.files[name].size for name in names) if remote else []
     kv = {context: kv_bytes(description.spec, context) for context in contexts}
     return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
 
@@ -218,17 +227,23 @@ def _tell(
 
 
 def _tell_the_way(output: Output, model: str, columns: dict[str, _Column]) -> None:
-    """How to get the best of the formats: the one that is most precise, of those that run best."""
+    """How to get the best format there is room for: of those that run best the one that is most precise."""
     from numoe.engine.home import models_folder
     from numoe.engine.plan import Verdict, format_bytes
 
-    best = min(columns, key=lambda quant: list(Verdict).index(columns[quant].forecast.verdict))
+    running = {quant: column for quant, column in columns.items() if column.forecast.verdict is not Verdict.TOO_LARGE}
+    ranked = sorted(running, key=lambda quant: list(Verdict).index(running[quant].forecast.verdict))
     folder = models_folder()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
-    if free < columns[best].peak_disk_bytes:
-        short = f"pulling takes {format_bytes(columns[best].peak_disk_bytes)} and {format_bytes(free)} are free"
-        output.table([(f"{folder}: {short}; make room, or set NUMOE_HOME to a folder on another disk.",)])
+    best = next((quant for quant in ranked if running[quant].peak_disk_bytes <= free), None)
+    if ranked and best != ranked[0]:
+        needed = format_bytes(running[ranked[0]].peak_disk_bytes)
+        short = f"{folder}: pulling {ranked[0]} takes {needed} and {format_bytes(free)} are free"
+        output.table([(f"{short}; make room, or set NUMOE_HOME to a folder on another disk.",)])
         output.text()
+    if best is None:
+        output.text("Nothing was downloaded.")
+        return
     output.text("Nothing was downloaded. To do so:")
     output.text(f"numoe pull {model} --quant {best}")
 

@@ -6,6 +6,8 @@ before its end, 130 Ctrl-C, 141 the reader of stdout left, 143 SIGTERM.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -66,8 +68,75 @@ def _numoe(
     ] = False,
 ) -> None:
     """Run large open mixture-of-experts language models in pure NumPy."""
-    if context.invoked_subcommand != "config":  # which mends what is wrong there
-        context.default_map = defaults(context.command.commands)  # type: ignore[attr-defined]
+    name = context.invoked_subcommand or ""
+    command = context.command.commands[name]  # type: ignore[attr-defined]
+    try:
+        context.default_map = {name: defaults(command)}
+    except InputError as error:
+        wrong = error
+
+        def refuse(**_: object) -> None:
+            raise wrong
+
+        command.callback = refuse  # instead of the command; its --help is answered before that
+
+
+class _Stream(io.TextIOWrapper):
+    """Standard output or error where it cannot be written, as on a full disk: told once, and what was held is dropped.
+
+    Nobody can be told that of standard error, and what goes there is no reason to fail.
+    """
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text) if text != "" else 0  # which Typer writes to see what kind of stream it is
+        except OSError as error:
+            return self._dropped(error, len(text))
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._dropped(error, 0)
+
+    def _dropped(self, error: OSError, written: int) -> int:
+        void = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(void, self.fileno())  # else the end of Python fails once more
+        os.close(void)
+        if self.fileno() == 1:
+            if isinstance(error, BrokenPipeError):
+                raise error
+            why = "it is closed" if error.errno == errno.EBADF else error.strerror
+            raise InputError(f"standard output cannot be written ({why}); send it to another place") from None
+        return written
+
+
+def _prepare_streams() -> None:
+    """Make standard streams that text cannot break, also where the shell closed them (`>&-`)."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file that is opened gets the number. This one can be neither read nor written, just as well.
+            os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
+            if number:
+                setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \u4e2d instead of failing
+        if number and type(stream) is io.TextIOWrapper:
+            encoding, errors, live, through = (
+                stream.encoding,
+                stream.errors,
+                stream.line_buffering,
+                stream.write_through,
+            )
+            made = _Stream(stream.detach(), encoding, errors, line_buffering=live, write_through=through)
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)  # which is asked for the terminal's size
+    for name in ("COLUMNS", "LINES"):  # what says nothing of a screen's size, such as 0
+        if not (size := os.environ.get(name, "80")).isdecimal() or not 8 <= int(size[:9]) < 10_000:
+            del os.environ[name]
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -77,11 +146,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     141 to that, as the shell does of programs that the signal ends.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows \u4e2d instead of failing
+    _prepare_streams()
     try:
-        app(args, prog_name="numoe")
+        try:
+            app(args, prog_name="numoe")
+        finally:
+            sys.stdout.flush()
     except SystemExit as left:
         if isinstance(left.__context__, BrokenPipeError):
             left.code = 128 + 13  # SIGPIPE, which Windows has no name for
@@ -93,9 +163,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         print_error(str(error))
     except MemoryError:
         print_error("there is not enough memory; close other programs, lower --ctx or take a smaller model")
+    except BrokenPipeError:
+        sys.exit(128 + 13)
     except OSError as error:
-        print_error(str(error))
-    except Exception as error:
+        print_error(f"{error.filename}: {error.strerror}; check that place" if error.filename else str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BaseException as error:  # among them PanicException, by which libraries in Rust fail
         if os.environ.get("NUMOE_DEBUG"):
             raise
         print_error(

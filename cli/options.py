@@ -89,7 +89,9 @@ Context = Annotated[
 Ram = Annotated[
     str | None, typer.Option("--ram", metavar="SIZE", help="Memory to use at most, such as 16GB; else what is free.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Cores to compute with; else all.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, max=1024, help="Cores to compute with; else all.")
+]
 
 Source = Annotated[str, typer.Argument(help="The model to convert: a folder of safetensors or a downloaded hub id.")]
 Destination = Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")]

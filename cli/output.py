@@ -10,11 +10,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from numoe.quant.errors import InputError
+
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
-# What a terminal could take for commands: C0 without tab and newline, DEL, C1.
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+# What a terminal could take for commands: C0 without tab and newline, DEL, C1; and what turns the direction of text.
+_TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0), *_TURNS) if code not in (0x09, 0x0A)}
+_LONGEST_ERROR = 2000
 
 
 def printable(text: str) -> str:
@@ -37,10 +42,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON without anything that a terminal or a narrow encoding could change: that is escaped, as JSON does it."""
+    narrow = (sys.stdout.encoding or "").lower().replace("-", "") not in ("utf8", "utf16", "utf32")
+    text = json.dumps(value, ensure_ascii=narrow, indent=indent)
+    return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def print_error(message: str) -> None:
-    """One line on stderr; names that come from files may hold anything."""
-    sys.stdout.flush()
-    print("error:", printable(re.sub(r"\s*[\r\n]\s*", " ", message)), file=sys.stderr)
+    """One line on stderr; names that come from files may hold anything, and any amount of it."""
+    with suppress(InputError, OSError):  # what went wrong first is told
+        sys.stdout.flush()
+    text = printable(re.sub(r"\s*[\r\n]\s*", " ", message))
+    if len(text) > _LONGEST_ERROR:  # the next step is at the end
+        text = f"{text[: _LONGEST_ERROR // 2]} [...] {text[-_LONGEST_ERROR // 2 :]}"
+    print("error:", text, file=sys.stderr)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -103,7 +119,7 @@ class Output:
     def document(self, value: Any) -> None:
         """The one JSON document of a command."""
         self.clear_status()
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(as_json(value, indent=2) + "\n")
         sys.stdout.flush()
 
     def text(self, text: str = "") -> None:
@@ -114,7 +130,7 @@ class Output:
     def line(self, value: Any) -> None:
         """One of many JSON documents, on a line of its own."""
         self.clear_status()
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(as_json(value) + "\n")
         sys.stdout.flush()
 
     def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:

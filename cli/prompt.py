@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,8 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
+
+from numoe.quant.errors import InputError
 
 try:
     import termios
@@ -41,7 +44,7 @@ class Prompt:
             history: a file that keeps what was typed, made if need be.
             commands: what is completed.
         """
-        history.parent.mkdir(parents=True, exist_ok=True)
+        _make_private(history)
         self._session: PromptSession[str] = PromptSession(
             "> ",
             output=create_output(stdout=sys.stderr),
@@ -110,6 +113,17 @@ class Prompt:
         app = self._session.app
         if self._ended_by is not None and app.future is not None and not app.future.done():
             app.exit(exception=EOFError)
+
+
+def _make_private(file: Path) -> None:
+    """Make a file, if there is none, and let nobody but the user read it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
+        if file.stat().st_mode & 0o077:  # older versions made it so
+            file.chmod(0o600)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}); check it and its folder") from None
 
 
 def _quoted(text: str) -> bool:

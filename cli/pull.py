@@ -30,8 +30,9 @@ def pull(
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
         output.status(f"asking the hub for {model}")
+        display = _Display(output)
         try:
-            pulled = fetch(model, quant.value, revision, keep, _Display(output).show)
+            pulled = fetch(model, quant.value, revision, keep, display.show, tell=display.tell)
         except KeyboardInterrupt:
             output.note("stopped; the same command goes on from here")
             raise
@@ -40,6 +41,8 @@ def pull(
         else:
             before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
             output.note(f"{before} of weights became {after} in {pulled.path}")
+            if pulled.conversion.remark:
+                output.note(pulled.conversion.remark)
 
 
 class _Display:
@@ -50,6 +53,15 @@ class _Display:
         self._first: Progress | None = None
         self._since = self._shown = time.monotonic()
         self._noted = 0
+        self._trouble: str | None = None
+        self._received = 0
+
+    def tell(self, trouble: str) -> None:
+        """What goes wrong, for as long as nothing more arrives."""
+        if trouble != self._trouble:
+            self._output.milestone(trouble)
+        self._output.status(trouble)
+        self._trouble = trouble
 
     def show(self, at: Progress) -> None:
         from numoe.engine.plan import format_bytes
@@ -65,6 +77,11 @@ class _Display:
         if now - self._shown < _PAUSE:
             return
         self._shown = now
+        if at.received > self._received:
+            self._trouble, self._received = None, at.received
+        if self._trouble:
+            self._output.status(self._trouble)
+            return
         seconds = max(now - self._since, 1e-3)
         speed = (at.received - self._first.received) / seconds
         steps = (

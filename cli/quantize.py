@@ -73,3 +73,5 @@ def quantize(
             raise
         before, after = format_bytes(made.source_bytes), format_bytes(made.result_bytes)
         output.note(f"{before} of weights became {after} in {destination}")
+        if made.remark:
+            output.note(made.remark)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.text import read_text
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,27 +75,16 @@ class Request:
         Raises:
             InputError: the vocabulary cannot follow the grammar; and as `Session.feed` while the answer is made.
         """
-        from numoe.engine.constrain import with_thinking
-        from numoe.engine.conversation import Answer
+        from numoe.engine.conversation import answer
 
-        grammar = self.grammar
-        if grammar is not None and opened is not None:
-            grammar = with_thinking(grammar, opened, self.settings.think)
-        generation = session.generate(
-            unread,
-            max_tokens=self.settings.max_tokens,
-            stop=self.settings.stop,
-            logprobs=self.logprobs,
-            grammar=grammar,
-            **asdict(self.settings.sampling),
-            **hooks,
-        )
-        return Answer(generation, opened, think_budget=self.settings.think_budget)
+        return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
     from numoe.engine import constrain
 
+    if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in FORMS], ensure_ascii=False)):
+        raise InputError("the form of the answer is not UTF-8; convert it first")
     if options["schema"] is not None:
         return constrain.json_grammar(options["schema"])
     if options["choices"] is not None:
@@ -110,10 +101,7 @@ def read_schema(value: str) -> Any:
         InputError: it is neither.
     """
     given = value.lstrip().startswith("{")
-    try:
-        return json.loads(value if given else read_text(value))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{'--schema' if given else value} is not JSON ({error}); give a JSON schema") from None
+    return parse_json(value if given else read_text(value), "--schema" if given else value, "give a JSON schema")
 
 
 def document(answer: Answer, prompt_tokens: int, reused_tokens: int, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from numoe.cli.output import Output
+from numoe.cli.text import typed
 from numoe.quant.errors import InputError
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a pulled model, as `numoe list` shows it.")]
@@ -26,7 +26,7 @@ def rm(model: Name, yes: Yes = False) -> None:
     size = format_bytes(one.nbytes)
     output = Output()
     if not yes:
-        if not sys.stdin.isatty():
+        if not typed():
             raise typer.BadParameter(f"there is nobody to ask whether {one.name} ({size}) may go; add -y")
         if not output.ask(f"remove {one.name} ({size}) from {one.path}?"):
             raise typer.Exit(1)

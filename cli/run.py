@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CUT = 3
 """The exit code where an answer of a given form was cut off before its end."""
+_PATIENCE = 30.0  # seconds to wait for another process that goes on with the same chat
 
 PromptFile = Annotated[
     str | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is standard input.")
@@ -141,14 +142,16 @@ def run(
         output = stack.enter_context((_Lines if jsonl else _Aloud if show_thinking else Output)(quiet))
         text = whole_prompt(prompt_argument, prompt, prompt_file, file or (), output.note) if batch is None else ""
         output.status(f"loading {model}")
-        from numoe.cli.batch import answer_batch, read_batch
+        from numoe.cli.batch import Answers, answer_batch, count, read_batch
         from numoe.engine import describe, load
-        from numoe.engine.conversation import chat_path
+        from numoe.engine.conversation import alone, chat_path
         from numoe.engine.machine import record
         from numoe.engine.replay import RouteTrace
         from numoe.engine.session import require_room
 
         description = describe(model)
+        for told in description.tokenizer.notes:
+            output.note(told)
         load_seconds = 0.0
 
         def loaded(room: int | None) -> Model:
@@ -163,10 +166,16 @@ def run(
 
         # What can be refused without the weights is refused before they are read.
         if batch is not None:
-            items = read_batch(batch, values)
-            totals = answer_batch(loaded(ctx).session(ctx), items, out, output)
-            output.note(f"{totals.answered} answers, of which {totals.failed} failed")
-            raise typer.Exit(1 if totals.failed else CUT if totals.cut else 0)
+            items = read_batch(batch, values, description.path.resolve())
+            with Answers(items, output, out, batch) as answers:
+                asked = len(answers.missing)
+                if asked < len(items):
+                    output.note(f"{out} has {len(items) - asked} of {len(items)} answers already.")
+                if asked:
+                    answer_batch(loaded(ctx).session(ctx), items, answers, model, output)
+            failed, cut = count(items, answers.lines)
+            output.note(f"{asked} answers, of which {failed} failed")
+            raise typer.Exit(1 if failed else CUT if cut else 0)
         request = Request.make(text if raw else [{"role": "user", "content": text.strip()}], values)
         interrupt = stack.enter_context(Interrupt())
         hooks: dict[str, Any] = {"cancelled": interrupt.cancelled, "progress": output.reading}
@@ -176,8 +185,12 @@ def run(
             reader = loaded(ctx).session(ctx)
             answer = request.ask(reader, ids, opened, **hooks)
         else:
-            chat = _chat(chat_path(session), model, context, values)
-            conversation = _conversation(chat_path(session), chat, loaded, stack)
+            path = chat_path(session)
+            output.status(f"waiting for the chat {session}")
+            stack.enter_context(alone(path, patience=_PATIENCE))
+            output.clear_status()
+            chat = _chat(path, model, context, values)
+            conversation = _conversation(path, chat, loaded, stack)
             reader = conversation.session
             answer = conversation.ask(text.strip(), grammar=request.grammar, logprobs=logprobs, **hooks)
             if answer.dropped:

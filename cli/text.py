@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import typer
@@ -12,24 +13,44 @@ import typer
 from numoe.quant.errors import InputError
 
 _PATIENCE = 2.0  # seconds of silence on a pipe before we say what we wait for
+LARGEST = 256 << 20
+"""Bytes of a text that somebody asks about; no context holds as many. Devices such as /dev/zero never end."""
 
 
-def read_text(name: str) -> str:
+def typed() -> bool:
+    """Whether standard input is a terminal; it is nothing at all where the shell closed it."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def expanded(name: str) -> Path:
+    """A path with the user's own folder in place of ~; of a user who does not exist it stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def read_text(name: str, largest: int = LARGEST) -> str:
     """The text of a file, or of standard input for "-".
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, has more than `largest` bytes, or is not UTF-8.
     """
     if name == "-" and sys.stdin is None:
         raise InputError("standard input is closed; pipe a text in, or give a file instead of -")
+    what = "standard input" if name == "-" else name
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            data = file.read(largest + 1)
+        if len(data) > largest:
+            raise InputError(f"{what} has more than {largest >> 20} MiB of text; give a part of it")
         return data.decode("utf-8-sig")  # Windows editors put a mark before the text
     except UnicodeDecodeError as error:
-        what = "standard input" if name == "-" else name
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); convert it first") from None
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
+    except ValueError as error:  # an InputError, or a name that no file can have
+        raise InputError(str(error)) from None
 
 
 def attachment(name: str) -> str:
@@ -74,7 +95,7 @@ def _piped(note: Callable[[str], None] | None) -> str:
 
     note: None where nothing else is given, so that the user knows of the pipe.
     """
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None or typed():
         return ""
     if note and not _ready():
         note("waiting for what is piped in; < /dev/null goes without")

@@ -2,9 +2,10 @@
 
 import json
 import re
-import secrets
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate, count
 from typing import Any, Protocol
 
 import jinja2
@@ -14,14 +15,19 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from numoe.engine import chat_deepseek_v4
-from numoe.engine.chat_deepseek_v4 import END_THINK, THINK
 from numoe.engine.sample import partial_match
+from numoe.engine.thinking import TAGS, Tags, ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "latest_reminder")
+"""Those that are no template's own, which may be parts of markers."""
+
 
 class ChatFormat(Protocol):
-    """How a model writes conversations."""
+    """How a model writes conversations. `tags`: those around its reasoning."""
+
+    tags: Tags
 
     def render(
         self,
@@ -51,8 +57,9 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
 
     Raises InputError for a model with neither, and for a template that is not valid Jinja.
     """
-    if tokenizer.chat_template is not None:
-        return JinjaChat(tokenizer.chat_template, tokenizer.special_tokens)
+    template = (tokenizer.chat_template or "").removeprefix("\ufeff")
+    if template.strip():
+        return JinjaChat(template, tokenizer.special_tokens, tokenizer.marker_spellings)
     if model_type == "deepseek_v4":
         return DeepSeekV4Chat()
     raise InputError(
@@ -61,37 +68,131 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
 
 
 def encode(
-    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, thinking: bool, begun: str = ""
+    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, thinking: bool, begun: str = ""
 ) -> tuple[list[int], bool]:
     """The token ids of a conversation up to the answer, and whether the answer begins with reasoning.
 
     begun: what the model has written of the answer already, to be continued.
 
     Special tokens come from the template alone: what messages spell stays text.
-    Raises InputError when the format cannot write the conversation.
+    Raises InputError when the format cannot write the conversation, or leaves out what was asked last.
     """
-    prompt = chat.render(messages, thinking=thinking)
-    if not any(_spells_special(tokenizer, message["content"]) for message in messages):
-        return tokenizer.encode(prompt + begun), opens_thinking(prompt)
-    # The template writes stand-ins that no one can guess, and the messages take their places.
-    key = secrets.token_hex(16)
-    stand_ins = [{**message, "content": f"{key}{i}{key}"} for i, message in enumerate(messages)]
-    prompt = chat.render(stand_ins, thinking=thinking)
-    ids: list[int] = []
-    for n, part in enumerate(re.split(f"{key}(\\d+){key}", prompt + begun)):
-        if n % 2:  # what the parentheses caught
-            ids += tokenizer.encode(messages[int(part)]["content"], special=False)
-        else:
-            ids += tokenizer.encode(part)
-    return ids, opens_thinking(prompt)
+    spellings = tokenizer.marker_spellings
+    _check_roles(messages, spellings)
+    messages, prompt = _rendered(chat, messages, thinking)
+    marks = _Marks(messages, spellings, prompt)
+    if marks.messages == messages:
+        return tokenizer.encode(prompt + begun), opens_thinking(prompt, chat.tags)
+    pieces = list(marks.pieces(chat.render(marks.messages, thinking=thinking)))
+    opened = opens_thinking(pieces[-1][0], chat.tags)
+    pieces[-1] = (pieces[-1][0] + begun, False)
+    ids = tokenizer.encode(pieces[0][0])
+    # Text in the midst of a prompt is encoded after a line break, for SentencePiece puts a space before a beginning.
+    for text, spelled in pieces[1:]:
+        lead, piece = (tokenizer.encode(part, special=not spelled) for part in ("\n", "\n" + text))
+        if piece[: len(lead)] == lead:
+            ids += piece[len(lead) :]
+        else:  # the line break has joined with what follows it
+            ids += tokenizer.encode(text, special=not spelled)
+    return ids, opened
 
 
-def _spells_special(tokenizer: Tokenizer, text: str) -> bool:
-    return tokenizer.encode(text) != tokenizer.encode(text, special=False)
+def _check_roles(messages: Sequence[Mapping[str, Any]], spellings: Collection[str]) -> None:
+    """Templates write roles between their markers: one that is not known is a plain word, and part of no marker."""
+    for message in messages:
+        role = message.get("role")
+        if role in ROLES:
+            continue
+        if not isinstance(role, str) or not re.fullmatch(r"[a-z][a-z_]*", role) or any(role in s for s in spellings):
+            raise InputError(f"A message has the role {role!r:.80}; roles are {', '.join(ROLES)}.")
+
+
+def _rendered(
+    chat: ChatFormat, messages: Sequence[Mapping[str, Any]], thinking: bool
+) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """The messages as the template reads them, and the prompt: some read only texts that are lists of parts."""
+    asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=None)
+    for shape in (str, lambda text: [{"type": "text", "text": text}]):
+        shaped = [
+            {**message, "content": shape(message["content"])} if isinstance(message.get("content"), str) else message
+            for message in messages
+        ]
+        prompt = chat.render(shaped, thinking=thinking)
+        if asked is None:
+            return shaped, prompt
+        word = next(word for n in count() if (word := f"question{n}") not in prompt)
+        probe = [{**message, "content": shape(word)} if n == asked else message for n, message in enumerate(shaped)]
+        if word in chat.render(probe, thinking=thinking):
+            return shaped, prompt
+    raise InputError(
+        "The model's chat template leaves out the question, so the model has no chat template that numoe can use; "
+        "continue plain text with `numoe run --raw`."
+    )
+
+
+def _solid(text: str) -> str:
+    return "".join(text.split())
+
+
+class _Marks:
+    """Marks around the markers that messages spell, by which those are told from a template's own.
+
+    A template is a program on the text of messages: it cuts, trims and looks for tags. So the text stays, and its
+    markers are put between two characters that occur nowhere else (transformers' `sanitize_control_tokens` does so).
+
+    messages: those given, marked. prompt: what the template makes of them without marks.
+    """
+
+    def __init__(self, messages: Sequence[Mapping[str, Any]], spellings: Collection[str], prompt: str) -> None:
+        self._spellings = [spelling for spelling in spellings if spelling.strip()]
+        longest_first = sorted(self._spellings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        given = prompt + json.dumps(messages, ensure_ascii=False, default=str)
+        private = map(chr, range(0xF0000, 0x10FFFE))
+        self._open, self._close = (next(c for c in private if c not in given) for _ in range(2))
+        self._prompt = prompt
+        self.messages = [{**self._marked(message), "role": message["role"]} for message in messages]
+
+    def _marked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            body = value.rstrip()
+            text = self._pattern.sub(rf"{self._open}\g<0>{self._close}", body)
+            if partial_match(body, self._spellings):  # the next text may go on with it
+                text += self._close
+            return text + value[len(body) :]
+        if isinstance(value, Mapping):
+            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._marked(inner) for inner in value]
+        return value
+
+    def pieces(self, marked: str) -> Iterator[tuple[str, bool]]:
+        """The prompt in pieces: (text, whether it is a marker that messages spell). The last is none.
+
+        marked: what the template makes of the marked messages. Where that differs in more than space, for it looks
+        at how a text begins or ends, it is the prompt, without the marks.
+        """
+        prompt, marks = self._prompt, (self._open, self._close)
+        bare = marked.replace(self._open, "").replace(self._close, "")
+        if _solid(bare) != _solid(prompt):
+            prompt = bare
+        places = [place for place, c in enumerate(marked) if not c.isspace() and c not in marks]
+        solid_before = list(accumulate((not c.isspace() for c in prompt), initial=0))
+        done = 0
+        for found in self._pattern.finditer(prompt):
+            first, end = places[solid_before[found.start()]], places[solid_before[found.end()] - 1] + 1
+            around = marked[first - 1 : first], marked[end : end + 1]
+            if marked[first:end] != found[0].strip() or around == marks:
+                yield prompt[done : found.start()], False
+                yield found[0], True
+                done = found.end()
+        yield prompt[done:], False
 
 
 class DeepSeekV4Chat:
     """DeepSeek-V4's format, see `chat_deepseek_v4`."""
+
+    tags = TAGS[0]
 
     def render(
         self,
@@ -111,7 +212,8 @@ class DeepSeekV4Chat:
         )
 
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
-        reasoning, answer = _split_thinking(completion.removesuffix(chat_deepseek_v4.EOS), thinking)
+        splitter = ThinkSplitter(thinking, self.tags)
+        reasoning, answer = split_thinking(completion.removesuffix(chat_deepseek_v4.EOS), splitter)
         content, tool_calls = chat_deepseek_v4.split_tool_calls(answer)
         return {"content": content, "reasoning_content": reasoning, "tool_calls": tool_calls}
 
@@ -125,20 +227,25 @@ class JinjaChat:
     Tool calls in completions are left in the content: every model writes its own.
     """
 
-    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
+        """`markers`: the texts of the vocabulary's chat markers, of which some may be the tags of reasoning."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+        for toy in ("lipsum", "cycler"):
+            del environment.globals[toy]
         try:
-            self._template = environment.from_string(template)
-        except jinja2.TemplateError as error:
+            with warnings.catch_warnings(action="ignore"):  # of the compiler, about the template's code
+                self._template = environment.from_string(template.removeprefix("\ufeff"))
+        except Exception as error:  # a template can fail in any way Python can
             raise InputError(
-                f"The model's chat template is not valid ({error}); pass --raw to go without it."
+                f"The model's chat template is not valid ({_reason(error)}); go without it by `numoe run --raw`."
             ) from error
         self._special_tokens = dict(special_tokens)
+        self.tags = tags_of(template, markers)
 
     def render(
         self,
@@ -149,7 +256,8 @@ class JinjaChat:
         reasoning_effort: str | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        variables: dict[str, Any] = {**self._special_tokens, "messages": messages, "tools": tools or None}
+        given = [_aliased(message) for message in messages]
+        variables: dict[str, Any] = {**self._special_tokens, "messages": given, "tools": tools or None}
         variables |= {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking}
         variables |= {"thinking": thinking}
         if reasoning_effort is not None:
@@ -158,11 +266,12 @@ class JinjaChat:
             return self._template.render(variables)
         except Exception as error:  # a template can fail in any way Python can
             raise InputError(
-                f"The model's chat template refused the conversation: {error}; change it or pass --raw."
+                f"The model's chat template refused the conversation: {_reason(error)}; change it, or continue plain "
+                "text with `numoe run --raw`."
             ) from error
 
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
-        reasoning, answer = _split_thinking(completion, thinking)
+        reasoning, answer = split_thinking(completion, ThinkSplitter(thinking, self.tags))
         if reasoning:  # templates write line breaks around the two
             reasoning, answer = reasoning.strip("\n"), answer.lstrip("\n")
         return {"content": answer, "reasoning_content": reasoning, "tool_calls": []}
@@ -179,6 +288,22 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, in a line that can be printed; some say nothing, and some go on without end."""
+    said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error)[:200].split())).rstrip(".")
+    return said or type(error).__name__
+
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as templates expect it: nothing where there is nothing, and reasoning by both names that they read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[key] for key in _REASONING if key in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
@@ -191,65 +316,3 @@ class _GenerationBlock(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def opens_thinking(prompt: str) -> bool:
-    """Whether a rendered prompt ends inside a thinking block, so that the completion begins with reasoning."""
-    return prompt.rstrip().endswith(THINK)
-
-
-class ThinkSplitter:
-    """Splits a streamed completion into ("thinking", text) and ("text", text), never showing half a tag.
-
-    thinking: the completion begins inside a thinking block, see `opens_thinking`. Otherwise one begins only with
-    a `<think>` at the very start. A block ends at the first `</think>`, or with the completion.
-    The result joined is the same however the completion is cut into pieces.
-    """
-
-    def __init__(self, thinking: bool) -> None:
-        self._kind = "thinking" if thinking else "text"
-        self._at_start = True
-        self._held = ""
-
-    @property
-    def thinking(self) -> bool:
-        """Whether what comes next is reasoning, as far as it is settled."""
-        return self._kind == "thinking"
-
-    def push(self, piece: str) -> list[tuple[str, str]]:
-        """What this piece settles, in order; no empty texts."""
-        text, self._held = self._held + piece, ""
-        if self._at_start:
-            begun = text.lstrip()
-            if len(begun) < len(THINK) and THINK.startswith(begun):
-                self._held = text
-                return []
-            self._at_start = False
-            if begun.startswith(THINK):
-                self._kind, text = "thinking", begun.removeprefix(THINK)
-        if self._kind == "text":
-            return _nonempty([("text", text)])
-        reasoning, tag, rest = text.partition(END_THINK)
-        if tag:
-            self._kind = "text"
-            return _nonempty([("thinking", reasoning), ("text", rest)])
-        cut = len(text) - partial_match(text, [END_THINK])
-        self._held = text[cut:]
-        return _nonempty([("thinking", text[:cut])])
-
-    def flush(self) -> list[tuple[str, str]]:
-        """What is still held back, once the completion has ended."""
-        text, self._held = self._held, ""
-        return _nonempty([(self._kind, text)])
-
-
-def _nonempty(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [part for part in parts if part[1]]
-
-
-def _split_thinking(completion: str, thinking: bool) -> tuple[str, str]:
-    """(reasoning, answer) of a whole completion."""
-    splitter = ThinkSplitter(thinking)
-    parts = splitter.push(completion) + splitter.flush()
-    reasoning = "".join(text for kind, text in parts if kind == "thinking")
-    return reasoning, "".join(text for kind, text in parts if kind == "text")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numoe.engine.chat_deepseek_v4 import END_THINK, THINK
 from numoe.engine.layers.ops import Floats
+from numoe.engine.thinking import TAGS, Tags
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,16 +65,17 @@ def regex_grammar(pattern: str) -> str:
     return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
 
 
-def with_thinking(grammar: str, opened: bool, asked: bool) -> str:
+def with_thinking(grammar: str, opened: bool, asked: bool, tags: Tags = TAGS[0]) -> str:
     """A grammar for the answer alone, as one for the answer and the reasoning that may come before it.
 
-    opened: the text begins inside a thinking block, see `chat.opens_thinking`. asked: it may begin with a whole one.
+    opened: the text begins inside a thinking block, see `opens_thinking`. asked: it may begin with a whole one.
     """
     if not opened and not asked:
         return grammar
+    opening, closing = map(json.dumps, tags)
     answer = re.sub(r"\Astart:", "answer:", grammar)
-    begin = "reasoning" if opened else f'("{THINK}" reasoning)?'
-    return f'start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix="{END_THINK}"]: /(?s:.*)/\n{answer}'
+    begin = "reasoning" if opened else f"({opening} reasoning)?"
+    return f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{answer}"
 
 
 def _checked(grammar: str, what: str) -> str:
@@ -152,9 +153,9 @@ class _Vocabulary:
         self._tokenizer = tokenizer
         self.tokens = [tokenizer.token_bytes(i) for i in range(max(vocab, tokenizer.vocab_size))]
         # The tags of thinking blocks are special tokens in some vocabularies; the grammar spells them.
-        tags = (THINK.encode(), END_THINK.encode())
+        tags = {tag.encode() for pair in TAGS for tag in pair}
         special = {i for i in tokenizer.special_ids if self.tokens[i] not in tags}
-        self.ends = sorted(tokenizer.eos_ids)
+        self.ends = sorted(i for i in tokenizer.eos_ids if i < len(self.tokens))  # files may name ids beyond
         if not self.ends:  # there must be one: it gets an id that has no logit
             self.ends = [len(self.tokens)]
             self.tokens.append(b"<end>")
@@ -162,7 +163,7 @@ class _Vocabulary:
         self.eos_token_id = self.ends[0]
         self.special_token_ids = sorted(special)
         self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
-        self._longest = max(map(len, self._ids))
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, data: bytes) -> list[int]:
         text = data.decode("utf-8", "replace")

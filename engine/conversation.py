@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from numoe.engine.chat import END_THINK, THINK, ThinkSplitter, encode
+from numoe.engine.chat import encode
 from numoe.engine.constrain import with_thinking
 from numoe.engine.home import home
-from numoe.engine.sample import Sampling
+from numoe.engine.sample import Sampling, StopMatcher
+from numoe.engine.thinking import TAGS, Tags, ThinkSplitter
+from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
-from numoe.quant.files import write_whole
+from numoe.quant.files import locked_soon, write_whole
 
 if TYPE_CHECKING:
     from numoe.engine.load import Model
@@ -40,7 +44,8 @@ class Settings:
     """How questions are answered.
 
     think: ask for reasoning before the answer. think_budget: most tokens of it; None: no limit.
-    max_tokens, stop: as in `Session.generate`. context: as in `Model.session`.
+    max_tokens: as in `Session.generate`. stop: strings that end the answer, whatever the reasoning says. context: as
+    in `Model.session`.
     """
 
     system: str | None = None
@@ -50,6 +55,22 @@ class Settings:
     stop: tuple[str, ...] = ()
     context: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_tokens", self.max_tokens, 0),
+            ("think_budget", self.think_budget, 0),
+            ("ctx", self.context, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; give a number from {least} on")
+        if not _is_text(self.system or "", *self.stop):
+            raise InputError("the instructions or a stop string are not UTF-8; convert them first")
+
+
+def _is_text(*texts: str) -> bool:
+    """Whether these can be written: what comes from outside may hold halves of surrogate pairs, which is no text."""
+    return not re.search("[\ud800-\udfff]", "".join(texts))
 
 
 @dataclass(frozen=True)
@@ -69,11 +90,12 @@ class Turn:
         text = self.text.lstrip("\n") if self.thinking else self.text
         return replace(self, thinking=self.thinking.strip("\n"), text=text)
 
-    def completion(self, opened: bool) -> str:
+    def completion(self, opened: bool, tags: Tags = TAGS[0]) -> str:
         """What the model has written in all; `opened`: the prompt ended inside a thinking block."""
         if not opened and not self.thinking:
             return self.text
-        return ("" if opened else THINK) + self.thinking + (END_THINK + self.text if self.text else "")
+        opening, closing = tags
+        return ("" if opened else opening) + self.thinking + (closing + self.text if self.text else "")
 
 
 @dataclass(frozen=True)
@@ -89,17 +111,18 @@ class Chat:
     forgotten: int = 0
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, whole or not at all; nobody else can read it.
 
         Raises:
             InputError: it cannot be written.
         """
         text = json.dumps({"numoe": f"chat {FILE_VERSION}", **asdict(self)}, ensure_ascii=False, indent=1)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(path, f"{text}\n".encode())
+            _prepare_folder(path)
+            # What is not UTF-8, as the name of a model's folder can be, becomes an escape that JSON knows too.
+            write_whole(path, f"{text}\n".encode("utf-8", "backslashreplace"), private=True)
         except OSError as error:
-            raise InputError(f"the chat cannot be written to {path} ({error.strerror}); check the folder") from error
+            raise _unwritable(path, error) from error
 
     @classmethod
     def read(cls, path: Path) -> Chat:
@@ -108,22 +131,48 @@ class Chat:
         Raises:
             InputError: there is no such file, or it is none of this version's chats.
         """
+        shown = "`numoe chat --list` shows those that are kept"
+        if not path.is_file():
+            raise InputError(f"there is no chat {path}; {shown}")
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document.pop("numoe") != f"chat {FILE_VERSION}":
-                raise ValueError("another version")
-            settings = document.pop("settings")
-            settings |= {"sampling": Sampling(**settings["sampling"]), "stop": tuple(settings["stop"])}
-            turns = tuple(Turn(**turn) for turn in document.pop("turns"))
-            return cls(settings=Settings(**settings), turns=turns, **document)
-        except FileNotFoundError:
-            raise InputError(f"there is no chat {path}; `numoe chat --list` shows those that are saved") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is not a chat of this version of numoe ({error}); name another, or remove it"
-            ) from None
+            document = read_object(path)
+        except InputError:
+            document = {}
+        form = document.pop("numoe", None)
+        if not isinstance(form, str) or not re.fullmatch(r"chat \d{1,9}", form):
+            raise InputError(f"{path} is not a chat of numoe; {shown}")
+        if form != f"chat {FILE_VERSION}":
+            raise InputError(f"{path} is a chat of another version of numoe; go on with it there, or name another")
+        try:
+            chat: Chat = _built(cls, document, "the chat")
+            if not 0 <= chat.forgotten <= len(chat.turns):
+                raise ValueError(f"forgotten is {chat.forgotten}")
+            return chat
+        except ValueError as error:
+            raise InputError(f"{path} is a damaged chat ({error}); name another, or remove it") from None
+
+
+def _built(kind: Any, value: Any, name: str) -> Any:
+    """The value of a JSON document as the type that a field has. Raises ValueError if it is another."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if type(value) is not dict or value.keys() - hints.keys():
+            raise ValueError(f"{name} is something else")
+        parts = {key: _built(hints[key], one, key) for key, one in value.items()}
+        try:
+            return kind(**parts)  # type: ignore[operator]
+        except TypeError:
+            raise ValueError(f"{name} is not whole") from None
+    if get_origin(kind) is tuple:
+        if type(value) is not list:
+            raise ValueError(f"{name} is not a list")
+        return tuple(_built(get_args(kind)[0], one, name) for one in value)
+    kinds = get_args(kind) or (kind,)
+    if type(value) not in kinds and not (float in kinds and type(value) is int):
+        raise ValueError(f"{name} is of another kind")
+    if type(value) is str and name != "model" and not _is_text(value):
+        raise ValueError(f"{name} is not UTF-8")
+    return value
 
 
 def chats_folder() -> Path:
@@ -133,7 +182,41 @@ def chats_folder() -> Path:
 
 def chats() -> list[Path]:
     """The files of all chats that are kept, the last used first."""
-    return sorted(chats_folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = []
+    for path in chats_folder().glob("*.json"):
+        with suppress(OSError):  # removed meanwhile, or a link to nothing
+            if stat.S_ISREG((kept := path.stat()).st_mode):
+                found.append((kept.st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+@contextmanager
+def alone(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Keeps other processes from going on with a chat meanwhile, after so many seconds of waiting for one that does.
+
+    Raises:
+        InputError: another process goes on with it, or its folder cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            _prepare_folder(path)
+            stack.enter_context(locked_soon(path, f'the chat "{path.stem}"', patience))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        yield
+
+
+def _prepare_folder(path: Path) -> None:
+    """Make the folder of chats, if the file is to be there, and keep it from others."""
+    folder = chats_folder()
+    if path.parent == folder:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(OSError):  # a disk without permissions, or another's folder
+            folder.chmod(0o700)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"the chat cannot be written to {path} ({error.strerror}); check the folder and its disk")
 
 
 def chat_path(name: str) -> Path:
@@ -142,8 +225,10 @@ def chat_path(name: str) -> Path:
     Raises:
         InputError: the name cannot be a file's everywhere.
     """
-    if not re.fullmatch(r"\w[\w .-]*", name):
-        raise InputError(f'"{name}" cannot be the name of a chat; use letters, digits, spaces, ".", "-" and "_"')
+    if not re.fullmatch(r"\w[\w .-]*", name) or len(name.encode()) > 200:  # of 255, for it gets endings
+        raise InputError(
+            f'"{name}" cannot be the name of a chat; use letters, digits, spaces, ".", "-" and "_", at most 200'
+        )
     return chats_folder() / f"{name}.json"
 
 
@@ -163,6 +248,7 @@ def cache_path(path: Path) -> Path:
 class Answer(Iterator[tuple[str, str]]):
     """Pieces of an answer as they are made: ("thinking" | "text", some of it), without line breaks around the tags.
 
+    What turns out to be reasoning after it was given as text is so in `turn` alone.
     generation: counts and times. turn: all of the answer so far. dropped: turns that the model is not told any more
     from this answer on, for they do not fit into the context.
     """
@@ -173,6 +259,9 @@ class Answer(Iterator[tuple[str, str]]):
         thinking: bool | None,
         turn: Turn | None = None,
         *,
+        tags: Tags = TAGS[0],
+        formed: bool = False,
+        stop: Sequence[str] = (),
         think_budget: int | None = None,
         dropped: int = 0,
         ended: Callable[[Turn], None] = lambda turn: None,
@@ -181,13 +270,20 @@ class Answer(Iterator[tuple[str, str]]):
         Args:
             thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
             turn: what is there already, to be continued.
+            tags, formed: as in `ThinkSplitter`.
+            stop: strings that end the answer; they are no part of it.
             think_budget: the block is closed after so many tokens.
             ended: called with the turn when it has ended, however it did, unless no answer began.
+
+        Raises:
+            InputError: a stop string is empty.
         """
         self.generation = generation
         self.turn = turn or Turn("")
         self.dropped = dropped
-        self._splitter = None if thinking is None else ThinkSplitter(thinking)
+        self._splitter = None if thinking is None else ThinkSplitter(thinking, tags, formed=formed)
+        self._closing = tags[1]
+        self._stop = StopMatcher(stop)
         self._think_budget = think_budget
         self._ended = ended
         self._pieces = self._run()
@@ -206,27 +302,94 @@ class Answer(Iterator[tuple[str, str]]):
             self._end_thinking()
             for piece in generation:
                 yield from self._taken(splitter.push(piece) if splitter else [("text", piece)])
+                if self._stop.stopped:
+                    break
                 self._end_thinking()
-            yield from self._taken(splitter.flush() if splitter else [])
-            self.turn = replace(self.turn, finish_reason=generation.finish_reason)
+            if not self._stop.stopped:
+                yield from self._taken(splitter.flush() if splitter else [])
+                yield from self._added("text", self._stop.flush())
+            self.turn = replace(self.turn, finish_reason="stop" if self._stop.stopped else generation.finish_reason)
         finally:
             if generation.tokens or self.turn.finish_reason != "cancelled":
                 self._ended(self.turn)
 
     def _taken(self, parts: Iterable[tuple[str, str]]) -> Generator[tuple[str, str], None, None]:
         for kind, text in parts:
-            so_far = self.turn.thinking if kind == "thinking" else self.turn.text
-            self.turn = replace(self.turn, **{kind: so_far + text})
-            if not so_far.strip("\n") and (kind == "thinking" or self.turn.thinking):
-                text = text.lstrip("\n")
-            if text:
-                yield kind, text
+            if kind == "text":
+                yield from self._added(kind, self._stop.push(text)[0])
+                if self._stop.stopped:
+                    return
+            elif kind == "thinking":
+                yield from self._added(kind, text)
+            else:  # all text so far was reasoning, and is told apart from what follows
+                yield from self._added("text", self._stop.flush())
+                if self.turn.text:
+                    yield "text", "\n\n"
+                self.turn = replace(self.turn, thinking=self.turn.thinking + self.turn.text, text="")
+
+    def _added(self, kind: str, text: str) -> Generator[tuple[str, str], None, None]:
+        so_far = self.turn.thinking if kind == "thinking" else self.turn.text
+        self.turn = replace(self.turn, **{kind: so_far + text})
+        if not so_far.strip("\n") and (kind == "thinking" or self.turn.thinking):
+            text = text.lstrip("\n")
+        if text:
+            yield kind, text
 
     def _end_thinking(self) -> None:
         budget = self._think_budget
         if budget is not None and self._splitter and self._splitter.thinking and len(self.generation.tokens) >= budget:
             self._think_budget = None
-            self.generation.force(END_THINK)
+            self.generation.force(self._closing)
+
+
+def answer(
+    session: Session,
+    unread: Sequence[int],
+    opened: bool | None,
+    settings: Settings,
+    turn: Turn | None = None,
+    *,
+    grammar: str | None = None,
+    dropped: int = 0,
+    ended: Callable[[Turn], None] = lambda turn: None,
+    **options: Any,
+) -> Answer:
+    """An answer that is made as it is taken.
+
+    Args:
+        unread: what the session has not read yet of the prompt.
+        opened: whether the prompt ends inside a thinking block; None: it is plain text, which is continued.
+        turn: what the prompt ends with of the answer, to be continued.
+        grammar: the form of the answer, see `constrain`.
+        dropped, ended: as in `Answer`.
+        options: as in `Session.generate`, beside those in `Settings`.
+
+    Raises:
+        InputError: a value out of range, or a vocabulary that cannot follow the grammar; and as `Session.feed` while
+            the answer is made.
+    """
+    tags = TAGS[0] if opened is None else session.model.description.chat_format.tags
+    thinking = opened
+    if opened is not None and turn:
+        thinking = (opened or bool(turn.thinking)) and not turn.text
+    if grammar is not None:
+        if not thinking and not (settings.think and opened is not None):
+            thinking = None
+        grammar = with_thinking(grammar, bool(thinking), thinking is not None, tags)
+    generation = session.generate(
+        unread, max_tokens=settings.max_tokens, grammar=grammar, **asdict(settings.sampling), **options
+    )
+    return Answer(
+        generation,
+        thinking,
+        turn,
+        tags=tags,
+        formed=grammar is not None,
+        stop=settings.stop,
+        think_budget=settings.think_budget,
+        dropped=dropped,
+        ended=ended,
+    )
 
 
 class Conversation:
@@ -353,9 +516,7 @@ class Conversation:
         ids, opened, forgotten = self._fitted(earlier, turn)
         unread = session.align(ids, self._points)
         self._points.appendleft(session.snapshot())
-        tell, grammar = options.pop("progress", None), options.pop("grammar", None)
-        if grammar is not None:
-            options["grammar"] = with_thinking(grammar, opened, settings.think)
+        tell = options.pop("progress", None)
 
         def progress(done: int, total: int) -> None:
             if tell:
@@ -363,21 +524,16 @@ class Conversation:
             if done == total:
                 self._points.appendleft(session.snapshot())
 
-        generation = session.generate(
+        return answer(
+            session,
             unread,
-            max_tokens=settings.max_tokens,
-            stop=settings.stop,
-            progress=progress,
-            **asdict(settings.sampling),
-            **options,
-        )
-        return Answer(
-            generation,
-            opened and not turn.text,
+            opened,
+            settings,
             turn,
-            think_budget=settings.think_budget,
+            progress=progress,
             dropped=forgotten - min(self.chat.forgotten, len(earlier)),
             ended=lambda turn: self._keep((*earlier, turn), forgotten),
+            **options,
         )
 
     def _fitted(self, earlier: tuple[Turn, ...], turn: Turn) -> tuple[list[int], bool, int]:
@@ -409,11 +565,16 @@ class Conversation:
         """The tokens up to where the answer goes on, and whether it begins with reasoning."""
         settings, tokenizer = self.chat.settings, self.model.tokenizer
         messages = [{"role": "system", "content": settings.system}] if settings.system else []
+        unanswered = ""
         for told in earlier:
-            messages.append({"role": "user", "content": told.question})
-            messages.append({"role": "assistant", "content": told.trimmed().text})
-        messages.append({"role": "user", "content": turn.question})
+            question, text = unanswered + told.question, told.trimmed().text
+            # Many templates refuse an answer that is empty, and questions in a row: those are asked as one.
+            unanswered = "" if text.strip() else f"{question}\n\n"
+            if not unanswered:
+                messages.append({"role": "user", "content": question})
+                messages.append({"role": "assistant", "content": text})
+        messages.append({"role": "user", "content": unanswered + turn.question})
         ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think)
-        if begun := turn.completion(opened):
-            ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think, begun=begun)
+        if begun := turn.completion(opened, self._format.tags):
+            ids, _ = encode(self._format, tokenizer, messages, thinking=settings.think, begun=begun)
         return ids, opened

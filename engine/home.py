@@ -8,6 +8,7 @@ A hub id holds no "--" and a way to quantize no "-", so the folder's name tells 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -18,12 +19,14 @@ from pathlib import Path
 
 from numoe.quant.convert import PART_SUFFIX
 from numoe.quant.errors import InputError
+from numoe.quant.files import held
 
 TINY = "tiny"
 """The name of the trained model that ships inside the package."""
 
 _FOLDER = re.compile(r"([\w.-]+?)--([\w.-]+)-(\w+)")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# As the hub has it: words joined by single signs, 96 characters at most for the owner and for the name.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\b[\w.-]{1,96}\b)/(\b[\w.-]{1,96}\b)(?<!\.git)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Pulled:
         return self.path.suffix != PART_SUFFIX
 
     @property
+    def finished_path(self) -> Path:
+        """Where it is when the pull has finished."""
+        return self.path.with_name(self.path.name.removesuffix(PART_SUFFIX))
+
+    @property
+    def unfinished_path(self) -> Path:
+        """Where a pull writes it until then."""
+        return self.path.with_name(self.finished_path.name + PART_SUFFIX)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all its files."""
         total = 0
@@ -56,10 +69,13 @@ class Pulled:
 
 
 def home() -> Path:
-    """The folder of all that numoe keeps: NUMOE_HOME, or where the platform keeps a user's data."""
+    """The folder of all that numoe keeps: NUMOE_HOME, or where the platform keeps a user's data.
+
+    Raises InputError when NUMOE_HOME begins with the name of no user.
+    """
     chosen = os.environ.get("NUMOE_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return _expanded(chosen, "NUMOE_HOME is").absolute()
     from platformdirs import user_data_path
 
     return user_data_path("numoe", appauthor=False)
@@ -88,13 +104,19 @@ def models() -> list[Pulled]:
 
 
 def find(model: str) -> list[Pulled]:
-    """The pulled models that a name can mean: OWNER/NAME or NAME in any case, and perhaps a colon and the quant."""
-    name, _, quant = model.lower().partition(":")
-    return [
-        one
-        for one in models()
-        if name in (one.repo_id.lower(), one.repo_id.lower().partition("/")[2]) and quant in ("", one.quant)
+    """The pulled models that a name can mean: OWNER/NAME or NAME in any case, and perhaps a colon and the quant.
+
+    Where ids differ in case alone, the one that is spelled just so.
+    """
+    name, _, quant = model.partition(":")
+    found = [
+        one for one in models() if name.lower() in map(str.lower, _names(one)) and quant.lower() in ("", one.quant)
     ]
+    return [one for one in found if one.repo_id == name] or found
+
+
+def _names(one: Pulled) -> tuple[str, str]:
+    return one.repo_id, one.repo_id.partition("/")[2]
 
 
 def only(model: str, among: list[Pulled]) -> Pulled:
@@ -109,14 +131,22 @@ def only(model: str, among: list[Pulled]) -> Pulled:
 
 
 def remove(one: Pulled) -> None:
-    """Remove a pulled model from the disk. If that is interrupted, what is left counts as unfinished."""
+    """Remove a pulled model from the disk. If that is interrupted, what is left counts as unfinished.
+
+    Raises:
+        InputError: it is being pulled just now.
+        OSError: it cannot be removed.
+    """
     path = one.path
     if path.is_symlink():  # to a folder that somebody keeps elsewhere
         path.unlink()
         return
-    if one.complete:
-        path = path.rename(path.with_name(path.name + PART_SUFFIX))
-    shutil.rmtree(path)
+    with held(one.unfinished_path) as free:
+        if not free:
+            raise InputError(f"{one.name} is being pulled just now; stop that first")
+        if one.complete:
+            path = path.rename(one.unfinished_path)
+        shutil.rmtree(path)
 
 
 def lookup(model: str | Path) -> Path | None:
@@ -127,14 +157,18 @@ def lookup(model: str | Path) -> Path | None:
             files are in the Hugging Face cache. The first of these that fits is taken.
 
     Raises:
-        InputError: the name fits several pulled models.
+        InputError: the name fits several pulled models, or is a path that cannot be looked at.
     """
     if model == TINY:
         return Path(__file__).parent / TINY
-    path = Path(model).expanduser()
-    if path.is_dir() or path.is_file():
-        return path
     name = str(model)
+    path = _expanded(name, "there is no folder or file")
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise InputError(f"{path} cannot be looked at ({error.strerror}); check its permissions") from error
     if finished := [one for one in find(name) if one.complete]:
         return only(name, finished).path
     if is_hub_id(name):
@@ -142,6 +176,14 @@ def lookup(model: str | Path) -> Path | None:
 
         return cached_snapshot(name)
     return None
+
+
+def _expanded(path: str, what: str) -> Path:
+    """A path without the ~ of a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f'{what} "{path}", which begins with the name of no user; write the path in full') from None
 
 
 def locate(model: str | Path) -> Path:
@@ -169,15 +211,23 @@ def is_hub_id(name: str) -> bool:
 
 def unknown(name: str) -> InputError:
     """What to say of a name that means nothing here."""
-    known = {spelled.lower(): spelled for one in models() for spelled in (one.repo_id, one.repo_id.partition("/")[2])}
-    close = get_close_matches(name.lower(), [*known, TINY], n=1, cutoff=0.7)
+    known = {spelled.lower(): spelled for one in models() for spelled in _names(one)}
+    close = get_close_matches(name.lower()[:200], [*known, TINY], n=1, cutoff=0.7)
     hint = f' (did you mean "{known.get(close[0], close[0])}"?)' if close else ""
     if is_hub_id(name):
+        from numoe.engine.hub import cached_snapshot
+
+        if cached_snapshot(name, whole=False):
+            return InputError(
+                f"the Hugging Face cache holds {name} in part; `numoe pull {name}` gets the rest, `numoe fit {name}` "
+                "tells what it takes"
+            )
         return InputError(
             f'"{name}" is neither a folder here nor a pulled model{hint}; `numoe fit {name}` tells what it takes, '
             f"`numoe pull {name}` gets it"
         )
+    shown = name if len(name) <= 200 else f"{name[:200]}..."
     return InputError(
-        f'there is no folder or file "{name}" and no pulled model of that name{hint}; give a model folder, a .gguf '
+        f'there is no folder or file "{shown}" and no pulled model of that name{hint}; give a model folder, a .gguf '
         "file, a hub id, a name that `numoe list` shows, or tiny"
     )

@@ -1,35 +1,41 @@
 """The Hugging Face hub: what a repository holds, and its bytes, checked on arrival.
 
 Transfers go on where they were cut, also those of an earlier process, and wait and try again as long as the hub asks
-for it or is out of reach. (huggingface_hub's own downloads begin anew in every process.)
+for it or is out of reach. (huggingface_hub's own downloads begin anew in every process.) Nothing that an answer claims
+is believed: lengths, parts and types are compared with what was asked for, and no body is read further than that.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+import re
+import shutil
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+from numoe.engine import network
+from numoe.engine.home import is_hub_id
+from numoe.engine.network import HubError, Wait
 from numoe.quant import safetensors_file
 from numoe.quant.checkpoint import PICKLES, Checkpoint
+from numoe.quant.documents import parse_json, refuse_lfs_pointer
 from numoe.quant.errors import InputError
-from numoe.quant.safetensors_file import INDEX_NAME
+from numoe.quant.files import lock, shortened
+from numoe.quant.safetensors_file import INDEX_NAME, model_shards
 
-_RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each further try; any progress begins the row anew
-_LONGEST_WAIT = 300  # seconds that the hub may ask for at a time: the window of its rate limits
+LARGEST_SMALL = 64 << 20
+"""Bytes of what is read into memory as a whole: the listing, config.json, vocabularies."""
+
 _HEADER_BYTES = 1 << 18  # more than most shards' headers take
 _PARALLEL = 8
 _BLOCK = 1 << 20
 
-Wait = Callable[[float], object]
-"""Called with the seconds to let pass before another try."""
 _Answer = TypeVar("_Answer")
 
 
@@ -44,13 +50,28 @@ class RemoteFile:
     sha256: str | None
     git_sha1: str | None = None
 
+    @property
+    def hash(self) -> str:
+        """What `matches` compares, and the file's name in the Hugging Face cache."""
+        return self.sha256 or self.git_sha1 or ""
+
     def digest(self) -> Any:
         """An unfinished hash of the kind that `matches` compares."""
         return hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size)
 
     def matches(self, digest: Any) -> bool:
         """Whether a finished `digest()` is that of this file."""
-        return digest.hexdigest() == (self.sha256 or self.git_sha1)
+        return digest.hexdigest() == self.hash
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file on the disk holds the same bytes; reads all of them. Raises OSError."""
+        if path.stat().st_size != self.size:
+            return False
+        digest = self.digest()
+        with path.open("rb") as stored:
+            while block := stored.read(_BLOCK):
+                digest.update(block)
+        return self.matches(digest)
 
 
 @dataclass(frozen=True)
@@ -60,15 +81,21 @@ class Repository:
     repo_id: str
     revision: str
     files: Mapping[str, RemoteFile]
-    wait: Wait = field(default=time.sleep, compare=False, repr=False)
+    wait: Wait = field(default=network.sleep, compare=False, repr=False)
 
     def read(self, name: str) -> bytes:
         """The whole of a small file.
 
         Raises:
-            InputError: it is not there, cannot be had, or arrives with other bytes than the hub promises.
+            InputError: it is not there, has more than `LARGEST_SMALL` bytes, cannot be had, or arrives with other
+                bytes than the hub promises.
         """
         file = self._file(name)
+        if file.size > LARGEST_SMALL:
+            raise InputError(
+                f"{self.repo_id} lists {name} with {file.size:,} bytes, and no such file needs so many; "
+                "choose another repository"
+            )
         for _ in range(2):
             data = self._range(name, 0, file.size)
             digest = file.digest()
@@ -79,12 +106,10 @@ class Repository:
 
     def config(self) -> dict[str, Any]:
         """config.json. Raises InputError when it is no JSON object, or as `read` does."""
-        try:
-            config = json.loads(self.read("config.json"))
-        except ValueError as error:
-            raise InputError(f"{self.repo_id}: config.json is not JSON ({error}); tell the model's authors") from None
+        name = f"config.json of {self.repo_id}"
+        config = parse_json(self.read("config.json"), name, "tell the model's authors")
         if not isinstance(config, dict):
-            raise InputError(f"{self.repo_id}: config.json is not a JSON object; tell the model's authors")
+            raise InputError(f"{name} is not a JSON object; tell the model's authors")
         return config
 
     def checkpoint(self, fp8_block: tuple[int, int] = (128, 128)) -> Checkpoint:
@@ -99,7 +124,7 @@ class Repository:
         weight_map = None
         if INDEX_NAME in self.files:
             weight_map = safetensors_file.parse_index(self.read(INDEX_NAME), folder / INDEX_NAME)
-        shards = sorted(set(weight_map.values())) if weight_map else self._weights()
+        shards = sorted(set(weight_map.values())) if weight_map else model_shards(self.files, self.repo_id)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             headers = dict(zip(shards, pool.map(self._header, shards), strict=True))
         return Checkpoint(folder, *safetensors_file.join_shards(folder, headers, weight_map), fp8_block)
@@ -118,69 +143,57 @@ class Repository:
             OSError: the folder cannot be written or is full.
         """
         file = self._file(name)
-        path, part = folder / name, folder / f"{name}.incomplete"
+        path = folder / name
         if path.exists() and path.stat().st_size == file.size:
             received(file.size)
             return path
-        for _ in range(2):
-            digest = self._complete(name, part, received)
-            if file.matches(digest):
-                part.replace(path)
-                return path
-            part.unlink()
-        raise self._wrong(name)
+        self._download(name, path, folder / f"{name}.incomplete", received)
+        return path
 
-    def fetch_to_cache(self, name: str) -> Path:
-        """The path of a file in the Hugging Face cache, downloaded if it is not there.
+    def fetch_to_cache(self, name: str, received: Callable[[int], None] = lambda count: None) -> Path:
+        """The path of a file in the Hugging Face cache, downloaded if it is not there with the bytes that are listed.
 
-        Raises:
-            InputError: as `fetch`.
-            OSError: the cache cannot be written or is full.
+        Only checked bytes come into the cache, and what other programs have put there stays. As `fetch` otherwise.
         """
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
         file = self._file(name)
-        for again in (False, True):
+        if there := self.verified(name):
+            received(file.size)
+            return there
+        storage = cache_folder() / f"models--{self.repo_id.replace('/', '--')}"
+        blob, path = storage / "blobs" / file.hash, storage / "snapshots" / self.revision / name
+        for parent in (blob.parent, path.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        if not (blob.exists() and file.is_at(blob)):
+            self._download(name, blob, blob.with_name(f"{blob.name}.numoe.incomplete"), received)
+        new = path.with_name(f"{path.name}.numoe.new")
+        new.unlink(missing_ok=True)
+        try:
+            new.symlink_to(os.path.relpath(blob, path.parent))
+        except OSError:  # Windows lets not everybody make links; huggingface_hub then puts the file itself there
+            shutil.move(blob, new)
+        new.replace(path)
+        return path
 
-            def attempt(again: bool = again) -> Path:
-                place = _endpoint()
-                found = hf_hub_download(
-                    self.repo_id, name, revision=self.revision, endpoint=place, force_download=again
-                )
-                return Path(found)
-
-            path = self._patiently(attempt)
-            digest = file.digest()
-            with path.open("rb") as stored:
-                while block := stored.read(_BLOCK):
-                    digest.update(block)
-            if file.matches(digest):
-                return path
-        path.resolve().unlink()  # what the cache's entry links to
-        path.unlink(missing_ok=True)
-        raise self._wrong(name)
+    def verified(self, name: str) -> Path | None:
+        """Where the Hugging Face cache has a file with the bytes that are listed, if it has; reads all of them."""
+        path = self.cached(name)
+        return path if path and self._file(name).is_at(path) else None
 
     def cached(self, name: str) -> Path | None:
-        """Where the Hugging Face cache has a file, if it has."""
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
-        return Path(path) if isinstance(path, str) else None
+        """Where the Hugging Face cache has a file of the size that is listed, if it has."""
+        found = network.library().try_to_load_from_cache(self.repo_id, name, revision=self.revision)
+        path = Path(found) if isinstance(found, str) else None
+        return path if path and path.stat().st_size == self._file(name).size else None
 
     def _file(self, name: str) -> RemoteFile:
         if name not in self.files:
             raise InputError(f"{self.repo_id} has no {name}, which a model needs; choose another repository")
         return self.files[name]
 
-    def _weights(self) -> list[str]:
-        return sorted(name for name in self.files if name.endswith(".safetensors") and "/" not in name)
-
-    def _wrong(self, name: str) -> InputError:
-        return InputError(
+    def _wrong(self, name: str) -> HubError:
+        return HubError(
             f"{name} of {self.repo_id} arrived twice with other bytes than the hub promises and was not kept; "
-            "check the network for a proxy that changes them and try again later"
+            f"{network.or_endpoint()}check the network for a proxy that changes them and try again later"
         )
 
     def _header(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -197,24 +210,27 @@ class Repository:
 
     def _range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes start..stop of a file."""
+        if stop <= start:
+            return b""
+        data = self._patiently(lambda: b"".join(self._bytes(name, start, stop)))
+        if start == 0:
+            refuse_lfs_pointer(data, f"{name} of {self.repo_id}", f"{network.or_endpoint()}choose another repository")
+        return data
 
-        def attempt() -> bytes:
-            data = bytearray()
-            with self._stream(name, start, stop) as response:
-                for block in response.iter_bytes():
-                    data += block
-                    if len(data) >= stop - start:
-                        break
-            if len(data) < stop - start:
-                raise _Cut
-            return bytes(data[: stop - start])
-
-        return self._patiently(attempt) if stop > start else b""
+    def _download(self, name: str, path: Path, part: Path, received: Callable[[int], None]) -> None:
+        for _ in range(2):
+            if self._file(name).matches(self._complete(name, part, received)):
+                part.replace(path)
+                return
+            part.unlink()
+        raise self._wrong(name)
 
     def _complete(self, name: str, part: Path, received: Callable[[int], None]) -> Any:
         """Makes `part` as long as the file, from where it ends; gives the digest of its bytes."""
         size = self._file(name).size
         with part.open("ab+") as file:
+            if not lock(file):
+                raise InputError(f"{part} is being written by another process; wait until that has ended")
             digest = self._file(name).digest()
             file.seek(0)
             while block := file.read(_BLOCK):
@@ -226,18 +242,11 @@ class Repository:
             received(file.tell())
 
             def attempt() -> None:
-                nonlocal digest
-                with self._stream(name, file.tell(), size) as response:
-                    if response.status_code != 206:  # the server sends all of it
-                        file.seek(0)
-                        file.truncate()
-                        digest = self._file(name).digest()
-                    for block in response.iter_bytes():
+                with closing(self._bytes(name, file.tell(), size)) as blocks:
+                    for block in blocks:
                         file.write(block)
                         digest.update(block)
                         received(file.tell())
-                if file.tell() < size:
-                    raise _Cut
 
             if file.tell() < size:
                 self._patiently(attempt, progress=file.tell)
@@ -245,27 +254,38 @@ class Repository:
             os.fsync(file.fileno())
         return digest
 
-    @contextmanager
-    def _stream(self, name: str, start: int, stop: int) -> Iterator[Any]:
-        """The response of httpx or httpx2, as the version of huggingface_hub has it."""
-        from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        url = hf_hub_url(self.repo_id, name, revision=self.revision, endpoint=_endpoint())
-        headers = build_hf_headers(library_name="numoe") | {
-            "Accept-Encoding": "identity",
-            "Range": f"bytes={start}-{stop - 1}",
-        }
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
-            hf_raise_for_status(response)
-            yield response
+    def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
+        """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""
+        path = f"/{self.repo_id}/resolve/{self.revision}/{quote(name)}"
+        in_parts = True
+        while start < stop:
+            headers = {"Range": f"bytes={start}-{stop - 1}"} if in_parts else {}
+            with network.ask(path, self.repo_id, headers) as response:
+                first = _first_byte(response, name, start, self._file(name).size)
+                if first is None and not in_parts:
+                    raise network.foreign(name, "it is another part than was asked for")
+                if first is None:
+                    in_parts = False
+                    continue
+                skip, before = start - first, start
+                for block in network.blocks(response):
+                    wanted = block[skip : skip + stop - start]
+                    skip -= min(skip, len(block))
+                    start += len(wanted)
+                    if wanted:
+                        yield wanted
+                    if start == stop:
+                        return
+                if "html" in response.headers.get("Content-Type", ""):
+                    raise network.foreign(name, "it is a web page")
+                if response.status_code == 200 or start == before:
+                    raise network.cut("it is cut")
 
     def _patiently(self, attempt: Callable[[], _Answer], progress: Callable[[], int] = lambda: 0) -> _Answer:
-        return _patiently(attempt, self.repo_id, self.wait, progress)
+        return network.patiently(attempt, self.wait, progress)
 
 
-def repository(repo_id: str, revision: str | None = None, wait: Wait = time.sleep) -> Repository:
+def repository(repo_id: str, revision: str | None = None, wait: Wait = network.sleep) -> Repository:
     """What a repository holds.
 
     Args:
@@ -273,58 +293,100 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = time.slee
         revision: a branch, tag or commit; None: the main branch.
 
     Raises:
-        InputError: there is no such repository or revision, it is gated or the hub cannot be reached; or it holds no
-            model that numoe reads: no config.json, no safetensors, several of them without an index, or names that
-            lead out of a folder.
+        NoSuchRevision: the repository does not have it.
+        InputError: there is no such repository, it is gated or the hub cannot be reached; or it holds no model that
+            numoe reads: no config.json, no safetensors, several of them without an index, or names that lead out of a
+            folder.
     """
-    from huggingface_hub import HfApi
+    if not is_hub_id(repo_id):
+        raise InputError(f'"{network.said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
+    at = "" if revision is None else f"/revision/{quote(revision, safe='', errors='surrogateescape')}"
 
-    def attempt() -> Any:
-        try:
-            return HfApi(endpoint=_endpoint()).model_info(repo_id, revision=revision, files_metadata=True)
-        except json.JSONDecodeError:
-            return None
+    def attempt() -> bytes:
+        data = bytearray()
+        with network.ask(f"/api/models/{repo_id}{at}?blobs=true", repo_id) as response:
+            for block in network.blocks(response):
+                data += block
+                if len(data) > LARGEST_SMALL:
+                    raise _no_hub(repo_id)
+        return bytes(data)
 
-    info = _patiently(attempt, repo_id, wait)
-    if info is None or not info.siblings or any(s.size is None or not s.blob_id for s in info.siblings):
-        raise InputError(
-            f"what answers at {_host()} does not list the files of {repo_id} with sizes and hashes as the hub does; "
-            "check the network and HF_ENDPOINT"
-        )
-    files = {}
-    for sibling in info.siblings:
-        name = sibling.rfilename
+    repo_id, commit, files = _listing(network.patiently(attempt, wait, known=False), repo_id)
+    for name in files:
         parts = PurePosixPath(name).parts
         if not parts or parts[0] == "/" or ".." in parts or any(c in "\\:" or not c.isprintable() for c in name):
-            raise InputError(f"{repo_id} names the file {name!r}, which would lie outside its folder: do not use it")
-        files[name] = RemoteFile(sibling.size, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id)
-    found = Repository(info.id, info.sha, files, wait)
+            raise InputError(
+                f"{repo_id} names the file {shortened(name)}, which would lie outside its folder: do not use it"
+            )
+    found = Repository(repo_id, commit, files, wait)
     _refuse_unreadable(found)
     return found
 
 
-def cached_snapshot(repo_id: str) -> Path | None:
-    """The folder of a repository in the Hugging Face cache, if its config.json and some weights are there."""
-    from huggingface_hub import try_to_load_from_cache
+def cached_snapshot(repo_id: str, whole: bool = True) -> Path | None:
+    """The folder of a repository in the Hugging Face cache, if its config.json and all its shards are there.
 
-    config = try_to_load_from_cache(repo_id, "config.json")
+    whole: False: also if only some of them are.
+    """
+    config = network.library().try_to_load_from_cache(repo_id, "config.json")
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    return folder if any(folder.glob("*.safetensors")) else None
+    index = folder / INDEX_NAME
+    try:
+        names = [path.name for path in folder.iterdir()]
+        shards = set(safetensors_file.read_index(index).values()) if index.exists() else model_shards(names, folder)
+    except InputError:  # what is missing is the index, or a part of it
+        shards = []
+    there = shards and all((folder / shard).exists() for shard in shards)
+    return folder if there or not whole else None
 
 
 def cache_folder() -> Path:
     """The Hugging Face cache, made if it is not there."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE)
+    folder = Path(network.library().constants.HF_HUB_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def _listing(data: bytes, asked: str) -> tuple[str, str, dict[str, RemoteFile]]:
+    """A repository's id, commit and files, from the hub's description of it."""
+    try:
+        info = parse_json(data, "the listing")
+    except InputError as error:
+        raise _no_hub(asked) from error
+    found = info if isinstance(info, dict) else {}
+    repo_id, commit, siblings = found.get("id"), found.get("sha"), found.get("siblings")
+    listed = [_remote_file(sibling) for sibling in siblings] if isinstance(siblings, list) else []
+    files = dict(one for one in listed if one)
+    if (
+        not (isinstance(repo_id, str) and is_hub_id(repo_id))
+        or not (isinstance(commit, str) and _HASH.fullmatch(commit))
+        or not (files and all(listed))
+    ):
+        raise _no_hub(asked)
+    return repo_id, commit, files
+
+
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def _remote_file(sibling: Any) -> tuple[str, RemoteFile] | None:
+    """One file of a listing by its name."""
+    if not isinstance(sibling, dict):
+        return None
+    name, size, blob, lfs = (sibling.get(key) for key in ("rfilename", "size", "blobId", "lfs"))
+    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
+    hashed = sha256 if lfs else blob
+    if not (isinstance(hashed, str) and _HASH.fullmatch(hashed) and len(hashed) == (64 if lfs else 40)):
+        return None
+    if not isinstance(name, str) or type(size) is not int or not 0 <= size < 1 << 63:
+        return None
+    return name, RemoteFile(size, sha256, blob if isinstance(blob, str) else None)
+
+
 def _refuse_unreadable(found: Repository) -> None:
-    weights = found._weights()
+    weights = [n for n in found.files if n.endswith(".safetensors") and "/" not in n and not n.startswith(".")]
     if not weights:
         for suffixes, kind, way in (
             ((".gguf",), "GGUF files", "download one of them with `hf download` and give its path"),
@@ -335,100 +397,33 @@ def _refuse_unreadable(found: Repository) -> None:
         raise InputError(f"{found.repo_id} holds no .safetensors files; choose a repository with a model's weights")
     if "config.json" not in found.files:
         raise InputError(f"{found.repo_id} has no config.json, which a model needs; choose another repository")
-    if INDEX_NAME not in found.files and len(weights) > 1:
-        raise InputError(
-            f"{found.repo_id} holds {len(weights)} .safetensors files and no {INDEX_NAME} that says which make up "
-            "the model; choose another repository or revision"
-        )
-
-
-class _Cut(Exception):
-    """The connection ended too soon."""
-
-
-def _endpoint() -> str | None:
-    # huggingface_hub reads it once, when it is imported.
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-
-
-def _host() -> str:
-    from huggingface_hub import constants
-
-    return _endpoint() or constants.ENDPOINT
-
-
-def _patiently(
-    attempt: Callable[[], _Answer], repo_id: str, wait: Wait, progress: Callable[[], int] = lambda: 0
-) -> _Answer:
-    """attempt(), tried again while it fails in a way that passes.
-
-    `progress`: bytes that are there; once they grow, patience is new.
-
-    Raises:
-        InputError: it fails in another way or for too long.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-
-    tries, before = 0, progress()
-    while True:
+    if INDEX_NAME not in found.files:
         try:
-            return attempt()
-        except (_Cut, HTTPError, LocalEntryNotFoundError) as error:
-            cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-            if progress() > before:
-                tries, before = 0, progress()
-            passing = status is None or status in (408, 429) or status >= 500
-            if not passing or tries == len(_RETRY_WAITS):
-                raise _refusal(cause, repo_id) from error
-            asked = _asked_wait(cause.response.headers) if isinstance(cause, HfHubHTTPError) else None
-            wait(max(_RETRY_WAITS[tries], asked or 0))
-            tries += 1
-        except (OSError, ValueError) as error:
-            if type(error).__module__.startswith("huggingface_hub"):
-                raise _refusal(error, repo_id) from error
-            raise
+            model_shards(weights, found.repo_id)
+        except InputError:
+            raise InputError(
+                f"{found.repo_id} holds {len(weights)} .safetensors files and no {INDEX_NAME} that says which make up "
+                "the model; choose another repository or revision"
+            ) from None
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the hub asks to wait, by either way it has of saying so."""
-    from huggingface_hub.utils import parse_ratelimit_headers
+def _first_byte(response: Any, name: str, start: int, size: int) -> int | None:
+    """Where in a file the body of a response begins; None if it is not of use for what follows `start`."""
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+    if response.status_code == 200:
+        length = response.headers.get("Content-Length")
+        if length is not None and not packed and length.strip() != str(size):
+            kind = response.headers.get("Content-Type", "unknown type").partition(";")[0]
+            raise network.foreign(name, f"{network.said(length)} bytes of {network.said(kind)} in place of {size:,}")
+        return 0
+    part = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", response.headers.get("Content-Range", "").strip())
+    if response.status_code == 416 or packed or not part or part[3] not in ("*", str(size)):
+        return None
+    return int(part[1]) if int(part[1]) <= start <= int(part[2]) else None
 
-    limit = parse_ratelimit_headers(headers)
-    if limit is not None and limit.remaining == 0:
-        return min(limit.reset_in_seconds + 1, _LONGEST_WAIT)
-    after = headers.get("Retry-After", "")
-    return min(int(after), _LONGEST_WAIT) if after.isdecimal() else None
 
-
-def _refusal(error: BaseException, repo_id: str) -> InputError:
-    """An error of huggingface_hub or of the connection as one sentence with the next step."""
-    from huggingface_hub import errors
-
-    host = _host()
-    if isinstance(error, errors.GatedRepoError):
-        return InputError(
-            f"{repo_id} is gated: accept its licence at {host}/{repo_id}, log in with `hf auth login` and try again"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(f"{repo_id} has no such revision; see {host}/{repo_id}/tree/main for those it has")
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return InputError(f"{repo_id} lacks a file that it lists; try again later")
-    if isinstance(error, errors.HFValidationError):
-        return InputError(f'"{repo_id}" is not the id of a repository; write it as OWNER/NAME')
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return InputError(f"the hub is not asked about {repo_id}, as HF_HUB_OFFLINE is set; unset it and try again")
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-            return InputError(
-                f'{host} has no repository "{repo_id}", or it is private; check the spelling, or log in with '
-                "`hf auth login` if you may see it"
-            )
-        if status == 403:
-            return InputError(f"{host} does not let you read {repo_id}; log in with `hf auth login` and try again")
-        return InputError(f"{host} answers {repo_id} with status {status}; try again later: what is here is kept")
-    return InputError(
-        f"the connection to {host} fails ({str(error) or 'it is cut'}); check the network and try again: what is here "
-        "is kept"
+def _no_hub(repo_id: str) -> HubError:
+    return HubError(
+        f"what answers at {network.hub_name()} does not list the files of {repo_id} with sizes and hashes as the hub "
+        f"does; {network.CHECK_HUB}"
     )

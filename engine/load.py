@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import from_gguf
+from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
 from numoe.engine.families.names import Family, Source
 from numoe.engine.home import locate
 from numoe.engine.layers.decoder import Decoder
@@ -40,6 +41,8 @@ from numoe.quant.columns import SMALL, laid_out, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
+from numoe.quant.files import Files, TensorInfo
+from numoe.quant.manifest import read_manifest
 from numoe.quant.memory import settled
 from numoe.quant.pack import Moments
 from numoe.quant.qtensor import F32
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
     from numoe.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
+# Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
+_WHOLE, _SAMPLE = 1 << 14, 256
+_MOST_EXPERTS = 256  # of whose tensors it samples so many: a disk takes up to ten milliseconds for each
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,9 @@ def describe(model: str | Path) -> Description:
         checkpoint = open_checkpoint(path)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
-        return arrange(path, *from_gguf(checkpoint, path), checkpoint)
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        divisors = checkpoint.array(ROPE_FREQS).ravel().tolist() if ROPE_FREQS in shapes else None
+        return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
@@ -359,17 +367,37 @@ class Model:
 
     @cached_property
     def identity(self) -> str:
-        """A hash that tells models apart: the spec, the tensors' listing, and the bytes of all small tensors.
+        """A hash that tells models apart: of the spec, the tensors' listing, bytes of many, and a manifest's hashes.
 
-        Fine-tunes of one architecture differ in their norms, so that the large tensors need not be read again.
+        By bytes and not by names and times of files: a model that is moved or copied stays the same one.
         """
+        checkpoint = self.description.checkpoint
         digest = hashlib.sha256(repr(self.spec).encode())
-        for name, info in sorted(self.description.checkpoint.tensors.items()):
+        for name, info in sorted(checkpoint.tensors.items()):
             digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        for _, values in sorted(self.weights.arrays.items(), key=lambda item: item[0]):
-            if values.ndim == 1:
-                digest.update(values.tobytes())
+        manifest = read_manifest(self.path) if self.path.is_dir() else None
+        for name, record in sorted(manifest.files.items()) if manifest else ():
+            if name.endswith(".safetensors"):
+                digest.update(f"{name} {record.sha256}\n".encode())
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
+        sources = {self.description.places[name].name for name in names}
+        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
+        others = sorted(checkpoint.tensors.keys() - set(experts))
+        for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
+            digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
         return digest.hexdigest()
+
+
+def _sample(files: Files, info: TensorInfo) -> bytes:
+    """A small tensor whole, and of a large one some bytes at even distances.
+
+    Whoever trains, merges or rounds weights changes nearly all of a tensor.
+    """
+    if info.nbytes <= _WHOLE:
+        return files.read_range(info.path, info.offset, info.nbytes).tobytes()
+    count = 4 + min(info.nbytes >> 23, 60)
+    starts = (i * (info.nbytes - _SAMPLE) // (count - 1) for i in range(count))
+    return b"".join(files.read_range(info.path, info.offset + at, _SAMPLE).tobytes() for at in starts)
 
 
 def load(
@@ -421,11 +449,14 @@ def load(
             weights.matrices[name] = settled(matrix)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
-        return Model(description, weights, ram=budget, wide_bytes=wide_bytes)
-    experts.allow(room)
-    if wide:
-        experts.widen()
-    return Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
+        loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)
+    else:
+        experts.allow(room)
+        if wide:
+            experts.widen()
+        loaded = Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
+    loaded.identity  # noqa: B018  now, while the files are those that were read
+    return loaded
 
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:

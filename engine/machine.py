@@ -33,6 +33,7 @@ from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant import threads, workers
 from numoe.quant.columns import laid_out, widened
+from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
 from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
@@ -40,6 +41,7 @@ from numoe.quant.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
 if TYPE_CHECKING:
     from numoe.engine.load import Model
 
+_FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4"
 _SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash
 _WORKING_SET = 1 << 26  # more than the caches hold
 _SECONDS = 0.05  # for each figure
@@ -194,12 +196,34 @@ class Machine:
 def known() -> Machine | None:
     """What was measured of this machine before; None for nothing, with other versions, or in a damaged file."""
     try:
-        document = json.loads(_file().read_text(encoding="utf-8"))
+        document = read_object(_file())
         runs = tuple(Run(**run) for run in document.pop("runs"))
         machine = Machine(**document, runs=runs)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        sane = _sane(machine)
+    except (InputError, TypeError, KeyError, AttributeError):
         return None
-    return machine if machine.name == _name() else None
+    return machine if sane and machine.name == _name() else None
+
+
+def _sane(machine: Machine) -> bool:
+    """Whether all figures are numbers that something can take or reach, of all formats.
+
+    Raises TypeError or AttributeError where something else than a table is in place of one.
+    """
+    speeds = [machine.macs_per_s, machine.expert_macs_per_s]
+    for rates in (machine.weights_per_s, machine.wide_weights_per_s, machine.read_bytes_per_s):
+        speeds += rates.values()
+    speeds += [figure for run in machine.runs for figure in (run.predicted, run.correction, run.measured)]
+    return (
+        all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
+        and all(
+            type(figure) in (int, float) and 0 <= figure < 1e18 for figure in (machine.layer_s, machine.process_bytes)
+        )
+        and type(machine.cores) is int
+        and machine.cores > 0
+        and machine.weights_per_s.keys() == set(_FORMATS)
+        and machine.wide_weights_per_s.keys() <= set(_FORMATS)
+    )
 
 
 def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None) -> Machine:
@@ -210,25 +234,25 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
         told: called with a few words about what is being measured.
 
     Raises:
-        InputError: NUMOE_HOME cannot be written.
+        InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
     """
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        machine = known()
-        if machine is None:
-            told("measuring how fast this machine computes")
-            machine = _measure()
-            _keep(machine)
-        if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
-            told("measuring how fast this machine reads")
-            for piece, rate in _read_speeds(home(), pieces).items():
-                machine = machine.with_reading(piece, rate)
-            _keep(machine)
-    except OSError as error:
-        raise InputError(
-            f"{home()} cannot be written ({error.strerror or error}); make room there, or set NUMOE_HOME to a folder "
-            "that can be written"
-        ) from error
+    machine = known()
+    if machine is None:
+        told("measuring how fast this machine computes")
+        machine = _measure()
+        _keep(machine)
+    if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
+        told("measuring how fast this machine reads")
+        try:
+            speeds = _read_speeds(home(), pieces)
+        except OSError as error:
+            raise InputError(
+                f"{home()} cannot be written ({error.strerror or error}), which it takes to measure how fast its disk "
+                "reads; give that with --read-gb-s, make room there, or set NUMOE_HOME to a folder that can be written"
+            ) from error
+        for piece, rate in speeds.items():
+            machine = machine.with_reading(piece, rate)
+        _keep(machine)
     return machine
 
 
@@ -247,8 +271,7 @@ def record(model: Model, tokens: int, seconds: float) -> None:
         return
     predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
     run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
-    with suppress(OSError):  # an answer does not fail because its time cannot be noted
-        _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
+    _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
 
 
 def _file() -> Path:
@@ -256,7 +279,10 @@ def _file() -> Path:
 
 
 def _keep(machine: Machine) -> None:
-    write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
+    """For later, where that can be: neither an answer nor a forecast fails because figures cannot be noted."""
+    with suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
 
 
 def _name() -> str:
@@ -286,14 +312,33 @@ def _measure() -> Machine:
         if wide[0] is not dense[0]:
             wide_rates[kind] = _one_token_weights_per_s(wide)
     macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
-    probe = json.loads(subprocess.run([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE, check=True).stdout)
+    probe = _probe()
     kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
     return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates)
 
 
-# A whole model, small enough that what it takes is mostly not its weights.
+def _probe() -> Any:
+    """What a whole model takes in a process of its own.
+
+    That one imports what this one can, but nothing out of the folder in which the user stands: a model's folder may
+    hold a json.py of strangers. Nor do variables such as PYTHONPATH and PYTHONSTARTUP lead it there.
+    """
+    paths = sys.path
+    with suppress(FileNotFoundError):  # a folder that is gone holds nothing
+        here = Path.cwd().resolve()
+        paths = [path for path in sys.path if Path(path).resolve() != here or path.endswith("-packages")]
+    command = [sys.executable, "-EPc", _PROBE, *paths]
+    made = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parent
+    )
+    return json.loads(made.stdout)
+
+
+# The model is small enough that what it takes is mostly not its weights.
 _PROBE = """
+import sys
+sys.path[:] = sys.argv[1:]
 import json, statistics, time
 import numpy as np
 from numoe.engine import load
@@ -362,13 +407,17 @@ def _weights_per_s(matrices: list[QTensor], tokens: int) -> float:
 def _read_speeds(folder: Path, pieces: Iterable[int]) -> dict[int, float]:
     """Bytes a second from a new file, read so many bytes at a time by as many threads as the expert store has.
 
-    The system's own copy of the file is dropped first where it can be (Linux); elsewhere this is too high.
+    The system's own copy of the file is dropped first where it can be (Linux); elsewhere this is too high. But on
+    Windows the file has no name any more when its bytes are written, so that it never outlasts this process.
     """
     path = folder / f"scratch-{os.getpid()}"
     files = Files()
     speeds = {}
     try:
         with path.open("wb") as file:
+            files.read_range(path, 0, 0)  # which opens it
+            if os.name != "nt":
+                path.unlink()
             block = np.random.default_rng(0).bytes(1 << 24)
             for _ in range(_SCRATCH_FILE >> 24):
                 file.write(block)

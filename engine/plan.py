@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -189,9 +189,10 @@ def parse_bytes(text: str | int) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     unit = match[2].upper().replace("I", "i") if match else ""
-    if not match or unit not in _UNITS or float(match[1]) == 0:
+    count = float(match[1]) * _UNITS[unit] if match and unit in _UNITS else 0.0
+    if not 1 <= count < 2**63:
         raise InputError(f'"{text}" is not an amount of memory; write it like 16GB or 8GiB')
-    return int(float(match[1]) * _UNITS[unit])
+    return int(count)
 
 
 def format_bytes(count: int) -> str:
@@ -221,11 +222,67 @@ def peak_rss() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def available_memory() -> int:
-    """Bytes that this process can take now without anything being swapped out; a tenth is left to others."""
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can take now without anything being swapped out; a tenth is left to others.
+
+    The least of what the machine has free, what the control groups that it is in leave it (those of a container or a
+    service), and what its own limits do. `root` is where proc and sys are.
+    """
     import psutil
 
-    return int(psutil.virtual_memory().available) * 9 // 10
+    room = min([psutil.virtual_memory().available, *_left_by_groups(root), *_left_by_limits()])
+    return max(0, int(room)) * 9 // 10
+
+
+# Of both versions of control groups: folder, limits, what is taken, and the part of it that is given back when needed.
+_GROUPS = {
+    "": ("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    """What each control group around this process leaves to it."""
+    for line in _lines(root / "proc/self/cgroup"):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        for kind in {"", "memory"} & set(controllers.split(",")):
+            folder, limits, taken, reclaimable = _GROUPS[kind]
+            # Where a container sees its own group as the outermost one, the path does not exist or leads out.
+            names = [] if ".." in path.split("/") else [name for name in path.split("/") if name]
+            for depth in range(len(names) + 1):
+                group = root.joinpath(folder, *names[:depth])
+                statistics = dict(line.split(" ", 1) for line in _lines(group / "memory.stat") if " " in line)
+                used = _number(_lines(group / taken)) or 0
+                used -= min(used, _number([statistics.get(reclaimable, "")]) or 0)
+                found = (_number(_lines(group / limit)) for limit in limits)
+                yield from (limit - used for limit in found if limit is not None)
+
+
+def _left_by_limits() -> Iterator[int]:
+    """What the limits of this process leave to it (`ulimit -v`, `ulimit -d`)."""
+    if sys.platform != "linux":
+        return  # macOS does not keep to them
+    import resource
+
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    for kind, taken in ((resource.RLIMIT_AS, memory.vms), (resource.RLIMIT_DATA, memory.data)):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            yield limit - taken
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no control groups, or not of this version
+        return []
+
+
+def _number(lines: Sequence[str]) -> int | None:
+    """What a file of one number says; None for nothing, or no limit ("max")."""
+    return int(lines[0]) if lines and re.fullmatch(r"[0-9]{1,20}", lines[0]) else None
 
 
 def require_memory(what: str, needed: int, ram: int | None) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from threading import Event
 
 from numoe.engine import home, hub
-from numoe.engine.hub import Repository, Wait
-from numoe.engine.load import describe_repository
-from numoe.quant.convert import PART_SUFFIX, Conversion, convert
+from numoe.engine.hub import Repository
+from numoe.engine.load import Description, describe_repository
+from numoe.engine.network import NoSuchRevision
+from numoe.quant.convert import Conversion, convert
 from numoe.quant.errors import InputError
 from numoe.quant.manifest import read_manifest
 
@@ -34,6 +35,10 @@ class Progress:
 
 Report = Callable[[Progress], None]
 """Called often and from the thread that pulls; what it raises ends the pull."""
+Wait = Callable[[float], object]
+"""Called with the seconds to let pass before another try."""
+Tell = Callable[[str], object]
+"""Called with what goes wrong and when it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,15 @@ class Pulled:
     conversion: Conversion | None
 
 
+def describe_runnable(repository: Repository) -> Description:
+    """As `describe_repository`, of a model that comes with a tokenizer that can be read."""
+    from numoe.engine.tokenizer import require_tokenizer
+
+    description = describe_repository(repository)
+    require_tokenizer(_small(repository), repository.repo_id)
+    return description
+
+
 def pull(
     repo_id: str,
     quant: str = "native",
@@ -51,55 +65,81 @@ def pull(
     keep: bool = False,
     report: Report = lambda progress: None,
     wait: Wait | None = None,
+    tell: Tell = lambda trouble: None,
 ) -> Pulled:
-    """Download a model into `home.folder_for(repo_id, quant)`, its weights in the formats of a recipe.
+    """Download a model into a folder of its id on the hub, its weights in the formats of a recipe.
 
     At most two shards of the repository are on the disk together. A pull that was interrupted goes on where it was,
     at the same commit.
 
     Args:
+        repo_id: OWNER/NAME in any case, or an earlier name of the repository.
         quant: a key of `quant.recipe.RECIPES`.
         revision: a branch, tag or commit; None: the main branch, or what an interrupted pull began with.
         keep: download into the Hugging Face cache and leave the files there.
         wait: lets the seconds between two tries pass.
+        tell: for what makes them necessary; called from several threads.
 
     Raises:
         InputError: the model cannot be had or is none that numoe runs, or there is no room for it. See also `convert`.
     """
     stop = Event()
 
-    def patience(seconds: float) -> None:
+    def patience(seconds: float, trouble: str) -> None:
+        tell(trouble)
         (wait or stop.wait)(seconds)
         if stop.is_set():
             raise _Stopped
 
-    folder = home.folder_for(repo_id, quant)
-    if revision is None and folder.exists():
-        return Pulled(folder, None)
+    known = sorted(home.find(f"{repo_id}:{quant}") if home.is_hub_id(repo_id) else (), key=lambda one: not one.complete)
+    one = known[0] if known else None
+    if one and one.complete and revision is None:
+        return Pulled(one.path, None)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        home.models_folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{folder.parent} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"
+            f"{home.models_folder()} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"
         ) from error
-    begun = read_manifest(folder.with_name(folder.name + PART_SUFFIX))
+    begun = read_manifest(one.path) if one and not one.complete else None
     wanted = begun.revision if begun and revision is None else revision
-    repository = hub.repository(repo_id, wanted, patience)
-    if folder.exists():
-        there = read_manifest(folder)
-        if there is None or there.revision != repository.revision:
+    try:
+        repository = hub.repository(repo_id, wanted, patience)
+        folder = one.finished_path if one else home.folder_for(repository.repo_id, quant)
+        if folder.exists():
+            _refuse_other(folder, repository, revision)
+            return Pulled(folder, None)
+        description = describe_runnable(repository)
+        shards = sorted({info.path.name for info in description.checkpoint.tensors.values()})
+        name = begun.source if begun else repository.repo_id
+        downloads = _Downloads(name, repository, shards, keep, report, stop)
+        return Pulled(
+            folder,
+            convert(description.checkpoint, description.matrices(), folder, quant, downloads, downloads.count_written),
+        )
+    except NoSuchRevision as error:
+        if begun and one and wanted == begun.revision:
             raise InputError(
-                f"{folder} holds revision {there.revision if there else 'unknown'} and not {repository.revision}; "
-                f"remove it with `numoe rm {repo_id}:{quant}` to pull the other one"
-            )
-        return Pulled(folder, None)
-    description = describe_repository(repository)
-    shards = sorted({info.path.name for info in description.checkpoint.tensors.values()})
-    downloads = _Downloads(repository, shards, keep, report, stop)
-    return Pulled(
-        folder,
-        convert(description.checkpoint, description.matrices(), folder, quant, downloads, downloads.count_written),
-    )
+                f"the commit {wanted} that this pull of {one.name} began with is gone from the hub, as its authors "
+                f"have rewritten their history; `numoe rm {one.name}` removes what is here, then a pull begins anew"
+            ) from error
+        raise
+
+
+def _refuse_other(folder: Path, repository: Repository, revision: str | None) -> None:
+    """Raises InputError when a finished folder is not of the commit that was asked for."""
+    there = read_manifest(folder)
+    if revision is not None and (there is None or there.revision != repository.revision):
+        one = next(one for one in home.models() if one.path == folder)
+        raise InputError(
+            f"{folder} holds revision {there.revision if there else 'unknown'} and not {repository.revision}; "
+            f"remove it with `numoe rm {one.name}` to pull the other one"
+        )
+
+
+def _small(repository: Repository) -> list[str]:
+    """The files of a repository that may come along; what is huge holds no settings that anybody reads."""
+    return [name for name, file in repository.files.items() if "/" not in name and file.size <= hub.LARGEST_SMALL]
 
 
 class _Downloads:
@@ -107,8 +147,10 @@ class _Downloads:
 
     passing = True
 
-    def __init__(self, repository: Repository, shards: Sequence[str], keep: bool, report: Report, stop: Event) -> None:
-        self.name = repository.repo_id
+    def __init__(
+        self, name: str, repository: Repository, shards: Sequence[str], keep: bool, report: Report, stop: Event
+    ) -> None:
+        self.name = name
         self.revision = repository.revision
         self._keep = keep
         self._repository = repository
@@ -120,7 +162,7 @@ class _Downloads:
         self._done = len(shards)
 
     def names(self) -> Sequence[str]:
-        return [name for name in self._repository.files if "/" not in name]
+        return _small(self._repository)
 
     def read(self, name: str) -> bytes:
         return self._repository.read(name)
@@ -149,11 +191,12 @@ class _Downloads:
                     raise _Stopped
                 self._received[name] = nbytes
 
-            if not self._keep and self._repository.cached(name) is None:
-                return self._repository.fetch(name, folder, count)
-            path = self._repository.fetch_to_cache(name)
-            count(self._sizes[name])
-            return path
+            if self._keep:
+                return self._repository.fetch_to_cache(name, count)
+            if path := self._repository.verified(name):
+                count(self._sizes[name])
+                return path
+            return self._repository.fetch(name, folder, count)
 
         with ThreadPoolExecutor(1, "numoe-download") as pool:
             try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -40,9 +41,11 @@ class RouteTrace:
         if experts == 0:
             raise InputError("the model has no routed experts to trace; leave --trace out")
         try:
-            self._file = path.open("x", encoding="ascii")
+            # Nobody else reads it, for it tells of what was asked.
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise InputError(f"the trace {path} cannot be made ({error.strerror}); choose another name") from None
+        self._file = os.fdopen(handle, "w", encoding="ascii")
         self._file.write(f"# {experts} routed experts\n")
         self._layer = -1
 
@@ -76,17 +79,19 @@ def read_trace(path: Path) -> Trace:
         InputError: the file cannot be read or is something else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file; make a trace with numoe run --trace")
         head, *lines = path.read_text(encoding="ascii").splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a trace ({error}); make one with numoe run --trace") from None
-    count = re.fullmatch(r"# (\d+) routed experts", head)
+    count = re.fullmatch(r"# ([1-9]\d{0,8}) routed experts", head)
     if not count:
         raise InputError(f"{path} does not begin as a trace does; make one with numoe run --trace")
     accesses: list[Key] = []
     taken: dict[Key, None] = {}  # of one request, in order
     before = None
     for number, line in enumerate([*lines, ""], 2):
-        if line and not re.fullmatch(r"\d+ \d+( \d+)+", line):
+        if line and not re.fullmatch(r"\d{1,9} \d{1,9}( \d{1,9})+", line):
             raise InputError(f"{path}: line {number} is not position, layer and experts; make the trace again")
         layer = int(line.split()[1]) if line else None
         if layer != before:

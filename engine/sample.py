@@ -39,12 +39,13 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more (0 is greedy)")
+        _check("temperature", self.temperature, 0 <= self.temperature <= 1e6, "between 0 (greedy) and 1e6")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1 (1 is off)")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 (off) and 1")
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0 < penalty < math.inf, "above 0 (1 is off)")
+        # Further out, logits would leave the range of float32.
+        _check("repetition_penalty", penalty, 1e-3 <= penalty <= 1e3, "between 0.001 and 1000 (1 is off)")
         _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
         if self.seed is not None:
             _check("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
@@ -186,6 +187,7 @@ class StopMatcher:
 
     First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
     of a stop string is held back until it is decided. An empty stop string raises InputError.
+    stopped: whether one was found.
     """
 
     def __init__(self, stop_strings: Sequence[str] = ()) -> None:
@@ -193,16 +195,16 @@ class StopMatcher:
             raise InputError("A stop string is empty; give at least one character or leave it out.")
         self._stops = tuple(stop_strings)
         self._held = ""
-        self._stopped = False
+        self.stopped = False
 
     def push(self, piece: str) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string ended the text). After a stop nothing more comes."""
-        if self._stopped:
+        if self.stopped:
             return "", True
         text = self._held + piece
         starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
-            self._stopped, self._held = True, ""
+            self.stopped, self._held = True, ""
             return text[: min(starts)[1]], True
         cut = len(text) - partial_match(text, self._stops)
         self._held = text[cut:]

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from numoe.engine.chat_deepseek_v4 import DSML
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
+from numoe.engine.thinking import TAGS
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
-from numoe.quant.files import write_whole
+from numoe.quant.files import Files, write_whole
+from numoe.quant.safetensors_file import file_start, read_header
 
 if TYPE_CHECKING:
     from numoe.engine.constrain import Matcher
     from numoe.engine.tokenizer import Tokenizer
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 def require_room(tokens: int, context: int, limit: int) -> None:
@@ -226,51 +234,97 @@ class Session(Generic[_Model]):
         return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress)
 
     def save(self, path: str | Path) -> None:
-        """Write the session to a file, whole or not at all.
+        """Write the session to a file, whole or not at all, which nobody else may read.
 
         Raises:
             InputError: the file cannot be written.
         """
-        from safetensors.numpy import save
-
         path = Path(path)
+        arrays = self._cache.arrays()
         header = {
             "numoe": f"session {FILE_VERSION}",
             "model": self.model.identity,
             "context": str(self.context),
             "tokens": json.dumps(self.tokens),
+            "rows": _digest(_pieces(arrays)),
         }
-        arrays = {name: np.ascontiguousarray(rows) for name, rows in self._cache.arrays().items()}
+        start = file_start(((name, "F32", rows.shape) for name, rows in arrays.items()), header | _proof(header))
         try:
-            write_whole(path, save(arrays, header))
+            write_whole(path, chain([start], _pieces(arrays)), private=True)
         except OSError as error:
-            raise InputError(f"the session cannot be written to {path} ({error.strerror})") from error
+            raise InputError(f"the session cannot be written to {path} ({error.strerror or error})") from error
+
+
+def _pieces(arrays: Mapping[str, Floats]) -> Iterator[memoryview]:
+    """The bytes of all rows, without a copy: those of a group lie side by side."""
+    return (group.reshape(-1).view(np.uint8).data for rows in arrays.values() for group in rows)
+
+
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _proof(header: Mapping[str, str]) -> dict[str, str]:
+    """The entry by which damage to the other entries is seen."""
+    return {"header": _digest([json.dumps(header, sort_keys=True).encode()])}
 
 
 def restore(model: Runs, path: Path) -> Session:
     """The session that `Session.save` wrote; see `Model.restore`."""
-    from safetensors import SafetensorError, safe_open
-
+    if not path.exists():
+        raise InputError(f"there is no session file {path}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a session file; give another name")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read; check its permissions")
     try:
-        with safe_open(path, "numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"there is no session file {path}") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is not a session file ({error})") from None
+        stored, header = read_header(path)
+    except InputError:
+        raise InputError(f"{path} is not a session file, or is damaged; start a new session") from None
     if header.get("numoe") != f"session {FILE_VERSION}":
-        raise InputError(f"{path} is not a session file of this version of numoe; start a new session")
-    if header["model"] != model.identity:
+        raise InputError(
+            f"{path} is not a session file of this version of numoe, or is damaged; start a new session, which reads "
+            "the conversation anew"
+        )
+    damaged = InputError(f"{path} is damaged; start a new session, which reads the conversation anew")
+    proof = {"header": header.pop("header", "")}
+    if proof != _proof(header):
+        raise damaged
+    if header.get("model") != model.identity:
         raise InputError(f"{path} is a session of another model; load that model, or start a new session")
-    tokens = json.loads(header["tokens"])
-    session = model.session(int(header["context"]))
-    try:
-        session._cache.load_arrays(arrays, len(tokens))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; start a new session") from None
+    tokens = _numbers(header.get("tokens", ""), model.spec.vocab)
+    contexts = _numbers(f"[{header.get('context')}]", model.spec.context + 1)
+    if tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
+        raise damaged
+    session = model.session(contexts[0])
+    arrays = session._cache.prepare(len(tokens))
+    wanted = {name: ("F32", rows.shape) for name, rows in arrays.items()}
+    if wanted != {name: (info.dtype, info.shape) for name, info in stored.items()}:
+        raise damaged
+    with closing(Files()) as files:
+        for name, rows in arrays.items():
+            at = stored[name].offset
+            for group in rows:
+                files.read_range(path, at, group.nbytes, group.reshape(-1).view(np.uint8))
+                at += group.nbytes
+    if header.get("rows") != _digest(_pieces(arrays)):
+        raise damaged
     session._written = tokens
     return session
+
+
+def _numbers(text: str, end: int) -> list[int] | None:
+    """A JSON list of whole numbers in 0..end-1; None for something else."""
+    try:
+        values = parse_json(text, "tokens")
+    except InputError:
+        return None
+    if isinstance(values, list) and all(type(value) is int and 0 <= value < end for value in values):
+        return values
+    return None
 
 
 @dataclass
@@ -282,8 +336,12 @@ class Token:
     alternatives: list[tuple[int, float]] = field(default_factory=list)
 
 
+_SHOWN = {DSML.encode(), *(tag.encode() for tags in TAGS for tag in tags)}
+"""Special tokens that are part of the text, for what stands around them is told apart by them."""
+
+
 class Generation(Iterator[str]):
-    """Pieces of text as they are made. After the last one `finish_reason` says why it ended.
+    """Pieces of text as they are made, without special tokens. After the last `finish_reason` says why it ended.
 
     tokens: the generated tokens, the one that ended the text included.
     finish_reason: "stop" (a stop token or string, or nothing can follow), "length" (max_tokens or a full context),
@@ -334,6 +392,7 @@ class Generation(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         tokenizer = self._session.model.tokenizer
         text = tokenizer.stream(keep_space=self._matcher is not None)
+        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in _SHOWN}
         begun = time.perf_counter()
         logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
         self.prompt_seconds = time.perf_counter() - begun
@@ -353,7 +412,7 @@ class Generation(Iterator[str]):
             if chosen in tokenizer.eos_ids:
                 self.finish_reason = "stop"
                 break
-            piece, stopped = self._stop.push(text.push(chosen))
+            piece, stopped = self._stop.push("" if chosen in unseen else text.push(chosen))
             if piece:
                 yield piece
             if stopped:

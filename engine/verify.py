@@ -10,6 +10,7 @@ from pathlib import Path
 from numoe.engine.home import models_folder
 from numoe.quant.convert import PART_SUFFIX
 from numoe.quant.errors import InputError
+from numoe.quant.files import held
 from numoe.quant.manifest import MANIFEST_NAME, read_manifest
 
 _BLOCK = 1 << 22
@@ -74,10 +75,14 @@ def reopen(folder: Path, findings: Findings) -> None:
     """Remove the damaged files of a pulled model and take it as unfinished, so that a pull makes just these anew.
 
     Raises:
-        InputError: the folder was not pulled.
+        InputError: the folder was not pulled, or there is an unfinished pull beside it.
     """
     if folder.parent != models_folder():
         raise InputError(f"{folder} was not pulled; make it anew with `numoe quantize`")
-    for name in findings.damaged:
-        (folder / name).unlink()
-    folder.rename(folder.with_name(folder.name + PART_SUFFIX))
+    part = folder.with_name(folder.name + PART_SUFFIX)
+    with held(part) as free:
+        if not free or part.exists():
+            raise InputError(f"{part} is there too, from another pull; remove it first, or let that pull end")
+        for name in findings.damaged:
+            (folder / name).unlink()
+        folder.rename(part)

@@ -446,9 +446,12 @@ def is_gguf(path: Path) -> bool:
 def only_gguf(folder: Path) -> Path | None:
     """The GGUF file of a folder that holds no safetensors, the first one of a split model; None where there is none.
 
-    Raises InputError when there are several models.
+    Raises InputError when there are several models, or the folder cannot be read.
     """
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    try:
+        names = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.is_file())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
     if any(name.endswith(".safetensors") for name in names):
         return None
     # What sees or drafts for a model is no model, and of a split one the first part counts.

@@ -13,6 +13,9 @@ without a gap, so that one read fetches them. Everything outside the units comes
 Files appear in DESTINATION.part whole and synced, then its numoe.json records them; the folder gets its name when all
 are there. So a conversion that ended in any way goes on at its first unrecorded file.
 
+What is to be rounded is read twice: where float16 has no scales for a matrix, it stays in the format it has, and the
+index, which names the tensors of all shards, is written last.
+
 Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix.
 """
 
@@ -22,13 +25,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,28 +40,27 @@ from numpy.typing import NDArray
 from numoe.quant import threads
 from numoe.quant.checkpoint import LAYOUT, Checkpoint, Rows, companion
 from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
+from numoe.quant.documents import read_document
 from numoe.quant.errors import InputError
-from numoe.quant.files import TensorInfo
-from numoe.quant.files import lock as lock_file
+from numoe.quant.files import TensorInfo, held, is_plain_name
 from numoe.quant.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
-from numoe.quant.pack import Moments
+from numoe.quant.pack import Moments, float16_loss
 from numoe.quant.qtensor import BF16, INT4, INT8
 from numoe.quant.recipe import Target, target
-from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME
+from numoe.quant.safetensors_file import DTYPE_BITS, INDEX_NAME, file_start, read_header
 
 PART_SUFFIX = ".part"
 """Ends the name of a folder that is not finished."""
 
 _WORK = "work"  # in the unfinished folder: downloads, files half written, what waits for a later shard
-_LOCK = "lock"
 # Room that is left on the disk: so many bytes, or on small disks this part of all.
 _RESERVE_BYTES = 1_000_000_000
 _RESERVE_SHARE = 50
 _BLOCK_ELEMENTS = 1 << 20  # weights in float32 at a time and thread: 4 MiB
 _COPY_BYTES = 1 << 24
-# Configuration, vocabularies, templates; weights, code and pictures stay behind.
-_SMALL_SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
-_LICENSES = ("LICENSE", "NOTICE")
+# Configuration, vocabularies, templates; weights, code, pictures and logs stay behind.
+_READ = re.compile(r".+\.(json|jinja|model|tiktoken)|(vocab|merges)\.txt")
+_TEXTS = re.compile(r".+\.md|(LICEN[CS]E|NOTICE|COPYING)[\w-]*(\.(txt|rst|\d+))?", re.IGNORECASE)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes to write); what it raises ends the conversion."""
@@ -105,11 +108,15 @@ class Folder:
     def __post_init__(self) -> None:
         if not self.path.is_dir():
             raise InputError(f"{self.path} is one file, and quantize takes a folder of safetensors with a config.json")
+        # What is not UTF-8 in a folder's name has no place in the manifest.
+        object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
 
     @property
     def revision(self) -> str:
-        """A hash over the files' names, sizes and times of change."""
-        stats = ((name, (self.path / name).stat()) for name in self.names())
+        """A hash over the names, sizes and times of change of the files that a model is made of."""
+        names = [name for name in small_files(self.names()) if _READ.fullmatch(name)]
+        names += [n for n in self.names() if n == INDEX_NAME or (n.endswith(".safetensors") and not n.startswith("."))]
+        stats = ((name, (self.path / name).stat()) for name in names)
         listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
 
@@ -117,10 +124,7 @@ class Folder:
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
 
     def read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.path / name} cannot be read ({error.strerror}); check its permissions") from error
+        return read_document(self.path / name)
 
     def room(self, names: Sequence[str], folder: Path) -> int:
         return 0
@@ -153,6 +157,16 @@ class Conversion:
 
     source_bytes: int
     result_bytes: int
+    kept: tuple[str, ...] = ()
+    """Matrices that stay as they were stored though the recipe has a format for them: float16 has no scales for it."""
+
+    @property
+    def remark(self) -> str:
+        """What is to be said about `kept`; "" for nothing."""
+        if not self.kept:
+            return ""
+        names = ", ".join(self.kept[:3]) + (", ..." if len(self.kept) > 3 else "")
+        return f"{len(self.kept)} too small or too large for the recipe's scales stay as they were stored: {names}"
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,26 @@ class _Quantization:
         spans = slab_spans(rows, columns) if by_columns else blocks
         parts = (self._packed(source, first + start, first + stop) for start, stop in spans)
         yield from _codes_first(slab_arrays(part) if by_columns else _stored(part) for part in parts)
+
+    def fits(self, source: Checkpoint) -> bool:
+        """Whether this format can hold the matrix: float16 has no scales for weights near 1e-6 and above 65504."""
+        if self.target.kind == "bf16":
+            return True
+        rows, columns = self.shape
+        first = (self.matrix.rows or (0, 0))[0]
+        step = max(1, _BLOCK_ELEMENTS // columns)
+        starts = range(first, first + rows, step)
+        found = np.empty((len(starts), 2))
+        levels = 255 if self.target.kind == "int8" else 15
+
+        def measure(part: int) -> None:
+            span = starts[part], min(starts[part] + step, first + rows)
+            block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
+            found[part] = float16_loss(block, self.target.group, levels)
+
+        threads.share(len(starts), measure)
+        lost, whole = found.sum(axis=0)
+        return bool(lost <= whole / (2 * levels) ** 2)  # about what the levels themselves leave
 
     def _packed(self, source: Checkpoint, start: int, stop: int) -> BF16 | INT8 | INT4:
         """Rows start..stop of the source's matrix, no more float32 blocks at a time than threads."""
@@ -304,26 +338,45 @@ def convert(
     plan = _plan(source, matrices, quant, origin.passing)
     small = small_files(origin.names())
     with _part(destination, Manifest(origin.name, quant, {}, origin.revision, calibration)) as part:
-        part.forget_all_but([*small, *([INDEX_NAME] if plan.index else []), *plan.names.values()])
+        part.forget_all_but([*small, *([INDEX_NAME] if len(plan.names) > 1 else []), *plan.names.values()])
         for name in small:
             if name not in part.files:
                 part.write(name, [origin.read(name)])
-        if plan.index and INDEX_NAME not in part.files:
-            part.write(INDEX_NAME, [plan.index])
         _write_shards(plan, part, source, origin, progress)
+        made = {number: read_header(part.path / name)[0] for number, name in plan.names.items()}
+        if len(made) > 1 and INDEX_NAME not in part.files:
+            part.write(INDEX_NAME, [_index(plan.names, made)])
         part.finish()
-    return Conversion(sum(info.nbytes for info in source.tensors.values()), plan.nbytes)
+    wanted = ((number, job) for number in made for job in plan.jobs[number] if isinstance(job, _Quantization))
+    kept = [job.matrix.name for n, job in wanted if made[n][job.matrix.name].dtype != job.outputs[0].dtype]
+    nbytes = sum(info.nbytes for tensors in made.values() for info in tensors.values())
+    return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, tuple(kept))
+
+
+def _index(names: Mapping[int, str], made: Mapping[int, Mapping[str, TensorInfo]]) -> bytes:
+    """The text of the index file of shards by these names that hold these tensors."""
+    weight_map = {tensor: names[number] for number, tensors in made.items() for tensor in tensors}
+    total = sum(info.nbytes for tensors in made.values() for info in tensors.values())
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1).encode()
 
 
 def small_files(names: Iterable[str]) -> list[str]:
-    """Those of a model's files that a conversion takes along as they are."""
-    return sorted(
+    """Those of a model's files that a conversion takes along as they are.
+
+    Names that not every disk can have are left behind, and of two that differ in capitals alone the one with more.
+    """
+    taken = (
         name
-        for name in names
-        if not name.startswith(".")
+        for name in sorted(names, key=lambda name: (sum(map(str.isupper, name)), name))
+        if (_READ.fullmatch(name) or _TEXTS.fullmatch(name))
+        and not name.startswith(".")
         and name not in (INDEX_NAME, MANIFEST_NAME)
-        and (name.endswith(_SMALL_SUFFIXES) or name.startswith(_LICENSES))
+        and is_plain_name(name)
     )
+    spelled: dict[str, str] = {}
+    for name in taken:
+        spelled.setdefault(name.casefold(), name)
+    return sorted(spelled.values())
 
 
 @dataclass(frozen=True)
@@ -342,8 +395,6 @@ class _Plan:
     """Those of them that later shards of the result need."""
     needed_by: Mapping[int, frozenset[int]]
     """The shards of the result that need these."""
-    index: bytes
-    """The text of the index file; empty when there is one shard."""
     metadata: Mapping[str, str]
 
     @property
@@ -363,10 +414,6 @@ class _Plan:
             for number in range(len(self.shards))
         )
         return max(together, default=0)
-
-    def header(self, number: int) -> bytes:
-        """What comes before the tensors of a shard of the result."""
-        return _header([output for job in self.jobs[number] for output in job.outputs], self.metadata)
 
 
 def _plan(source: Checkpoint, matrices: Sequence[Matrix], quant: str, passing: bool) -> _Plan:
@@ -397,9 +444,6 @@ def _plan(source: Checkpoint, matrices: Sequence[Matrix], quant: str, passing: b
         i: "model.safetensors" if single else f"model-{k:05d}-of-{len(full):05d}.safetensors"
         for k, i in enumerate(full, 1)
     }
-    weight_map = {output.name: names[i] for i in full for job in jobs[i] for output in job.outputs}
-    total = sum(output.nbytes for made in jobs for job in made for output in job.outputs)
-    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
     return _Plan(
         shards,
         tuple(map(tuple, jobs)),
@@ -407,7 +451,6 @@ def _plan(source: Checkpoint, matrices: Sequence[Matrix], quant: str, passing: b
         tuple(map(tuple, stored)),
         {i: tuple(sorted(infos.values(), key=lambda info: info.offset)) for i, infos in waiting.items()},
         {i: frozenset(users) for i, users in needed_by.items()},
-        b"" if single else index.encode(),
         {**source.metadata, **LAYOUT},
     )
 
@@ -450,6 +493,11 @@ def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
     wanted = target(quant, matrix.role, width, stored_bits)
     if wanted is not None:
         return [_Quantization(matrix, wanted, (rows, width))]
+    return _kept(source, matrix)
+
+
+def _kept(source: Checkpoint, matrix: Matrix) -> list[_Job]:
+    """A matrix in the format it has."""
     if matrix.index is None and matrix.rows is None:
         return _copies(source, matrix.source)
     stored = (source.tensors[part] for part in source.companions(matrix.source))
@@ -490,7 +538,10 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Co
 def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, progress: Progress) -> None:
     """Writes the shards that are not there yet, with what they need of earlier ones."""
     undone = {number for number, name in plan.names.items() if name not in part.files}
-    done = plan.nbytes - sum(map(plan.shard_nbytes, undone))
+    sizes = {number: plan.shard_nbytes(number) for number in undone}
+    for number in plan.names.keys() - undone:
+        sizes[number] = sum(info.nbytes for info in read_header(part.path / plan.names[number])[0].values())
+    done = sum(size for number, size in sizes.items() if number not in undone)
     located = dict(source.tensors)  # where each tensor is now
     reader = Checkpoint(source.path, located, source.metadata, source.fp8_block)
 
@@ -503,13 +554,21 @@ def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, 
             located[info.name] = replace(info, path=waiting(number), offset=offset)
             offset += info.nbytes
 
-    def pieces(number: int) -> Iterator[NDArray]:
+    def settled(number: int) -> list[_Job]:
+        """What to write, now that the weights can be looked at."""
+        jobs = (
+            _kept(source, job.matrix) if isinstance(job, _Quantization) and not job.fits(reader) else [job]
+            for job in plan.jobs[number]
+        )
+        return list(chain.from_iterable(jobs))
+
+    def pieces(jobs: Iterable[_Job]) -> Iterator[NDArray]:
         nonlocal done
-        for job in plan.jobs[number]:
+        for job in jobs:
             for piece in job.pieces(reader):
                 yield piece
                 done += piece.nbytes
-                progress(done, plan.nbytes)
+                progress(done, sum(sizes.values()))
 
     needed = {number for number, users in plan.needed_by.items() if users & undone}
     there = {number for number in needed if waiting(number).exists()}
@@ -526,8 +585,12 @@ def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, 
                 copies = [_Copy(_Output(i.name, i.dtype, i.shape), i.name) for i in plan.waiting[number]]
                 part.put(waiting(number), (piece for copy in copies for piece in copy.pieces(reader)))
             if number in undone:
-                part.require_space(plan.shard_nbytes(number))
-                part.write(plan.names[number], chain([plan.header(number)], pieces(number)))
+                jobs = settled(number)
+                outputs = [output for job in jobs for output in job.outputs]
+                sizes[number] = sum(output.nbytes for output in outputs)
+                part.require_space(sizes[number])
+                start = file_start(((output.name, output.dtype, output.shape) for output in outputs), plan.metadata)
+                part.write(plan.names[number], chain([start], pieces(jobs)))
                 undone.discard(number)
             reader.close()  # an open file keeps its room on the disk when it is removed
             leave(number)
@@ -539,9 +602,8 @@ def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, 
 class _Part:
     """The unfinished folder of a conversion, made or found, while nobody else writes there."""
 
-    def __init__(self, destination: Path, manifest: Manifest, lock: BinaryIO) -> None:
+    def __init__(self, destination: Path, manifest: Manifest) -> None:
         self.destination = destination
-        self._lock = lock
         self.path = destination.with_name(destination.name + PART_SUFFIX)
         self.work = self.path / _WORK
         found = read_manifest(self.path)
@@ -551,7 +613,22 @@ class _Part:
                 f"{found.revision}, and this is one to {manifest.format} of {manifest.source} at revision "
                 f"{manifest.revision}; repeat the command that began it, or remove the folder to begin anew"
             )
+        if found is None:
+            self._refuse_strangers()
+        if self.work.is_symlink():
+            raise InputError(f"{self.work} leads out of the unfinished folder; remove it")
+        self.work.mkdir(parents=True, exist_ok=True)
         self._manifest = found or manifest
+
+    def _refuse_strangers(self) -> None:
+        """Raises InputError when there is a folder by this name that no conversion has made.
+
+        One without a manifest ended before it wrote any other file.
+        """
+        inside = (path for path in self.path.iterdir() if path.name != _WORK) if self.path.exists() else iter(())
+        strange = any(not path.name.startswith(f".{MANIFEST_NAME}.") for path in inside)
+        if strange or (self.work.is_dir() and any(self.work.iterdir())):
+            raise InputError(f"{self.path} is there and holds no unfinished conversion; remove or rename it")
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
@@ -571,7 +648,7 @@ class _Part:
     def clear_work(self, keep: Set[str]) -> None:
         """Removes what earlier runs left and nobody needs."""
         for path in self.work.iterdir():
-            if path.name not in keep | {_LOCK}:
+            if path.name not in keep:
                 path.unlink()
 
     def require_space(self, nbytes: int) -> None:
@@ -588,8 +665,9 @@ class _Part:
         """Makes a file, which appears when it is whole and safe on disk."""
         new = self.work / f"{path.name}.new"
         digest = hashlib.sha256()
+        new.unlink(missing_ok=True)  # what is there may be a link
         try:
-            with new.open("wb") as file:
+            with new.open("xb") as file:
                 for piece in pieces:
                     data = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).view(np.uint8).data
                     file.write(data)
@@ -611,43 +689,39 @@ class _Part:
 
     def finish(self) -> None:
         """Gives the folder its name."""
-        self._lock.close()  # Windows removes no open file
         shutil.rmtree(self.work)
         self.path.rename(self.destination)
         _sync(self.destination.parent)
 
     def give_up(self) -> None:
-        """Removes the folder when nothing in it would save work."""
+        """Removes the folder when nothing in it would save work, and nothing is in it that was not made here."""
         if not self.work.exists():
             return  # finished
-        shards = (name for name in self.files if name.endswith(".safetensors"))
-        if not any(shards) and all(path.name == _LOCK for path in self.work.iterdir()):
-            self._lock.close()
-            shutil.rmtree(self.path)
+        if any(name.endswith(".safetensors") for name in self.files) or any(self.work.iterdir()):
+            return
+        self.work.rmdir()
+        for name in (*self.files, MANIFEST_NAME):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody has put files there
+            self.path.rmdir()
 
 
 @contextmanager
 def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
-    """DESTINATION.part, locked. Errors of the disk become sentences."""
+    """DESTINATION.part, which nobody else writes meanwhile. Errors of the disk become sentences."""
     refuse_existing(destination)
     if not destination.parent.is_dir():
         raise InputError(f"there is no folder {destination.parent} to put {destination.name} into; make it first")
     path = destination.with_name(destination.name + PART_SUFFIX)
-    ours = {_WORK, MANIFEST_NAME, f"{MANIFEST_NAME}.new"}
-    try:
-        found = {other.name for other in path.iterdir()} if path.exists() else set()
-        if found and ours.isdisjoint(found):
-            raise InputError(f"{path} is there and holds no unfinished conversion; remove or rename it")
-        (path / _WORK).mkdir(parents=True, exist_ok=True)
-        lock = (path / _WORK / _LOCK).open("ab")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            if not lock_file(lock):
+            if not stack.enter_context(held(path)):
                 raise InputError(f"{path} is being written by another process; wait until that has ended")
             refuse_existing(destination)  # by a process that has finished just now
-            part = _Part(destination, manifest, lock)
+            part = _Part(destination, manifest)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        try:
             try:
                 yield part
             finally:
@@ -661,20 +735,8 @@ def _part(destination: Path, manifest: Manifest) -> Iterator[_Part]:
 
 def refuse_existing(destination: Path) -> None:
     """Raises InputError when there is something by the name of the folder to make."""
-    if destination.exists():
+    if os.path.lexists(destination):
         raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
-
-
-def _header(outputs: Sequence[_Output], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for output in outputs:
-        offsets = [end, end + output.nbytes]
-        header[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": offsets}
-        end = offsets[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _sync(folder: Path) -> None:

@@ -86,13 +86,14 @@ def read_document(path: Path, largest: int = LARGEST_DOCUMENT) -> bytes:
     return data
 
 
-def refuse_lfs_pointer(data: bytes, name: str | Path) -> None:
+def refuse_lfs_pointer(
+    data: bytes,
+    name: str | Path,
+    remedy: str = "run `git lfs pull` in its folder, or get the model with `numoe pull`",
+) -> None:
     """Raises InputError when a file's beginning is that of the note which git leaves in place of a large file."""
     if data.startswith(_LFS_POINTER):
-        raise InputError(
-            f"{name} is a Git LFS pointer in place of the file itself; run `git lfs pull` in its folder, or get the "
-            "model with `numoe pull`"
-        )
+        raise InputError(f"{name} is a Git LFS pointer in place of the file itself; {remedy}")
 
 
 def _parsed(decode: Callable[[], Any], data: bytes | str, name: str | Path, kind: str, remedy: str) -> Any:

@@ -1,23 +1,33 @@
-"""Tensors as byte ranges of files, the one function that reads such a range, and the one that writes a whole file."""
+"""Tensors as byte ranges of files and the one function that reads such a range; names, locks and writing of files."""
+
+from __future__ import annotations
 
 import errno
+import glob
 import os
+import re
+import secrets
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 # What a file system without locks answers: NFS without lockd, Lustre without -o flock, some FUSE and macOS's NFS.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 # macOS refuses to read 2 GiB or more at once.
 _LARGEST_READ = 1 << 30
@@ -105,20 +115,86 @@ class Files:
             return file.readinto(view)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+# Names that Windows keeps for devices, whatever follows their first point.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")}
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether this names one file in a folder, and the same one on every system: no path, device or control character.
+
+    Not plain as well is what disks change or cannot have: points and spaces at the end, bytes that are not UTF-8.
+    """
+    return (
+        isinstance(name, str)
+        and name.isprintable()  # which control characters, surrogates and line separators are not
+        and name == name.rstrip(". ") != ""
+        and len(name.encode()) <= 255
+        and not set('/\\:*?"<>|') & set(name)
+        and name.partition(".")[0].rstrip().upper() not in _DEVICES
+    )
+
+
+def plain_names(names: Iterable[object], where: str | Path) -> list[str]:
+    """The names of files that `where` tells of, before they are joined to a folder.
+
+    Raises:
+        InputError: one is not plain, or two are the same on disks that do not tell capitals apart.
+    """
+    spelled: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not is_plain_name(name):
+            raise InputError(f"{where} names the file {shortened(name)}, which is none beside it: do not use it")
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if spelled.setdefault(folded, name) != name:
+            raise InputError(f"{where} names both {spelled[folded]!r} and {name!r}, which many disks take for one file")
+    return list(spelled.values())
+
+
+def shortened(value: object) -> str:
+    """What to print of a foreign value: its beginning, on one line."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:76]}..."
+
+
+def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = False) -> None:
     """Writes a file in one step and safe on disk: at every moment it is the old one or the new one.
 
-    Raises OSError, and leaves nothing then.
+    Args:
+        data: the bytes, or pieces of them.
+        private: nobody but the user may read it.
+
+    Raises OSError, and leaves nothing then. What writers left that were killed meanwhile is removed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if re.fullmatch(r"[0-9a-f]+", left.name[len(path.name) + 2 : -len(".part")]):
+            with suppress(OSError), left.open("ab") as file:
+                if lock(file):  # else somebody is writing it now
+                    left.unlink()
+    while True:
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with open(part, "xb", opener=_private if private else None) as file:
+                if not lock(file) or not part.exists():
+                    continue  # somebody took it for one that was left, before it was locked
+                if path.exists() and not private:
+                    part.chmod(path.stat().st_mode & 0o777)
+                for piece in (data,) if isinstance(data, bytes) else data:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+                if os.name != "nt":  # which renames no open file
+                    part.replace(path)
+            if os.name == "nt":
+                part.replace(path)
+            return
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def lock(file: BinaryIO) -> bool:
@@ -144,16 +220,58 @@ def lock(file: BinaryIO) -> bool:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Keeps other processes from writing `path` meanwhile, by a lock on the file .NAME.lock beside it, which stays.
+def held(path: Path) -> Iterator[bool]:
+    """Keeps other processes from writing `path` meanwhile; False: another one does.
 
-    (A file that is replaced cannot be locked itself: who waits would hold the old one.)
+    By a lock on the file .NAME.lock beside it, which is there no longer than that. (What is replaced or renamed cannot
+    be locked itself: who waits would hold the old one.) Raises OSError where the folder cannot be written.
+    """
+    guard = path.with_name(f".{path.name}.lock")
+    while True:
+        with guard.open("ab") as file:
+            if not lock(file):
+                yield False
+                return
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), guard.stat()):
+                    continue
+            except FileNotFoundError:  # whoever held it removed it, and has ended
+                continue
+            try:
+                yield True
+            finally:
+                if os.name != "nt":  # which removes no open file
+                    guard.unlink(missing_ok=True)
+        if os.name == "nt":
+            with suppress(OSError):  # the next one has it open already
+                guard.unlink()
+        return
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """As `held`.
 
     Raises:
         InputError: another process is writing it; `what` says in the error what that is.
-        OSError: the folder cannot be written.
     """
-    with path.with_name(f".{path.name}.lock").open("ab") as file:
-        if not lock(file):
+    with held(path) as free:
+        if not free:
             raise InputError(f"{what} is in use by another process; wait until that has ended, or take another")
+        yield
+
+
+@contextmanager
+def locked_soon(path: Path, what: str, patience: float) -> Iterator[None]:
+    """As `locked`, but waits so many seconds for the other process to end."""
+    until = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(path, what))
+                break
+            except InputError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
         yield

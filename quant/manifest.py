@@ -1,11 +1,14 @@
 """numoe.json: what a converted folder is, where it came from, and the size and sha256 of each of its files."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from numoe.quant.documents import parse_json, read_document
 from numoe.quant.errors import InputError
-from numoe.quant.files import write_whole
+from numoe.quant.files import plain_names, shortened, write_whole
 
 MANIFEST_NAME = "numoe.json"
 FORMAT_VERSION = 4
@@ -47,21 +50,44 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None for a folder that numoe did not write.
 
-    Raises InputError when it is damaged or of a later format than this version reads.
+    Raises InputError when it is damaged, names files that are not beside it, or is of a later format than this version
+    reads.
     """
     path = folder / MANIFEST_NAME
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        version = document["format"]
-        if version == FORMAT_VERSION:
-            files = {str(name): FileRecord(int(e["size"]), str(e["sha256"])) for name, e in document["files"].items()}
-            known = (None if document.get(k) is None else str(document[k]) for k in ("revision", "calibration"))
-            return Manifest(str(document["source"]), str(document["recipe"]), files, *known)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged; convert or download the model again") from error
-    remedy = "convert or download the model again" if version in range(FORMAT_VERSION) else "update numoe"
-    raise InputError(f"{path} has format {version!r}, and this numoe reads format {FORMAT_VERSION}; {remedy}")
+    text = read_document(path)
+    damaged = InputError(f"{path} is damaged; convert or download the model again")
+    try:
+        document = parse_json(text, path)
+    except InputError as error:
+        raise damaged from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int:
+        raise damaged
+    if version != FORMAT_VERSION:
+        remedy = "convert or download the model again" if version in range(FORMAT_VERSION) else "update numoe"
+        raise InputError(
+            f"{path} has format {shortened(version)}, and this numoe reads format {FORMAT_VERSION}; {remedy}"
+        )
+    source, recipe, revision, calibration, files = (
+        document.get(key) for key in ("source", "recipe", "revision", "calibration", "files")
+    )
+    if (
+        not (isinstance(source, str) and isinstance(recipe, str) and isinstance(files, dict))
+        or not all(value is None or isinstance(value, str) for value in (revision, calibration))
+        or not all(map(_is_record, files.values()))
+    ):
+        raise damaged
+    records = {name: FileRecord(files[name]["size"], files[name]["sha256"]) for name in plain_names(files, path)}
+    return Manifest(source, recipe, records, revision, calibration)
+
+
+def _is_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and type(value.get("size")) is int
+        and 0 <= value["size"] < 1 << 63
+        and isinstance(value.get("sha256"), str)
+        and re.fullmatch(r"[0-9a-f]{64}", value["sha256"]) is not None
+    )

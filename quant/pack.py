@@ -82,6 +82,8 @@ def pack_int4(
     The error is that of the weights, or with `inputs` that of their products. Symmetric scales leave them aside.
     """
     _check(weights, group)
+    if inputs is not None and not (np.isfinite(inputs.mean).all() and np.isfinite(inputs.square).all()):
+        raise InputError("what the weights are multiplied with contains NaN or infinity; check the model's files")
     scales = np.empty((len(weights), weights.shape[1] // group), scale_dtype)
     bias = None if symmetric else np.empty_like(scales)
     codes = np.empty((len(weights), weights.shape[1] // 2), np.uint8)
@@ -137,6 +139,24 @@ def pack_mxfp4(weights: Float32) -> MXFP4:
         pairs = nibbles.reshape(len(nibbles), -1, 2)
         codes[rows] = pairs[..., 0] | pairs[..., 1] << 4
     return MXFP4(codes, scales)
+
+
+def float16_loss(weights: Float32, group: int, levels: int) -> tuple[float, float]:
+    """What float16 adds to the error of a matrix on `levels` + 1 even levels a group, and what is in it.
+
+    Two sums over the groups: of the mean square by which steps are coarser than they could be and minimums are off,
+    and of the square of the largest weight. Both float64, in which no float32 overflows.
+    """
+    grouped = _grouped(weights, group)
+    low, high = grouped.min(axis=-1).astype(np.float64), grouped.max(axis=-1).astype(np.float64)
+    step = (high - low) / levels
+    minimum = low if levels < 128 else low + 128 * step  # the weight of code 0
+    limit = np.finfo(np.float32).max
+    stored = _store_scales(np.minimum(step, limit).astype(np.float32), np.float16).astype(np.float64)
+    cut = levels * np.maximum(step * (1 - 2**-10) - stored, 0)
+    offset = _fit(np.clip(minimum, -limit, limit).astype(np.float32), np.float16) - minimum
+    lost = np.maximum(stored**2 - step**2, 0) / 12 + cut**2 + offset**2
+    return float(lost.sum()), float((np.maximum(-low, high) ** 2).sum())
 
 
 def _check(weights: Float32, group: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from numoe.quant.documents import parse_json, read_document, refuse_lfs_pointer
 from numoe.quant.errors import InputError
-from numoe.quant.files import TensorInfo
+from numoe.quant.files import TensorInfo, plain_names, shortened
 
 HEADER_LIMIT = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
@@ -71,6 +71,18 @@ def parse_header(header: bytes, path: Path, size: int) -> tuple[dict[str, Tensor
     return tensors, metadata
 
 
+def file_start(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the data of a file of these tensors, (name, dtype, shape) in order: length and header."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def read_index(path: Path) -> dict[str, str]:
     """The `weight_map` of an index file: tensor name -> shard file name.
 
@@ -88,9 +100,9 @@ def parse_index(text: bytes, path: Path) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f'{path} has no "weight_map" that is a table of file names; fetch it again')
-    for shard in sorted(set(weight_map.values())):
-        if not shard.endswith(".safetensors") or any(mark in shard for mark in ("/", "\\", ":", "\0")):
-            raise InputError(f"{path} names {shard!r}, which is not a .safetensors file beside it: do not use it")
+    for shard in plain_names(sorted(set(weight_map.values())), path):
+        if not shard.endswith(".safetensors"):
+            raise InputError(f"{path} names {shortened(shard)}, which is not a .safetensors file: do not use it")
     return weight_map
 
 
@@ -107,10 +119,11 @@ def model_shards(names: Iterable[str], folder: str | Path) -> list[str]:
         return [SINGLE_NAME]
     numbered = [match for name in found if (match := _NUMBERED.fullmatch(name))]
     sets = {(match[1], int(match[3])) for match in numbered}
-    if len(found) < 2 or (len(sets) == 1 and len(found) == len(numbered) == sets.pop()[1]):
+    alone = len(found) < 2 and not numbered
+    if alone or (len(sets) == 1 and len(found) == len(numbered) == sets.pop()[1]):
         return found
     raise InputError(
-        f"{folder} holds {len(found)} .safetensors files ({found[0]}, {found[1]}, ...) and no {INDEX_NAME} that says "
+        f"{folder} holds {len(found)} .safetensors files ({', '.join(found[:2])}, ...) and no {INDEX_NAME} that says "
         f"which make up the model; get the index, or remove what is not the model"
     )
 

@@ -1,6 +1,7 @@
 """Fixtures that several test modules use."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -19,9 +20,15 @@ from numoe.quant import threads
 
 @pytest.fixture(scope="session", autouse=True)
 def numoe_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty NUMOE_HOME: the user's own models and settings are no part of the tests."""
+    """An empty NUMOE_HOME: the user's own models, settings, terminal and shell are no part of the tests."""
+    # Ignored by nohup and in the background, which the processes that tests start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("home")
+        for name in os.environ:
+            if name.startswith("NUMOE_") or name in ("COLUMNS", "LINES", "NO_COLOR"):
+                patch.delenv(name)
+        patch.setenv("COLUMNS", "80")  # Rich else looks for a terminal on any stream
         patch.setenv("NUMOE_HOME", str(folder))
         yield folder
 

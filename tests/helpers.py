@@ -92,6 +92,9 @@ def tiny_tokenizer(
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     config = {"bos_token": "<s>", "chat_template": template} | ({"eos_token": "</s>"} if eos else {})
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    described = folder / "config.json"
+    if not eos and described.exists():  # transformers writes an id that ends texts there
+        described.write_text(json.dumps(json.loads(described.read_text()) | {"eos_token_id": None}))
 
 
 Listing = dict[str, tuple[str, tuple[int, ...]]]

@@ -12,7 +12,8 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -66,11 +67,16 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong the next `times` times that a path is asked for."""
+    """What goes wrong the next `times` times that a path is asked for.
+
+    status: what to answer with instead, with these headers and this body; a function gives its pieces until none is
+        wanted any more. 0: nothing at all, until the hub is left.
+    """
 
     times: int
-    status: int = 0
-    headers: Mapping[str, str] | None = None
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | Callable[[], Iterator[bytes]] = b""
     cut: int | None = None
     flip: int | None = None
 
@@ -87,7 +93,8 @@ class Hub:
     """Serves repositories until it is left as a context.
 
     gated: ids whose files are refused; private: ids that answer as if they were not there.
-    ranged: whether parts of files can be had.
+    part: the part of a file (first byte, byte after its last) that it gives when one is asked for; None: the whole.
+    moved: ids by those that lead to them.
     on_sent: called with the bytes sent so far, of all files, after each block.
     """
 
@@ -95,12 +102,14 @@ class Hub:
         self.log: list[Request] = []
         self.gated: set[str] = set()
         self.private: set[str] = set()
-        self.ranged = True
+        self.part: Callable[[int, int], tuple[int, int] | None] = lambda start, stop: (start, stop)
+        self.moved: dict[str, str] = {}
         self.on_sent: Callable[[int], None] = lambda total: None
         self.sent = 0
         self._repositories: dict[str, dict[str, dict[str, Content]]] = {}  # by id, then by commit
         self._faults: dict[str, list[Fault]] = {}
         self._lock = threading.Lock()
+        self._left = threading.Event()
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -115,6 +124,7 @@ class Hub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -128,6 +138,10 @@ class Hub:
         self._repositories.setdefault(repo_id, {})[commit] = contents
         return commit
 
+    def forget(self, repo_id: str, commit: str) -> None:
+        """As if the history had been rewritten: the commit is not there any more."""
+        del self._repositories[repo_id][commit]
+
     def contents(self, repo_id: str) -> Mapping[str, Content]:
         """The files of a repository's main branch."""
         return list(self._repositories[repo_id].values())[-1]
@@ -138,7 +152,19 @@ class Hub:
 
     def fail(self, path: str, status: int, times: int = 1, headers: Mapping[str, str] | None = None) -> None:
         """Answer with a status and no content."""
-        self._add_fault(path, Fault(times, status=status, headers=headers))
+        self.answer(path, b"", status, times, **(headers or {}))
+
+    def answer(
+        self,
+        path: str,
+        body: bytes | Callable[[], Iterator[bytes]],
+        status: int = 200,
+        times: int = 1,
+        **headers: str,
+    ) -> None:
+        """Answer with something else, as `Fault` tells; headers by their names, perhaps with _ for -."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._add_fault(path, Fault(times, status, named, body))
 
     def corrupt(self, path: str, byte: int, times: int = 1) -> None:
         """Send a file with one of its bytes inverted."""
@@ -182,10 +208,15 @@ class Hub:
             def _answer(self) -> None:
                 url = urlsplit(self.path)
                 path = unquote(url.path)
-                if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+                there = next((there for there in hub.moved if path.startswith(f"/api/models/{there}")), None)
+                if there:
                     self._log(path)
-                    commit = self._commit(match[1], match[2] or "main")
-                    if commit and not self._broken(path):
+                    self._send(307, {"Location": self.path.replace(there, hub.moved[there])})
+                elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+                    self._log(path)
+                    if self._broken(path):
+                        return
+                    if commit := self._commit(match[1], match[2] or "main"):
                         self._json(hub._info(match[1], commit, blobs="blobs" in parse_qs(url.query)))
                 elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                     self._log(match[3])
@@ -221,8 +252,21 @@ class Hub:
             def _broken(self, path: str) -> Fault | None:
                 """The fault that is due, answered already if it is a status."""
                 fault = hub._fault(path)
-                if fault and fault.status:
-                    self._send(fault.status, fault.headers or {})
+                if fault and fault.status == 0:
+                    hub._left.wait()
+                    self.close_connection = True
+                elif fault and fault.status and isinstance(fault.body, bytes):
+                    self._send(fault.status, fault.headers, len(fault.body))
+                    self.wfile.write(fault.body)
+                    self.close_connection = True
+                elif fault and fault.status:
+                    self._send(fault.status, {"Transfer-Encoding": "chunked", **fault.headers})
+                    with suppress(ConnectionError):  # the client has enough
+                        for block in fault.body():
+                            self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+                            hub._count(self.request_log, len(block))
+                        self.wfile.write(b"0\r\n\r\n")
+                    self.close_connection = True
                 return fault
 
             def _file(self, commit: str, files: Mapping[str, Content], name: str) -> None:
@@ -231,7 +275,7 @@ class Hub:
                     self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
                     return
                 fault = self._broken(name) if self.command == "GET" else None
-                if fault and fault.status:
+                if fault and fault.status is not None:
                     return
                 lfs = name.endswith(LFS_SUFFIXES)
                 etag = f'"{content.sha256 if lfs else content.git_sha1}"'
@@ -240,9 +284,9 @@ class Hub:
                     headers |= {"X-Linked-Size": str(content.size), "X-Linked-Etag": etag}
                 start, stop = self.request_log.start, self.request_log.stop
                 stop = content.size if stop < 0 else min(stop, content.size)
-                ranged = "Range" in self.headers and hub.ranged
-                if not ranged:
-                    start, stop = self.request_log.start, self.request_log.stop = 0, content.size
+                part = hub.part(start, stop) if "Range" in self.headers else None
+                ranged = part is not None
+                start, stop = self.request_log.start, self.request_log.stop = part or (0, content.size)
                 if ranged and start >= content.size:
                     self._send(416, {"Content-Range": f"bytes */{content.size}"})
                     return
@@ -279,7 +323,8 @@ class Hub:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(length))
+                if not {"Content-Length", "Transfer-Encoding"} & set(headers):
+                    self.send_header("Content-Length", str(length))
                 self.end_headers()
 
         return Handler
@@ -314,6 +359,7 @@ def virtual_release(config: Mapping[str, Any], listing: Listing, shards: int) ->
     files: dict[str, bytes | Content] = {
         "config.json": json.dumps(config).encode(),
         "model.safetensors.index.json": json.dumps(index, indent=2).encode(),
+        "tokenizer.json": b"{}",
     }
     for number, (part, end) in enumerate(zip(parts, ends, strict=True), 1):
         header = json.dumps(part, separators=(",", ":")).encode()

@@ -246,7 +246,8 @@ def test_errors_are_one_sentence(numoe: Run, checkpoint: Callable[[str], Path], 
     assert numoe(str(checkpoint("llama_a")), "-n", "0")[0] == 2
 
 
-def test_kernels_are_a_document_or_a_table(numoe: Run, small: None) -> None:
+def test_kernels_are_a_document_or_a_table(numoe: Run, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # small figures of a busy machine are long, and would fold the heading
     code, out, err = numoe("kernels", "--threads", "2", "--repetitions", "1", "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)

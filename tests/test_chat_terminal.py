@@ -15,7 +15,8 @@ from helpers import tiny_tokenizer
 from tiny import write_checkpoint
 
 from numoe.engine import load
-from numoe.engine.conversation import Chat, Conversation, Settings
+from numoe.engine.conversation import Chat, Conversation, Settings, Turn, chat_path
+from numoe.quant.files import locked
 
 pexpect = pytest.importorskip("pexpect", exc_type=ImportError)
 pyte = pytest.importorskip("pyte", exc_type=ImportError)
@@ -50,7 +51,7 @@ class Terminal:
 
     def __init__(self, home: Path, *arguments: str, answers: list[str] | None = None, columns: int = 80, **env: str):
         environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "NUMOE_HOME": str(home)}
-        environment.pop("NO_COLOR", None)
+        environment.pop("COLUMNS", None)
         program = ["-m", "numoe.cli"] if answers is None else ["-c", SCRIPTED, json.dumps(answers)]
         self.process = pexpect.spawn(
             sys.executable,
@@ -228,7 +229,12 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert [turn["text"] for turn in kept(tmp_path)["turns"]] == ["two"]
     assert "three" in chat.ask("/edit B")
     assert questions(tmp_path) == ["B"]
-    chat.ask("/edit", r"> B$")  # back at the prompt
+    for keys in ("\x03", "\x15\r"):  # Ctrl-C; Ctrl-U, which clears the line
+        chat.ask("/edit", r"> B$")  # back at the prompt, and not forgotten yet
+        chat.clear()
+        chat.send(keys).wait(r">$")
+        assert "B" in chat.ask("/show", r"ctx .*\n>$") and questions(tmp_path) == ["B"]
+    chat.ask("/edit", r"> B$")
     assert "four" in chat.send("\x07").wait("> B and Z").ask("C")  # Ctrl-G
     assert questions(tmp_path) == ["B and ZC"]
     assert "error: the last answer is whole" in chat.ask("/more", r"error.*\n>$")
@@ -257,6 +263,13 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert "seven" in chat.ask("What do they do?")
     assert "Bees dance." in questions(tmp_path)[-1] and questions(tmp_path)[-1].endswith("\n\nWhat do they do?")
     assert "error" in chat.ask("/file nowhere.txt", r"error[\s\S]*\n>$")
+    (tmp_path / "huge.txt").write_text("word " * 10**6)
+    refused = chat.ask(f"/file {tmp_path}/huge.txt", r"error[\s\S]*\n>$")
+    assert "takes more than the 300 tokens" in refused.replace("\n", "")
+    chat.ask(f"/file {tmp_path}/notes.txt", r"go with the next question\.\n>$")
+    assert re.search(r"files +\S+notes\.txt", chat.ask("/show", r"ctx .*\n>$").replace("\n", ""))
+    assert "/file off leaves out the files" in chat.ask("word " * 400, r"error[\s\S]*\n>$").replace("\n", "")
+    assert "No file goes with the next question." in chat.ask("/file off", r"No file.*\n>$")
     chat.ask("/copy", r"copied.*\n>$")
     copied = re.search(r"\x1b\]52;c;([\w+/=]*)\x07", chat.raw)
     assert copied and base64.b64decode(copied[1]) == b"seven"
@@ -281,6 +294,11 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert "error: there is no folder or file" in chat.ask("/model nowhere", r"error[\s\S]*\n>$")
     assert "The model is tiny." in chat.ask("/model", r"tiny\.\n>$")
     assert "error: " in chat.ask("/load nothing", r"error[\s\S]*\n>$")
+    assert "is there already" in chat.ask(
+        "/save " + next((tmp_path / "chats").glob("*another.json")).stem, r"error[\s\S]*\n>$"
+    )
+    chat.ask("/save mine", r"is kept in[\s\S]*\n>$")  # its own name
+    assert (tmp_path / "history").stat().st_mode & 0o777 == 0o600
     assert chat.send("/exit\r").left() == 0
 
 
@@ -343,6 +361,20 @@ def test_ended_by_a_signal(tmp_path: Path, number: int, answer: str) -> None:
     assert len(list((tmp_path / "chats").glob("*.kv"))) == 1
 
 
+def test_a_new_chat_begins_whatever_the_kept_ones_are(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    for name, model in (("old", "tiny"), ("gone", "acme/gone-model"), ("damaged", "tiny")):
+        Chat(model).write(folder / f"{name}.json")
+    (folder / "damaged.json").write_text("[" * 100_000)
+    (folder / "link.json").symlink_to("nowhere")
+    (folder / "folder.json").mkdir()
+    chat = start(answers=["one"])
+    assert "The model is not that of the last chat, damaged:" in chat.screen
+    assert "one" in chat.ask("A")
+    assert chat.send("/bye\r").left() == 0
+
+
 # --------------------------------------------------------------------------------------- without a terminal
 
 Run = Callable[..., tuple[int, str, str]]
@@ -397,6 +429,64 @@ def test_a_named_chat_keeps_its_settings(
     assert code == 0 and re.match(r"mine +[\d-]{10} [\d:]{5}, 3 turns, ", out)
     assert command("chat", "-c", "--session", "mine")[0] == 2
     assert "cannot be the name of a chat" in command("chat", "--session", "../x")[2]
+
+
+def test_saving_and_loading_leave_files_of_others_alone(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Chat(model, turns=(Turn("kept"),)).write(chat_path("kept"))
+    Chat(model, turns=(Turn("kept"),)).write(tmp_path / "chat.json")
+    for name, text in (("package.json", '{"name": "x"}'), ("chat.kv", "mine"), ("empty.json", "")):
+        (tmp_path / name).write_text(text)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def told(*lines: str) -> str:
+        code, _, err = command("chat", model, "-n", "2", "--temp", "0", stdin="\n".join(lines))
+        assert code == 1 and err.splitlines()[-1].startswith("error: ")
+        assert {path: path.read_bytes() for path in before} == before
+        return err.splitlines()[-1]
+
+    for name in ("package.json", "empty.json", "chat.json", "kept", "home/chats/kept.json"):
+        assert "is there already" in told("hi", f"/save {name}")
+    for name in ("package.json", "empty.json"):
+        assert "is not a chat of numoe" in told(f"/load {name}")
+    assert "there is no chat" in told("/load nothing.json")
+    assert "cannot be written" in told("hi", "/save nowhere/x.json") and not (tmp_path / "nowhere").exists()
+    assert "cannot be written" in told("hi", "/save " + "x" * 250 + ".json")
+    assert "~nosuchuser" in told("/file ~nosuchuser/x")
+    assert not [path for path in tmp_path.iterdir() if "lock" in path.name and "nothing" not in path.name]
+    assert command("chat", model, "-n", "2", stdin="/load chat.json\nhi\n/bye\n")[0] == 0
+    assert (tmp_path / "chat.kv").read_text() == "mine"
+    assert len(Chat.read(tmp_path / "chat.json").turns) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
+def test_a_model_whose_name_is_not_utf8(command: Run, model: str, tmp_path: Path) -> None:
+    link = tmp_path / os.fsdecode(b"caf\xe9")
+    link.symlink_to(model)
+    for _ in range(2):
+        code, out, _ = command("run", str(link), "hi", "-n", "2", "--session", "bytes", "--json")
+        assert code == 0 and json.loads(out)["model"] == str(link)
+    assert Chat.read(chat_path("bytes")).model == str(link)
+    assert "bytes" in command("chat", "--list")[1]
+
+
+def test_what_is_chosen_of_kept_chats_may_be_gone(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    Chat("acme/gone").write(chat_path("gone"))
+    for arguments in (("-c",), ("--session", "gone")):
+        assert "acme/gone, which is not here any more; give another MODEL" in command("chat", *arguments, stdin="")[2]
+    assert command("chat", model, "-c", "-q", stdin="")[0] == 0
+    chat_path("torn").write_text("{")
+    os.utime(chat_path("torn"), (0, 0))
+    code, out, _ = command("chat", "--list")
+    assert code == 0 and re.search(r"^gone +.*0 turns", out, re.MULTILINE) and "torn" in out
+    with locked(chat_path("gone"), "it"):
+        assert 'the chat "gone" is in use by another process' in command("chat", model, "-c", stdin="")[2]
 
 
 def test_a_full_context_ends_an_answer(command: Run, model: str) -> None:

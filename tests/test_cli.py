@@ -127,7 +127,8 @@ def test_tokens_of_another_model(command: Run, tmp_path: Path) -> None:
 
 
 def test_values_that_numoe_refuses(command: Run, model: str) -> None:
-    refused(command("run", model, "hi", "--ram", "much"), "much", "16GB")
+    for amount in ("much", "9" * 400 + "GB", "9" * 5000, "0.001"):
+        refused(command("run", model, "hi", "--ram", amount), "not an amount of memory", "16GB")
     code, out, err = command("run", model, "hi", "--ram", "1kB")
     assert (code, out) == (2, "") and "raise --ram to" in err
     refused(command("run", model, "hi", "--top-p", "0"), "top_p")
@@ -138,8 +139,18 @@ def test_a_bug_is_one_line_unless_debugging(command: Run, model: str, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise IndexError("out")
 
-    monkeypatch.setattr("numoe.engine.load", fail)
+    class PanicException(BaseException):
+        """As libraries in Rust raise them."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("gone" * 9999)
+
     monkeypatch.delenv("NUMOE_DEBUG", raising=False)
+    monkeypatch.setattr("numoe.engine.load", panic)
+    result = command("run", model, "hi")
+    refused(result, "bug in numoe", "PanicException: gone", "NUMOE_DEBUG")
+    assert len(result[2]) < 2100
+    monkeypatch.setattr("numoe.engine.load", fail)
     refused(command("run", model, "hi"), "bug in numoe", "IndexError: out", "NUMOE_DEBUG")
     monkeypatch.setenv("NUMOE_DEBUG", "1")
     with pytest.raises(IndexError):
@@ -164,7 +175,7 @@ def terminals(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return screen
 
 
-HOSTILE = "a\x1b[31mb\x07\x9b2J\tc\r\n"
+HOSTILE = "a\x1b[31mb\x07\x9b2J\u202e\u2066\tc\r\n"
 
 
 def test_control_characters_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +185,14 @@ def test_control_characters_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPa
     output.end_answer()
     output.note(HOSTILE)
     output.table([(HOSTILE, "x")])
+    output.line({HOSTILE: HOSTILE})
     print_error(HOSTILE)
     assert screen.out.getvalue().startswith("a[31mb2J\tc\n")
     for stream_ in (screen.out, screen.err):
-        assert not set(stream_.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "")) & set("\x1b\x07\x9b\r")
+        assert not set(stream_.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "")) & set(
+            "\x1b\x07\x9b\r\u202e\u2066"
+        )
+    assert json.loads(screen.out.getvalue().splitlines()[-1]) == {HOSTILE: HOSTILE}
 
 
 def test_a_pipe_gets_the_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +249,12 @@ def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
         raise KeyboardInterrupt
     assert screen.out.getvalue() == "half\n"
     assert screen.err.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("columns", ["0", "-3", "x", "1", "", "9" * 30])
+def test_a_screen_of_no_size(command: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert "repeat_penalty  1.0\n" in command("config")[1]
 
 
 # --------------------------------------------------------------------------------------------------- reply

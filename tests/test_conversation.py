@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny import write_checkpoint
 
 from numoe.engine import InputError, Model, Sampling, load
 from numoe.engine import conversation as conversations
+from numoe.engine.constrain import choice_grammar
 from numoe.engine.conversation import Answer, Chat, Conversation, Settings, Turn, cache_path, chat_path, chats, new_path
 
 VOCAB = {"llama_a": 90, "v4_a": 96}
@@ -203,14 +204,20 @@ def test_a_thinking_budget_ends_the_block(talker: Talker) -> None:
         assert {kind for kind, _ in parts} == {"thinking", "text"} - ({"thinking"} if budget == 0 else set())
 
 
+class Pieces(list[str]):
+    """A completion as a model would make it, so many characters a token."""
+
+    def __init__(self, text: str, size: int) -> None:
+        super().__init__(text[i : i + size] for i in range(0, len(text), size))
+
+    tokens, finish_reason = [1], "length"
+    __next__: Any = None
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_reasoning_is_kept_apart_without_the_breaks_around_it(size: int) -> None:
     text = "\nfirst this\nthen that\n</think>\n\nAnswer:\n\nyes\n"
-
-    class Pieces(list[str]):
-        tokens, finish_reason = [1], "stop"
-
-    answer = Answer(Pieces(text[i : i + size] for i in range(0, len(text), size)), True)  # type: ignore[arg-type]
+    answer = Answer(Pieces(text, size), True)  # type: ignore[arg-type]
     shown: dict[str, str] = {"thinking": "", "text": ""}
     for kind, piece in answer:
         shown[kind] += piece
@@ -219,6 +226,93 @@ def test_reasoning_is_kept_apart_without_the_breaks_around_it(size: int) -> None
     assert (turn.thinking, turn.text) == ("first this\nthen that", "Answer:\n\nyes\n")
     assert answer.turn.completion(opened=True) == text
     assert answer.turn.completion(opened=False) == "<think>" + text
+    assert answer.turn.completion(False, ("[THINK]", "[/THINK]")).startswith("[THINK]\nfirst")
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("completion", "opened", "thinking", "text", "shown"),
+    [
+        ("plan\n</think>\n\nyes", False, "plan", "yes", "plan\n\n\nyes"),
+        ("a\n</think>\nb\n</think>\nyes", True, "a\n\nb", "yes", "b\n\n\nyes"),
+        ("plan. Stop</think>\nyes. Stop it", True, "plan. Stop", "yes. ", "yes. "),
+        ("<think>plan. Stop</think>\nyes. Sto", False, "plan. Stop", "yes. Sto", "yes. Sto"),
+        ("yes. Stop</think>no", False, "", "yes. ", "yes. "),
+        ("</think>\n\nyes", True, "", "yes", "yes"),
+        ("<think></think>\n\nyes", False, "", "yes", "yes"),
+        ("\n</think>\n\nyes", False, "", "yes", "\n\n\nyes"),
+        ("plan</think>", False, "plan", "", "plan\n\n"),
+        ("\n\nplain </think>. Stop", None, "", "\n\nplain </think>. ", "\n\nplain </think>. "),
+    ],
+)
+def test_what_is_reasoning_and_where_an_answer_stops(
+    size: int, completion: str, opened: bool | None, thinking: str, text: str, shown: str
+) -> None:
+    """What a closing tag makes reasoning afterwards is shown already; it is in the turn that it counts."""
+    answer = Answer(Pieces(completion, size), opened, stop=("Stop",))  # type: ignore[arg-type]
+    assert "".join(piece for kind, piece in answer if kind == "text") == shown
+    turn = answer.turn if opened is None else answer.turn.trimmed()
+    assert (turn.thinking, turn.text) == (thinking, text)
+    assert turn.finish_reason == ("stop" if text == "yes. " or opened is None else "length")
+
+
+@pytest.mark.parametrize("ending", ["assistant: ", "<think>"])
+def test_conversations_stop_in_the_answer_alone(talker: Talker, ending: str) -> None:
+    conversation = Conversation(talker(ending=ending), Chat("", Settings(max_tokens=60, stop=(".",), think=True)))
+    answer = conversation.ask("hi")
+    answer.generation.force("<think>a.b</think>c.d"[0 if ending == "assistant: " else len("<think>") :])
+    told(answer)
+    assert conversation.chat.turns == (Turn("hi", "a.b", "c", "stop"),)
+
+
+def test_reasoning_that_was_cut_goes_on_as_reasoning(talker: Talker) -> None:
+    cut = Turn("hi", thinking="so", finish_reason="length")
+    conversation = Conversation(talker(), Chat("", Settings(max_tokens=17), (cut,)))
+    more = conversation.more()
+    more.generation.force(" it is</think>yes")
+    assert "".join(text for kind, text in more if kind == "text") == "yes"
+    assert conversation.chat.turns == (Turn("hi", "so it is", "yes", "length"),)
+
+
+def test_tags_in_an_answer_of_a_given_form_belong_to_it(talker: Talker) -> None:
+    for think, completion in ((False, "a</think>b"), (True, "a</think>b"), (True, "<think>r</think>a</think>b")):
+        conversation = Conversation(talker(), Chat("", Settings(max_tokens=40, think=think)))
+        answer = conversation.ask("hi", grammar=choice_grammar(["a</think>b"]))
+        answer.generation.force(completion)
+        assert "".join(text for kind, text in answer if kind == "text") == "a</think>b"
+        assert answer.turn == Turn("hi", "r" if completion.startswith("<") else "", "a</think>b", "stop")
+
+
+def test_special_tokens_are_no_text_but_tags_are_seen(tmp_path: Path) -> None:
+    write_checkpoint("llama_a", tmp_path)
+    tiny_tokenizer(tmp_path, VOCAB["llama_a"])
+    spec = tmp_path / "tokenizer.json"
+    spec.write_text(spec.read_text().replace("<pad>", "</think>"))
+    model = load(tmp_path)
+    answer = Conversation(model, Chat("", Settings(max_tokens=5))).ask("hi", logprobs=1)
+    answer.generation.force("a</think></s>b<s>")
+    assert told(answer) == "a\n\nb" and answer.turn == Turn("hi", "a", "b", "length")
+    assert [token.id for token in answer.generation.tokens] == model.tokenizer.encode("a</think></s>b<s>")
+    assert model.tokenizer.decode([0, 1, 2]) == "</think><s></s>"
+    raw = model.session(16).generate("x", max_tokens=3)
+    raw.force("<s>a</think>")
+    assert "".join(raw) == "a</think>"
+
+
+def test_a_chat_goes_on_after_answers_that_are_empty(tmp_path: Path) -> None:
+    """Templates may insist on answers that are not, and on roles in turn."""
+    write_checkpoint("llama_a", tmp_path)
+    tiny_tokenizer(tmp_path, VOCAB["llama_a"])
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    wrong = "loop.index0 % 2 != (m.role == 'assistant') or not m.content.strip()"
+    strict = "{% if " + wrong + " %}{{ raise_exception('no') }}{% endif %}"
+    config["chat_template"] = "{% for m in messages %}" + strict + "{{ m.role }}: {{ m.content }}|{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    turns = (Turn("one", "hm"), Turn("two", text="\n"), Turn("three", text="yes"), Turn("four", finish_reason="length"))
+    conversation = Conversation(load(tmp_path), Chat("", Settings(max_tokens=1), turns))
+    told(conversation.ask("five"))
+    read = conversation.model.tokenizer.decode(conversation.session.tokens)
+    assert read == "user: one\n\ntwo\n\nthree|assistant: yes|user: four\n\nfive|"
 
 
 # --------------------------------------------------------------------------------------------------- files
@@ -235,20 +329,65 @@ def test_a_chat_is_what_it_was_when_read_again(home: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"numoe": "chat 2"}', '{"numoe": "chat 1"}', "sampling", "turns"])
-def test_files_that_are_no_chats(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not a chat of numoe"),
+        ("{", "is not a chat of numoe"),
+        ("[" * 100_000, "is not a chat of numoe"),
+        ('{"numoe": ' + "1" * 5000 + "}", "is not a chat of numoe"),
+        ("[]", "is not a chat of numoe"),
+        ('{"name": "numoe", "version": "1"}', "is not a chat of numoe"),
+        ('{"numoe": "session 1"}', "is not a chat of numoe"),
+        ('{"numoe": "chat 2"}', "is a chat of another version"),
+        ('{"numoe": "chat 1"}', "is a damaged chat"),
+    ],
+)
+def test_files_that_are_no_chats(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.json"
-    with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+    for make in (lambda: None, path.mkdir):
+        make()
+        with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+            Chat.read(path)
+    path.rmdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"x\.json {words}"):
         Chat.read(path)
+
+
+_PARTS = (
+    [("model",), ("settings",), ("turns",), ("forgotten",), ("turns", 0), ("settings", "sampling")]
+    + [("settings", f.name) for f in fields(Settings)]
+    + [("settings", "sampling", f.name) for f in fields(Sampling)]
+    + [("turns", 0, f.name) for f in fields(Turn)]
+)
+
+
+@pytest.mark.parametrize("part", _PARTS, ids=lambda part: ".".join(map(str, part)))
+@pytest.mark.parametrize(
+    "value",
+    [{"colour": "red"}, [["x"]], True, 10**400, -(10**400), float("nan"), "\ud800"],
+    ids=lambda value: ascii(value)[:9],
+)
+def test_chats_with_a_value_of_another_kind(tmp_path: Path, part: tuple[Any, ...], value: Any) -> None:
+    """Each is refused as damaged, or is a value that the setting can have."""
+    path = tmp_path / "x.json"
     Chat("tiny", turns=(Turn("hi"),)).write(path)
     document: Any = json.loads(path.read_text())
-    if damage == "sampling":
-        document["settings"]["sampling"]["top_p"] = 7
-    if damage == "turns":
-        document["turns"] = [{"colour": "red"}]
-    path.write_text(json.dumps(document) if damage in document or damage == "sampling" else damage)
-    with pytest.raises(InputError, match=r"x\.json is not a chat of this version"):
-        Chat.read(path)
+    place = document
+    for key in part[:-1]:
+        place = place[key]
+    place[part[-1]] = value
+    path.write_text(json.dumps(document))
+    if (part[-1], value) in [("think", True), ("model", "\ud800")] or (
+        part[-1] in ("max_tokens", "think_budget", "context", "top_k", "repeat_last_n") and value == 10**400
+    ):
+        assert json.loads(path.read_text()) == document
+        Chat.read(path).write(path)
+        assert json.loads(path.read_text()) == document
+    else:
+        with pytest.raises(InputError, match=r"x\.json is a damaged chat"):
+            Chat.read(path)
 
 
 def test_names(home: Path) -> None:

@@ -1,6 +1,7 @@
 """Converted folders: the same model in fewer bytes, each expert in one piece, and never half a model."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import tracemalloc
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -302,6 +304,68 @@ def test_folders_of_another_format_are_refused(source: Path, text: str, message:
         open_checkpoint(folder)
 
 
+RECORD = {"size": 1, "sha256": "0" * 64}
+NAMES = [
+    "../x",
+    "/x",
+    "a/b",
+    "C:x",
+    "a\\b",
+    "a\0",
+    "a\n",
+    "",
+    ".",
+    "..",
+    "CON",
+    "nul.json",
+    "lpt1.a.b",
+    "a.",
+    "a ",
+    "\ud800",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_names_plain_files_only(name: str, source: Path, tmp_path: Path, command: Any) -> None:
+    """What else it says is never joined to a folder: not to verify, and not to go on with a conversion."""
+    (tmp_path / "x").write_text("mine")
+    part = tmp_path / "a" / "out.part"
+    part.mkdir(parents=True)
+    document = {"format": 4, "source": source.name, "recipe": "int4", "revision": Folder(source, "").revision}
+    (part / "numoe.json").write_text(json.dumps(document | {"files": {name: RECORD}}))
+    with pytest.raises(InputError, match=r"numoe\.json names the file .*: do not use it"):
+        read_manifest(part)
+    refused(source, tmp_path / "a" / "out", "numoe.json names the file")
+    assert (code := command("verify", str(part)))[0] == 1 and "names the file" in code[2]
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("files", files)
+            for files in ([], {"a": {}}, {"A.txt": RECORD, "a.TXT": RECORD}, {"a": RECORD | {"size": -1}})
+        ),
+        ("files", {"a": RECORD | {"size": True}}),
+        ("files", {"a": RECORD | {"sha256": "0"}}),
+        ("source", 1),
+        ("recipe", None),
+        ("revision", []),
+        ("calibration", 7),
+        ("format", True),
+        ("format", "4"),
+    ],
+)
+def test_manifests_of_other_types_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    document = {"format": 4, "source": "x", "recipe": "int4", "files": {"a": RECORD}}
+    (tmp_path / "numoe.json").write_text(json.dumps(document), encoding="utf-16")
+    assert read_manifest(tmp_path) is not None
+    (tmp_path / "numoe.json").write_text(json.dumps(document | {key: value}))
+    with pytest.raises(InputError, match=r"numoe\.json (is damaged|names both)"):
+        read_manifest(tmp_path)
+
+
 # The stored formats
 
 
@@ -360,6 +424,91 @@ def test_infinite_scales_are_refused(dtype: str, tmp_path: Path) -> None:
 
 
 # Never half a model
+
+
+def test_what_others_left_by_the_name_of_the_part_stays(source: Path, tmp_path: Path) -> None:
+    """Only what a conversion has made is ever removed."""
+    for number, (file, also) in enumerate(
+        [("diary.txt", ""), ("work/diary.txt", ""), ("work/lock", ""), ("diary.txt", "work"), ("numoe.json", "")]
+    ):
+        part = tmp_path / f"{number}.part"
+        (part / file).parent.mkdir(parents=True)
+        (part / file).write_text("mine")
+        (part / also).mkdir(exist_ok=True)
+        refused(source, tmp_path / str(number), f"{number}.part")
+        assert (part / file).read_text() == "mine"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "diary.txt").write_text("mine")
+    (tmp_path / "linked.part").mkdir()
+    (tmp_path / "linked.part" / "work").symlink_to(tmp_path / "elsewhere")
+    refused(source, tmp_path / "linked", "linked.part")
+
+    def interrupt(*_: Any) -> None:
+        (tmp_path / "out.part" / "diary.txt").write_text("mine")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, tmp_path / "out", "int4", progress=interrupt)
+    assert [path.name for path in (tmp_path / "out.part").iterdir()] == ["diary.txt"]
+
+
+def test_names_that_not_every_disk_has(source: Path, tmp_path: Path) -> None:
+    """A folder's name that is not UTF-8 is no obstacle, and small files that are nobody's are left behind."""
+    folder = Path(shutil.copytree(source, tmp_path / "caf\udce9"))
+    for name in (
+        "read\udce9.md",
+        "notes: more.md",
+        "con.json",
+        "CONFIG.json",
+        "README.md",
+        "LICENSE.exe",
+        "LICENSE-2.0",
+    ):
+        (folder / name).write_text("{}")
+    quantize(folder, tmp_path / "out\udce9", "int8")
+    assert tree(tmp_path / "out\udce9").keys() == {
+        *("config.json", "README.md", "LICENSE-2.0", "model.safetensors", "numoe.json")
+    }
+    manifest = read_manifest(tmp_path / "out\udce9")
+    assert manifest is not None and manifest.source == "caf?"
+    load(tmp_path / "out\udce9")
+
+
+def test_files_that_are_not_the_models_change_nothing(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 5)
+    others = (".DS_Store", "Thumbs.db", "log.txt", "._config.json", "notes.md", "desktop.ini", "model.bin")
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, tmp_path / "out", "int4", progress=interruption(0.5))
+    for name in others:
+        (folder / name).write_text("")
+    quantize(folder, tmp_path / "out", "int4")
+    assert {"log.txt", "Thumbs.db"}.isdisjoint(tree(tmp_path / "out"))
+    before = Folder(folder, "").revision
+    for name in ("config.json", "tokenizer.json", "merges.txt", "model-00001-of-00005.safetensors"):
+        (folder / name).touch()
+        before, old = Folder(folder, "").revision, before
+        assert before != old
+
+
+def test_the_second_of_two_finds_the_first_finished(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step of the end somebody else tries the same, who is refused and does no harm."""
+
+    def meanwhile(step: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*arguments: Any, **options: Any) -> Any:
+            with pytest.raises(InputError, match=r"is being written by another process|is there already"):
+                quantize(source, tmp_path / "out", "int4")
+            return step(*arguments, **options)
+
+        return tried
+
+    monkeypatch.setattr(shutil, "rmtree", meanwhile(shutil.rmtree))
+    monkeypatch.setattr(Path, "rename", meanwhile(Path.rename))
+    monkeypatch.setattr(converter._Part, "give_up", meanwhile(converter._Part.give_up))
+    quantize(source, tmp_path / "out", "int4")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "work" not in [path.name for path in (tmp_path / "out").iterdir()]
 
 
 def refused(source: Path, destination: Path, *mentions: str, quant: str = "int4", **options: Any) -> None:
@@ -474,6 +623,18 @@ def test_two_at_once_are_refused(source: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_written_all_the_same(
+    code: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    quantize(source, tmp_path / "out", "int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_progress_ends_at_the_size_of_the_result(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     made = quantize(source, tmp_path / "out", "int8", progress=lambda done, total: seen.append((done, total)))
@@ -487,6 +648,8 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     refused(source, tmp_path / "empty", "is there already")
     refused(source, source, "is there already")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    refused(source, tmp_path / "link", "is there already")
     refused(source, tmp_path / "nowhere" / "out", "there is no folder")
 
 
@@ -518,6 +681,74 @@ def test_damaged_weights_are_refused(source: Path, tmp_path: Path) -> None:
     tensors[name] = tensors[name] * np.float32(np.nan)
     save_file(tensors, folder / "model.safetensors")
     refused(folder, tmp_path / "out", name, "NaN")
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("factor", "kept"),
+    [(1e-30, True), (1e-8, True), (1e-7, True), (1e-4, False), (1e3, False), (1e8, True), (0, False)],
+)
+def test_what_float16_scales_cannot_hold_stays_as_it_is(quant: str, factor: float, kept: bool, tmp_path: Path) -> None:
+    """Also where it is one expert of many, and only half of a fused weight."""
+    weights = normal(64, 128) * np.float32(factor)
+    fused = np.concatenate([normal(32, 128), weights[:32]])
+    source = folder_of(tmp_path / "source", a__weight=raw("F32", weights), fused=raw("F32", np.stack([fused, fused])))
+    matrices = [Matrix("a.weight", "experts", "a.weight", unit="a")]
+    matrices += [
+        Matrix(f"e{i}.weight", "experts", "fused", i, rows, unit="e")
+        for i, rows in ((0, (0, 32)), (0, (32, 64)), (1, None))
+    ]
+    matrices[2:] = [replace(one, name=f"{one.name[:2]}{k}.weight") for k, one in enumerate(matrices[2:])]
+    made = convert(source, matrices, tmp_path / "out", quant, Folder(source.path, "source"))
+    wanted = {"a.weight": weights, "e0.weight": fused[:32], "e00.weight": fused[32:], "e11.weight": fused}
+    assert set(made.kept) >= {"a.weight", "e00.weight"} if kept else made.kept == ()
+    assert "e0.weight" not in made.kept
+    assert ("a.weight" in made.remark) == kept
+    with open_checkpoint(tmp_path / "out") as opened:
+        assert made.result_bytes == sum(info.nbytes for info in opened.tensors.values())
+        for name, values in wanted.items():
+            stored = opened.matrix(name)
+            assert stored.format.startswith("f32" if name in made.kept else quant)
+            error = (stored.dequantize() - values).astype(np.float64)
+            assert np.linalg.norm(error) <= {"int8": 0.01, "int4": 0.12}[quant] * np.linalg.norm(values.astype(float))
+
+
+def test_few_small_weights_among_others_do_not_keep_a_matrix(tmp_path: Path) -> None:
+    """Their groups are off by half of float16's least step at most, which is nothing beside the others."""
+    weights = normal(64, 128)
+    weights[3] *= np.float32(1e-9)
+    weights[5, 32:64] *= np.float32(1e-7)
+    source = folder_of(tmp_path / "source", a__weight=raw("F32", weights))
+    matrices = [Matrix("a.weight", "experts", "a.weight")]
+    assert convert(source, matrices, tmp_path / "out", "int8", Folder(source.path, "source")).kept == ()
+    with open_checkpoint(tmp_path / "out") as opened:
+        error = np.abs(opened.matrix("a.weight").dequantize() - weights)
+    assert max(error[3].max(), error[5, 32:64].max()) <= 2**-24
+
+
+def test_a_matrix_that_stays_is_told_of(source: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    """In every shard, after an interruption too; and the model runs as before."""
+    single = Path(shutil.copytree(source, tmp_path / "single"))
+    tensors = load_file(single / "model.safetensors")
+    names = [f"model.layers.1.block_sparse_moe.experts.{expert}.w2.weight" for expert in (0, 3)]
+    tensors |= {name: tensors[name] * np.float32(1e-8) for name in names}
+    save_file(tensors, single / "model.safetensors")
+    folder = reshard(single, tmp_path / "source", 5)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(folder, tmp_path / "out", "int4", progress=interruption(0.9))
+    seen: list[tuple[int, int]] = []
+    made = quantize(folder, tmp_path / "out", "int4", progress=lambda *counts: seen.append(counts))
+    assert sorted(made.kept) == names
+    assert seen[-1] == (made.result_bytes, made.result_bytes)
+    assert all(done <= total for done, total in seen)
+    code, _, err = command("quantize", str(folder), str(tmp_path / "whole"), "--quant", "int4")
+    assert code == 0
+    assert f"2 too small or too large for the recipe's scales stay as they were stored: {names[0]}, {names[1]}" in err
+    assert tree(tmp_path / "out").keys() == tree(tmp_path / "whole").keys()
+    for ranges in experts_ranges(tmp_path / "out"):
+        assert all(before[2] == after[1] for before, after in pairwise(ranges))
+    ids = tiny.load_golden("mixtral_a").ids[:40]
+    assert divergence(load(folder).session(64).feed(ids), load(tmp_path / "out").session(64).feed(ids)) < 1
 
 
 def test_single_files_are_refused(source: Path) -> None:

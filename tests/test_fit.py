@@ -1,8 +1,11 @@
 """`numoe fit`: what it says of models on the hub, here and unknown; that nothing is downloaded."""
 
+import errno
 import json
+import os
 import re
 import shutil
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -25,6 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 CONFIGS = Path(__file__).parent / "configs"
 MACHINE = import_module("numoe.engine.machine")
+DISK = namedtuple("DISK", "total used free")
 FLASH, PRO = "deepseek-ai/DeepSeek-V4-Flash", "deepseek-ai/DeepSeek-V4-Pro"
 
 
@@ -36,7 +40,8 @@ def release(repo_id: str, shards: int) -> dict[str, Any]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, an empty NUMOE_HOME but for a calibrated machine, and an empty Hugging Face cache."""
+    """A hub, an empty NUMOE_HOME but for a calibrated machine, an empty Hugging Face cache, and 2 TB of free disk."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(4 * 10**12, 2 * 10**12, 2 * 10**12))
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -90,7 +95,9 @@ def test_v4_pro_in_json(hub: Hub, command: Run) -> None:
 
 @pytest.fixture(scope="module")
 def repository(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return reshard(checkpoint("qwen3_moe_a"), tmp_path_factory.mktemp("repository") / "model", 3)
+    folder = reshard(checkpoint("qwen3_moe_a"), tmp_path_factory.mktemp("repository") / "model", 3)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture
@@ -129,6 +136,86 @@ def test_the_best_format_is_the_one_to_pull(tiny_repository: str, command: Run) 
     code, out, _ = command("fit", tiny_repository, "--ram", str(least["int4"] - 1))
     assert code == 2
     assert "native, int8, int4" not in out and out.count("DOES NOT FIT") == 3
+
+
+def test_what_cannot_run_or_has_no_room_is_not_to_be_pulled(
+    tiny_repository: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats = json.loads(command("fit", tiny_repository, "--json")[1])["formats"]
+
+    def told(ram: int, free: int) -> str:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: DISK(10**12, 0, free))
+        return " ".join(command("fit", tiny_repository, "--ram", str(ram))[1].split())
+
+    assert told(formats["int4"]["least_ram_bytes"] - 1, 10**12).endswith("Nothing was downloaded.")
+    plenty = formats["native"]["least_ram_bytes"]
+    for quant in ("native", "int8", "int4"):
+        assert told(plenty, formats[quant]["peak_disk_bytes"]).endswith(f"numoe pull Org/Model --quant {quant}")
+    out = told(plenty, formats["int4"]["peak_disk_bytes"] - 1)
+    assert out.endswith("or set NUMOE_HOME to a folder on another disk. Nothing was downloaded.")
+    assert "pulling native takes" in out
+
+
+def test_a_model_without_a_tokenizer_does_not_run(hub: Hub, repository: Path, command: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repository, tmp_path / "other"))
+    (folder / "tokenizer.json").rename(folder / "vocab.bpe")
+    hub.add("Org/Other", folder)
+    code, out, _ = command("fit", "Org/Other")
+    assert code == 2
+    assert "Not supported yet: Org/Other has no tokenizer that numoe reads" in " ".join(out.split())
+    assert "bytes to download" in out and "numoe pull" not in out
+
+
+def test_a_hub_that_gives_no_parts_is_read_all_the_same(hub: Hub, tiny_repository: str, command: Run) -> None:
+    told = command("fit", tiny_repository, "--json", "--ram", "1GB")
+    hub.part = lambda start, stop: None
+    assert command("fit", tiny_repository, "--json", "--ram", "1GB") == told
+
+
+def test_a_partial_download_elsewhere_is_not_the_model(
+    hub: Hub, tiny_repository: str, repository: Path, command: Run, tmp_path: Path
+) -> None:
+    told = command("fit", tiny_repository, "--json", "--ram", "1GB")
+    snapshot = tmp_path / "cache" / "models--Org--Model" / "snapshots" / "abc"
+    shutil.copytree(repository, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    assert json.loads(command("fit", tiny_repository, "--json", "--ram", "1GB")[1])["download_bytes"] == 0
+    next(snapshot.glob("*-00002-*")).unlink()
+    assert command("fit", tiny_repository, "--json", "--ram", "1GB") == told
+
+
+def test_figures_that_cannot_be_kept_are_told_all_the_same(
+    tiny_repository: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    told = command("fit", tiny_repository, "--ram", "1GB")
+    (tmp_path / "home" / "machine.json").unlink()
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    monkeypatch.setattr(MACHINE, "write_whole", refuse)
+    assert command("fit", tiny_repository, "--ram", "1GB") == told
+
+
+def test_a_lost_connection_is_no_verdict(
+    hub: Hub, tiny_repository: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail("config.json", 500, times=7)
+    code, out, err = command("fit", tiny_repository)
+    assert (code, out) == (1, "")
+    assert err == f"error: {hub.url} answers {tiny_repository} with status 500; try again later: what is here is kept\n"
+
+
+def test_a_second_checkpoint_beside_the_model_takes_no_room(hub: Hub, checkpoint: Checkpoints, command: Run) -> None:
+    files = {path.name: path.read_bytes() for path in checkpoint("mixtral_a").iterdir()} | {"tokenizer.json": b"{}"}
+    hub.add("Org/One", files)
+    hub.add("Org/Two", files | {"consolidated.safetensors": bytes(10**6)})
+    one, two = (
+        json.loads(command("fit", name, "--ram", "1GB", "--json")[1])["formats"] for name in ("Org/One", "Org/Two")
+    )
+    assert one == two
 
 
 def test_what_if_answers(tiny_repository: str, command: Run) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from numoe.engine import InputError, load
 from numoe.engine.families.gguf import from_gguf
-from numoe.quant.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.checkpoint import open_checkpoint
 
 Checkpoints = Callable[[str], Path]
 
@@ -57,6 +57,7 @@ def write_gguf(
     tensors = load_file(folder / "model.safetensors")
     rope = config["rope_parameters"]
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("A name")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     keys: dict[str, Any] = {
         "embedding_length": config["hidden_size"],
@@ -106,6 +107,13 @@ def test_logits_match_the_reference(checkpoint: Checkpoints, tmp_path: Path, cas
     path = write_gguf(checkpoint(case), golden.config, tmp_path / "model.gguf", architecture)
     logits = load(path).session(512).feed(golden.ids)
     assert np.abs(logits - golden.logits).max() < 2e-4
+
+
+def test_only_what_is_needed_is_decoded(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    golden = tiny.load_golden("llama_a")
+    path = write_gguf(checkpoint("llama_a"), golden.config, tmp_path / "model.gguf", "llama")
+    path.write_bytes(path.read_bytes().replace(b"A name", b"A n\xe4me"))
+    assert load(path).session(512).feed(golden.ids).argmax() == golden.logits.argmax()
 
 
 def test_qwen3moe_normalises_the_chosen_weights(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -193,15 +201,16 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
     config = tiny.load_golden("qwen3_a").config
     path = write_gguf(checkpoint("qwen3_a"), config, tmp_path / "model.gguf", "qwen3")
     opened = open_checkpoint(path)
+    shapes = {name: opened.shape(name) for name in opened.names()}
     left_out = ("qwen3.rope.freq_base", "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     metadata = {key: value for key, value in opened.metadata.items() if key not in left_out}
-    _, _, spec = from_gguf(Checkpoint(path, opened.tensors, metadata), path)
+    _, _, spec = from_gguf(metadata, shapes, None, path)
     attention = spec.layers[0][0].kind
     assert (attention.rope.theta, attention.kv_heads) == (10000, attention.heads)
     assert attention.head_dim == config["hidden_size"] // config["num_attention_heads"]
     del metadata["qwen3.attention.layer_norm_rms_epsilon"]
     with pytest.raises(InputError, match=r'no key "qwen3\.attention\.layer_norm_rms_epsilon"'):
-        from_gguf(Checkpoint(path, opened.tensors, metadata), path)
+        from_gguf(metadata, shapes, None, path)
 
 
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -209,14 +218,15 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(checkpoint: Check
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
     path = write_gguf(checkpoint("mixtral_a"), config, tmp_path / "model.gguf", "llama", **scaling)
     opened = open_checkpoint(path)
+    shapes = {name: opened.shape(name) for name in opened.names()}
     metadata = dict(opened.metadata)
-    assert from_gguf(Checkpoint(path, opened.tensors, metadata), path)[2].routed_experts
+    assert from_gguf(metadata, shapes, None, path)[2].routed_experts
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
     more = ("general.type", "llama.rope.dimension_count", "llama.attention.causal", "llama.attention.value_length")
     for key in (*metadata, *more):
         for value in odd:
             try:
-                from_gguf(Checkpoint(path, opened.tensors, metadata | {key: value}), path)
+                from_gguf(metadata | {key: value}, shapes, None, path)
             except InputError as error:
                 assert "config.json" not in str(error) and "\n" not in str(error) and len(str(error)) < 400
 
@@ -249,10 +259,22 @@ def test_the_first_bytes_tell_a_gguf_file_and_a_folder_may_hold_one(checkpoint: 
         load(folder)
 
 
-def test_adapters_are_no_models(checkpoint: Checkpoints, tmp_path: Path) -> None:
+def test_a_count_of_parts_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_array("split.count", [2, 3])
+    writer.add_tensor("token_embd.weight", np.ones((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=r"split\.count is no number"):
+        load(tmp_path / "model.gguf")
+
+
+def test_adapters_are_no_models(tmp_path: Path) -> None:
     metadata = {"general.type": "adapter", "general.architecture": "llama"}
     with pytest.raises(InputError, match='GGUF of the type "adapter"'):
-        from_gguf(Checkpoint(tmp_path, {}, metadata), tmp_path)
+        from_gguf(metadata, {}, None, tmp_path)
 
 
 def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -263,9 +285,10 @@ def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Check
 
     path = write_gguf(checkpoint("llama_a"), tiny.load_golden("llama_a").config, tmp_path / "model.gguf", "llama")
     opened = open_checkpoint(path)
+    shapes = {name: opened.shape(name) for name in opened.names()}
     metadata = Lazy({**opened.metadata, "general.name": b"\xff", "tokenizer.ggml.tokens": ["a"]})
     del metadata["llama.vocab_size"]
-    from_gguf(Checkpoint(path, opened.tensors, metadata), path)
+    from_gguf(metadata, shapes, None, path)
 
 
 def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path) -> None:

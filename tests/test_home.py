@@ -71,6 +71,14 @@ def test_one_name_of_two_owners_is_refused() -> None:
     assert [home.locate("One/Model"), home.locate("two/model")] == paths
 
 
+def test_two_spellings_of_one_name_can_both_be_said(command: Run) -> None:
+    paths = [pulled("Org/Model"), pulled("org/model")]
+    assert [home.locate(name) for name in ("Org/Model", "org/model", "org/model:native")] == [*paths, paths[1]]
+    assert "Org/Model:native or org/model:native; say which" in refused("Model")
+    assert command("rm", "org/model", "-y")[0] == 0
+    assert [path.exists() for path in paths] == [True, False]
+
+
 def test_an_unfinished_pull_is_no_model() -> None:
     pulled("Org/Model", "int8", complete=False)
     assert "`numoe pull Org/Model --quant int8` goes on" in refused("Model")
@@ -97,6 +105,26 @@ def test_the_cache_of_hugging_face_is_looked_into(tmp_path: Path) -> None:
     assert "numoe pull Org/Model" in refused("Org/Model")  # its configuration alone
     (snapshot / "model.safetensors").write_text("")
     assert home.locate("Org/Model") == snapshot
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    (snapshot / "model.safetensors").rename(snapshot / shards[0])
+    for index in (None, {"weight_map": dict(zip("abc", shards, strict=True))}):
+        if index:
+            (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "holds Org/Model in part; `numoe pull Org/Model` gets the rest" in refused("Org/Model")
+        (snapshot / shards[1]).write_text("")
+        assert "in part" in refused("Org/Model")
+        (snapshot / shards[2]).symlink_to(tmp_path / "a blob that is not there")
+        assert "in part" in refused("Org/Model")
+        (snapshot / shards[2]).unlink()
+        (snapshot / shards[2]).write_text("")
+        assert home.locate("Org/Model") == snapshot
+        for shard in shards[1:]:
+            (snapshot / shard).unlink()
+    for shard in shards:
+        (snapshot / shard).write_text("")
+    (snapshot / "model.safetensors.index.json").write_text("{")
+    assert "in part" in refused("Org/Model")
+    (snapshot / "model.safetensors.index.json").unlink()
     assert home.locate("Org/Model") != pulled("Org/Model") == home.locate("Org/Model")
 
 
@@ -113,6 +141,32 @@ def test_what_is_unknown_gets_the_next_step() -> None:
     assert "did you mean" not in refused("Some/Model")
     assert "`numoe list`" in refused("qwertz")
     assert "pull" not in refused("some/model.gguf").split("`")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("~nosuchuser/model", "begins with the name of no user; write the path in full"),
+        ("x" * 5000, "there is no folder or file"),
+        (f"{'x' * 300}/{'y' * 300}", "there is no folder or file"),
+        (f"org/{'y' * 97}", "there is no folder or file"),
+        ("org/a--b", "there is no folder or file"),
+        ("org/a..b", "there is no folder or file"),
+        ("org/-a", "there is no folder or file"),
+        ("org/a.git", "there is no folder or file"),
+        ("org/ä", "there is no folder or file"),
+        (f"org/{'y' * 96}", "`numoe pull"),
+    ],
+)
+def test_names_that_can_be_none_are_refused_in_a_sentence(name: str, message: str) -> None:
+    said = refused(name)
+    assert message in said and len(said) < 500
+
+
+def test_a_home_of_no_user_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMOE_HOME", "~nosuchuser/numoe")
+    with pytest.raises(InputError, match=r"NUMOE_HOME is .* begins with the name of no user"):
+        home.home()
 
 
 @given(owner=NAME, name=NAME, quant=st.sampled_from(["native", "int8", "int4"]))

@@ -340,10 +340,9 @@ def test_a_recurrent_state_goes_back_to_where_the_prompt_ended() -> None:
     cache.restore(snapshot)
     stands_at(14)
     other = Cache([{"count": Recurrent((2,))}], 50)
-    other.load_arrays(cache.arrays(), 14)
-    assert other.blocks[0]["count"].now.tolist() == [14, 14]
-    with pytest.raises(ValueError, match="not float32"):
-        Cache([{"count": Recurrent((3,))}], 50).load_arrays(cache.arrays(), 14)
+    for name, values in other.prepare(14).items():
+        values[:] = cache.arrays()[name]
+    assert other.position == 14 and other.blocks[0]["count"].now.tolist() == [14, 14]
     cache.rewind(0)
     stands_at(0)
 

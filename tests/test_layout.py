@@ -13,10 +13,9 @@ PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 # A library -> the modules that may import it.
 HOME = {
     "gguf": {"quant/gguf_file.py"},
-    "safetensors": {"engine/session.py"},
-    "tokenizers": {"engine/tokenizer.py"},
+    "tokenizers": {f"engine/{name}.py" for name in ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")},
     "jinja2": {"engine/chat.py"},
-    "huggingface_hub": {"engine/hub.py"},
+    "huggingface_hub": {"engine/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/constrain.py"},

@@ -1,6 +1,9 @@
 """What is known of a machine: measured once, kept, corrected by runs. No figure is compared with a clock."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -198,6 +201,84 @@ def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert len(told) == 2
 
 
+def test_the_file_that_is_read_for_measuring_has_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the process, no file stays."""
+    fsync = os.fsync
+
+    def look(handle: int) -> None:
+        fsync(handle)
+        assert os.fstat(handle).st_size == MACHINE._SCRATCH_FILE and list(folder.iterdir()) == []
+
+    monkeypatch.setattr(MACHINE, "_SCRATCH_FILE", 1 << 24)
+    monkeypatch.setattr(os, "fsync", look)
+    assert MACHINE._read_speeds(folder, [1 << 22])[1 << 22] > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Model:
+    return load("tiny")
+
+
+POISON = "import pathlib; pathlib.Path({!r}).touch()\nraise SystemExit('code of a stranger')\n"
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is a stranger's, with a module by every name that one might import; gives what they make."""
+    stranger, mark = tmp_path / "model", tmp_path / "mark"
+    stranger.mkdir()
+    for name in {*sys.stdlib_module_names, "sitecustomize", "usercustomize", "numpy", "numoe", "psutil", "typer"}:
+        (stranger / f"{name}.py").write_text(POISON.format(str(mark)))
+    monkeypatch.chdir(stranger)
+    return mark
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"PYTHONPATH": ":/nowhere", "PYTHONSTARTUP": "json.py", "PYTHONINSPECT": "1", "PYTHONSAFEPATH": ""}],
+)
+def test_what_lies_where_the_user_stands_is_not_run(
+    variables: dict[str, str], poisoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", ["", str(Path.cwd()), ".", *sys.path])
+    figures = MACHINE._probe()
+    assert figures["layers"] and figures["token_s"] > 0
+    assert not poisoned.exists()
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONPATH": ":/nowhere:."}])
+def test_the_command_does_not_look_there_either(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python itself imports some modules before any line of ours, by `-m` and PYTHONPATH: not those below."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("statistics", "typer", "numpy", "psutil", "platform"):
+        (tmp_path / f"{name}.py").write_text(POISON.format(str(tmp_path / "mark")))
+    command = [sys.executable, "-m", "numoe.cli", "show", "tiny", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
+
+
+def test_a_folder_that_is_gone_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
+    assert MACHINE._probe()["layers"]
+
+
+def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
+    """Whoever starts another one: `machine._probe` shows how."""
+    for part in ("cli", "engine", "quant"):
+        folder = Path(str(import_module(f"numoe.{part}").__file__)).parent
+        for file in folder.rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            if "sys.executable" in text or "subprocess." in text:
+                assert (file.name, text.count("sys.executable"), text.count('"-EPc"')) == ("machine.py", 1, 1)
+
+
 @pytest.mark.parametrize("spoil", [lambda text: text[:50], lambda text: "[]", lambda text: text.replace("numpy", "n")])
 def test_other_versions_and_damaged_files_are_measured_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], str]
@@ -212,11 +293,76 @@ def test_other_versions_and_damaged_files_are_measured_anew(
     assert json.loads(file.read_text())["layer_s"] == 1.0
 
 
+WRONG = [
+    None,
+    0,
+    -1.0,
+    "1",
+    [],
+    {},
+    True,
+    float("nan"),
+    float("inf"),
+    1e-300,
+    1e300,
+    {"f32": 1e9},
+    [{}],
+    [{"model": 1}],
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("key", ["cores", "weights_per_s", "macs_per_s", "layer_s", "process_bytes", "runs", "name"])
+def test_figures_that_cannot_be_are_measured_anew(
+    key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
+) -> None:
+    """And neither a run nor a forecast fails by what is in the file."""
+    MACHINE._keep(a_machine())
+    document = json.loads((folder / "machine.json").read_text())
+    for changed in (document | {key: value}, value, document | {"strange": 1}):
+        (folder / "machine.json").write_text(json.dumps(changed))
+        machine = known()
+        record(tiny_model, 100, 2.0)
+        if machine is not None:
+            assert (key in ("layer_s", "process_bytes") and value in (0, 1e-300)) or (key, value) in (
+                ("runs", []),
+                ("runs", {}),
+            )
+            machine.forecast(a_plan(), 50 * GIGA)
+
+
+@pytest.mark.parametrize("rate", [0, -1, "1", None, [], float("nan"), 1e300, True])
+@pytest.mark.parametrize("key", ["weights_per_s", "wide_weights_per_s", "read_bytes_per_s", "runs"])
+def test_rates_that_cannot_be_are_measured_anew(key: str, rate: Any, folder: Path) -> None:
+    machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
+    MACHINE._keep(machine)
+    assert known() == machine
+    document = json.loads((folder / "machine.json").read_text())
+    for name in document[key][0] if key == "runs" else document[key]:
+        if name != "model":
+            table = (document[key][0] if key == "runs" else document[key]) | {name: rate}
+            (folder / "machine.json").write_text(json.dumps(document | {key: [table] if key == "runs" else table}))
+            assert known() is None
+
+
+@pytest.mark.parametrize("text", ["", "[" * 5000, "9" * 5000, "\0" * 9, "\ufeff{}"])
+def test_what_is_no_document_is_measured_anew(text: str, folder: Path) -> None:
+    (folder / "machine.json").write_text(text, encoding="utf-8")
+    assert known() is None
+    (folder / "machine.json").unlink()
+    (folder / "machine.json").mkdir()
+    assert known() is None
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"file cannot be written .* set NUMOE_HOME to a folder"):
-        calibrate()
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    assert calibrate() == a_machine()
+    with pytest.raises(
+        InputError, match=r"file cannot be written .* give that with --read-gb-s, .* set NUMOE_HOME to a folder"
+    ):
+        calibrate([1 << 20])
     record(load("tiny"), 100, 2.0)
 
 

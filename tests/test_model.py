@@ -1,12 +1,17 @@
 """Every family against transformers' float32 logits, however the tokens are fed."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 
 from numoe.engine import Model, Session
+from numoe.quant.safetensors_file import read_header
 
 Models = Callable[[str], Model]
 
@@ -114,3 +119,37 @@ def test_sequences_that_share_a_pass_are_computed_as_if_alone(model: Models, cas
     assert [cache.position for cache in caches] == [48, 2, 11]
     last = decoder.forward_all([(after[:1], cache) for (_, after), cache in zip(parts, caches, strict=True)])
     assert last.shape == (3, decoder.spec.vocab)
+
+
+READ = """
+import sys
+from numoe.engine import InputError, Sampling, load
+from numoe.engine.sample import Sampler
+try:
+    logits = load(sys.argv[1]).session(256).feed([token % 60 for token in range(200)], last=True)
+    Sampler(Sampling()).choose(logits[0])
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "part"),
+    [("mixtral_a", "gate.weight"), ("llama_a", "q_proj"), ("v3_a", "o_proj"), ("v4_a", "indexer")],
+)
+def test_weights_that_overflow_are_one_sentence(
+    case: str, part: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """NaN in routers, indexers and logits, and no warning of NumPy's."""
+    folder = Path(shutil.copytree(checkpoint(case), tmp_path / "model"))
+    tensors, _ = read_header(folder / "model.safetensors")
+    damaged = bytearray((folder / "model.safetensors").read_bytes())
+    for info in tensors.values():
+        if part in info.name and info.dtype in ("F32", "BF16"):  # to 3e38 with the sign it has
+            for byte in range(info.offset, info.offset + info.nbytes, 2 if info.dtype == "BF16" else 4):
+                high = byte + (0 if info.dtype == "BF16" else 2)
+                damaged[high], damaged[high + 1] = 0x7F, damaged[high + 1] & 0x80 | 0x7F
+    (folder / "model.safetensors").write_bytes(damaged)
+    done = subprocess.run([sys.executable, "-P", "-c", READ, folder], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "weights may be damaged, so fetch its files again" in done.stdout

@@ -99,6 +99,34 @@ def test_weights_that_are_not_numbers_are_refused(name, value):
         EVERY[name](weights)
 
 
+@pytest.mark.parametrize("moment", ["mean", "square"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_numbers_are_refused(moment, value):
+    moments = {"mean": np.ones(192, np.float32), "square": np.ones(192, np.float32)}
+    moments[moment][7] = value
+    with pytest.raises(InputError, match="multiplied with contains NaN or infinity"):
+        pack.pack_int4(draw(0), inputs=pack.Moments(**moments))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-10, 1e-7, 1e-6, 1e-3, 1.0, 1e4, 1e8, 1e37])
+@pytest.mark.parametrize(("group", "levels", "packer"), [(32, 255, pack.pack_int8), (64, 15, pack.pack_int4)])
+def test_what_float16_takes_is_known_beforehand(group, levels, packer, scale):
+    """What is said to be little is little: such a matrix is off by little more than one of a common magnitude."""
+    weights = np.random.default_rng(0).uniform(-1, 1, (16, 256)).astype(np.float32)
+
+    def error(values):
+        exact = values.astype(np.float64)
+        return np.linalg.norm(packer(values, group).dequantize() - exact) / max(np.linalg.norm(exact), 1e-300)
+
+    scaled = weights * np.float32(scale)
+    lost, whole = pack.float16_loss(scaled, group, levels)
+    assert np.isfinite([lost, whole]).all()
+    fits = lost <= whole / (2 * levels) ** 2
+    assert fits <= (error(scaled) <= 1.5 * error(weights))
+    if scale != 1e-6:
+        assert fits == (scale in (0.0, 1e-3, 1.0, 1e4))
+
+
 def test_rows_that_do_not_divide_into_groups_are_refused():
     weights = np.zeros((4, 40), np.float32)
     for packer in (pack.pack_int8, pack.pack_int4, pack.pack_mxfp4):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,3 +157,61 @@ def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, s
     assert 8 * experts["bytes"] == 9 * experts["parameters"]
     rows = [line.split() for line in command("show", "tiny")[1].splitlines()]
     assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["9", "32"]
+
+
+# ------------------------------------------------------------------------------------------------------- free memory
+
+V2, V1 = "0::/a/b\n", "12:cpu,cpuacct:/x\n4:memory:/docker/1f\n0::/\n"
+STAT = "anon 7\ninactive_file 250\ntotal_inactive_file 100\nactive_file 3\n"
+OLD = "memory/docker/1f/memory"
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "free"),
+    [
+        (None, {}, 10_000),
+        (V2, {}, 10_000),
+        (V2, {"a/b/memory.max": "max\n", "a/b/memory.current": "9999999\n"}, 10_000),
+        (V2, {"a/b/memory.max": "2000\n"}, 2000),
+        (V2, {"a/b/memory.max": "2000\n", "a/b/memory.current": "500\n"}, 1500),
+        (V2, {"a/b/memory.max": "2000\n", "a/b/memory.current": "500\n", "a/b/memory.stat": STAT}, 1750),
+        (V2, {"a/b/memory.max": "2000\n", "a/b/memory.current": "100\n", "a/b/memory.stat": STAT}, 2000),
+        (V2, {"a/b/memory.max": "3000\n", "a/memory.high": "2500", "memory.max": "2800"}, 2500),
+        (V2, {"a/b/memory.max": "100", "a/b/memory.current": "900"}, 0),
+        (V2, {"a/b/memory.max": "0"}, 0),
+        (V2, {"a/b/memory.max": ""}, 10_000),
+        (V2, {"a/b/memory.max": "9" * 5000, "a/memory.max": "-5", "memory.max": "x"}, 10_000),
+        ("0::/\n", {"memory.max": "2000"}, 2000),
+        ("0::/../../b\n", {"memory.max": "2000", "b/memory.max": "5"}, 2000),
+        ("0::/with space:and colon\n", {"with space:and colon/memory.max": "2000"}, 2000),
+        (V1, {}, 10_000),
+        (V1, {f"{OLD}.limit_in_bytes": "9223372036854771712"}, 10_000),
+        (V1, {f"{OLD}.limit_in_bytes": "2000", f"{OLD}.usage_in_bytes": "50"}, 1950),
+        (V1, {"memory/memory.limit_in_bytes": "2000", "memory/memory.usage_in_bytes": "900"}, 1100),
+        (V1, {f"{OLD}.limit_in_bytes": "999", f"{OLD}.usage_in_bytes": "900", f"{OLD}.stat": STAT}, 199),
+        ("4:cpu,memory,pids:/a\n", {"memory/a/memory.limit_in_bytes": "2000"}, 2000),
+        ("\n0\n::\nmemory\n\0", {"memory/memory.limit_in_bytes": "1"}, 10_000),
+    ],
+)
+def test_memory_is_that_of_the_least_group(
+    group: str | None, files: dict[str, str], free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
+    there = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in (there if group is None else there | {"proc/self/cgroup": group}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert PLAN.available_memory(tmp_path) == free * 9 // 10
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_memory_is_that_of_the_processs_limits(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 50))
+    limits = resource.getrlimit(getattr(resource, kind))
+    for limit in (1 << 40, 1 << 39):
+        resource.setrlimit(getattr(resource, kind), (limit, limits[1]))
+        try:
+            assert 0 < limit - PLAN.available_memory(tmp_path) * 10 // 9 < 1 << 38
+        finally:
+            resource.setrlimit(getattr(resource, kind), limits)

@@ -10,11 +10,12 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 from helpers import reshard
-from hub_server import Hub
+from hub_server import Content, Hub
 
 from numoe.engine import describe, home, load
 from numoe.engine import pull as puller
@@ -52,6 +53,7 @@ def source(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) ->
     """A DeepSeek-V4 in shards that cut through experts."""
     folder = reshard(checkpoint("v4_released"), tmp_path_factory.mktemp("source") / "model", SHARDS)
     (folder / "LICENSE").write_text("free")
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "model.py").write_text("code stays behind")
     return folder
 
@@ -113,6 +115,7 @@ def test_scales_may_be_in_other_shards_than_their_codes(
     far = reshard(checkpoint("v3_fp8"), tmp_path / "far", 5, key=lambda name: ("scale" in name, name))
     near = reshard(checkpoint("v3_fp8"), tmp_path / "near", 12, key=lambda name: name.replace("weight_scale_inv", "z"))
     for number, folder in enumerate((far, near)):
+        (folder / "tokenizer.json").write_text("{}")
         hub.add(f"{ID}-{number}", folder)
         convert_folder(folder, tmp_path / f"{number}", quant)
         assert files(pull(f"{ID}-{number}", quant).path) == files(tmp_path / f"{number}")
@@ -313,6 +316,127 @@ def test_an_interrupted_pull_stays_at_its_commit(
     assert pull(ID, "int4", revision=first).conversion is None
     with pytest.raises(InputError, match=f"holds revision {first} and not {second}; remove it with `numoe rm"):
         pull(ID, "int4", revision="main")
+
+
+@pytest.fixture
+def small(checkpoint: Checkpoints) -> dict[str, bytes]:
+    """The files of a model of a few kilobytes."""
+    folder = checkpoint("mixtral_a")
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | {"tokenizer.json": b"{}"}
+
+
+def begin(repo_id: str) -> None:
+    """A pull that does not get beyond its first report."""
+
+    def stop(progress: Progress) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        pull(repo_id, report=stop)
+
+
+def names() -> list[str]:
+    return sorted(path.name for path in home.models_folder().iterdir())
+
+
+def test_a_repository_is_pulled_once_however_it_is_spelled(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add("Org/Model", small)
+    hub.moved = {"org/model": "Org/Model", "old/Name": "Org/Model"}
+    path = pull("org/model").path
+    assert path == home.folder_for("Org/Model", "native")
+    for spelled in ("Org/Model", "org/model", "old/Name"):
+        assert pull(spelled) == puller.Pulled(path, None)
+    assert home.locate("ORG/model") == path
+
+
+def test_a_pull_that_was_begun_by_another_spelling_goes_on(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add("Org/Model", small)
+    hub.moved = dict.fromkeys(("org/model", "ORG/MODEL", "old/Name"), "Org/Model")
+    begin("org/model")
+    part = home.folder_for("Org/Model", "native.part")
+    assert names() == [part.name]
+    assert pull("ORG/MODEL").path == home.folder_for("Org/Model", "native")
+    # One of a version that named folders by what was typed, or of a time before the repository was renamed.
+    pull("Org/Model").path.rename(home.folder_for("old/Name", "native.part"))
+    assert pull("old/Name").path == home.folder_for("old/Name", "native")
+
+
+def test_what_a_kill_left_is_swept(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add(ID, small)
+    begin(ID)
+    part = home.folder_for(ID, "native.part")
+    (part / ".numoe.json.0a1b2c3d.part").write_text("half a man")
+    (part.parent / f".{part.name}.lock").write_text("")
+    path = pull(ID).path
+    assert names() == [path.name]
+    assert {file.name for file in path.iterdir()} == {*small, "numoe.json"}
+
+
+def test_a_rewritten_history_is_said(hub: Hub, small: dict[str, bytes]) -> None:
+    first = hub.add(ID, small)
+    begin(ID)
+    hub.add(ID, {**small, "README.md": b"changed"})
+    hub.forget(ID, first)
+    refused(
+        f"the commit {first} that this pull of {ID}:native began with is gone from the hub, .*; `numoe rm {ID}:native` "
+        "removes what is here, then a pull begins anew",
+        "native",
+    )
+    with pytest.raises(InputError, match="has no such revision"):
+        pull(ID, revision="v9")
+    home.remove(home.only(ID, home.find(ID)))
+    assert pull(ID).conversion is not None
+
+
+def test_a_history_that_is_rewritten_meanwhile_is_said(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add(ID, small)
+    hub.answer("config.json", b"", 404, X_Error_Code="RevisionNotFound")
+    refused("was changed meanwhile, and its commit of before is gone; repeat the command", "native")
+    assert pull(ID).conversion is not None
+
+
+@pytest.mark.parametrize("there", [["tiktoken.bpe"], []])
+def test_a_model_without_a_tokenizer_is_not_downloaded(hub: Hub, small: dict[str, bytes], there: list[str]) -> None:
+    del small["tokenizer.json"]
+    hub.add(ID, {**small, **dict.fromkeys(there, b"x")})
+    sizes = sum(map(len, small.values()))
+    refused(f"{ID} has no tokenizer that numoe reads", "native")
+    assert not home.models_folder().exists() or names() == []
+    assert hub.sent < sizes + 5000
+
+
+def test_a_huge_text_stays_behind(hub: Hub, small: dict[str, bytes]) -> None:
+    hub.add(
+        ID, {**small, "README.md": Content.virtual(b"#", 6 << 30), "trainer_state.json": Content.virtual(b"{", 1 << 30)}
+    )
+    assert set(files(pull(ID).path)) == set(small)
+
+
+def test_what_is_being_pulled_is_not_removed(hub: Hub, small: dict[str, bytes], command: Run) -> None:
+    hub.add(ID, small)
+
+    def remove(progress: Progress) -> None:
+        code, _, err = command("rm", ID, "-y")
+        assert (code, err) == (1, f"error: {ID}:native is being pulled just now; stop that first\n")
+
+    path = pull(ID, report=remove).path
+    assert command("rm", ID, "-y")[0] == 0
+    assert not path.exists() and names() == []
+
+
+def test_what_another_program_has_put_into_the_cache_stays(
+    hub: Hub, source: Path, tmp_path: Path, converted: Callable[[str], dict[str, bytes]]
+) -> None:
+    """One of the files there is damaged: it is downloaded into the folder of the pull."""
+    hub.add(ID, source)
+    pull(ID, "native", keep=True)
+    there = next((tmp_path / "cache").rglob(f"snapshots/*/{SHARD}"))
+    damaged = bytes(there.stat().st_size)
+    there.resolve().write_bytes(damaged)
+    fetched = len(downloads(hub))
+    assert files(pull(ID, "int4").path) == converted("int4")
+    assert downloads(hub)[fetched:] == [SHARD]
+    assert there.read_bytes() == damaged
 
 
 def test_a_complete_model_is_left_as_it_is(hub: Hub, source: Path) -> None:
@@ -518,6 +642,26 @@ def test_a_terminal_shows_one_line_that_changes(hub: Hub, source: Path) -> None:
     assert later[:-1]
     assert all(re.fullmatch(status, line) for line in later[:-1] if line)
     assert "of weights became" in later[-1]
+
+
+class Hasty(Event):
+    """One that nobody waits for."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return False
+
+
+def test_what_goes_wrong_is_told_while_it_lasts(
+    hub: Hub, small: dict[str, bytes], command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(puller, "Event", Hasty)
+    hub.add(ID, small)
+    hub.fail("model.safetensors", 503, times=2)
+    hub.cut("model.safetensors", 0)
+    lines = command("pull", ID)[2].splitlines()
+    status = f"{hub.url} answers {ID} with status 503; trying again in"
+    assert lines[:2] == [f"{status} 1 s", f"{status} 2 s"]
+    assert re.fullmatch(rf"the connection to {hub.url} fails \(.*\); trying again in 4 s", lines[2])
 
 
 def test_ctrl_c_says_how_to_go_on(hub: Hub, source: Path, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

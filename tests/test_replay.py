@@ -1,6 +1,7 @@
 """Route traces: what is written, and what caches make of it."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,7 @@ def test_lfu_keeps_what_is_used_often_and_forgets_it_in_time() -> None:
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     with RouteTrace(tmp_path / "trace", 16) as trace:
+        assert os.name == "nt" or (tmp_path / "trace").stat().st_mode & 0o777 == 0o600
         trace(0, 1, np.array([[3, 5], [5, 6]]))
         trace(0, 2, np.array([[1, 0], [1, 7]]))
         trace(2, 1, np.array([[5, 3]]))
@@ -93,6 +95,10 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("# 4 routed experts\n", "has no choices"),
         ("# 4 routed experts\n0 0 1\nnot this\n", "line 3 is not position, layer and experts"),
         ("# 4 routed experts\n0 0\n", "line 2 is not"),
+        (f"# {'9' * 5000} routed experts\n0 0 1\n", "does not begin as a trace does"),
+        ("# 0 routed experts\n0 0 1\n", "does not begin as a trace does"),
+        (f"# 4 routed experts\n0 0 1\n0 {'9' * 5000} 1\n", "line 3 is not"),
+        (f"# 4 routed experts\n0 0 1 {'9' * 5000}\n", "line 2 is not"),
         ("\x00\xff", "cannot be read as a trace"),
     ],
 )
@@ -110,6 +116,8 @@ def test_traces_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
         RouteTrace(tmp_path / "trace", 4)
     with pytest.raises(InputError, match="cannot be read as a trace"):
         read_trace(tmp_path / "none")
+    with pytest.raises(InputError, match="is not a file"):
+        read_trace(tmp_path)
 
 
 def test_a_model_tells_every_choice(model: Callable[[str], Model], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from test_constrain import MARKS
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt
+from numoe.quant.files import locked
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -47,6 +48,21 @@ def test_stdout_is_the_answer_alone(command: Run, model: str) -> None:
     assert out.count("\n") <= 6
     assert "6 tokens" in err
     assert command("run", model, "-p", "hello", "-n", "6", "-q") == (0, out, "")
+
+
+def test_what_had_to_be_guessed_is_told(command: Run, tmp_path: Path) -> None:
+    folder = write_model("llama_a", tmp_path, marks=MARKS, eos=True)
+    asked = ("hello", "-n", "6")
+    code, out, err = command("run", str(folder), *asked)
+    assert code == 0 and "GPT-2" not in err
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    assert command("run", str(folder), *asked, "-q") == (0, out, "")
+    for arguments, stdin in ((("run", str(folder), *asked), None), (("chat", str(folder)), "hello\n")):
+        code, _, err = command(*arguments, stdin=stdin)
+        assert code == 0 and "is taken to be GPT-2's way" in err
 
 
 def test_the_same_prompt_by_every_way(command: Run, model: str, tmp_path: Path) -> None:
@@ -88,8 +104,23 @@ def test_files_come_before_the_prompt_with_their_names(command: Run, model: str,
     [
         (["-f", "none.txt", "x"], ["none.txt", "No such file"]),
         (["--prompt-file", "bad.txt"], ["bad.txt", "not UTF-8"]),
-        (["--schema", "bad.json", "x"], ["bad.json", "not JSON"]),
-        (["--schema", '{"type": ', "x"], ["--schema is not JSON"]),
+        (["-f", "/dev/zero", "x"], ["/dev/zero", "MiB"]),
+        (["--schema", "bad.json", "x"], ["bad.json", "not valid JSON"]),
+        (["--schema", '{"type": ', "x"], ["--schema is not valid JSON"]),
+        (["--schema", '{"a":' * 99_999, "x"], ["--schema is nested too deeply"]),
+        (["x\udcff"], ["UTF-8"]),
+        (["--system", "x\udcff", "x"], ["UTF-8"]),
+        (["--stop", "x\udcff", "x"], ["UTF-8"]),
+        (["--choices", "x\udcff", "x"], ["UTF-8"]),
+        (["--regex", "x\udcff", "x"], ["UTF-8"]),
+        (["--session", "x\udcff", "x"], ["cannot be the name of a chat"]),
+        (["--session", "x" * 300, "x"], ["cannot be the name of a chat"]),
+        (["-f", "x\udcff", "x"], ["No such file"]),
+        (["--repeat-penalty", "1e-45", "x"], ["repetition_penalty"]),
+        (["--repeat-penalty", "inf", "x"], ["repetition_penalty"]),
+        (["--temp", "1e308", "x"], ["temperature"]),
+        (["--seed", "1" * 21, "x"], ["seed"]),
+        (["--ctx", "1" * 21, "x"], ["--ctx"]),
         (["--schema", '{"type": "objekt"}', "x"], ["JSON schema", "objekt"]),
         (["--regex", "a(", "x"], ["regular expression", "unclosed group"]),
         (["--choices", "a,,b", "x"], ["choice is empty"]),
@@ -116,6 +147,10 @@ def test_what_cannot_be_asked(
         ["x", "--raw", "--session", "y"],
         ["x", "--batch", "y"],
         ["x", "--out", "y"],
+        ["x", "--threads", "100000"],
+        ["x", "--temp", "nan"],
+        ["x", "--top-p", "nan"],
+        ["x", "--min-p", "inf"],
     ],
 )
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
@@ -220,6 +255,22 @@ def test_a_session_goes_on(command: Run, model: str, numoe_home: Path) -> None:
     assert [turn["question"] for turn in kept["turns"]] == ["hi", "and"]
 
 
+def test_a_session_is_answered_by_one_at_a_time(
+    command: Run, model: str, numoe_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = [process("run", model, text, "-n", "2", "--session", "shared") for text in ("a", "b", "c")]
+    for one in running:
+        assert one.communicate()[0] and one.returncode == 0
+    path = numoe_home / "chats" / "shared.json"
+    assert sorted(turn["question"] for turn in json.loads(path.read_text())["turns"]) == ["a", "b", "c"]
+    assert path.stat().st_mode & 0o077 == path.parent.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr("numoe.cli.run._PATIENCE", 0)
+    before = path.read_bytes()
+    with locked(path, "it"):
+        refused(command("run", model, "d", "--session", "shared"), 'the chat "shared" is in use by another process')
+    assert path.read_bytes() == before
+
+
 # -------------------------------------------------------------------------------------------------------- batches
 
 
@@ -274,7 +325,7 @@ def test_a_batch_goes_on_where_it_was(command: Run, model: str, tmp_path: Path) 
     assert command(*options) == (0, "", "")
     whole = out.read_text()
     lines = whole.splitlines(keepends=True)
-    for begun in (lines[0] + lines[1][:-1], lines[0] + lines[1][:9], lines[0][:3]):
+    for begun in (lines[0] + lines[1][:-1], lines[0] + lines[1][:9], lines[0][:60], lines[0][:3]):
         out.write_text(begun)
         assert command(*options) == (0, "", "")
         assert out.read_text().startswith(begun[: begun.rfind("\n") + 1])
@@ -283,19 +334,138 @@ def test_a_batch_goes_on_where_it_was(command: Run, model: str, tmp_path: Path) 
     finished = out.read_text()
     assert command(*options)[0] == 0
     assert out.read_text() == finished
-    refused(
-        command("run", model, "--batch", write_lines(tmp_path / "batch", {"prompt": "x"}), "--out", str(out)), "line 2"
-    )
-    out.write_text("notes of mine\n")
-    refused(command(*options), "line 1", "--out")
-    assert out.read_text() == "notes of mine\n"
+
+
+class Batch:
+    """`numoe run --batch` on a file of prompts; `out` is the file of answers."""
+
+    def __init__(self, command: Run, model: str, folder: Path):
+        self.command, self.model, self.folder, self.out = command, model, folder, folder / "out"
+
+    def __call__(self, *lines: Any, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        file = write_lines(self.folder / "batch", *lines)
+        return self.command("run", self.model, "--batch", file, "-n", "3", "--out", str(self.out), *options)
+
+    def answers(self) -> list[tuple[Any, str]]:
+        """(id, text) of each."""
+        lines = map(json.loads, self.out.read_text().splitlines())
+        return [(line["id"], line.get("text", "failed")) for line in lines]
+
+
+@pytest.fixture
+def batch(command: Run, model: str, tmp_path: Path) -> Batch:
+    return Batch(command, model, tmp_path)
+
+
+def test_answers_belong_to_their_prompts_wherever_these_stand(batch: Batch) -> None:
+    first, second, third = ({"prompt": f"say {n}"} for n in "abc")
+    assert batch(third, first, options=("-q",)) == (0, "", "")
+    (_, c), (_, a) = batch.answers()
+    batch.out.chmod(0o640)
+    code, out, err = batch(first, second, {**third, "id": "c"}, first)
+    assert (code, out) == (0, "") and "has 2 of 4 answers" in err and "2 answers, of which 0 failed" in err
+    (one, two, three, four) = batch.answers()
+    assert (one, three, four) == ((1, a), ("c", c), (4, a)) and two[0] == 2
+    assert batch.out.stat().st_mode & 0o777 == 0o640
+    assert not list(batch.folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ({"prompt": "say z"}, ()),
+        ({"prompt": "say a", "temp": 0.5}, ()),
+        ({"prompt": "say a", "stop": ["x"]}, ()),
+        ({"prompt": "say a", "choices": ["x", "y"]}, ()),
+        ({"prompt": "say a"}, ("--temp", "0.5")),
+        ({"prompt": "say a"}, ("-s", "be")),
+        ({"prompt": "say a"}, ("--raw",)),
+    ],
+)
+def test_answers_to_what_is_asked_no_more_are_left_alone(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, line: dict[str, Any], options: tuple[str, ...]
+) -> None:
+    assert batch({"prompt": "say b"}, {"prompt": "say a"}, options=("-q",))[0] == 0
+    before = batch.out.read_bytes()
+    monkeypatch.setattr("numoe.engine.load", None)  # known before the weights are read
+    result = batch({"prompt": "say b"}, line, options=options)
+    refused(result, f"line {1 if options else 2}", "was another", "--out")
+    assert batch.out.read_bytes() == before
+
+
+def test_answers_of_another_model_are_left_alone(batch: Batch, windowed: str) -> None:
+    assert batch({"prompt": "a"}, options=("-q",))[0] == 0
+    batch.model = windowed
+    refused(batch({"prompt": "a"}), "the model was another")
+
+
+def test_what_failed_is_asked_again(batch: Batch) -> None:
+    lines = [{"prompt": "a" * 99}, {"prompt": "hi"}, {"prompt": "x", "regex": "x{9}"}]
+    for _ in range(2):
+        code, out, err = batch(*lines, options=("--ctx", "64"))
+        assert (code, out) == (1, "") and "of which 1 failed" in err
+        assert [text for _, text in batch.answers()][::2] == ["failed", "xxx"]
+    assert batch(*lines)[0] == 3  # more context is no other setting, and the third answer is cut short still
+    assert "failed" not in [text for _, text in batch.answers()]
+    assert batch(*lines)[0] == 3 and [id_ for id_, _ in batch.answers()] == [1, 2, 3]
+    lines[0] = {"prompt": "a"}
+    batch.out.write_text(batch.out.read_text().replace('"text":', '"error": "x", "was":', 1))
+    assert batch(*lines)[0] == 3  # a failure is no answer that could be lost
+
+
+@pytest.mark.parametrize(
+    "text", ["notes", "notes\n", '{"a": 1}', '{"key": "x"}', '{"key": "x", "id": 1}\n', "\n", "{}"]
+)
+def test_files_of_others_are_left_alone(batch: Batch, text: str) -> None:
+    batch.out.write_text(text)
+    refused(batch({"prompt": "a"}), "line 1 is not an answer", "--out")
+    assert batch.out.read_text() == text
+    batch.out.unlink()
+    assert batch({"prompt": "a"}, options=("-q",))[0] == 0
+    with batch.out.open("a") as file:
+        file.write(text + "!")
+    before = batch.out.read_text()
+    refused(batch({"prompt": "a"}), "line 2 is not an answer", "--out")
+    assert batch.out.read_text() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices, links and pipes as files")
+def test_answers_go_to_a_file_of_their_own(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numoe.engine.load", None)
+    os.mkfifo(batch.folder / "pipe")
+    for name in ("/dev/full", "/dev/zero", "/dev/null", str(batch.folder / "pipe"), str(batch.folder)):
+        batch.out = Path(name)
+        refused(batch({"prompt": "a"}), "--out", "not an ordinary file")
+    (batch.folder / "link").symlink_to(batch.folder / "batch")
+    write_lines(batch.folder / "batch", {"prompt": "a"})
+    (batch.folder / "twin").hardlink_to(batch.folder / "batch")
+    for name in ("batch", "link", "twin", "../" + batch.folder.name + "/batch"):
+        batch.out = batch.folder / name
+        refused(batch({"prompt": "a"}), "the file of the prompts itself")
+    batch.out = batch.folder / "nowhere" / "out"
+    refused(batch({"prompt": "a"}), "nowhere", "cannot be written")
+    with locked(batch.folder / "out", "it"):
+        batch.out = batch.folder / "out"
+        refused(batch({"prompt": "a"}), "the file of answers", "in use by another process")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
+def test_a_file_of_answers_may_have_any_name_and_ids_any_text(batch: Batch) -> None:
+    batch.out = batch.folder / os.fsdecode(b"caf\xe9")
+    lines = [{"prompt": "a", "id": "\ud800"}, {"prompt": "b", "id": 10**4000}, {"prompt": "c", "id": None}]
+    assert batch(*lines, options=("-q",)) == (0, "", "")
+    before = batch.out.read_bytes()
+    assert before.isascii() and [id_ for id_, _ in batch.answers()] == ["\ud800", 10**4000, None]
+    assert batch(*lines, options=("-q",)) == (0, "", "") and batch.out.read_bytes() == before
+    assert batch({"prompt": "\ud800"}, options=("-q",))[0] == 1  # which is no text
 
 
 def test_a_prompt_that_fails_does_not_end_a_batch(command: Run, model: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "batch", {"prompt": "a" * 99}, {"prompt": "hi", "regex": "x{9}", "max_tokens": 2})
     code, out, err = command("run", model, "--batch", file, "--ctx", "64")
     first, second = map(json.loads, out.splitlines())
-    assert (code, set(first)) == (1, {"id", "error"})
+    assert (code, set(first)) == (1, {"key", "id", "model", "error"})
+    assert first["model"] == second["model"] == model
     assert "64" in first["error"] and second["text"] == "xx"
     assert "2 answers, of which 1 failed" in err
     file = write_lines(tmp_path / "batch", {"prompt": "hi", "regex": "x{9}", "max_tokens": 2})
@@ -305,7 +475,16 @@ def test_a_prompt_that_fails_does_not_end_a_batch(command: Run, model: str, tmp_
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ["not JSON"]),
+        ("{", ["not valid JSON"]),
+        ("[" * 100_000, ["nested too deeply"]),
+        ('{"prompt": "x", "id": ' + "1" * 5000 + "}", ["not valid JSON"]),
+        ('{"prompt": "x", "id": NaN}', ["NaN"]),
+        ('{"prompt": "x", "temp": -Infinity}', ["Infinity"]),
+        ('{"prompt": null}', ['"prompt" must be a text']),
+        ('{"messages": null}', ['"messages"']),
+        ('{"prompt": "x", "seed": 100000000000000000000}', ["seed"]),
+        ('{"prompt": "x", "temp": 1' + "0" * 400 + "}", ["temperature"]),
+        ('{"prompt": "x", "stop": ["\\ud800"]}', ["not UTF-8"]),
         ("[]", ['"prompt" or "messages"']),
         ('{"prompt": "x", "messages": []}', ['"prompt" or "messages"']),
         ('{"prompt": " "}', ['"prompt"']),
@@ -324,7 +503,7 @@ def test_lines_that_are_no_prompts(
     command: Run, model: str, monkeypatch: pytest.MonkeyPatch, line: str, words: list[str]
 ) -> None:
     monkeypatch.setattr("numoe.engine.load", None)
-    refused(command("run", model, "--batch", "-", stdin=f'{{"prompt": "x"}}\n{line}\n'), "line 2", *words)
+    refused(command("run", model, "--batch", "-", stdin=f'\ufeff{{"prompt": "x"}}\n{line}\n'), "line 2", *words)
 
 
 def test_an_empty_batch(command: Run, model: str) -> None:
@@ -392,7 +571,39 @@ def test_settings_that_are_wrong_are_named(
 ) -> None:
     settings.write_text(text + "\n")
     refused(command("run", model, "hi"), "config.toml", *words)
-    refused(command("config"), "config.toml", *words)
+    code, out, err = command("config")  # shows the others all the same
+    assert code == 1 and "\nseed" in out and "config.toml" in err and all(word in err for word in words)
+    assert command("run", "--help")[0] == 0
+    assert command("list")[0] == 0
+    assert command("config", "--help")[0] == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="devices and links as files")
+@pytest.mark.parametrize("text", ["[" * 9999, b"\xff", "temp = " + "1" * 5000, "/dev/zero"], ids=lambda text: text[:5])
+def test_settings_that_cannot_be_read(command: Run, model: str, settings: Path, text: str | bytes) -> None:
+    if text == "/dev/zero":
+        settings.symlink_to(text)
+    else:
+        settings.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for arguments in (("run", model, "hi"), ("config", "set", "temp", "1")):
+        refused(command(*arguments), "config.toml", "remove it")
+    assert command("config")[0] == 1 and command("list")[0] == 0
+    assert not list(settings.parent.glob("*.part"))
+
+
+def test_settings_of_editors_that_mark_the_text(command: Run, settings: Path) -> None:
+    settings.write_bytes(b"\xef\xbb\xbf# mine\nquiet = true\n")
+    assert command("config", "set", "temp", "1") == (0, "", "")
+    assert settings.read_text() == "# mine\nquiet = true\ntemp = 1.0\n"
+    refused(command("config", "set", "system", "\udcff"), "not UTF-8")
+
+
+def test_settings_that_are_set_at_once_are_all_kept(settings: Path) -> None:
+    names = ["temp", "top_p", "min_p", "repeat_penalty"]
+    for running in [process("config", "set", name, "1") for name in names]:
+        assert running.wait() == 0
+        assert running.communicate() == (b"", b"")
+    assert sorted(settings.read_text().splitlines()) == sorted(f"{name} = 1.0" for name in names)
 
 
 def test_values_that_settings_cannot_have(
@@ -454,11 +665,43 @@ def test_a_batch_that_is_ended_keeps_what_it_has(windowed: str, tmp_path: Path) 
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [1]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("how", "code", "out", "err"),
+    [
+        ('"$@" <&-', 0, True, " tok/s"),
+        ('"$@" >&-', 1, False, "error: standard output cannot be written (it is closed); send it to another place\n"),
+        ('"$@" 2>&-', 0, True, ""),
+        ('"$@" >&- 2>&- <&-', 1, False, ""),
+        ('"$@" --json > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
+        ('"$@" --help > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
+        ('"$@" 2> /dev/full', 0, True, ""),
+        ('"$@" > /dev/full 2>&1', 1, False, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(model: str, how: str, code: int, out: bool, err: str) -> None:
+    command = [sys.executable, "-m", "numoe.cli", "run", model, "hi", "-n", "5"]
+    done = subprocess.run(["sh", "-c", how, "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, bool(done.stdout)) == (code, out)
+    assert err in done.stderr and done.stderr.count("\n") == bool(err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_nobody_to_ask_or_to_talk_with(model: str) -> None:
+    for arguments, code in ((["chat", model], 0), (["rm", "x"], 1), (["run", model, "-"], 1)):
+        command = [sys.executable, "-m", "numoe.cli", *arguments]
+        done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("error: ") == code
+
+
 def test_narrow_encodings_do_not_stop_an_answer(model: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     with process("run", model, "--raw", "-p", "hi", "--temp", "3", "-n", "80", "--seed", "1", env=environment) as numoe:
         out, err = numoe.communicate()
         assert (numoe.returncode, out.isascii()) == (0, True), err
+    with process("run", model, "hi", "--temp", "3", "-n", "80", "--seed", "1", "--json", env=environment) as numoe:
+        text = json.loads(numoe.communicate()[0])["text"]
+        assert not text.isascii()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")

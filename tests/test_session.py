@@ -1,16 +1,26 @@
 """Sessions: what they refuse, aligning to a prompt, interruption, files."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import tiny
+from helpers import write_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError, Model
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.calibrate import calibrate
+from numoe.engine.session import _proof
+from numoe.quant.convert import Folder, convert
+from numoe.quant.safetensors_file import read_header
 
+Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
 
@@ -137,6 +147,90 @@ def test_files_that_are_not_sessions_of_this_model_are_refused(model: Models, tm
     (tmp_path / "chat").write_bytes(damaged[:-7])
     with pytest.raises(InputError, match="is not a session file"):
         model("llama_a").restore(tmp_path / "chat")
+
+
+def test_any_flipped_bit_is_found(model: Models, case: str, tmp_path: Path) -> None:
+    loaded = model(case)
+    session = loaded.session(64)
+    session.feed(tiny.load_golden(case).ids[:20])
+    session.save(tmp_path / "chat")
+    assert (tmp_path / "chat").stat().st_mode & 0o777 == 0o600
+    whole = (tmp_path / "chat").read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    random = Random(0)
+    places = [*range(8), *random.sample(range(8, 8 + header), 60), *random.sample(range(8 + header, len(whole)), 40)]
+    for place in [*places, len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.randrange(8)
+        (tmp_path / "chat").write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            loaded.restore(tmp_path / "chat")
+    for other in (whole[:-1], whole + b"\0", whole[: 8 + header], b"", whole[:8]):
+        (tmp_path / "chat").write_bytes(other)
+        with pytest.raises(InputError, match="damaged"):
+            loaded.restore(tmp_path / "chat")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({key: None} for key in ("context", "tokens", "rows")),
+        *({"context": context} for context in ("0", "2", "64.0", "true", "1,2", "", "9" * 5000, "-64", "1000000")),
+        *({"tokens": tokens} for tokens in ("", "{}", "3", "[1,2]", "[1,2,true]", "[1,2,-1]", '[1,2,"3"]', "[" * 9999)),
+        {"tokens": f"[1,2,{'9' * 5000}]"},
+        {"tokens": "[1,2,4096]"},
+        {"rows": "0"},
+    ],
+)
+def test_headers_that_nobody_writes_are_refused(change: dict[str, str | None], model: Models, tmp_path: Path) -> None:
+    """Their own hash is right."""
+    loaded = model("llama_a")
+    session = loaded.session(64)
+    session.feed([1, 2, 3])
+    session.save(tmp_path / "chat")
+    tensors, header = read_header(tmp_path / "chat")
+    del header["header"]
+    header = {key: value for key, value in (header | change).items() if value is not None}
+    data = (tmp_path / "chat").read_bytes()
+    raw = {i.name: (i.dtype, i.shape, data[i.offset : i.offset + i.nbytes]) for i in tensors.values()}
+    write_safetensors(tmp_path / "chat", raw, header | _proof(header))
+    with pytest.raises(InputError, match="is damaged; start a new session"):
+        loaded.restore(tmp_path / "chat")
+    write_safetensors(tmp_path / "chat", raw, {"numoe": "session 1", "model": loaded.identity})
+    with pytest.raises(InputError, match="not a session file of this version of numoe"):
+        loaded.restore(tmp_path / "chat")
+
+
+def test_sessions_of_models_that_differ_in_large_tensors_alone(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """A merge into few matrices, roundings by other texts; and a model that was copied or moved is the same."""
+    source = checkpoint("mixtral_a")
+    merged = Path(shutil.copytree(source, tmp_path / "merged"))
+    tensors = load_file(merged / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = tensors[name] + np.float32(1e-3) * np.outer(tensors[name][:, 0], tensors[name][0])
+    save_file(tensors, merged / "model.safetensors")
+    description = describe(source)
+    inputs = calibrate(load(source), [5, 6, 7, 8] * 40, bos=None).inputs
+    for number, moments in enumerate((None, inputs)):
+        folder = tmp_path / str(number)
+        convert(description.checkpoint, description.matrices(moments), folder, "int4", Folder(source, "x"))
+    folders = [source, merged, tmp_path / "0", tmp_path / "1"]
+    copied = Path(shutil.copytree(tmp_path / "0", tmp_path / "copied"))
+    for file in copied.iterdir():
+        file.touch()
+    identities = [load(folder).identity for folder in folders]
+    assert len(set(identities)) == len(folders)
+    assert load(copied).identity == identities[2]
+    session = load(folders[2]).session(64)
+    session.feed([1, 2, 3])
+    session.save(tmp_path / "chat")
+    with pytest.raises(InputError, match="session of another model"):
+        load(folders[3]).restore(tmp_path / "chat")
+    assert load(copied).restore(tmp_path / "chat").tokens == [1, 2, 3]
+    manifest = (copied / "numoe.json").read_text()
+    record = json.loads(manifest)["files"]["model.safetensors"]["sha256"]
+    (copied / "numoe.json").write_text(manifest.replace(record, "0" * 64))
+    assert load(copied).identity != identities[2]
 
 
 def test_a_session_that_cannot_be_written_leaves_nothing(model: Models, tmp_path: Path) -> None:

@@ -81,6 +81,38 @@ def test_every_file_that_is_wrong_is_named(folder: Path, command: Run) -> None:
     assert (folder / "model.safetensors").exists()
 
 
+def test_repairs_stay_within_the_folder(
+    folder: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the manifest names, and wherever links lead."""
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    model = tmp_path / "home" / "models" / "Org--Model-int4"
+    model.parent.mkdir(parents=True)
+    folder.rename(model)
+    (tmp_path / "mine").write_text("mine")
+    (model / "config.json").unlink()
+    (model / "config.json").symlink_to(tmp_path / "mine")
+    manifest = json.loads((model / "numoe.json").read_text())
+    record = manifest["files"]["config.json"]
+    for name in ("../../../mine", str(tmp_path / "mine"), "..\\..\\mine", "./config.json", "sub/../config.json"):
+        (model / "numoe.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: record}}))
+        code, _, err = command("verify", str(model), "--repair")
+        assert code == 1 and "which is none beside it: do not use it" in err
+        assert (model / "model.safetensors").exists()
+    (model / "numoe.json").write_text(json.dumps(manifest))
+    part = model.with_name(model.name + ".part")
+    part.mkdir()
+    (part / "numoe.json").touch()
+    code, _, err = command("verify", str(model), "--repair")
+    assert code == 1 and "is there too, from another pull; remove it first" in err
+    assert (model / "config.json").is_symlink() and not (tmp_path / "home" / "models" / f".{part.name}.lock").exists()
+    (part / "numoe.json").unlink()
+    part.rmdir()
+    assert command("verify", str(model), "--repair")[0] == 1
+    assert part.is_dir() and not (part / "config.json").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_without_hashes_there_is_nothing_to_compare(checkpoint: Checkpoints, folder: Path, command: Run) -> None:
     for model in (checkpoint("mixtral_a"), folder / "model.safetensors"):
         code, out, err = command("verify", str(model))
@@ -97,6 +129,7 @@ def test_a_repair_gets_the_damaged_file_and_no_other(
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     source = reshard(checkpoint("qwen3_moe_a"), tmp_path / "source", 5)
+    (source / "tokenizer.json").write_text("{}")
     with Hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         hub.add("Org/Model", source)

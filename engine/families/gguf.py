@@ -8,7 +8,7 @@ neighbours; rotating interleaved pairs is then the same computation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,23 @@ from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
 from numoe.engine.layers.rope import DividedFrequencies, Rope
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.errors import InputError
 
 
-def from_gguf(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, Any], Family, ModelSpec]:
+def from_gguf(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Sequence[float] | None, path: Path
+) -> tuple[dict[str, Any], Family, ModelSpec]:
     """The config.json that a GGUF file's metadata amounts to, its family with GGUF's names, and its spec.
+
+    Args:
+        shapes: of its tensors by name.
+        divisors: the values of `ROPE_FREQS`, if it is among them.
 
     Raises:
         InputError: the architecture or one of its settings is not supported, or a key is missing.
     """
     from numoe.engine.families import family
 
-    metadata = checkpoint.metadata
     kind_of_file = metadata.get("general.type", "model")
     if kind_of_file != "model":
         raise InputError(f'{path} is GGUF of the type "{word(kind_of_file)}" and no model; give the file of the model')
@@ -44,7 +48,7 @@ def from_gguf(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, Any], Famil
     # Only what is needed is decoded: a name that is no UTF-8, or a large vocabulary, is nothing to the spec.
     prefix = f"{architecture}."
     keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    config = _config(architecture, keys, checkpoint, path)
+    config = _config(architecture, keys, shapes, path)
     kind = family(config["model_type"])
     spellings = {ours: theirs for theirs, ours in _keys(config["model_type"]).items()}
     spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
@@ -60,8 +64,8 @@ def from_gguf(checkpoint: Checkpoint, path: Path) -> tuple[dict[str, Any], Famil
     if architecture == "llama":
         assert attention.rope is not None
         rope = replace(attention.rope, interleaved=True)
-        if ROPE_FREQS in checkpoint:
-            rope = _divided(rope, checkpoint, path)
+        if divisors is not None:
+            rope = _divided(rope, divisors, path)
             ignored += (re.escape(ROPE_FREQS),)
         spec = replace(spec, layers=tuple(_rotated(one, rope) for one in spec.layers))
     return config, Family(kind.model_types, kind.reader, NAMES, kind.defaults, ignored), spec
@@ -78,13 +82,12 @@ ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
 
 
-def _divided(rope: Rope, checkpoint: Checkpoint, path: Path) -> Rope:
+def _divided(rope: Rope, divisors: Sequence[float], path: Path) -> Rope:
     if rope.scaling is not None:
         raise InputError(f"{path} has both {ROPE_FREQS} and rope scaling in its metadata, which is not supported")
-    divisors = checkpoint.array(ROPE_FREQS)
-    if divisors.shape != (rope.dim // 2,) or divisors.min() <= 0:
+    if len(divisors) != rope.dim // 2 or min(divisors) <= 0:
         raise InputError(f"{path}: {ROPE_FREQS} must be {rope.dim // 2} positive numbers; convert the model again")
-    return replace(rope, scaling=DividedFrequencies(tuple(divisors.tolist())))
+    return replace(rope, scaling=DividedFrequencies(tuple(divisors)))
 
 
 _ARCHITECTURES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -141,17 +144,19 @@ def _keys(model_type: str) -> dict[str, str]:
     return _KEYS | _EXPERT_KEYS.get(model_type, {})
 
 
-def _config(architecture: str, keys: dict[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+def _config(
+    architecture: str, keys: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
+) -> dict[str, Any]:
     model_type = _ARCHITECTURES[architecture](keys)
-    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in checkpoint}
-    config["attention_bias"] = "blk.0.attn_q.bias" in checkpoint
-    if config["attention_bias"] and "blk.0.attn_output.bias" not in checkpoint:
+    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in shapes}
+    config["attention_bias"] = "blk.0.attn_q.bias" in shapes
+    if config["attention_bias"] and "blk.0.attn_output.bias" not in shapes:
         raise InputError(f"{path} has biases on queries, keys and values alone, which is not supported yet")
-    if "blk.0.ffn_gate.bias" in checkpoint:
+    if "blk.0.ffn_gate.bias" in shapes:
         config["mlp_bias"] = True
     left = dict(keys)
-    if "token_embd.weight" in checkpoint:
-        left.setdefault("vocab_size", checkpoint.shape("token_embd.weight")[0])
+    if shapes.get("token_embd.weight"):
+        left.setdefault("vocab_size", shapes["token_embd.weight"][0])
     for key, name in _keys(model_type).items():
         if key not in left and key not in _OPTIONAL:
             raise InputError(f'{path} has no key "{architecture}.{key}", which this architecture needs')

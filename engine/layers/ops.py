@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant.errors import InputError
+
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
@@ -76,6 +78,9 @@ def top_k(scores: Floats, k: int) -> Ids:
     """Indices of the k largest of each row, (T, n) -> (T, k), ascending by index.
 
     Among equal scores at the border the lowest index is taken, so that the choice never depends on the machine.
+
+    Raises:
+        InputError: among the scores is NaN, as damaged weights make them.
     """
     n = scores.shape[-1]
     if k >= n:
@@ -85,4 +90,9 @@ def top_k(scores: Floats, k: int) -> Ids:
     level = scores == border
     room = k - above.sum(axis=-1, keepdims=True)
     chosen = above | (level & (np.cumsum(level, axis=-1) <= room))
-    return np.nonzero(chosen)[1].reshape(len(scores), k)
+    indices = np.nonzero(chosen)[1]
+    if len(indices) != len(scores) * k:
+        raise InputError(
+            "The model's scores of experts are no finite numbers; its weights may be damaged, so fetch its files again."
+        )
+    return indices.reshape(len(scores), k)

@@ -59,8 +59,8 @@ class State(Protocol):
         """What a token at `position` may need, to be written to a file."""
         ...
 
-    def load(self, needed: Floats, position: int) -> None:
-        """Put back what `needed` gave. Raises ValueError when it has another shape or dtype."""
+    def prepare(self, position: int) -> None:
+        """Whatever was here is forgotten, and what `needed` gives at a position is to be filled in."""
         ...
 
 
@@ -164,12 +164,8 @@ class KeptRows:
         end = position // self.spec.stride
         return self.view(0 if self.spec.keep is None else max(self._first, end - self.spec.keep), end)
 
-    def load(self, needed: Floats, position: int) -> None:
-        end = position // self.spec.stride
-        keep = end if self.spec.keep is None else min(end, self.spec.keep)
-        _check_shape(needed, (self.spec.groups, keep, self.spec.width))
-        self._first = end - keep
-        self._data[:, :keep] = needed
+    def prepare(self, position: int) -> None:
+        self._first = 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
 
 
 # ----------------------------------------------------------------------------------------- recurrent
@@ -234,14 +230,8 @@ class RecurrentState:
     def needed(self, position: int) -> Floats:
         return self.now
 
-    def load(self, needed: Floats, position: int) -> None:
-        _check_shape(needed, self.spec.shape)
-        self._buffers[:] = needed
-
-
-def _check_shape(values: Floats, shape: tuple[int, ...]) -> None:
-    if values.shape != shape or values.dtype != np.float32:
-        raise ValueError(f"a state is {values.dtype} {values.shape} and not float32 {shape}")
+    def prepare(self, position: int) -> None:
+        self.forget()
 
 
 # --------------------------------------------------------------------------------------------- cache
@@ -337,17 +327,10 @@ class Cache:
             for name, state in block.items()
         }
 
-    def load_arrays(self, arrays: Mapping[str, Floats], position: int) -> None:
-        """Put back what `arrays` gave at `position`.
-
-        Raises:
-            ValueError: a state is missing or has another shape.
-        """
-        for i, block in enumerate(self.blocks):
-            for name, state in block.items():
-                if f"{i}.{name}" not in arrays:
-                    raise ValueError(f"the state {i}.{name} is missing")
-                state.load(arrays[f"{i}.{name}"], position)
-        self._place.at = position, self._place.at[1]
-        self._point = None
-        self._widest = 0
+    def prepare(self, position: int) -> dict[str, Floats]:
+        """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
+        self.clear()
+        for state in self._states():
+            state.prepare(position)
+        self._place.at = position, 0
+        return self.arrays()
