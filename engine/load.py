@@ -37,16 +37,14 @@ from numoe.engine.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.session import Session, restore
 from numoe.quant import workers
 from numoe.quant.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
-from numoe.quant.columns import SMALL, laid_out, widened
 from numoe.quant.convert import Matrix
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.manifest import read_manifest
-from numoe.quant.memory import settled
 from numoe.quant.pack import Moments
-from numoe.quant.qtensor import F32
 from numoe.quant.recipe import target
+from numoe.quant.resident import hold
 from numoe.quant.threads import usable_cores
 from numoe.quant.threads import use as use_threads
 
@@ -441,12 +439,7 @@ def load(
                 _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
         elif tensor.expert is None:
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            if tensor.held == "matrix":
-                if tensor.size < SMALL:
-                    matrix = F32(matrix.dequantize())
-                else:
-                    matrix = widened(laid_out(matrix)) if wide else laid_out(matrix)
-            weights.matrices[name] = settled(matrix)
+            weights.matrices[name] = hold(matrix, multiplied=tensor.held == "matrix", wide=wide)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
         loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
-from numoe.quant.columns import SMALL, wide_nbytes
 from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.resident import held_nbytes
 
 
 class Verdict(StrEnum):
@@ -127,10 +127,10 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
         weights[tensor.role, kind] += nbytes
         sizes[tensor.role, kind] += tensor.size
         if tensor.held == "matrix":
-            if tensor.expert is None and tensor.size < SMALL:
-                float32 += 4 * tensor.size - nbytes
-            else:
-                wide += wide_nbytes(kind, tensor.shape[0], tensor.shape[1], nbytes) - nbytes
+            rows, columns = tensor.shape
+            plain, widest = held_nbytes(kind, (rows, columns), nbytes, routed=tensor.expert is not None)
+            float32 += plain - nbytes
+            wide += widest - plain
         if tensor.active:
             active[kind] += tensor.active
             if tensor.expert is not None and layer is not None:

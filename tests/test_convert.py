@@ -108,13 +108,10 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
     """Random mixtures are hard to round: where two experts score alike, the least change picks the other one."""
     ids = tiny.load_golden(case).ids[:40]
     reference = model(case).session(256).feed(ids)
-    compact = case in (
-        "v3_fp8",
-        "v4_released",
-        "gpt_oss_a",
-        "gpt_oss_b",
-    )  # FP8 and FP4 of its own, which no recipe makes larger
-    bounds = {"int8": 2e-3, "int4": 0.2} if case in DENSE else {"int8": 0.2, "int4": 1.0}
+    # FP8 and FP4 of its own, which no recipe makes larger.
+    compact = case in ("v3_fp8", "v4_released", "gpt_oss_a", "gpt_oss_b")
+    steady = case in DENSE and not case.startswith("qwen3_5")  # nothing chooses, and no state carries errors on
+    bounds = {"int8": 2e-3, "int4": 0.2} if steady else {"int8": 0.2, "int4": 1.0}
     sizes = {}
     for quant, bound in bounds.items():
         sizes[quant] = quantize(checkpoint(case), tmp_path / quant, quant).result_bytes

@@ -16,19 +16,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
-
-import numpy as np
 
 from numoe.engine.places import Place
 from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, laid_out, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
-from numoe.quant.memory import ALIGNMENT, lasting, settled, unshared
+from numoe.quant.memory import ALIGNMENT, lasting, unshared
 from numoe.quant.qtensor import QTensor
+from numoe.quant.resident import apart, settled
 
 Key = tuple[int, int]
 """(layer, expert)."""
@@ -480,30 +479,12 @@ class ExpertStore:
             return used
         if self.budget == self.total_bytes:
             return {part: settled(matrix) for part, matrix in used.items()}
-        return _apart(used)
+        return apart(used)
 
 
 def _buffer(nbytes: int, stays: bool) -> UInt8:
     """Uninitialised memory; `stays`: whether it is never written to again."""
     return lasting(nbytes) if stays else unshared(nbytes)
-
-
-def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
-    """The same in memory that workers do not see: they would keep what is evicted."""
-    arrays = {
-        (part, one.name): values
-        for part, matrix in matrices.items()
-        for one in fields(matrix)  # type: ignore[arg-type]
-        if isinstance(values := getattr(matrix, one.name), np.ndarray)
-    }
-    sizes = [-(-values.nbytes // ALIGNMENT) * ALIGNMENT for values in arrays.values()]
-    memory = unshared(sum(sizes))
-    moved: dict[str, dict[str, np.ndarray]] = {part: {} for part in matrices}
-    for ((part, name), values), start in zip(arrays.items(), itertools.accumulate(sizes, initial=0), strict=False):
-        copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-        np.copyto(copy, values)
-        moved[part][name] = copy
-    return {part: replace(matrix, **moved[part]) for part, matrix in matrices.items()}  # type: ignore[type-var]
 
 
 def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
