@@ -6,7 +6,7 @@ vocabulary marks them as control tokens. An ordinary token never is an end by it
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 
 _SPELLED = """
@@ -16,14 +16,15 @@ _SPELLED = """
 <|fim_pad|> <fim-pad> <fim_pad> <|fim_repo|> <fim-repo> <|repo_name|> <reponame> <REPO> <|file_sep|>
 """
 _ENDS = frozenset(_SPELLED.split())
-_MESSAGE_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})  # beside these <|end|> ends a part of a turn
+_MESSAGE_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>"})  # beside these <|end|> ends a part of a turn
 
-# A marker behind a message's content: as a string that is joined on, or as text behind an expression.
-_BEHIND_CONTENT = re.compile(
-    r"""\bcontent\b['"\])]*(?:\s*\|\s*trim)?\s*"""
-    r"""(?:[+~]\s*['"]|-?\}\}\s*(?:\{\{-?\s*['"])?)(<[^<>\s'"]+>|\[[^\[\]\s'"]+\])"""
+# A condition of a template, or a marker behind a message's content: a string joined on, or text behind an expression.
+_PARTS = re.compile(
+    r"""\{%-?\s*(?:if|elif|else)\b(?P<condition>[^%]*)%\}"""
+    r"""|\bcontent\b['"\])]*(?:\s*\|\s*trim)?\s*(?:[+~]\s*['"]|-?\}\}\s*(?:\{\{-?\s*['"])?)"""
+    r"""(?P<marker><[^<>\s'"]+>|\[[^\[\]\s'"]+\])"""
 )
-_BRANCH = re.compile(r"\{%-?\s*(?:if|elif|else)\b([^%]*)%\}")
+_SOUNDS_LIKE_ONE = re.compile(r"(?!</|\[/).*(end|eo[mst]|stop)", re.IGNORECASE)  # tool calls may come there, too
 
 
 def turn_ends(template: str | None, spelled: Iterable[str], control: AbstractSet[str] = frozenset()) -> set[str]:
@@ -36,16 +37,19 @@ def turn_ends(template: str | None, spelled: Iterable[str], control: AbstractSet
     """
     ends = set(control & _ENDS)
     if template is not None:
-        behind = {found[1] for found in _BEHIND_CONTENT.finditer(template) if _is_assistants(template[: found.start()])}
-        closing = {marker for marker in behind if marker in _ENDS or not marker.startswith(("</", "[/"))}
+        closing = {marker for marker in _behind_answers(template) if _SOUNDS_LIKE_ONE.match(marker)}
         ends |= {text for text in spelled if text in closing or (text in _ENDS and text in template)}
     if any(markers <= ends for markers in _MESSAGE_ENDS):
         ends.discard("<|end|>")
     return ends
 
 
-def _is_assistants(before: str) -> bool:
-    """Whether what comes next may be an assistant's, by the last condition on roles in a template's text before it."""
-    conditions = [found[1] for found in _BRANCH.finditer(before)]
-    about_roles = [text for text in conditions if "role" in text]
-    return not about_roles or "assistant" in about_roles[-1] or "model" in about_roles[-1]
+def _behind_answers(template: str) -> Iterator[str]:
+    """The markers behind content that may be an assistant's, by the last condition on roles before it."""
+    is_answer = True
+    for part in _PARTS.finditer(template):
+        condition, marker = part["condition"], part["marker"]
+        if marker is None:
+            is_answer = ("assistant" in condition or "model" in condition) if "role" in condition else is_answer
+        elif is_answer:
+            yield marker

@@ -74,7 +74,8 @@ def read_folder(folder: Path) -> Vocabulary:
         backend = _tokenizer_model(folder / files[0], config)
     else:
         backend, notes = _byte_level(folder, files, config)
-    _add_tokens(backend, config)
+    # The text of a SentencePiece vocabulary is normalized by putting spaces before it, which no token has.
+    _add_tokens(backend, config, normalized=files[0] != "tokenizer.model")
 
     special_tokens = {name: text for name in NAMED_TOKENS if (text := config.text(name))}
     ids: dict[str, int] = {}
@@ -111,8 +112,9 @@ class _Config:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "tokenizer_config.json"
-        own, named = _object(self._path), _object(folder / "special_tokens_map.json")
-        self._values = named | own if "added_tokens_decoder" in own else own | named
+        self._values = _object(self._path)
+        if "added_tokens_decoder" not in self._values:
+            self._values |= _object(folder / "special_tokens_map.json")
         self.model_type = _object(folder / "config.json").get("model_type")
         self._added_path = folder / "added_tokens.json"
         self.defaults: dict[str, Any] = {}
@@ -187,7 +189,7 @@ class _Config:
 def _described(token: Any) -> AddedToken:
     flags = {key: token.get(key, False) for key in ("single_word", "lstrip", "rstrip", "special")}
     flags["normalized"] = token.get("normalized", not flags["special"])
-    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(token["content"], str):
+    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(token.get("content"), str):
         raise TypeError
     return AddedToken(token["content"], **flags)
 
@@ -236,14 +238,14 @@ def _tokenizer_model(path: Path, config: _Config) -> tokenizers.Tokenizer:
     refuse_lfs_pointer(data, path)
     model = parse_sentencepiece(data, str(path))
     _rename(model, config)
-    named = {"bos_token": model.bos_id, "eos_token": model.eos_id}
+    named = {"bos_token": model.bos_id, "eos_token": model.eos_id, "unk_token": model.unk_id}
     config.defaults |= {key: model.pieces[i] for key, i in named.items() if i is not None}
     config.defaults["add_bos_token"] = True
-    # transformers' class for llama's tokenizers puts no space behind special tokens unless told to.
-    llama = config.tokenizer_class == "LlamaTokenizer"
-    if llama and config.switch("add_prefix_space") is False:
+    if config.tokenizer_class != "LlamaTokenizer":
+        return sentencepiece_backend(model)
+    if config.switch("add_prefix_space") is False:
         model = replace(model, dummy_prefix=False)
-    return sentencepiece_backend(model, prefix_once=llama and not config.switch("legacy"))
+    return sentencepiece_backend(model, "always" if config.switch("legacy") else "first")
 
 
 def _rename(model: SentencePieceModel, config: _Config) -> None:
@@ -266,11 +268,8 @@ def _byte_level(folder: Path, files: tuple[str, ...], config: _Config) -> tuple[
         vocabulary = read_object(path)
         if not vocabulary or not all(type(i) is int and 0 <= i < 1 << 32 for i in vocabulary.values()):
             raise InputError(f"{path} is not a table of tokens and their ids; fetch it again")
-        config.defaults |= {
-            name: "<|endoftext|>"
-            for name in (("eos_token",) if qwen else ("bos_token", "eos_token"))
-            if "<|endoftext|>" in vocabulary
-        }
+        named = ("eos_token", "unk_token", "pad_token" if qwen else "bos_token")
+        config.defaults |= dict.fromkeys(named, "<|endoftext|>")
         merges = _merges(folder / files[1])
         notes = []
         if not qwen and config.tokenizer_class != "GPT2Tokenizer":
@@ -316,8 +315,11 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, config: _Config) -> None:
-    """The tokens that other files add to the vocabulary, in the order of their ids."""
+def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, normalized: bool) -> None:
+    """The tokens that other files add to the vocabulary, in the order of their ids.
+
+    normalized: they are looked for in normalized text where their description says so.
+    """
     before = backend.get_added_tokens_decoder()
     described = {repr(token) for token in before.values()}
     named = {config.text(name) for name in _SPECIALS}
@@ -326,8 +328,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config) -> None:
         if repr(token) in described or (not describes and token_id in before):
             continue
         is_new = backend.token_to_id(token.content) is None
-        if token.content in named:
-            token.special = True
+        flags = {"normalized": token.normalized and normalized, "special": token.special or token.content in named}
+        token = AddedToken(**(token.__getstate__() | flags))
         backend.add_tokens([token])
         got = backend.token_to_id(token.content)
         if is_new and got is not None and got != token_id:
@@ -337,7 +339,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config) -> None:
             )
     texts = [config.text(name) for name in _SPECIALS] + config.extra()
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    ends = {config.text("bos_token"), config.text("eos_token")}
+    ends = {config.text("bos_token"), config.text("eos_token")} - set(config.defaults.values())
     for text in texts:
         # A beginning or end that the vocabulary lacks is refused, not added.
         if text and text not in known and (text not in ends or backend.token_to_id(text) is not None):

@@ -4,6 +4,7 @@ Field numbers are those of sentencepiece_model.proto (github.com/google/sentence
 protobuf.dev/programming-guides/encoding.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def _model(data: bytes) -> SentencePieceModel:
             normalizer = dict(_fields(value))
     if not pieces:
         raise ValueError("it has no pieces")
+    if any(map(math.isnan, scores)):
+        raise ValueError("a piece's score is not a number")
     unk_id = _int(trainer.get(40, 0))
     if unk_id >= len(pieces):
         raise ValueError(f"its unknown piece is {unk_id} of {len(pieces)}")

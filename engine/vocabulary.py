@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -84,8 +84,13 @@ def _silent() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- SentencePiece
 
 
-def sentencepiece_backend(model: SentencePieceModel, prefix_once: bool = False) -> tokenizers.Tokenizer:
-    """prefix_once: the space before a text doesn't come again after each special token in it."""
+def sentencepiece_backend(
+    model: SentencePieceModel, prefix: Literal["always", "first"] | None = None
+) -> tokenizers.Tokenizer:
+    """prefix: where transformers puts a space, unless one is there: before a text, always also behind special tokens.
+
+    None: SentencePiece itself puts one before every piece of text.
+    """
     algorithm: models.Model
     with library("the SentencePiece vocabulary does not fit together", "use the model's tokenizer.json"):
         if model.unigram:
@@ -105,8 +110,8 @@ def sentencepiece_backend(model: SentencePieceModel, prefix_once: bool = False) 
     backend = tokenizers.Tokenizer(algorithm)
     if model.collapse_spaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if model.dummy_prefix and prefix_once:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    if model.dummy_prefix and prefix:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=prefix, split=False)
     elif model.dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])

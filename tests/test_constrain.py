@@ -168,6 +168,12 @@ def test_any_bytes_can_be_forced(tokenizers: dict[str, Tokenizer], kind: str) ->
     assert text == "  {žluťoučký}\n<s>🎉"
 
 
+def test_ends_that_are_no_tokens_are_left_out() -> None:
+    ends = [10**30, BACKEND.token_to_id("</s>")]
+    kept = Tokenizer(BACKEND, bos_id=None, eos_ids=ends, add_bos=False, special_tokens={}, chat_template=None)
+    assert re.fullmatch("fox [a-z]{3}", drawn(kept, regex_grammar("fox [a-z]{3}"), 0))
+
+
 def test_a_vocabulary_that_lacks_a_character_is_refused(tokenizers: dict[str, Tokenizer]) -> None:
     with pytest.raises(InputError, match=r"vocabulary|form"):
         drawn(tokenizers["unigram"], json_grammar({"type": "object"}), 0)

@@ -47,6 +47,7 @@ def write_gguf(folder: Path, config: dict[str, Any], path: Path, architecture: s
     tensors = load_file(folder / "model.safetensors")
     rope = config["rope_parameters"]
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("A name")
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     keys: dict[str, Any] = {
         "embedding_length": config["hidden_size"],
@@ -94,6 +95,13 @@ def test_logits_match_the_reference(checkpoint: Checkpoints, tmp_path: Path, cas
     path = write_gguf(checkpoint(case), golden.config, tmp_path / "model.gguf", architecture)
     logits = load(path).session(512).feed(golden.ids)
     assert np.abs(logits - golden.logits).max() < 2e-4
+
+
+def test_only_what_is_needed_is_decoded(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    golden = tiny.load_golden("llama_a")
+    path = write_gguf(checkpoint("llama_a"), golden.config, tmp_path / "model.gguf", "llama")
+    path.write_bytes(path.read_bytes().replace(b"A name", b"A n\xe4me"))
+    assert load(path).session(512).feed(golden.ids).argmax() == golden.logits.argmax()
 
 
 def test_qwen3moe_normalises_the_chosen_weights(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -49,6 +49,21 @@ def test_stdout_is_the_answer_alone(command: Run, model: str) -> None:
     assert command("run", model, "-p", "hello", "-n", "6", "-q") == (0, out, "")
 
 
+def test_what_had_to_be_guessed_is_told(command: Run, tmp_path: Path) -> None:
+    folder = write_model("llama_a", tmp_path, marks=MARKS, eos=True)
+    asked = ("hello", "-n", "6")
+    code, out, err = command("run", str(folder), *asked)
+    assert code == 0 and "GPT-2" not in err
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    assert command("run", str(folder), *asked, "-q") == (0, out, "")
+    for arguments, stdin in ((("run", str(folder), *asked), None), (("chat", str(folder)), "hello\n")):
+        code, _, err = command(*arguments, stdin=stdin)
+        assert code == 0 and "is taken to be GPT-2's way" in err
+
+
 def test_the_same_prompt_by_every_way(command: Run, model: str, tmp_path: Path) -> None:
     options = ("-n", "8", "-q")
     (tmp_path / "question").write_text("sum up:\n")
