@@ -14,7 +14,7 @@ from typing import Any
 
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, show, statistics
-from numoe.cli.text import attachment, expanded
+from numoe.cli.text import attachment
 from numoe.engine import Model, Sampling, describe
 from numoe.engine.conversation import (
     Answer,
@@ -28,6 +28,7 @@ from numoe.engine.conversation import (
     chats_folder,
     new_path,
 )
+from numoe.engine.home import TINY, expanded
 from numoe.engine.machine import record
 from numoe.engine.plan import format_bytes
 from numoe.quant.errors import InputError
@@ -364,7 +365,7 @@ class Talk:
         if text == "off":
             self._files.clear()
         elif text:
-            name, room = str(expanded(text)), self.conversation.session.context
+            name, room = str(expanded(text, "there is no file")), self.conversation.session.context
             files = self._files | {name: attachment(name)}
             if _exceeds(self.conversation.model, files.values(), room):
                 others = " with the files before it" if len(files) > 1 else ""
@@ -419,7 +420,7 @@ def _named(text: str) -> Path:
         raise InputError("give the chat a name, or a file that ends with .json")
     if not text.endswith(".json"):
         return chat_path(text)
-    path, folder = expanded(text), chats_folder()
+    path, folder = expanded(text, "there is no file"), chats_folder()
     parent = os.path.realpath(path.parent)  # a file has one name, by which it is locked
     return (folder if parent == os.path.realpath(folder) else Path(parent)) / path.name
 
@@ -442,7 +443,5 @@ def _exceeds(model: Model, texts: Iterable[str], room: int) -> bool:
 
 def model_name(model: str) -> str:
     """A model's name as a chat keeps it: one that means the same in every folder."""
-    from numoe.engine.home import TINY
-
-    path = expanded(model)
+    path = expanded(model, "there is no folder or file")
     return str(path.absolute()) if model != TINY and os.path.lexists(path) else model

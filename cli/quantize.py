@@ -30,6 +30,7 @@ def quantize(
     text = None if calibrate is None else read_text(calibrate)
     with Output(quiet) as output:
         from numoe.engine import describe
+        from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant import threads as kernel_threads
         from numoe.quant.convert import PART_SUFFIX, Folder, convert, refuse_existing
@@ -45,7 +46,7 @@ def quantize(
                 output.status(f"writing [{bar}] {format_bytes(done)} of {format_bytes(total)}")
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
-        destination = destination.expanduser()
+        destination = expanded(str(destination), "the folder to make is")
         refuse_existing(destination)
         description = describe(source)
         origin = Folder(description.path, source)

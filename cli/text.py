@@ -22,14 +22,6 @@ def typed() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def expanded(name: str) -> Path:
-    """A path with the user's own folder in place of ~; of a user who does not exist it stays as it is."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return Path(name)
-
-
 def read_text(name: str, largest: int = LARGEST) -> str:
     """The text of a file, or of standard input for "-".
 

@@ -80,7 +80,7 @@ def encode(
     spellings = tokenizer.marker_spellings
     _check_roles(messages, spellings)
     messages, prompt = _rendered(chat, messages, thinking)
-    marks = _Marks(messages, spellings, prompt)
+    marks = _Marks(messages, spellings | tokenizer.marker_variants(prompt), prompt)
     if marks.messages == messages:
         return tokenizer.encode(prompt + begun), opens_thinking(prompt, chat.tags)
     pieces = list(marks.pieces(chat.render(marks.messages, thinking=thinking)))

@@ -74,7 +74,7 @@ def home() -> Path:
     """
     chosen = os.environ.get("NUMOE_HOME")
     if chosen:
-        return _expanded(chosen, "NUMOE_HOME is").absolute()
+        return expanded(chosen, "NUMOE_HOME is").absolute()
     from platformdirs import user_data_path
 
     return user_data_path("numoe", appauthor=False)
@@ -161,7 +161,7 @@ def lookup(model: str | Path) -> Path | None:
     if model == TINY:
         return Path(__file__).parent / TINY
     name = str(model)
-    path = _expanded(name, "there is no folder or file")
+    path = expanded(name, "there is no folder or file")
     try:
         if path.is_dir() or path.is_file():
             return path
@@ -177,8 +177,12 @@ def lookup(model: str | Path) -> Path | None:
     return None
 
 
-def _expanded(path: str, what: str) -> Path:
-    """A path without the ~ of a user."""
+def expanded(path: str, what: str) -> Path:
+    """A path with a user's folder in place of ~; `what` begins the error.
+
+    Raises:
+        InputError: there is no such user.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:

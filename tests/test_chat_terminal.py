@@ -455,7 +455,8 @@ def test_saving_and_loading_leave_files_of_others_alone(
     assert "there is no chat" in told("/load nothing.json")
     assert "cannot be written" in told("hi", "/save nowhere/x.json") and not (tmp_path / "nowhere").exists()
     assert "cannot be written" in told("hi", "/save " + "x" * 250 + ".json")
-    assert "~nosuchuser" in told("/file ~nosuchuser/x")
+    for line in ("/file ~nosuchuser/x", "/save ~nosuchuser/x.json", "/model ~nosuchuser"):
+        assert "~nosuchuser" in told("hi", line) and "name of no user" in told("hi", line)
     assert not [path for path in tmp_path.iterdir() if "lock" in path.name and "nothing" not in path.name]
     assert command("chat", model, "-n", "2", stdin="/load chat.json\nhi\n/bye\n")[0] == 0
     assert (tmp_path / "chat.kv").read_text() == "mine"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -129,8 +130,11 @@ def test_the_disk_never_holds_more_than_the_result_and_two_shards(
 
     def measure(*_: Any) -> None:
         nonlocal peak
-        paths = [path for path in home.models_folder().rglob("*") if path.is_file()]
-        peak = max(peak, sum(path.stat().st_size for path in paths if path.exists()))
+        total = 0
+        for path in home.models_folder().rglob("*"):
+            with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                total += path.stat().st_size if path.is_file() else 0
+        peak = max(peak, total)
 
     hub.on_sent = measure
     pull(ID, "native", report=measure)
