@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -200,6 +200,7 @@ class Session(Generic[_Model]):
         grammar: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] | None = None,
+        shown: Collection[str] = (),
         **sampling: Any,
     ) -> Generation:
         """Continue from `prompt`: text to be read after the tokens so far, or token ids.
@@ -211,6 +212,7 @@ class Session(Generic[_Model]):
             grammar: the form of the text, see `constrain`; the text ends when nothing can follow.
             cancelled: asked before every token; True ends the text.
             progress: called as `feed` does while the prompt is read.
+            shown: special tokens that are part of the text, beside the tags of reasoning.
             sampling: temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n, seed; see `Sampling`.
 
         Returns:
@@ -231,7 +233,7 @@ class Session(Generic[_Model]):
 
             matcher = Matcher(grammar, self.model.tokenizer, self.model.spec.vocab)
         stops = StopMatcher(stop)
-        return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress)
+        return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress, shown)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, whole or not at all, which nobody else may read.
@@ -361,8 +363,10 @@ class Generation(Iterator[str]):
         logprobs: int,
         cancelled: Callable[[], bool],
         progress: Callable[[int, int], None] | None,
+        shown: Collection[str] = (),
     ):
         self.prompt = prompt
+        self._shown = _SHOWN | {text.encode() for text in shown}
         self.seed = sampler.seed
         self.tokens: list[Token] = []
         self.finish_reason: str | None = None
@@ -392,7 +396,7 @@ class Generation(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         tokenizer = self._session.model.tokenizer
         text = tokenizer.stream(keep_space=self._matcher is not None)
-        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in _SHOWN}
+        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in self._shown}
         begun = time.perf_counter()
         logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
         self.prompt_seconds = time.perf_counter() - begun
