@@ -247,13 +247,10 @@ def rope_block(config: Config) -> Config:
 
 def nested(config: Config, name: str, values: Mapping[str, Any]) -> Config:
     """A table of rope settings in a config, with their defaults."""
-    defaults = {
-        "rope_type": "default",
-        "original_max_position_embeddings": config.values.get(
-            "max_position_embeddings", config.defaults["max_position_embeddings"]
-        ),
-        "truncate": True,
-    }
+    defaults = {"rope_type": "default", "truncate": True}
+    for parts in (config.defaults, config.values):
+        if "max_position_embeddings" in parts:
+            defaults["original_max_position_embeddings"] = parts["max_position_embeddings"]
     return Config(values, defaults, config.where, lambda key: config.spelt(f"{name}.{key}"))
 
 

@@ -86,9 +86,7 @@ def test_a_conversation_shows_the_answer_alone(folder: Path) -> None:
     model = load(folder)
     conversation = Conversation(model, Chat("", Settings(max_tokens=32)))
     answer = conversation.ask("hi")
-    answer.generation.force(
-        "<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>ok"
-    )
+    answer.generation.force("<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>ok")
     shown = list(answer)
     assert "".join(text for kind, text in shown if kind == "text") == "ok"
     assert answer.turn == Turn("hi", "so", "ok", "length")

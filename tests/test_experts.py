@@ -121,7 +121,8 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 
 
 VARIANTS = [
-    "v4_a", "v4_a int4", "v4_released", "v4_released int8", "v4_released int4", "v4_released native", "v3_fp8",
+    "gpt_oss_a", "gpt_oss_b native", "qwen3_5_moe_a", "v4_a", "v4_a int4", "v4_released", "v4_released int8",
+    "v4_released int4", "v4_released native", "v3_fp8",
     "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
 ]  # fmt: skip
 

@@ -11,17 +11,17 @@ from numoe.engine.families.names import Family
 from numoe.quant.errors import InputError
 
 
-def _found() -> dict[str, Family]:
+def found() -> dict[str, Family]:
     """What the files of this folder call FAMILY, by each `model_type` that it is for."""
-    found: dict[str, Family] = {}
+    table: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         one = getattr(import_module(module.name), "FAMILY", None)
         if one is not None:
-            found |= dict.fromkeys(one.model_types, one)
-    return dict(sorted(found.items()))
+            table |= dict.fromkeys(one.model_types, one)
+    return dict(sorted(table.items()))
 
 
-FAMILIES = _found()
+FAMILIES = found()
 
 
 def family(model_type: Any) -> Family:
