@@ -33,6 +33,7 @@ from numoe.quant.files import locked, write_whole
 
 if TYPE_CHECKING:
     from numoe.engine import Session
+    from numoe.engine.load import Description
     from numoe.engine.session import Snapshot
 
 LARGEST_BATCH = 4 << 30
@@ -75,20 +76,21 @@ class Item:
     request: Request
 
 
-def read_batch(name: str, options: Mapping[str, Any], model: Path) -> list[Item]:
+def read_batch(name: str, options: Mapping[str, Any], model: Description) -> list[Item]:
     """The prompts of a file, or of standard input for "-".
 
-    options: the values of `numoe run`'s options, where a line says nothing else. model: where it lies.
+    options: the values of `numoe run`'s options, where a line says nothing else. model: who is asked.
 
     Raises:
         InputError: there are none, or a line is not what it should be; the message has its number.
     """
     items, file = [], "standard input" if name == "-" else name
+    asked = [model.identity, model.tokenizer.chat_template, sorted(model.tokenizer.eos_ids)]
     for number, line in enumerate(read_text(name, LARGEST_BATCH).split("\n"), 1):
         if text := line.lstrip("\ufeff").strip():  # files with byte order marks may have been joined
             value = parse_json(text, f"{file} line {number}", "give one object a line")
             try:
-                items.append(_item(number, value, options, model))
+                items.append(_item(number, value, options, asked))
             except InputError as error:
                 raise InputError(f"{file} line {number}: {error}") from None
     if not items:
@@ -96,7 +98,7 @@ def read_batch(name: str, options: Mapping[str, Any], model: Path) -> list[Item]
     return items
 
 
-def _item(number: int, line: Any, options: Mapping[str, Any], model: Path) -> Item:
+def _item(number: int, line: Any, options: Mapping[str, Any], model: list[Any]) -> Item:
     if not isinstance(line, dict) or ("prompt" in line) == ("messages" in line):
         raise InputError('it must be an object with either "prompt" or "messages"')
     try:
@@ -120,7 +122,7 @@ def _item(number: int, line: Any, options: Mapping[str, Any], model: Path) -> It
     elif not options["raw"]:
         prompt = [{"role": "user", "content": prompt.strip()}]
     given = {**options, **settings}
-    source = json.dumps([str(model), prompt, {name: given[name] for name in _KEYED}])
+    source = json.dumps([model, prompt, {name: given[name] for name in _KEYED}])
     key = hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
     return Item(line.get("id", number), key, Request.make(prompt, given))
 

@@ -166,7 +166,7 @@ def run(
 
         # What can be refused without the weights is refused before they are read.
         if batch is not None:
-            items = read_batch(batch, values, description.path.resolve())
+            items = read_batch(batch, values, description)
             with Answers(items, output, out, batch) as answers:
                 asked = len(answers.missing)
                 if asked < len(items):

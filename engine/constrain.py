@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
+from math import isfinite, lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 _WHITESPACE = r"( |\n[ \t]{0,32})?"  # between the tokens of JSON; a model that loses itself in spaces would never end
 
+_LARGEST_CONSTANT = 1 << 53  # llguidance keeps numbers as float64
+_LARGEST_STEP = 100_000  # an automaton has a state a remainder
+_TABLES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of schemas by any name
+
 
 def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     """JSON that a schema accepts, without whitespace around it.
@@ -34,9 +40,49 @@ def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     """
     if schema is True:
         schema = {}
+    _refuse_numbers(schema)
     if isinstance(schema, Mapping):
         schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
     return _checked(f"start: %json {json.dumps(schema)}\n", "the JSON schema")
+
+
+def _refuse_numbers(schema: Any) -> None:
+    """Raises InputError for the numbers in a schema with which llguidance makes other digits, crashes or never ends."""
+    if isinstance(schema, list):
+        for inner in schema:
+            _refuse_numbers(inner)
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        if key in ("const", "enum"):
+            if large := next((number for number in _numbers(value) if abs(number) > _LARGEST_CONSTANT), None):
+                raise InputError(
+                    f"the JSON schema cannot be used: {key} has {large:.20g}, and only numbers up to 2**53 keep their "
+                    "digits; give it as a string"
+                )
+        elif key in _TABLES and isinstance(value, Mapping):
+            _refuse_numbers(list(value.values()))
+        elif key not in ("default", "examples"):
+            _refuse_numbers(value)
+    together = [schema, *(part for part in _listed(schema.get("allOf")) if isinstance(part, Mapping))]
+    steps = [number for part in together for number in _numbers(part.get("multipleOf"))]
+    if lcm(*(int("".join(map(str, Decimal(str(step)).as_tuple().digits))) for step in steps)) > _LARGEST_STEP:
+        raise InputError(
+            f"the JSON schema cannot be used: multipleOf is {' with '.join(map(str, steps))}, which takes too long to "
+            f"follow; give steps of up to {_LARGEST_STEP}"
+        )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The finite numbers in a JSON value."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+        yield value
+    for inner in value.values() if isinstance(value, Mapping) else _listed(value):
+        yield from _numbers(inner)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def choice_grammar(choices: Sequence[str]) -> str:

@@ -105,6 +105,28 @@ class Description:
             return wanted.format, nbytes, nbytes - stored * tensor.size // whole
         return checkpoint.format(place.name), checkpoint.loaded_nbytes(place.name) * tensor.size // whole, 0
 
+    @cached_property
+    def identity(self) -> str:
+        """A hash that tells models apart: of the spec, the tensors' listing, bytes of many, and a manifest's hashes.
+
+        By bytes and not by names and times of files: a model that is moved or copied stays the same one.
+        """
+        checkpoint = self.checkpoint
+        digest = hashlib.sha256(repr(self.spec).encode())
+        for name, info in sorted(checkpoint.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+        manifest = read_manifest(self.path) if self.path.is_dir() else None
+        for name, record in sorted(manifest.files.items()) if manifest else ():
+            if name.endswith(".safetensors"):
+                digest.update(f"{name} {record.sha256}\n".encode())
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
+        sources = {self.places[name].name for name in names}
+        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
+        others = sorted(checkpoint.tensors.keys() - set(experts))
+        for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
+            digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
+        return digest.hexdigest()
+
     def matrices(self, inputs: Mapping[str, Moments] | None = None) -> list[Matrix]:
         """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked.
 
@@ -363,27 +385,10 @@ class Model:
         weights += experts.get("resident_bytes", 0)
         return {"weight_bytes": weights, "peak_rss_bytes": peak_rss() + workers.private_bytes(), "experts": experts}
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """A hash that tells models apart: of the spec, the tensors' listing, bytes of many, and a manifest's hashes.
-
-        By bytes and not by names and times of files: a model that is moved or copied stays the same one.
-        """
-        checkpoint = self.description.checkpoint
-        digest = hashlib.sha256(repr(self.spec).encode())
-        for name, info in sorted(checkpoint.tensors.items()):
-            digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        manifest = read_manifest(self.path) if self.path.is_dir() else None
-        for name, record in sorted(manifest.files.items()) if manifest else ():
-            if name.endswith(".safetensors"):
-                digest.update(f"{name} {record.sha256}\n".encode())
-        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
-        sources = {self.description.places[name].name for name in names}
-        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
-        others = sorted(checkpoint.tensors.keys() - set(experts))
-        for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
-            digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
-        return digest.hexdigest()
+        """See `Description.identity`."""
+        return self.description.identity
 
 
 def _sample(files: Files, info: TensorInfo) -> bytes:
@@ -448,7 +453,7 @@ def load(
         if wide:
             experts.widen()
         loaded = Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
-    loaded.identity  # noqa: B018  now, while the files are those that were read
+    description.identity  # noqa: B018  now, while the files are those that were read
     return loaded
 
 

@@ -190,12 +190,21 @@ def test_a_vocabulary_that_lacks_a_character_is_refused(tokenizers: dict[str, To
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "Unsatisfiable"),
         ({"$ref": "#/$defs/none"}, "does not exist"),
         (False, "schema is false"),
+        ({"const": -(1 << 63)}, "const has -9223372036854775808, and only numbers up to 2**53"),
+        ({"properties": {"a": {"enum": [1, {"b": [1 << 64]}]}}}, "enum has 18446744073709551616"),
+        ({"multipleOf": 2147483647}, "multipleOf is 2147483647, which takes too long"),
+        ({"items": {"multipleOf": 997, "allOf": [{"multipleOf": 991}]}}, "multipleOf is 997 with 991"),
     ],
 )
 def test_schemas_that_cannot_be_guaranteed(schema: Any, words: str) -> None:
     with pytest.raises(InputError, match="the JSON schema cannot be used: .*" + re.escape(words)) as refused:
         json_grammar(schema)
     assert "\n" not in str(refused.value)
+
+
+def test_large_numbers_where_they_do_no_harm() -> None:
+    json_grammar({"type": "integer", "maximum": (1 << 63) - 1, "default": 1 << 64, "multipleOf": 0.01})
+    json_grammar({"properties": {"const": {"type": "integer", "maximum": 1 << 60}, "enum": {"multipleOf": 50000}}})
 
 
 def test_other_forms_that_are_none() -> None:
