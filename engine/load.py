@@ -119,7 +119,7 @@ class Description:
         for name, record in sorted(manifest.files.items()) if manifest else ():
             if name.endswith(".safetensors"):
                 digest.update(f"{name} {record.sha256}\n".encode())
-        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.expert is not None]
         sources = {self.places[name].name for name in names}
         experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
         others = sorted(checkpoint.tensors.keys() - set(experts))
