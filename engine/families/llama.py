@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
@@ -24,6 +24,5 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [layer] * common.layer_count(config))
 
 
-FAMILY = Family(
-    ("llama",), read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED
-)
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
+FAMILY = Family(("llama",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("llama", interleaved=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.families.names import Family, Source
+from numoe.engine.families.names import Family, Gguf, Source
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -38,4 +38,10 @@ def _names() -> dict[str, tuple[Source, ...]]:
     return table
 
 
-FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED)
+GGUF = Gguf(
+    "llama",
+    {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    mark="expert_count",
+    interleaved=True,
+)
+FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED, GGUF)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -34,6 +34,24 @@ Names = Mapping[str, tuple[Source, ...]]
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How GGUF files tell models of a family.
+
+    `architecture`: their general.architecture.
+    `keys`: key below it -> config.json key, beside those that all architectures have.
+    `given`: config.json keys that every such file means and none says.
+    `mark`: the key by which they are told from another family's of the same architecture.
+    `interleaved`: converters reorder the rows of queries and keys so that rotated channels are neighbours.
+    """
+
+    architecture: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    mark: str | None = None
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: a pure function from config.json to a ModelSpec, and its tensors' names.
 
@@ -41,6 +59,7 @@ class Family:
     `defaults`: what keys that a config.json leaves out stand for, as in transformers.
     `ignored`: regular expressions of stored tensors that the decoder does not need (drafting heads, tables
     that are recomputed). Any other tensor without a place in the spec is refused when loading.
+    `gguf`: None where GGUF files of it are not read.
     """
 
     model_types: tuple[str, ...]
@@ -48,6 +67,7 @@ class Family:
     names: Names
     defaults: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
+    gguf: Gguf | None = None
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str

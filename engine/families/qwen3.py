@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
@@ -36,6 +36,5 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [of_kind[kind] for kind in kinds])
 
 
-FAMILY = Family(
-    ("qwen3",), read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED
-)
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
+FAMILY = Family(("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("qwen3"))

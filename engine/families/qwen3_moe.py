@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numoe.engine.config import Config, shown
 from numoe.engine.families import common
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -44,6 +44,15 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [decoder_layer(attention, moe if is_sparse else dense) for is_sparse in sparse])
 
 
+GGUF = Gguf(
+    "qwen3moe",
+    {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
+)
 FAMILY = Family(
     ("qwen3_moe",),
     read,
@@ -53,4 +62,5 @@ FAMILY = Family(
     ),
     DEFAULTS,
     common.IGNORED,
+    GGUF,
 )
