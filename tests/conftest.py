@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tiny
 
 from numoe.cli.main import main
 from numoe.engine import Model, load
 from numoe.quant import threads
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

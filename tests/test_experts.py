@@ -1,6 +1,7 @@
 """The expert store: no budget changes a digit or is exceeded, nothing is read twice, errors are sentences."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -163,6 +164,26 @@ def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, read
     assert (stats["misses"], stats["bytes_read"], stats["hit_rate"], stats["ahead_fetched"]) == (0, 0, 1.0, 0)
     assert stats["hits"] > 0
     assert stats["resident_bytes"] == model.plan().expert_bytes + model.wide_bytes
+
+
+def test_the_wide_form_replaces_what_was_read(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that experts were read to goes, where they are no views of it any more."""
+    source = describe(checkpoint("qwen3_moe_a"))
+    convert(source.checkpoint, source.matrices(), tmp_path / "int4", "int4", Folder(source.path, "source"))
+    read: list[weakref.ref[np.ndarray]] = []
+
+    def lasting(nbytes: int) -> np.ndarray:
+        memory = np.empty(nbytes + 1, np.uint8)  # of which matrices are views
+        read.append(weakref.ref(memory))
+        return memory[:nbytes]
+
+    monkeypatch.setattr(experts, "lasting", lasting)
+    model = load(tmp_path / "int4", ram="1GB", ctx=64)
+    assert model.wide_bytes and model.experts is not None and model.experts.complete
+    gc.collect()
+    assert read and not any(memory() is not None for memory in read)
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -225,6 +225,7 @@ class ExpertStore:
                     if wide is not matrix:
                         entry.matrices[part] = settled(wide)
                         grown += wide.nbytes - matrix.nbytes
+                entry.buffer = None  # what is still a view of it keeps its memory
             self._held += grown
             self.budget += grown
             self.total_bytes += grown
