@@ -56,6 +56,7 @@ def fit(
     with Output() as output:
         from numoe.engine import describe, home
         from numoe.engine.hub import repository
+        from numoe.engine.hub_id import is_hub_id
         from numoe.engine.network import HubError
         from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
         from numoe.engine.pull import describe_runnable
@@ -69,7 +70,7 @@ def fit(
         path, remote = home.lookup(model), None
         if path is not None:
             description = describe(path)
-        elif home.is_hub_id(model):
+        elif is_hub_id(model):
             remote = repository(model, wait=wait)
             try:
                 description = describe_runnable(remote)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli import options
@@ -12,7 +11,6 @@ from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, ModelSpec, Plan
-    from numoe.engine.spec import Attention, FeedForward
 
 
 def show(model: options.Model, ctx: options.Context = None, json: options.Json = False) -> None:
@@ -32,8 +30,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
     return {
         "family": spec.family,
         "layers": len(spec.layers),
-        "attention": _count(_attention(layer.attention) for layer in spec.layers),
-        "ffn": _count(_ffn(layer.ffn) for layer in spec.layers),
+        "attention": _labels(spec, "attention"),
+        "ffn": _labels(spec, "ffn"),
         "hidden": spec.hidden,
         "vocab": spec.vocab,
         "parameters": plan.parameters,
@@ -54,8 +52,8 @@ def _print(model: str, description: Description, plan: Plan) -> None:
     from numoe.engine.plan import format_bytes
 
     spec = description.spec
-    attention = _count(_attention(layer.attention) for layer in spec.layers)
-    ffn = _count(_ffn(layer.ffn) for layer in spec.layers)
+    attention = _labels(spec, "attention")
+    ffn = _labels(spec, "ffn")
     active = f"{_billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
     template = "yes" if _has(description, "chat_format") else "none, so run it with --raw"
     output = Output()
@@ -80,41 +78,14 @@ def _print(model: str, description: Description, plan: Plan) -> None:
     output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
 
 
-def _attention(attention: Attention) -> str:
-    from numoe.engine.spec import CompressedAttention, MultiHeadLatentAttention
-
-    match attention:
-        case CompressedAttention(indexer=None, compressor=None):
-            return "sliding"
-        case CompressedAttention(indexer=None):
-            return "HCA"
-        case CompressedAttention():
-            return "CSA"
-        case MultiHeadLatentAttention():
-            return "MLA"
-        case _:
-            return "full" if attention.window is None else "sliding"
-
-
-def _ffn(ffn: FeedForward) -> str:
-    from numoe.engine.spec import SwiGLU
-
-    if isinstance(ffn, SwiGLU):
-        return "dense"
-    return "hash-routed" if ffn.router.hash_vocab else "routed"
-
-
 def _experts(spec: ModelSpec) -> str:
     """How many experts a token takes, of the layers that have them."""
-    from numoe.engine.spec import MixtureOfExperts
-
-    mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MixtureOfExperts)]
-    kinds = {f"{m.top_k} of {m.experts} a token" + (", and a shared one" if m.shared else "") for m in mixtures}
-    return "; ".join(sorted(kinds))
+    return "; ".join(sorted({block.kind.details for block in spec.blocks()} - {""}))
 
 
-def _count(kinds: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(kinds))
+def _labels(spec: ModelSpec, part: str) -> dict[str, int]:
+    """How many layers have which kind of attention, or of feed-forward."""
+    return dict(Counter(block.kind.label for block in spec.blocks() if block.name == part))
 
 
 def _listed(counts: dict[str, int]) -> str:

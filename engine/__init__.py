@@ -12,11 +12,11 @@ The names below are the whole public face.
 import warnings
 
 # `load` and `plan` name modules too: imported here, the functions are what `numoe.engine` gives under these names.
+from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.load import Description, Model, describe, load
 from numoe.engine.plan import Plan, plan
 from numoe.engine.sample import Sampling
 from numoe.engine.session import Generation, Session
-from numoe.engine.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 # Damaged weights overflow in many places; where it matters, NaN is found and is an InputError.

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 from numoe.engine.sample import Sampler, Sampling
 from numoe.quant import workers
 from numoe.quant.activations import Activations
 from numoe.quant.columns import laid_out
 from numoe.quant.errors import InputError
 from numoe.quant.kernels import FEW
-from numoe.quant.memory import settled
 from numoe.quant.pack import pack_bf16, pack_fp8, pack_mxfp4
 from numoe.quant.qtensor import F32, QTensor, matmul_all
 from numoe.quant.recipe import Target
+from numoe.quant.resident import settled
 from numoe.quant.threads import in_use, run, usable_cores, use
 
 if TYPE_CHECKING:

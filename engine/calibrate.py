@@ -11,15 +11,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numoe.engine.experts import ExpertStore
-from numoe.engine.kvcache import CHUNK
-from numoe.engine.ops import Floats
-from numoe.engine.spec import MixtureOfExperts
-from numoe.engine.weights import Weights
+from numoe.engine.experts.local import Arrivals, ExpertSource, LocalBank
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.state import CHUNK
+from numoe.engine.layers.weights import Weights
 from numoe.quant.activations import Activations
 from numoe.quant.errors import InputError
 from numoe.quant.pack import Moments
@@ -67,28 +68,23 @@ def calibrate(
     Raises:
         InputError: the text has too few tokens to tell anything, or an id outside the vocabulary.
     """
-    from numoe.engine.load import Model
-
     ids = list(token_ids[:MOST_TOKENS])
     if len(ids) < _FEWEST_TOKENS:
         raise InputError(f"the text has {len(ids)} tokens and calibration takes {_FEWEST_TOKENS} at least")
     dense = {name: _Watched(matrix) for name, matrix in model.weights.matrices.items() if name != "embed"}
-    watching = Model(model.description, Weights(model.weights.matrices | dense, model.weights.arrays), model.experts)
-    stores = {}
-    for mixture in watching.decoder.mixtures:
-        store = stores[mixture.layer] = _WatchedExperts(mixture.experts, mixture.spec, model.spec.hidden)
-        mixture.experts = cast(ExpertStore, store)
+    watched = _WatchedExperts(model.experts) if model.experts else None
+    weights = Weights(model.weights.matrices | dense, model.weights.arrays)
+    decoder = Decoder(model.spec, weights, LocalBank(watched) if watched else None)
     prefix = [] if bos is None else [bos]
     length = min(CHUNK, model.spec.context) - len(prefix)
-    session = watching.session(length + len(prefix))
     for start in range(0, len(ids), length):
-        session.rewind(session.position)
-        session.feed(prefix + ids[start : start + length], last=True)
+        piece = np.array(prefix + ids[start : start + length], np.int64)
+        decoder.forward(piece, decoder.cache(len(piece)), last=True)
         if progress:
             progress(min(start + length, len(ids)), len(ids))
     inputs = {name: matrix.inputs.moments() for name, matrix in dense.items() if matrix.inputs.tokens}
-    for layer, store in stores.items():
-        inputs |= {f"layers.{layer}.ffn.experts.{name}": moments for name, moments in store.moments()}
+    if watched:
+        inputs |= dict(watched.moments(model.spec))
     return Calibration(inputs, hashlib.sha256(repr(ids).encode()).hexdigest()[:16], len(ids))
 
 
@@ -136,8 +132,8 @@ class _Watched(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Floats) -> None:
         self.matrix.dequantize_rows(start, stop, out)
 
-    def slice_rows(self, start: int, stop: int) -> QTensor:
-        return _Watched(self.matrix.slice_rows(start, stop), self.inputs)
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
+        return _Watched(self.matrix.slice_rows(start, stop, step), self.inputs)
 
     def finite(self) -> bool:
         return self.matrix.finite()
@@ -148,29 +144,43 @@ class _Watched(QTensor):
 
 
 class _WatchedExperts:
-    """What a mixture asks of its store, with matrices that are watched. `up` has the inputs of `gate`."""
+    """An `ExpertSource` whose matrices are watched. `up` has the inputs of `gate`."""
 
-    def __init__(self, store: ExpertStore, spec: MixtureOfExperts, hidden: int):
-        self.store = store
-        self.inputs = [(_Inputs(hidden), _Inputs(spec.expert.width)) for _ in range(spec.experts)]
-        """Of each expert's gate and of its down matrix."""
+    def __init__(self, source: ExpertSource):
+        self._source = source
+        self._inputs: dict[tuple[int, int], tuple[_Inputs, _Inputs]] = {}
+        """Of each expert's gate and of its down matrix, by layer and number."""
 
     @contextmanager
-    def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Iterator[list[tuple[int, dict[str, QTensor]]]]]:
-        with self.store.stream(layer, experts) as arriving:
-            yield ([(expert, self._watch(expert, matrices)) for expert, matrices in batch] for batch in arriving)
+    def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Arrivals]:
+        with self._source.stream(layer, experts) as arriving:
+            yield ([(expert, self._watch(layer, expert, matrices)) for expert, matrices in batch] for batch in arriving)
 
     def expects(self, layer: int) -> bool:
         return False  # guesses would multiply the router with inputs that are not its own
 
-    def _watch(self, expert: int, matrices: dict[str, QTensor]) -> dict[str, QTensor]:
-        gate, down = self.inputs[expert]
+    def expect(self, layer: int, experts: Iterable[int]) -> None:
+        pass
+
+    def _watch(self, layer: int, expert: int, matrices: dict[str, QTensor]) -> dict[str, QTensor]:
+        key = layer, expert
+        if key not in self._inputs:
+            self._inputs[key] = _Inputs(matrices["gate"].shape[1]), _Inputs(matrices["down"].shape[1])
+        gate, down = self._inputs[key]
         return matrices | {"gate": _Watched(matrices["gate"], gate), "down": _Watched(matrices["down"], down)}
 
-    def moments(self) -> Iterator[tuple[str, Moments]]:
-        """("EXPERT.MATRIX", its inputs) of every expert."""
-        for names, inputs in zip((("gate", "up"), ("down",)), zip(*self.inputs, strict=True), strict=True):
-            average = np.sum([one.sums for one in inputs], axis=0) / np.float32(sum(one.tokens for one in inputs))
-            for expert, one in enumerate(inputs):
-                moments = one.moments(average)
-                yield from ((f"{expert}.{name}", moments) for name in names)
+    def moments(self, spec: ModelSpec) -> Iterator[tuple[str, Moments]]:
+        """(canonical name, its inputs) of every expert's matrices, in layers where any was used."""
+        for layer in sorted({layer for layer, _ in self._inputs}):
+            experts = sorted(expert for one, expert in self._inputs if one == layer)  # sums have one order
+            used = {expert: self._inputs[layer, expert] for expert in experts}
+            averages = []
+            for inputs in zip(*used.values(), strict=True):
+                tokens = sum(one.tokens for one in inputs)
+                averages.append(np.sum([one.sums for one in inputs], axis=0) / np.float32(tokens))
+            for name, tensor in spec.layer_tensors(layer).items():
+                if tensor.expert is not None:
+                    which = int(name.endswith(".down"))
+                    unused = _Inputs(averages[which].shape[1])
+                    one = used[tensor.expert][which] if tensor.expert in used else unused
+                    yield name, one.moments(averages[which])

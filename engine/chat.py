@@ -14,9 +14,10 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from numoe.engine import chat_deepseek_v4
+from numoe.engine import chat_deepseek_v4, chat_harmony
+from numoe.engine.chat_harmony import HarmonySplitter, speaks_harmony
 from numoe.engine.sample import partial_match
-from numoe.engine.thinking import TAGS, Tags, ThinkSplitter, opens_thinking, split_thinking, tags_of
+from numoe.engine.thinking import TAGS, Splitter, Tags, ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -28,6 +29,12 @@ class ChatFormat(Protocol):
     """How a model writes conversations. `tags`: those around its reasoning."""
 
     tags: Tags
+    lead: str
+    """What comes before an answer without reasoning."""
+    shown: Collection[str]
+    """Special tokens that `splitter` has to see."""
+    forms_reasoning: bool
+    """Whether a grammar can say how reasoning comes before an answer of a given form."""
 
     def render(
         self,
@@ -51,6 +58,9 @@ class ChatFormat(Protocol):
         thinking: the completion begins inside a thinking block, see `opens_thinking`.
         """
 
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        """What tells reasoning from the answer in a stream; arguments as in `ThinkSplitter`."""
+
 
 def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
     """The format of a model: its chat template, or DeepSeek-V4's for `deepseek_v4` models without one.
@@ -59,7 +69,8 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
     """
     template = (tokenizer.chat_template or "").removeprefix("\ufeff")
     if template.strip():
-        return JinjaChat(template, tokenizer.special_tokens, tokenizer.marker_spellings)
+        kind = HarmonyChat if speaks_harmony(template, tokenizer.marker_spellings) else JinjaChat
+        return kind(template, tokenizer.special_tokens, tokenizer.marker_spellings)
     if model_type == "deepseek_v4":
         return DeepSeekV4Chat()
     raise InputError(
@@ -80,7 +91,7 @@ def encode(
     spellings = tokenizer.marker_spellings
     _check_roles(messages, spellings)
     messages, prompt = _rendered(chat, messages, thinking)
-    marks = _Marks(messages, spellings, prompt)
+    marks = _Marks(messages, spellings | tokenizer.marker_variants(prompt), prompt)
     if marks.messages == messages:
         return tokenizer.encode(prompt + begun), opens_thinking(prompt, chat.tags)
     pieces = list(marks.pieces(chat.render(marks.messages, thinking=thinking)))
@@ -193,6 +204,12 @@ class DeepSeekV4Chat:
     """DeepSeek-V4's format, see `chat_deepseek_v4`."""
 
     tags = TAGS[0]
+    lead = ""
+    shown: Collection[str] = ()
+    forms_reasoning = True
+
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        return ThinkSplitter(thinking, self.tags, formed=formed)
 
     def render(
         self,
@@ -226,6 +243,10 @@ class JinjaChat:
     `generation` block; and enable_thinking and thinking, which are the two names in use for the same switch.
     Tool calls in completions are left in the content: every model writes its own.
     """
+
+    lead = ""
+    shown: Collection[str] = ()
+    forms_reasoning = True
 
     def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
         """`markers`: the texts of the vocabulary's chat markers, of which some may be the tags of reasoning."""
@@ -275,6 +296,27 @@ class JinjaChat:
         if reasoning:  # templates write line breaks around the two
             reasoning, answer = reasoning.strip("\n"), answer.lstrip("\n")
         return {"content": answer, "reasoning_content": reasoning, "tool_calls": []}
+
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        return ThinkSplitter(thinking, self.tags, formed=formed)
+
+
+class HarmonyChat(JinjaChat):
+    """gpt-oss's: prompts by the model's template, answers in channels."""
+
+    lead = chat_harmony.FINAL
+    shown = chat_harmony.MARKERS
+    forms_reasoning = False
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
+        super().__init__(template, special_tokens, markers)
+        self.tags = chat_harmony.TAGS
+
+    def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
+        return chat_harmony.parse(completion, thinking=thinking)
+
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        return HarmonySplitter(thinking)
 
 
 def _tojson(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import log
 from typing import Any
 
-from numoe.engine.spec import LinearScaling, Llama3Scaling, Rope, Yarn
+from numoe.engine.layers.rope import LinearScaling, Llama3Scaling, Rope, Yarn
 from numoe.quant.errors import InputError
 
 # Keys of Hugging Face configs without influence on the logits of a decoder in inference: what transformers keeps of
@@ -247,17 +247,16 @@ def rope_block(config: Config) -> Config:
 
 def nested(config: Config, name: str, values: Mapping[str, Any]) -> Config:
     """A table of rope settings in a config, with their defaults."""
-    defaults = {
-        "rope_type": "default",
-        "original_max_position_embeddings": config.values.get(
-            "max_position_embeddings", config.defaults["max_position_embeddings"]
-        ),
-        "truncate": True,
-    }
+    defaults = {"rope_type": "default", "truncate": True}
+    for parts in (config.defaults, config.values):
+        if "max_position_embeddings" in parts:
+            defaults["original_max_position_embeddings"] = parts["max_position_embeddings"]
     return Config(values, defaults, config.where, lambda key: config.spelt(f"{name}.{key}"))
 
 
-def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, whole: int | None = None) -> Rope:
+def scaled_rope(
+    config: Config, block: Config, dim: int, *, interleaved: bool, whole: int | None = None, first: bool = False
+) -> Rope:
     """`Rope` of `dim` channels from a table whose kind is spelt `rope_type` or, in old files, `type`.
 
     whole: the channels that `partial_rotary_factor` is a fraction of; None: dim.
@@ -280,7 +279,7 @@ def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, w
             raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
     scaling: Yarn | Llama3Scaling | LinearScaling | None
     if kind == "default":
-        return Rope(dim, theta, interleaved)
+        return Rope(dim, theta, interleaved, None, first)
     if kind == "linear":
         scaling = LinearScaling(block.number("factor"))
     elif kind == "llama3":
@@ -310,7 +309,7 @@ def scaled_rope(config: Config, block: Config, dim: int, *, interleaved: bool, w
         raise block.refusal("rope_type", f"is {shown(kind)}; known kinds of rope scaling are linear, llama3 and yarn")
     if left := sorted(key for key in block._left if block.values[key] is not None):
         raise block.refusal(left[0], f'is not understood for rope scaling "{kind}"')
-    return Rope(dim, theta, interleaved, scaling)
+    return Rope(dim, theta, interleaved, scaling, first)
 
 
 def _unless_zero(block: Config, key: str) -> float:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 from numoe.engine.thinking import TAGS, Tags
 from numoe.quant.errors import InputError
 

@@ -23,7 +23,7 @@ from numoe.engine.chat import encode
 from numoe.engine.constrain import with_thinking
 from numoe.engine.home import home
 from numoe.engine.sample import Sampling, StopMatcher
-from numoe.engine.thinking import TAGS, Tags, ThinkSplitter
+from numoe.engine.thinking import TAGS, Splitter, Tags, ThinkSplitter
 from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import locked_soon, write_whole
@@ -90,10 +90,13 @@ class Turn:
         text = self.text.lstrip("\n") if self.thinking else self.text
         return replace(self, thinking=self.thinking.strip("\n"), text=text)
 
-    def completion(self, opened: bool, tags: Tags = TAGS[0]) -> str:
-        """What the model has written in all; `opened`: the prompt ended inside a thinking block."""
+    def completion(self, opened: bool, tags: Tags = TAGS[0], lead: str = "") -> str:
+        """What the model has written in all; `opened`: the prompt ended inside a thinking block.
+
+        tags, lead: those of the model's `ChatFormat`.
+        """
         if not opened and not self.thinking:
-            return self.text
+            return self.text and lead + self.text
         opening, closing = tags
         return ("" if opened else opening) + self.thinking + (closing + self.text if self.text else "")
 
@@ -259,8 +262,8 @@ class Answer(Iterator[tuple[str, str]]):
         thinking: bool | None,
         turn: Turn | None = None,
         *,
-        tags: Tags = TAGS[0],
-        formed: bool = False,
+        splitter: Splitter | None = None,
+        closing: str = TAGS[0][1],
         stop: Sequence[str] = (),
         think_budget: int | None = None,
         dropped: int = 0,
@@ -270,7 +273,8 @@ class Answer(Iterator[tuple[str, str]]):
         Args:
             thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
             turn: what is there already, to be continued.
-            tags, formed: as in `ThinkSplitter`.
+            splitter: tells reasoning from the answer; None: `ThinkSplitter` with the usual tags.
+            closing: what ends reasoning.
             stop: strings that end the answer; they are no part of it.
             think_budget: the block is closed after so many tokens.
             ended: called with the turn when it has ended, however it did, unless no answer began.
@@ -281,8 +285,8 @@ class Answer(Iterator[tuple[str, str]]):
         self.generation = generation
         self.turn = turn or Turn("")
         self.dropped = dropped
-        self._splitter = None if thinking is None else ThinkSplitter(thinking, tags, formed=formed)
-        self._closing = tags[1]
+        self._splitter = None if thinking is None else splitter or ThinkSplitter(thinking)
+        self._closing = closing
         self._stop = StopMatcher(stop)
         self._think_budget = think_budget
         self._ended = ended
@@ -368,23 +372,31 @@ def answer(
         InputError: a value out of range, or a vocabulary that cannot follow the grammar; and as `Session.feed` while
             the answer is made.
     """
-    tags = TAGS[0] if opened is None else session.model.description.chat_format.tags
+    chat = None if opened is None else session.model.description.chat_format
+    tags = chat.tags if chat else TAGS[0]
     thinking = opened
     if opened is not None and turn:
         thinking = (opened or bool(turn.thinking)) and not turn.text
     if grammar is not None:
         if not thinking and not (settings.think and opened is not None):
             thinking = None
+        elif chat and not chat.forms_reasoning:
+            raise InputError("this model cannot reason before an answer of a given form; leave out think")
         grammar = with_thinking(grammar, bool(thinking), thinking is not None, tags)
     generation = session.generate(
-        unread, max_tokens=settings.max_tokens, grammar=grammar, **asdict(settings.sampling), **options
+        unread,
+        max_tokens=settings.max_tokens,
+        grammar=grammar,
+        shown=chat.shown if chat and thinking is not None else (),
+        **asdict(settings.sampling),
+        **options,
     )
     return Answer(
         generation,
         thinking,
         turn,
-        tags=tags,
-        formed=grammar is not None,
+        splitter=chat.splitter(thinking, formed=grammar is not None) if chat and thinking is not None else None,
+        closing=tags[1],
         stop=settings.stop,
         think_budget=settings.think_budget,
         dropped=dropped,
@@ -575,6 +587,6 @@ class Conversation:
                 messages.append({"role": "assistant", "content": text})
         messages.append({"role": "user", "content": unanswered + turn.question})
         ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think)
-        if begun := turn.completion(opened, self._format.tags):
+        if begun := turn.completion(opened, self._format.tags, self._format.lead):
             ids, _ = encode(self._format, tokenizer, messages, thinking=settings.think, begun=begun)
         return ids, opened

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from numoe.engine.hub_id import is_hub_id
 from numoe.quant.convert import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
@@ -25,8 +26,6 @@ TINY = "tiny"
 """The name of the trained model that ships inside the package."""
 
 _FOLDER = re.compile(r"([\w.-]+?)--([\w.-]+)-(\w+)")
-# As the hub has it: words joined by single signs, 96 characters at most for the owner and for the name.
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\b[\w.-]{1,96}\b)/(\b[\w.-]{1,96}\b)(?<!\.git)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -206,11 +205,6 @@ def locate(model: str | Path) -> Path:
             f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} --quant {one.quant}` goes on where it was"
         )
     raise unknown(name)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form OWNER/NAME of a repository on the hub."""
-    return _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
 
 
 def unknown(name: str) -> InputError:

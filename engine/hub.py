@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from numoe.engine import network
-from numoe.engine.home import is_hub_id
+from numoe.engine.hub_id import is_hub_id
 from numoe.engine.network import HubError, Wait
 from numoe.quant import safetensors_file
 from numoe.quant.checkpoint import PICKLES, Checkpoint

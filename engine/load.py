@@ -16,37 +16,41 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.config import Config
-from numoe.engine.experts import ExpertStore
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.engine.experts.local import LocalBank
+from numoe.engine.experts.store import ExpertStore
 from numoe.engine.families import family
 from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
+from numoe.engine.families.names import Family, Source
 from numoe.engine.home import locate
-from numoe.engine.model import Decoder
-from numoe.engine.moe import Ids
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Ids
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+from numoe.engine.places import Place
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
 from numoe.engine.quantization import SIDE_FILE, fp8_block, refuse_foreign
-from numoe.engine.spec import Family, MixtureOfExperts, ModelSpec, Source, Tensor
-from numoe.engine.weights import Place, Weights
+from numoe.engine.session import Session, restore
 from numoe.quant import workers
-from numoe.quant.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
-from numoe.quant.columns import SMALL, laid_out, widened
+from numoe.quant.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.convert import Matrix
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.manifest import read_manifest
-from numoe.quant.memory import settled
 from numoe.quant.pack import Moments
-from numoe.quant.qtensor import F32
 from numoe.quant.recipe import target
+from numoe.quant.resident import hold
 from numoe.quant.threads import usable_cores
 from numoe.quant.threads import use as use_threads
 
 if TYPE_CHECKING:
     from numoe.engine.chat import ChatFormat
     from numoe.engine.hub import Repository
-    from numoe.engine.session import Session
     from numoe.engine.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
@@ -115,7 +119,7 @@ class Description:
         for name, record in sorted(manifest.files.items()) if manifest else ():
             if name.endswith(".safetensors"):
                 digest.update(f"{name} {record.sha256}\n".encode())
-        names = [n for n, tensor in self.spec.tensors().items() if tensor.role == "experts" and tensor.held == "matrix"]
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.expert is not None]
         sources = {self.places[name].name for name in names}
         experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
         others = sorted(checkpoint.tensors.keys() - set(experts))
@@ -137,7 +141,7 @@ class Description:
             stored = place.name
             if place.index is not None or place.rows is not None:
                 stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and not s.fused)
-            unit = name.rpartition(".")[0] if tensor.role == "experts" else ""
+            unit = name.rpartition(".")[0] if tensor.expert is not None else ""
             moments = inputs.get(name) if inputs else None
             matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
         return matrices
@@ -223,9 +227,9 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         refuse_foreign(checkpoint.tensors, path)
     if spec.tied and all(any(s.name in checkpoint for s, _ in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
-    tensors = spec.tensors()
+    tensors, routed = spec.tensors(), spec.routed
     places = {}
-    for name in tensors:
+    for layer, name, _ in spec.listing():
         sources = list(kind.sources(name))
         if name == "embed" and spec.tied:
             sources += kind.sources("head")
@@ -235,7 +239,8 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
                 f"{path}: tensor {sources[0][0].name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
             )
-        places[name] = _place(name, tensors, *found, spec, checkpoint, path, config_name)
+        experts = routed[layer][0] if layer in routed else 0
+        places[name] = _place(name, tensors, *found, experts, checkpoint, path, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
 
@@ -245,31 +250,36 @@ def _place(
     tensors: Mapping[str, Tensor],
     source: Source,
     expert: int | None,
-    spec: ModelSpec,
+    experts: int,
     checkpoint: Checkpoint,
     path: Path,
     config_name: str,
 ) -> Place:
-    """Where a tensor of the spec lies in one of its sources, which the checkpoint has."""
+    """Where a tensor of the spec lies in one of its sources, which the checkpoint has.
+
+    experts: how many routed ones its layer has.
+    """
     siblings = [f"{name.rpartition('.')[0]}.{part}" for part in source.fused] or [name]
-    heights = [tensors[sibling].shape[0] for sibling in siblings]
-    stack = (_experts(spec, name),) if source.stacked else ()
-    want = (*stack, sum(heights), *tensors[name].shape[1:])
-    found = checkpoint.shape(source.name)
-    if found != want:
+    axis = -1 if tensors[name].held == "array" else 0
+    lengths = [tensors[sibling].shape[axis] for sibling in siblings]
+    want = list(tensors[name].shape)
+    want[axis] = sum(lengths)
+    if source.stacked:
+        want.insert(0, experts)
+    found = list(checkpoint.shape(source.name))
+    same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
+    if not same:
         raise InputError(
-            f"{path}: tensor {source.name} has shape {list(found)}, but {config_name} says {list(want)}; "
+            f"{path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
             "they do not belong together"
         )
-    start = sum(heights[: siblings.index(name)])
-    rows = (start, start + tensors[name].shape[0]) if source.fused else None
-    return Place(source.name, expert if source.stacked else None, rows)
-
-
-def _experts(spec: ModelSpec, name: str) -> int:
-    """How many routed experts the layer of this tensor has."""
-    ffn = spec.layers[int(name.split(".")[1])].ffn
-    return ffn.experts if isinstance(ffn, MixtureOfExperts) else 0
+    index = siblings.index(name)
+    rows: Rows | None = None
+    if source.alternating:
+        rows = index, sum(lengths), len(siblings)
+    elif source.fused:
+        rows = sum(lengths[:index]), sum(lengths[: index + 1])
+    return Place(source.name, expert if source.stacked else None, rows, source.made)
 
 
 def _refuse_leftovers(
@@ -283,7 +293,7 @@ def _refuse_leftovers(
 ) -> None:
     """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
     left = set(checkpoint.names()) - {place.name for place in places.values()}
-    drafting = drafting_layers(Config(config, kind.defaults))
+    drafting = drafting_layers(kind.config(config))
     layers = len(spec.layers)
     for name in sorted(left):
         if any(re.fullmatch(pattern, name) for pattern in kind.ignored):
@@ -322,7 +332,7 @@ class Model:
         self._ram = ram
         self._kept_free = kept_free
         self.wide_bytes = wide_bytes
-        self.decoder = Decoder(self.spec, weights, experts)
+        self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None)
         workers.know(weights.matrices.values())
         if experts and experts.complete:
             workers.know(experts.matrices())
@@ -337,7 +347,6 @@ class Model:
         Raises:
             InputError: ctx is above the model's limit, or its cache does not fit into memory.
         """
-        from numoe.engine.session import Session
 
         planned = self.plan(ctx)
         budget, held = (self.experts.budget, self.experts.held_bytes) if self.experts else (0, 0)
@@ -355,8 +364,6 @@ class Model:
         Raises:
             InputError: the file is not a session of this model.
         """
-        from numoe.engine.session import restore
-
         return restore(self, Path(path))
 
     def plan(self, ctx: int | None = None) -> Plan:
@@ -364,7 +371,7 @@ class Model:
 
     def trace_routes(self, trace: Callable[[int, int, Ids], None] | None) -> None:
         """Have trace(position of the first token, layer, chosen experts (T, K)) called from now on, or nothing."""
-        self.decoder.trace = trace
+        self.decoder.shared.trace = trace
 
     def stats(self) -> dict[str, Any]:
         """Bytes in memory: of the weights, and the most this process has held since it started (RSS), with what its
@@ -432,17 +439,12 @@ def load(
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
-            values = checkpoint.array(place.name)
-            weights.arrays[name] = values if place.rows is None else values[slice(*place.rows)]
-        elif tensor.role != "experts":
+            weights.arrays[name] = _array(checkpoint.array(place.name), place, tensor)
+            if tensor.below is not None:
+                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
+        elif tensor.expert is None:
             matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            if name != "embed" or description.spec.tied:  # else it is only looked up
-                if tensor.size < SMALL:
-                    matrix = F32(matrix.dequantize())
-                else:
-                    matrix = widened(laid_out(matrix)) if wide else laid_out(matrix)
-            weights.matrices[name] = settled(matrix)
-    _check_tables(description, weights)
+            weights.matrices[name] = hold(matrix, multiplied=tensor.held == "matrix", wide=wide)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
         loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)
@@ -457,10 +459,9 @@ def load(
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:
     experts: dict[tuple[int, int], dict[str, Place]] = {}
-    for name, tensor in description.spec.tensors().items():
-        if tensor.role == "experts" and tensor.held == "matrix":
-            _, layer, _, _, expert, part = name.split(".")
-            experts.setdefault((int(layer), int(expert)), {})[part] = description.places[name]
+    for layer, name, tensor in description.spec.listing():
+        if layer is not None and tensor.expert is not None:
+            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name]
     return ExpertStore(description.checkpoint, experts) if experts else None
 
 
@@ -477,20 +478,22 @@ def _expert_room(description: Description, experts: ExpertStore | None, planned:
     if planned.total_bytes <= room:
         return experts.total_bytes
     others = planned.beside_experts
-    ffns = enumerate(layer.ffn for layer in description.spec.layers)
-    least = max(ffn.top_k * experts.largest[i] for i, ffn in ffns if isinstance(ffn, MixtureOfExperts))
+    least = max(top_k * experts.largest[layer] for layer, (_, top_k) in description.spec.routed.items())
     require_memory(description.path.name, min(others + least, planned.total_bytes), ram)
     return room - others
 
 
-def _check_tables(description: Description, weights: Weights) -> None:
-    """The experts that look-up tables name must exist."""
-    for i, layer in enumerate(description.spec.layers):
-        table = weights.arrays.get(f"layers.{i}.ffn.router_table")
-        if table is not None and isinstance(layer.ffn, MixtureOfExperts):
-            low, high = int(table.min()), int(table.max())
-            if low < 0 or high >= layer.ffn.experts:
-                raise InputError(
-                    f"{description.path}: tensor {description.places[f'layers.{i}.ffn.router_table'].name} names "
-                    f"expert {low if low < 0 else high} of {layer.ffn.experts}; download the model again"
-                )
+def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:
+    """What a table names must exist."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= below:
+        raise InputError(f"{where} names expert {low if low < 0 else high} of {below}; download the model again")
+
+
+def _array(values: NDArray[Any], place: Place, tensor: Tensor) -> NDArray[Any]:
+    """What a tensor of the spec is of what is stored."""
+    if place.rows is not None:
+        values = np.ascontiguousarray(values[..., slice(*place.rows)])
+    if place.made is not None:
+        values = place.made(values)
+    return values.reshape(tensor.shape)

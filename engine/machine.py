@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.experts import READERS
+from numoe.engine.experts.store import READERS
 from numoe.engine.home import home
-from numoe.engine.kvcache import CHUNK
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant import threads, workers
 from numoe.quant.columns import laid_out, widened

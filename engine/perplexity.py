@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.kvcache import CHUNK
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:

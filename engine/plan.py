@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from numoe.engine import kvcache
-from numoe.engine.spec import HyperConnections, MixtureOfExperts, ModelSpec
-from numoe.quant.columns import SMALL, wide_nbytes
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.resident import held_nbytes
 
 
 class Verdict(StrEnum):
@@ -122,21 +122,20 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
     active: Counter[str] = Counter()
     taken: Counter[int] = Counter()
     float32 = wide = 0
-    for name, tensor in spec.tensors().items():
+    for layer, name, tensor in spec.listing():
         kind, nbytes = stored[name]
-        touched = spec.active(name, tensor)
         weights[tensor.role, kind] += nbytes
         sizes[tensor.role, kind] += tensor.size
-        if tensor.held == "matrix" and (name != "embed" or spec.tied):
-            if tensor.role != "experts" and tensor.size < SMALL:
-                float32 += 4 * tensor.size - nbytes
-            else:
-                wide += wide_nbytes(kind, tensor.shape[0], tensor.shape[1], nbytes) - nbytes
-        if touched:
-            active[kind] += touched
-            if tensor.role == "experts":
-                taken[int(name.split(".")[1])] += nbytes
-    chosen = {i: layer.ffn.top_k for i, layer in enumerate(spec.layers) if isinstance(layer.ffn, MixtureOfExperts)}
+        if tensor.held == "matrix":
+            rows, columns = tensor.shape
+            plain, widest = held_nbytes(kind, (rows, columns), nbytes, routed=tensor.expert is not None)
+            float32 += plain - nbytes
+            wide += widest - plain
+        if tensor.active:
+            active[kind] += tensor.active
+            if tensor.expert is not None and layer is not None:
+                taken[layer] += nbytes
+    routed = spec.routed
     return Plan(
         layers=len(spec.layers),
         parameters=sizes.total(),
@@ -144,7 +143,7 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
         sizes=dict(sizes),
         active=dict(active),
         active_experts=dict(taken),
-        largest_expert=max((nbytes // chosen[layer] for layer, nbytes in taken.items()), default=0),
+        largest_expert=max((nbytes // routed[layer][1] for layer, nbytes in taken.items()), default=0),
         disk_bytes=disk_bytes,
         context=context,
         kv_bytes=kv_bytes(spec, context),
@@ -156,7 +155,7 @@ def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, d
 
 def kv_bytes(spec: ModelSpec, context: int) -> int:
     """Bytes of all layers' caches for so many tokens."""
-    return sum(kvcache.nbytes(layer.attention, context) for layer in spec.layers)
+    return sum(state.nbytes(context) for block in spec.blocks() for state in block.kind.state().values())
 
 
 def scratch_bytes(spec: ModelSpec) -> int:
@@ -167,13 +166,12 @@ def scratch_bytes(spec: ModelSpec) -> int:
     """
     copies = 4
     most = 0
-    for layer in spec.layers:
-        parts = layer.attention.tensors(spec.hidden), layer.ffn.tensors(spec.hidden)
-        widest = max(t.shape[0] for part in parts for t in part.values() if t.held == "matrix")
-        streams = layer.residual.streams if isinstance(layer.residual, HyperConnections) else 1
-        chosen = layer.ffn.top_k if isinstance(layer.ffn, MixtureOfExperts) else 0
-        most = max(most, copies * (widest + streams * spec.hidden) + 2 * chosen * spec.hidden)
-    return 4 * kvcache.CHUNK * most
+    for blocks in spec.layers:
+        tensors = [t for block in blocks for t in block.kind.tensors(spec.hidden).values()]
+        widest = max(t.shape[0] for t in tensors if t.held != "array")
+        chosen = sum(block.kind.routed[1] for block in blocks)
+        most = max(most, copies * (widest + spec.residual.streams * spec.hidden) + 2 * chosen * spec.hidden)
+    return 4 * CHUNK * most
 
 
 _UNITS = {

@@ -12,6 +12,7 @@ from threading import Event
 
 from numoe.engine import home, hub
 from numoe.engine.hub import Repository
+from numoe.engine.hub_id import is_hub_id
 from numoe.engine.load import Description, describe_repository
 from numoe.engine.network import NoSuchRevision
 from numoe.quant.convert import Conversion, convert
@@ -91,7 +92,7 @@ def pull(
         if stop.is_set():
             raise _Stopped
 
-    known = sorted(home.find(f"{repo_id}:{quant}") if home.is_hub_id(repo_id) else (), key=lambda one: not one.complete)
+    known = sorted(home.find(f"{repo_id}:{quant}") if is_hub_id(repo_id) else (), key=lambda one: not one.complete)
     one = known[0] if known else None
     if one and one.complete and revision is None:
         return Pulled(one.path, None)

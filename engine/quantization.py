@@ -59,6 +59,8 @@ def fp8_block(values: Mapping[str, Any], beside: Mapping[str, Any] | None = None
 
 def _block(config: Config) -> tuple[int, int]:
     table = config.values
+    if table.get("quant_method") == "mxfp4" and not table.keys() - {"quant_method", "modules_to_not_convert"}:
+        return 128, 128  # gpt-oss's blocks and scales, which the tensors' names tell
     if table.get("quant_method") != "fp8" or table.get("quant_algo") or table.get("moe_quant_algo"):
         raise _refusal(config.where, format_name(table))
     if table.get("fmt") not in (None, *_E4M3):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.experts import DecayedCounts, Key
+from numoe.engine.experts.store import DecayedCounts, Key
 from numoe.quant.errors import InputError
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)

@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from numoe.engine import kvcache
 from numoe.engine.chat_deepseek_v4 import DSML
-from numoe.engine.kvcache import CHUNK
-from numoe.engine.ops import Floats
+from numoe.engine.layers import state
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.engine.thinking import TAGS
 from numoe.quant.documents import parse_json
@@ -28,7 +30,7 @@ from numoe.quant.safetensors_file import file_start, read_header
 
 if TYPE_CHECKING:
     from numoe.engine.constrain import Matcher
-    from numoe.engine.load import Model
+    from numoe.engine.tokenizer import Tokenizer
 
 FILE_VERSION = 2
 
@@ -46,18 +48,39 @@ def require_room(tokens: int, context: int, limit: int) -> None:
         )
 
 
+class Runs(Protocol):
+    """What a session is one of: a model in memory."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def session(self, ctx: int | None = None) -> Session: ...
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A point that `Session.restore` can go back to."""
 
     tokens: tuple[int, ...]
-    cache: kvcache.Snapshot
+    cache: state.Snapshot
 
 
-class Session:
+_Model = TypeVar("_Model", bound=Runs)
+
+
+class Session(Generic[_Model]):
     """The tokens that a model has read, and what it remembers of them. Made by `Model.session`."""
 
-    def __init__(self, model: Model, context: int):
+    def __init__(self, model: _Model, context: int):
         self.model = model
         self.context = context
         self._cache = model.decoder.cache(context)
@@ -101,9 +124,8 @@ class Session:
         for start in range(0, len(ids), CHUNK):
             chunk = ids[start : start + CHUNK]
             at, end = self.position, start + len(chunk)
-            del self._written[at:]
+            self._written[at:] = chunk.tolist()  # whose rows may be there, however the pass ends
             logits = self.model.decoder.forward(chunk, self._cache, last=last)
-            self._written += chunk.tolist()
             parts = [logits] if last else [*parts, logits]
             if progress:
                 progress(end, len(ids))
@@ -113,7 +135,8 @@ class Session:
         """Forget the last `count` tokens.
 
         As far as the caches reach (always where attention is full; 64 tokens at least where it has windows) this
-        is immediate; beyond that the remaining tokens are read again from the first.
+        is immediate; beyond that the remaining tokens are read again, from the first or, where states are recurrent,
+        from the end of the last prompt.
 
         Raises:
             InputError: there are fewer tokens.
@@ -123,13 +146,11 @@ class Session:
         self._go_to(self.position - count)
 
     def _go_to(self, position: int) -> None:
-        if self._cache.can_rewind(position):
-            self._cache.rewind(position)
-            return
-        tokens = self._written[:position]
-        self._cache.clear()
-        if tokens:
-            self.feed(tokens, last=True)
+        reached = self._cache.reach(position)
+        unread = self._written[reached:position]
+        self._cache.rewind(reached)
+        if unread:
+            self.feed(unread, last=True)
 
     def snapshot(self) -> Snapshot:
         """Remember this point; small, since only the rows of sliding windows are copied."""
@@ -152,8 +173,8 @@ class Session:
         """Go back to the longest common beginning with `token_ids` and return what is left to feed.
 
         Where the caches do not reach so far back, `points` are tried in turn, from which they may; where they do not
-        either, all is forgotten and left to feed. At least one token is left, so that there are logits to continue
-        from.
+        either, more or all is forgotten and left to feed. At least one token is left, so that there are logits to
+        continue from.
         """
         ids = list(token_ids)
         for point in (None, *points):
@@ -163,11 +184,11 @@ class Session:
                 self._cache.restore(point.cache)
             pairs = enumerate(zip(self.tokens, ids[:-1], strict=False))
             common = next((i for i, (ours, theirs) in pairs if ours != theirs), min(self.position, len(ids) - 1))
-            if self._cache.can_rewind(common):
-                self._cache.rewind(common)
-                return ids[common:]
-        self._cache.clear()
-        return ids
+            if self._cache.reach(common) == common:
+                break
+        reached = self._cache.reach(common)
+        self._cache.rewind(reached)
+        return ids[reached:]
 
     def generate(
         self,
@@ -179,6 +200,7 @@ class Session:
         grammar: str | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] | None = None,
+        shown: Collection[str] = (),
         **sampling: Any,
     ) -> Generation:
         """Continue from `prompt`: text to be read after the tokens so far, or token ids.
@@ -190,6 +212,7 @@ class Session:
             grammar: the form of the text, see `constrain`; the text ends when nothing can follow.
             cancelled: asked before every token; True ends the text.
             progress: called as `feed` does while the prompt is read.
+            shown: special tokens that are part of the text, beside the tags of reasoning.
             sampling: temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n, seed; see `Sampling`.
 
         Returns:
@@ -210,7 +233,7 @@ class Session:
 
             matcher = Matcher(grammar, self.model.tokenizer, self.model.spec.vocab)
         stops = StopMatcher(stop)
-        return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress)
+        return Generation(self, list(prompt), sampler, stops, matcher, max_tokens, logprobs, cancelled, progress, shown)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, whole or not at all, which nobody else may read.
@@ -251,7 +274,7 @@ def _proof(header: Mapping[str, str]) -> dict[str, str]:
     return {"header": _digest([json.dumps(header, sort_keys=True).encode()])}
 
 
-def restore(model: Model, path: Path) -> Session:
+def restore(model: Runs, path: Path) -> Session:
     """The session that `Session.save` wrote; see `Model.restore`."""
     if not path.exists():
         raise InputError(f"there is no session file {path}")
@@ -340,8 +363,10 @@ class Generation(Iterator[str]):
         logprobs: int,
         cancelled: Callable[[], bool],
         progress: Callable[[int, int], None] | None,
+        shown: Collection[str] = (),
     ):
         self.prompt = prompt
+        self._shown = _SHOWN | {text.encode() for text in shown}
         self.seed = sampler.seed
         self.tokens: list[Token] = []
         self.finish_reason: str | None = None
@@ -371,7 +396,7 @@ class Generation(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         tokenizer = self._session.model.tokenizer
         text = tokenizer.stream(keep_space=self._matcher is not None)
-        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in _SHOWN}
+        unseen = {i for i in tokenizer.special_ids if tokenizer.token_bytes(i) not in self._shown}
         begun = time.perf_counter()
         logits = self._session.feed(self.prompt, last=True, progress=self._progress)[0]
         self.prompt_seconds = time.perf_counter() - begun

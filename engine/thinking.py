@@ -1,6 +1,7 @@
 """Reasoning and answers in one stream of text: the tags between them, and which is which."""
 
 from collections.abc import Collection
+from typing import Protocol
 
 from numoe.engine.sample import partial_match
 
@@ -37,6 +38,23 @@ def tags_of(template: str, vocabulary: Collection[str] = ()) -> Tags:
 def opens_thinking(prompt: str, tags: Tags = TAGS[0]) -> bool:
     """Whether a rendered prompt ends inside a thinking block, so that the completion begins with reasoning."""
     return prompt.rstrip().endswith(tags[0])
+
+
+class Splitter(Protocol):
+    """Tells reasoning from the answer in a completion that comes in pieces."""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is reasoning, as far as it is settled."""
+        ...
+
+    def push(self, piece: str) -> list[tuple[str, str]]:
+        """What this piece settles, in order: ("thinking", text), ("text", text) and perhaps ("closed", "")."""
+        ...
+
+    def flush(self) -> list[tuple[str, str]]:
+        """What is still held back, once the completion has ended."""
+        ...
 
 
 class ThinkSplitter:

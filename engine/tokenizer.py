@@ -167,6 +167,16 @@ class Tokenizer:
             return text in self.chat_template and not text.isspace()
         return text.startswith(("<", "[")) or re.search("[|｜]", text) is not None
 
+    def marker_variants(self, text: str) -> frozenset[str]:
+        """What in a text is no marker's spelling, and is turned into one all the same: `＜think＞` by NFKC."""
+        markers = self.marker_spellings
+        normalized = any(token.normalized and token.content in markers for token in self._added.values())
+        if self._backend.normalizer is None or not normalized:
+            return frozenset()
+        found = self._backend.encode(text, add_special_tokens=False)
+        spans = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self._marker_ids)
+        return frozenset(text[slice(*span)].strip() for span in spans) - markers
+
     @cached_property
     def _marker_ids(self) -> frozenset[int]:
         return self._spelled_like(self.marker_spellings)

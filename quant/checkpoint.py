@@ -58,6 +58,10 @@ _SCALES = ("F8_E8M0", "U8", "F32", "BF16")
 _SUPPORTED = "use a checkpoint in F32, F16, BF16, FP8 with block scales, MXFP4, or a GGUF file"
 
 
+Rows = tuple[int, int] | tuple[int, int, int]
+"""A range of output rows: from, to, and perhaps every so many."""
+
+
 @dataclass(frozen=True)
 class _Weight:
     """One weight as it is stored; `shape` is that of its values, (out, in) after any leading dimensions."""
@@ -79,13 +83,14 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Picked:
-    """Rows start..stop of matrix `index` (0 where there is one) of a stored weight."""
+    """Rows start, start + step, ... up to stop of matrix `index` (0 where there is one) of a stored weight."""
 
     name: str
     weight: _Weight
     index: int
     start: int
     stop: int
+    step: int
 
 
 class Checkpoint:
@@ -165,12 +170,12 @@ class Checkpoint:
         dtype = self._weight(name).info.dtype
         return not _is_block_type(dtype) and dtype != "F64"
 
-    def matrix(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> QTensor:
+    def matrix(self, name: str, index: int | None = None, rows: Rows | None = None) -> QTensor:
         """The weight `name` as a QTensor (out, in), in the format and order it is stored in.
 
-        `index` picks one matrix of a stacked (E, out, in) weight; `rows` is a range (start, stop) of output
-        rows. Only the bytes of what is picked are read. Raises InputError for a missing or non-matrix tensor, an
-        index or range outside it, a dtype that cannot be multiplied with, and weights that are NaN or infinite.
+        `index` picks one matrix of a stacked (E, out, in) weight; `rows` is a range of output rows. Only the bytes of
+        what is picked are read. Raises InputError for a missing or non-matrix tensor, an index or range outside it, a
+        dtype that cannot be multiplied with, and weights that are NaN or infinite.
         """
         picked = self._pick(name, index, rows)
         try:
@@ -179,7 +184,7 @@ class Checkpoint:
             raise self._refusal(picked, error) from error
         return self._assemble(picked, raw, check=True)
 
-    def extents(self, name: str, index: int | None = None, rows: tuple[int, int] | None = None) -> tuple[Extent, ...]:
+    def extents(self, name: str, index: int | None = None, rows: Rows | None = None) -> tuple[Extent, ...]:
         """Where the bytes lie that `matrix` reads for the same arguments, and raises what it raises before reading."""
         return self._extents(self._pick(name, index, rows))
 
@@ -187,7 +192,7 @@ class Checkpoint:
         self,
         name: str,
         index: int | None,
-        rows: tuple[int, int] | None,
+        rows: Rows | None,
         raw: Sequence[UInt8],
         *,
         check: bool = True,
@@ -309,7 +314,7 @@ class Checkpoint:
                 f"{info.shape} needs {' or '.join(dtypes)} {shape}; check the block size in the config"
             )
 
-    def _pick(self, name: str, index: int | None, rows: tuple[int, int] | None) -> _Picked:
+    def _pick(self, name: str, index: int | None, rows: Rows | None) -> _Picked:
         weight = self._weight(name)
         source = f"{weight.info.path}: the tensor {name!r}"
         if len(weight.shape) != (2 if index is None else 3) or 0 in weight.shape:
@@ -317,10 +322,10 @@ class Checkpoint:
             raise InputError(f"{source} has the shape {weight.shape} where {wanted} is needed; check the config")
         if index is not None and not 0 <= index < weight.shape[0]:
             raise InputError(f"{source} has no matrix {index}: it holds {weight.shape[0]}")
-        start, stop = rows or (0, weight.shape[-2])
+        start, stop, *every = rows or (0, weight.shape[-2])
         if not 0 <= start < stop <= weight.shape[-2]:
             raise InputError(f"{source} has no rows {start} to {stop}: it has {weight.shape[-2]}")
-        picked = _Picked(name, weight, index or 0, start, stop)
+        picked = _Picked(name, weight, index or 0, start, stop, *(every or [1]))
         info = weight.info
         if weight.scales is None and not _is_block_type(info.dtype) and info.dtype not in (*_FLOATS, "BF16"):
             raise self._refusal(picked, f"it is {info.dtype} without scales; {_SUPPORTED}")
@@ -356,6 +361,8 @@ class Checkpoint:
     def _assemble(self, picked: _Picked, raw: Sequence[UInt8], check: bool) -> QTensor:
         try:
             tensor = self._tensor(picked, raw)
+            if picked.step > 1:
+                tensor = tensor.slice_rows(0, tensor.shape[0], picked.step)
         except InputError as error:
             raise self._refusal(picked, error) from error
         if check and not tensor.finite():

@@ -134,8 +134,10 @@ class Columns(QTensor):
                 out[slab.first : slab.first + slab.rows, k : k + len(block)] = block.T
         return out
 
-    def slice_rows(self, start: int, stop: int) -> QTensor:
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
         """Shares these bytes where the range begins and ends with a slab; elsewhere it copies them."""
+        if step != 1:
+            return laid_out(self.plain().slice_rows(start, stop, step))
         cut = tuple((s.first - start, s.first - start + s.rows) for s in self.slabs if start <= s.first < stop)
         if not cut or cut[0][0] or cut[-1][1] != stop - start:
             return laid_out(self.plain().slice_rows(start, stop))

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant import threads
-from numoe.quant.checkpoint import LAYOUT, Checkpoint, companion
+from numoe.quant.checkpoint import LAYOUT, Checkpoint, Rows, companion
 from numoe.quant.columns import can_lay_out, slab_arrays, slab_spans
 from numoe.quant.documents import read_document
 from numoe.quant.errors import InputError
@@ -144,11 +144,20 @@ class Matrix:
     source: str
     """The stored name of the weight it comes from."""
     index: int | None = None
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     unit: str = ""
     """Successive matrices of the same unit are kept together; "" for none."""
     inputs: Moments | None = field(default=None, compare=False)
     """What `Target.pack` takes."""
+
+    def span(self, start: int, stop: int) -> Rows:
+        """Its own rows start..stop as rows of the source."""
+        if self.rows is None:
+            return start, stop
+        first, last, *every = self.rows
+        step = every[0] if every else 1
+        span = first + start * step, min(first + stop * step, last)
+        return (*span, step) if every else span
 
 
 @dataclass(frozen=True)
@@ -184,11 +193,16 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Copy:
-    """A tensor that is a byte range of the stored tensor `source`, from its byte `start`."""
+    """A tensor that is a byte range of the stored tensor `source`, from its byte `start`.
+
+    Where `step` is above one, it has only the first of every `step` rows of `row` bytes.
+    """
 
     output: _Output
     source: str
     start: int = 0
+    row: int = 1
+    step: int = 1
 
     @property
     def outputs(self) -> tuple[_Output, ...]:
@@ -200,9 +214,17 @@ class _Copy:
 
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
         info = source.tensors[self.source]
-        end = self.start + self.output.nbytes
-        for at in range(self.start, end, _COPY_BYTES):
-            yield source.files.read_range(info.path, info.offset + at, min(_COPY_BYTES, end - at))
+        stride = self.row * self.step
+        end = self.start + self.output.nbytes * self.step
+        piece = max(1, _COPY_BYTES // stride) * stride
+        for at in range(self.start, end, piece):
+            nbytes = min(piece, end - at)
+            if self.step == 1:
+                yield source.files.read_range(info.path, info.offset + at, nbytes)
+            else:  # the rows behind the last one may be none of this tensor's
+                rows = source.files.read_range(info.path, info.offset + at, nbytes - stride + self.row)
+                whole = np.concatenate([rows, np.zeros(stride - self.row, np.uint8)])
+                yield np.ascontiguousarray(whole.reshape(-1, self.step, self.row)[:, 0])
 
 
 @dataclass(frozen=True)
@@ -224,13 +246,12 @@ class _Quantization:
         return source.companions(self.matrix.source)
 
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
-        first = (self.matrix.rows or (0, 0))[0]
         rows, columns = self.shape
         by_columns = can_lay_out(self.target.format, rows)
         step = max(1, _BLOCK_ELEMENTS // columns) * threads.in_use()
         blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
         spans = slab_spans(rows, columns) if by_columns else blocks
-        parts = (self._packed(source, first + start, first + stop) for start, stop in spans)
+        parts = (self._packed(source, start, stop) for start, stop in spans)
         yield from _codes_first(slab_arrays(part) if by_columns else _stored(part) for part in parts)
 
     def fits(self, source: Checkpoint) -> bool:
@@ -238,14 +259,13 @@ class _Quantization:
         if self.target.kind == "bf16":
             return True
         rows, columns = self.shape
-        first = (self.matrix.rows or (0, 0))[0]
         step = max(1, _BLOCK_ELEMENTS // columns)
-        starts = range(first, first + rows, step)
+        starts = range(0, rows, step)
         found = np.empty((len(starts), 2))
         levels = 255 if self.target.kind == "int8" else 15
 
         def measure(part: int) -> None:
-            span = starts[part], min(starts[part] + step, first + rows)
+            span = self.matrix.span(starts[part], min(starts[part] + step, rows))
             block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
             found[part] = float16_loss(block, self.target.group, levels)
 
@@ -254,13 +274,13 @@ class _Quantization:
         return bool(lost <= whole / (2 * levels) ** 2)  # about what the levels themselves leave
 
     def _packed(self, source: Checkpoint, start: int, stop: int) -> BF16 | INT8 | INT4:
-        """Rows start..stop of the source's matrix, no more float32 blocks at a time than threads."""
+        """Rows start..stop of the matrix, no more float32 blocks at a time than threads."""
         step = max(1, _BLOCK_ELEMENTS // self.shape[1])
         starts = range(start, stop, step)
         packed: list[BF16 | INT8 | INT4 | None] = [None] * len(starts)
 
         def pack(part: int) -> None:
-            span = starts[part], min(starts[part] + step, stop)
+            span = self.matrix.span(starts[part], min(starts[part] + step, stop))
             block = source.matrix(self.matrix.source, self.matrix.index, span).dequantize()
             packed[part] = self.target.pack(block, self.matrix.inputs)
 
@@ -301,8 +321,7 @@ class _Arrangement:
         return source.companions(self.matrix.source)
 
     def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
-        first = (self.matrix.rows or (0, 0))[0]
-        spans = ((first + start, first + stop) for start, stop in slab_spans(*self.shape))
+        spans = (self.matrix.span(start, stop) for start, stop in slab_spans(*self.shape))
         parts = (source.matrix(self.matrix.source, self.matrix.index, span) for span in spans)
         yield from _codes_first(map(slab_arrays, parts))
 
@@ -479,20 +498,20 @@ def _copies(source: Checkpoint, name: str) -> list[_Job]:
 def _arranged(source: Checkpoint, matrix: Matrix, copies: list[_Copy]) -> list[_Job]:
     """Instead of copies of a matrix's codes and scales what lays them out, where they have a form by columns."""
     *stacked, height, width = (1, *source.shape(matrix.source))
-    start, stop = matrix.rows or (0, height)
+    rows = len(range(*(matrix.rows or (0, height))))
     single = matrix.index is not None or math.prod(stacked) == 1
-    if source.by_columns or not single or not can_lay_out(source.format(matrix.source), stop - start):
+    if source.by_columns or not single or not can_lay_out(source.format(matrix.source), rows):
         return list(copies)
-    return [_Arrangement(matrix, (stop - start, width), tuple(copy.output for copy in copies))]
+    return [_Arrangement(matrix, (rows, width), tuple(copy.output for copy in copies))]
 
 
 def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
     *_, height, width = source.shape(matrix.source)
-    start, stop = matrix.rows or (0, height)
+    rows = len(range(*(matrix.rows or (0, height))))
     stored_bits = 8 * source.stored_nbytes(matrix.source) / math.prod(source.shape(matrix.source))
     wanted = target(quant, matrix.role, width, stored_bits)
     if wanted is not None:
-        return [_Quantization(matrix, wanted, (stop - start, width))]
+        return [_Quantization(matrix, wanted, (rows, width))]
     return _kept(source, matrix)
 
 
@@ -514,11 +533,11 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Co
     """The part of a stored tensor, codes or scales, that belongs to a matrix within a stacked or fused weight."""
     shape = source.shape(matrix.source)
     height = shape[-2]
-    start, stop = matrix.rows or (0, height)
+    start, stop, *every = matrix.rows or (0, height)
     _, height_k, *inner = (1, *info.shape) if matrix.index is None else info.shape
     if height_k != height:  # a row of FP8 scales serves a block of rows
         block = source.fp8_block[0]
-        if start % block:
+        if start % block or every:
             raise InputError(
                 f"{info.path}: {matrix.source!r} cannot be cut at row {start} without new scales, as its blocks have "
                 f"{block} rows; quantize it to int4"
@@ -529,8 +548,8 @@ def _cut(source: Checkpoint, matrix: Matrix, info: TensorInfo, name: str) -> _Co
     dtype = info.dtype
     if source.format(matrix.source) == "mxfp4":
         dtype = "F8_E8M0" if name != matrix.name else "I8"
-    output = _Output(name, dtype, (stop - start, math.prod(inner)))
-    return _Copy(output, info.name, ((matrix.index or 0) * height_k + start) * row)
+    output = _Output(name, dtype, (len(range(start, stop, *every)), math.prod(inner)))
+    return _Copy(output, info.name, ((matrix.index or 0) * height_k + start) * row, row, *every)
 
 
 def _write_shards(plan: _Plan, part: _Part, source: Checkpoint, origin: Origin, progress: Progress) -> None:

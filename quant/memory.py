@@ -7,16 +7,12 @@ import mmap
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.dtypes import UInt8
-
-if TYPE_CHECKING:
-    from numoe.quant.qtensor import QTensor
 
 ALIGNMENT = 64
 """Bytes of a cache line. What does not begin with one, BLAS multiplies up to a fifth more slowly."""
@@ -58,17 +54,6 @@ def unshared(nbytes: int) -> UInt8:
         with suppress(OSError):  # of kernels without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:nbytes]
-
-
-def settled(matrix: QTensor) -> QTensor:
-    """The same matrix, which is to stay, in memory where it is read fastest."""
-    copies = {}
-    for one in fields(matrix):  # type: ignore[arg-type]
-        values = getattr(matrix, one.name)
-        if isinstance(values, np.ndarray) and values.nbytes < HUGE:
-            copies[one.name] = lasting(values.nbytes).view(values.dtype).reshape(values.shape)
-            np.copyto(copies[one.name], values)
-    return replace(matrix, **copies)  # type: ignore[type-var]
 
 
 class _Scratch(threading.local):

@@ -52,8 +52,9 @@ class QTensor(ABC):
         """Writes rows start..stop to `out`, (stop - start, in) float32, C-contiguous."""
 
     @abstractmethod
-    def slice_rows(self, start: int, stop: int) -> "QTensor":
-        """Rows start..stop as a QTensor that shares these bytes."""
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "QTensor":
+        """Rows start, start + step, ... before stop as a QTensor that shares these bytes, or has its own where they do
+        not follow each other."""
 
     @abstractmethod
     def finite(self) -> bool:
@@ -142,8 +143,8 @@ class F32(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         np.copyto(out, self.values[start:stop])
 
-    def slice_rows(self, start: int, stop: int) -> "F32":
-        return F32(self.values[start:stop])
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "F32":
+        return F32(_rows(self.values, start, stop, step))
 
     def finite(self) -> bool:
         return kernels.all_finite(self.values)
@@ -170,8 +171,8 @@ class F16(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         decode_f16(self.values[start:stop], out)
 
-    def slice_rows(self, start: int, stop: int) -> "F16":
-        return F16(self.values[start:stop])
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "F16":
+        return F16(_rows(self.values, start, stop, step))
 
     def finite(self) -> bool:
         return not kernels.has_bits(self.values.view(np.uint16), 0x7C00)
@@ -195,8 +196,8 @@ class BF16(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         decode_bf16(self.codes[start:stop], out)
 
-    def slice_rows(self, start: int, stop: int) -> "BF16":
-        return BF16(self.codes[start:stop])
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "BF16":
+        return BF16(_rows(self.codes, start, stop, step))
 
     def finite(self) -> bool:
         return not kernels.has_bits(self.codes, 0x7F80)
@@ -255,12 +256,13 @@ class FP8(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         kernels.dequantize_fp8(self.codes[start:stop], self._factors, self.block, start, out)
 
-    def slice_rows(self, start: int, stop: int) -> "FP8":
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "FP8":
         height, width = self.block
-        if start % height == 0:
+        if start % height == 0 and step == 1:
             return FP8(self.codes[start:stop], self.scales[start // height : -(-stop // height)], self.block)
         # A range that starts inside a block keeps the codes shared and gets one row of scales a row of codes.
-        return FP8(self.codes[start:stop], self.scales[np.arange(start, stop) // height], (1, width))
+        scales = self.scales[np.arange(start, stop, step) // height]
+        return FP8(_rows(self.codes, start, stop, step), scales, (1, width))
 
     def finite(self) -> bool:
         return not kernels.has_bits(self.codes, 0x7F) and finite_scales(self.scales)
@@ -288,8 +290,8 @@ class MXFP4(QTensor):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         kernels.dequantize_mxfp4(self.codes[start:stop], decode_e8m0(self.scales[start:stop]), out)
 
-    def slice_rows(self, start: int, stop: int) -> "MXFP4":
-        return MXFP4(self.codes[start:stop], self.scales[start:stop])
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> "MXFP4":
+        return MXFP4(_rows(self.codes, start, stop, step), _rows(self.scales, start, stop, step))
 
     def finite(self) -> bool:
         return finite_scales(self.scales)
@@ -324,9 +326,9 @@ class _Grouped(QTensor):
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def slice_rows(self, start: int, stop: int) -> QTensor:
-        bias = None if self.bias is None else self.bias[start:stop]
-        return type(self)(self.codes[start:stop], self.scales[start:stop], bias)
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
+        bias = None if self.bias is None else _rows(self.bias, start, stop, step)
+        return type(self)(_rows(self.codes, start, stop, step), _rows(self.scales, start, stop, step), bias)
 
     def finite(self) -> bool:
         return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
@@ -364,6 +366,11 @@ class INT4(_Grouped):
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
         bias = None if self.bias is None else self.bias[start:stop]
         kernels.dequantize_int4(self.codes[start:stop], self.scales[start:stop], bias, out)
+
+
+def _rows(values: NDArray, start: int, stop: int, step: int) -> NDArray:
+    """Rows one after another, as kernels take them: without a copy where they are so already."""
+    return values[start:stop] if step == 1 else np.ascontiguousarray(values[start:stop:step])
 
 
 def _pair(values: NDArray) -> tuple[int, int]:

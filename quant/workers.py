@@ -26,7 +26,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 
@@ -34,12 +34,19 @@ from numoe.quant import threads
 from numoe.quant.activations import Activations, Rows
 from numoe.quant.dtypes import Float32
 from numoe.quant.errors import InputError
+from numoe.quant.threads import Task
 
-if TYPE_CHECKING:
-    from numoe.quant.qtensor import QTensor
-    from numoe.quant.threads import Task
 
-Product = tuple["QTensor", Activations, Float32]
+class Multiplied(Protocol):
+    """A matrix as its product needs it."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def products(self, x: Activations, out: Float32) -> list[Task]: ...
+
+
+Product = tuple[Multiplied, Activations, Float32]
 """A matrix, x, and where x @ W.T goes."""
 
 # Shared memory: numbers (the job's, and of each worker whether it is in it and whether it sleeps), a byte a task for
@@ -99,7 +106,7 @@ class _Shared:
 class _Pool:
     """Workers that know some matrices."""
 
-    def __init__(self, count: int, matrices: dict[int, weakref.ref[QTensor]]):
+    def __init__(self, count: int, matrices: dict[int, weakref.ref[Multiplied]]):
         self.members = matrices
         self._shared = _Shared()
         self._job = 0
@@ -291,20 +298,20 @@ def _close_all_but(kept: int) -> None:
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-_known: dict[int, weakref.ref[QTensor]] = {}
+_known: dict[int, weakref.ref[Multiplied]] = {}
 _pool: _Pool | None = None
 _possible = sys.platform == "linux"
 _one_at_a_time = threading.Lock()
 
 
-def know(matrices: Iterable[QTensor]) -> None:
+def know(matrices: Iterable[Multiplied]) -> None:
     """Have products with these matrices shared, which must not change any more. They are not kept alive."""
     for matrix in matrices:
         key = id(matrix)
         _known[key] = weakref.ref(matrix, lambda ref, key=key: _forget(key, ref))  # type: ignore[misc]
 
 
-def _forget(key: int, ref: weakref.ref[QTensor]) -> None:
+def _forget(key: int, ref: weakref.ref[Multiplied]) -> None:
     if _known.get(key) is ref:
         del _known[key]
     # Workers that hold on to the memory of a matrix end with it, if not in the middle of a product with others.
@@ -343,7 +350,7 @@ def multiply(products: Sequence[Product]) -> bool:
         _one_at_a_time.release()
 
 
-def _all_in(members: dict[int, weakref.ref[QTensor]], products: Sequence[Product]) -> bool:
+def _all_in(members: dict[int, weakref.ref[Multiplied]], products: Sequence[Product]) -> bool:
     return all((ref := members.get(id(matrix))) is not None and ref() is matrix for matrix, _, _ in products)
 
 

@@ -39,8 +39,8 @@ def test_the_first_layers_inputs_are_the_normed_embedding(model: Models, bos: in
     assert found.tokens == 700 and told[-1] == (700, 700) and len(told) == 2
     decoder = model("qwen3_b").decoder
     x: NDArray = decoder.embedding.rows(read).astype(np.float64)
-    x /= np.sqrt((x**2).mean(axis=1, keepdims=True) + decoder.layers[0].norm_eps)
-    x *= decoder.layers[0].attention_norm
+    x /= np.sqrt((x**2).mean(axis=1, keepdims=True) + decoder.spec.norm_eps)
+    x *= model("qwen3_b").weights.arrays["layers.0.attention_norm"]
     for name in ("q", "k", "v"):
         moments = found.inputs[f"layers.0.attention.{name}"]
         np.testing.assert_allclose(moments.mean, x.mean(axis=0), rtol=1e-3, atol=1e-5)
@@ -53,7 +53,7 @@ def test_every_weight_that_int4_rounds_is_met(case: str, model: Models) -> None:
     tested = model(case)
     found = calibrate(tested, tiny.load_golden(case).ids[:200].tolist())
     for name, tensor in tested.spec.tensors().items():
-        if tensor.held == "matrix" and tensor.role not in ("embedding", "head") and not name.endswith("kv_b"):
+        if tensor.held == "matrix" and tensor.role not in ("embedding", "head"):
             moments = found.inputs[name]
             assert moments.mean.shape == moments.square.shape == tensor.shape[1:]
             assert moments.mean.dtype == moments.square.dtype == np.float32
@@ -63,14 +63,14 @@ def test_every_weight_that_int4_rounds_is_met(case: str, model: Models) -> None:
 def test_rare_experts_have_the_average_of_their_layer(model: Models) -> None:
     tested = model("mixtral_b")
     found = calibrate(tested, [7] * 128)  # layer 0 sends every one of them to the same experts
-    count = tested.decoder.mixtures[0].spec.experts
+    count = tested.spec.routed[0][0]
     gates = [found.inputs[f"layers.0.ffn.experts.{expert}.gate"] for expert in range(count)]
     downs = [found.inputs[f"layers.0.ffn.experts.{expert}.down"] for expert in range(count)]
     for expert, gate in enumerate(gates):  # there is one input: the average is that of every expert
         np.testing.assert_allclose(gate.mean, gates[0].mean, rtol=1e-4)
         assert_same(gate, found.inputs[f"layers.0.ffn.experts.{expert}.up"])
     distinct = {down.square.tobytes() for down in downs}
-    assert len(distinct) == 1 + tested.decoder.mixtures[0].spec.top_k  # the average, and each chosen one's own
+    assert len(distinct) == 1 + tested.spec.routed[0][1]  # the average, and each chosen one's own
 
 
 def test_it_is_the_same_from_disk(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from numoe.engine.chat import DeepSeekV4Chat, JinjaChat, ThinkSplitter, chat_format, encode, opens_thinking
 from numoe.engine.chat_deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER
@@ -245,7 +245,12 @@ def test_a_byte_order_mark_is_no_part_of_a_template() -> None:
 MARKERS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_response>", "[INST]")
 
 
-def vocabulary(template: str | None = None, *markers: str, sentencepiece: bool = False) -> Tokenizer:
+def vocabulary(
+    template: str | None = None,
+    *markers: str | AddedToken,
+    normalizer: normalizers.Normalizer | None = None,
+    sentencepiece: bool = False,
+) -> Tokenizer:
     """One token a byte, or a character as in SentencePiece, and chat markers."""
     spelled = [*map(chr, range(33, 127)), *(byte for byte in pre_tokenizers.ByteLevel.alphabet() if ord(byte) > 126)]
     backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate([*spelled, "\u2581", "\n"])}, []))
@@ -253,6 +258,8 @@ def vocabulary(template: str | None = None, *markers: str, sentencepiece: bool =
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
         backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)])
     else:
+        if normalizer:
+            backend.normalizer = normalizer
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(markers))
@@ -324,6 +331,17 @@ def test_sentencepiece_gains_no_spaces_where_texts_are_joined() -> None:
     messages = [user("what does <|im_end|> do, and<think>?\n"), user("<|im_end|>\n")]
     ids, _ = encode(chat_format("llama", tokenizer), tokenizer, messages, thinking=False)
     assert tokenizer.decode(ids) == "(what does <|im_end|> do, and<think>?\n)(<|im_end|>\n)"
+
+
+def test_text_that_normalization_makes_a_marker_stays_text() -> None:
+    folding = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer = vocabulary(
+        "<think>{{ messages[0].content }}", AddedToken("<think>", normalized=True), normalizer=folding
+    )
+    ids, _ = encode(chat_format("llama", tokenizer), tokenizer, [user("＜think＞ <THINK> ＜<Think>")], thinking=False)
+    marker = tokenizer.encode("<think>")
+    assert ids[:1] == marker and ids.count(marker[0]) == 1
+    assert tokenizer.decode(ids) == "<think><think> <think> <<think>"
 
 
 def test_an_answer_that_was_begun_is_continued_after_markers_in_messages() -> None:

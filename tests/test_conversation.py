@@ -290,9 +290,9 @@ def test_special_tokens_are_no_text_but_tags_are_seen(tmp_path: Path) -> None:
     spec.write_text(spec.read_text().replace("<pad>", "</think>"))
     model = load(tmp_path)
     answer = Conversation(model, Chat("", Settings(max_tokens=5))).ask("hi", logprobs=1)
-    answer.generation.force("a</think></s>b<s>")
+    answer.generation.force("a</think><s>b<s>")
     assert told(answer) == "a\n\nb" and answer.turn == Turn("hi", "a", "b", "length")
-    assert [token.id for token in answer.generation.tokens] == model.tokenizer.encode("a</think></s>b<s>")
+    assert [token.id for token in answer.generation.tokens] == model.tokenizer.encode("a</think><s>b<s>")
     assert model.tokenizer.decode([0, 1, 2]) == "</think><s></s>"
     raw = model.session(16).generate("x", max_tokens=3)
     raw.force("<s>a</think>")

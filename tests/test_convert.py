@@ -35,7 +35,7 @@ from numoe.quant.manifest import read_manifest
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
-DENSE = [case for case in tiny.cases() if case.startswith(("llama", "qwen3_a", "qwen3_b"))]
+DENSE = [case for case in tiny.cases() if case.startswith(("llama", "qwen3_a", "qwen3_b", "qwen3_5_a", "qwen3_5_b"))]
 MIXTURES = sorted(set(tiny.cases()) - set(DENSE))
 
 
@@ -84,15 +84,19 @@ def test_native_keeps_every_weight_and_every_logit(
     made = quantize(checkpoint(case), tmp_path / "native", "native")
     assert made.source_bytes == made.result_bytes
     with open_checkpoint(checkpoint(case)) as before, open_checkpoint(tmp_path / "native") as after:
-        assert before.tensors.keys() == after.tensors.keys()
+        stacked = {name for name in before.tensors if name.endswith(("_blocks", "_scales"))}  # which are taken apart
+        assert before.tensors.keys() - stacked <= after.tensors.keys()
+        assert stacked or before.tensors.keys() == after.tensors.keys()
         for name, info in before.tensors.items():
+            if name in stacked:
+                continue
             copy = after.tensors[name]
             assert (info.dtype, info.shape) == (copy.dtype, copy.shape)
             old, new = (c.files.read_range(i.path, i.offset, i.nbytes) for c, i in ((before, info), (after, copy)))
             assert len(old) == len(new)
             if before.by_columns == after.by_columns or info.dtype not in ("I8", "F8_E8M0"):
                 np.testing.assert_array_equal(old, new)
-        for name in before.names():
+        for name in set(before.names()) & set(after.names()):
             np.testing.assert_array_equal(before.array(name), after.array(name))
     ids = tiny.load_golden(case).ids[:40]
     copied, original = load(tmp_path / "native"), load(checkpoint(case))
@@ -104,8 +108,10 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
     """Random mixtures are hard to round: where two experts score alike, the least change picks the other one."""
     ids = tiny.load_golden(case).ids[:40]
     reference = model(case).session(256).feed(ids)
-    compact = case in ("v3_fp8", "v4_released")  # FP8 and FP4 of its own, which no recipe makes larger
-    bounds = {"int8": 2e-3, "int4": 0.2} if case in DENSE else {"int8": 0.2, "int4": 1.0}
+    # FP8 and FP4 of its own, which no recipe makes larger.
+    compact = case in ("v3_fp8", "v4_released", "gpt_oss_a", "gpt_oss_b")
+    steady = case in DENSE and not case.startswith("qwen3_5")  # nothing chooses, and no state carries errors on
+    bounds = {"int8": 2e-3, "int4": 0.2} if steady else {"int8": 0.2, "int4": 1.0}
     sizes = {}
     for quant, bound in bounds.items():
         sizes[quant] = quantize(checkpoint(case), tmp_path / quant, quant).result_bytes

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from test_gguf_models import write_gguf
 
-from numoe.engine import InputError, Model, describe, experts, load
-from numoe.engine.experts import ExpertStore
-from numoe.engine.spec import MixtureOfExperts
-from numoe.engine.weights import Place
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.experts import store as experts
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.places import Place
 from numoe.quant import threads
 from numoe.quant.checkpoint import open_checkpoint
 from numoe.quant.convert import Folder, convert
@@ -67,8 +67,7 @@ def least_bytes(store: ExpertStore) -> int:
 
 
 def chosen_bytes(model: Path) -> Callable[[ExpertStore], int]:
-    ffns = [layer.ffn for layer in describe(model).spec.layers]
-    top_k = max(ffn.top_k for ffn in ffns if isinstance(ffn, MixtureOfExperts))
+    top_k = max(top_k for _, top_k in describe(model).spec.routed.values())
     return lambda store: top_k * least_bytes(store)
 
 
@@ -122,7 +121,8 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 
 
 VARIANTS = [
-    "v4_a", "v4_a int4", "v4_released", "v4_released int8", "v4_released int4", "v4_released native", "v3_fp8",
+    "gpt_oss_a", "gpt_oss_b native", "qwen3_5_moe_a", "v4_a", "v4_a int4", "v4_released", "v4_released int8",
+    "v4_released int4", "v4_released native", "v3_fp8",
     "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
 ]  # fmt: skip
 
@@ -512,11 +512,8 @@ def test_tables_tell_experts_exactly(checkpoint: Checkpoints, monkeypatch: pytes
     session = model.session(64)
     for token in range(30):
         session.feed([token])
-    hashed = [
-        i
-        for i, layer in enumerate(model.spec.layers)
-        if isinstance(layer.ffn, MixtureOfExperts) and layer.ffn.router.hash_vocab
-    ]
+    layers = enumerate(model.spec.layers)
+    hashed = [number for number, blocks in layers if any(block.kind.label == "hash-routed" for block in blocks)]
     guesses = [model.experts._guesses[layer] for layer in hashed]
     assert len(hashed) == 2
     assert all(guess.fetched == guess.used > 0 for guess in guesses)

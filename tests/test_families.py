@@ -2,20 +2,24 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError
+from numoe.engine import InputError, families, load
 from numoe.engine.config import HARMLESS
 from numoe.engine.families import FAMILIES, family
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.rope import frequencies
+from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
 from numoe.engine.quantization import fp8_block
-from numoe.engine.rope import frequencies
-from numoe.engine.spec import CompressedAttention, MixtureOfExperts, ModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -38,6 +42,10 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("deepseek-ai__DeepSeek-R1", 671e9, 37e9),
         ("deepseek-ai__DeepSeek-V2-Lite", 15.7e9, 2.4e9),
         ("Qwen__Qwen3-30B-A3B", 30.5e9, 3.3e9),
+        ("Qwen__Qwen3.6-35B-A3B", 35e9, 3e9),
+        ("zai-org__GLM-4.7-Flash", 30e9, 3.3e9),
+        ("openai__gpt-oss-20b", 20.9e9, 3.6e9),
+        ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
         ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
     ],
 )
@@ -52,14 +60,14 @@ def test_real_configs_have_their_cards_parameter_counts(name: str, total: float,
 def test_v4_flash_layers_are_of_the_released_kinds() -> None:
     layers = spec(config("deepseek-ai__DeepSeek-V4-Flash")).layers
     ratios, hashed = [], []
-    for layer in layers:
-        assert isinstance(layer.attention, CompressedAttention)
-        assert isinstance(layer.ffn, MixtureOfExperts)
-        ratios.append(layer.attention.compressor.ratio if layer.attention.compressor else 0)
-        hashed.append(layer.ffn.router.hash_vocab > 0)
-        assert (layer.attention.indexer is not None) == (ratios[-1] == 4)
-        assert layer.attention.rope.theta == (10000 if ratios[-1] == 0 else 160000)
-        assert (layer.attention.rope.scaling is None) == (ratios[-1] == 0)
+    for attention, ffn in (tuple(block.kind for block in layer) for layer in layers):
+        assert isinstance(attention, CompressedAttention)
+        assert isinstance(ffn, MixtureOfExperts)
+        ratios.append(attention.compressor.ratio if attention.compressor else 0)
+        hashed.append(ffn.router.hash_vocab > 0)
+        assert (attention.indexer is not None) == (ratios[-1] == 4)
+        assert attention.rope.theta == (10000 if ratios[-1] == 0 else 160000)
+        assert (attention.rope.scaling is None) == (ratios[-1] == 0)
     assert ratios == [0, 0] + [4, 128] * 20 + [4]
     assert hashed == [True] * 3 + [False] * 40
 
@@ -79,8 +87,8 @@ def test_v4_flash_cache_of_a_long_context_grows_as_the_architecture_promises() -
 
 
 def test_unknown_model_types_are_named_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r'"glm4_moe_lite" is not supported yet; known are deepseek_v2, .*qwen3_moe'):
-        spec(config("zai-org__GLM-4.7-Flash"))
+    with pytest.raises(InputError, match=r'"gemma4" is not supported yet; known are deepseek_v2, .*qwen3_moe'):
+        spec({"model_type": "gemma4"})
     with pytest.raises(InputError, match='"None" is not supported'):
         spec({})
 
@@ -133,11 +141,12 @@ def outcome(values: dict[str, Any]) -> ModelSpec | str:
 
 
 DEFAULTS = json.loads((tiny.GOLDEN / "defaults.json").read_text())
+DECODERS = [model_type for model_type in FAMILIES if f"{model_type}_text" not in FAMILIES]
 SMALL = {model_type: next(c for c in tiny.cases() if tiny.load_golden(c).config["model_type"] == model_type)
-         for model_type in FAMILIES}  # fmt: skip
+         for model_type in DECODERS}  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) -> None:
     """Leaving a key out is the same as writing the family's default, or is refused because the key is needed."""
     theirs = DEFAULTS[model_type]
@@ -216,16 +225,17 @@ def spoilt(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield config | {"quantization_config": FP8 | {key: odd}}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
             try:
                 fp8_block(config)
-                for layer in spec(config).layers[:2]:
-                    if layer.attention.rope.dim < 1000:  # else there is no such tensor
-                        frequencies(layer.attention.rope)
+                for mixer, _ in spec(config).layers[:2]:
+                    rope = getattr(mixer.kind, "rope", None)
+                    if rope and rope.dim < 1000:  # else there is no such tensor
+                        frequencies(rope)
             except InputError as error:
                 assert "\n" not in str(error) and len(str(error)) < 400
 
@@ -305,7 +315,7 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
     ):
         spec(values | {"rope_parameters": table, "rope_scaling": {"type": "linear", "factor": 2.0}})
     same = {"rope_parameters": table, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 777.0}
-    assert spec(values | same).layers[0].attention.rope.theta == 777
+    assert spec(values | same).layers[0][0].kind.rope.theta == 777
 
 
 @pytest.mark.parametrize(
@@ -358,3 +368,54 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
     assert fp8_block({"quantization_config": table}) == (128, 128)
     assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+
+
+MADE_UP = """
+from numoe.engine.families import common
+from numoe.engine.families.names import Family
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import decoder_layer
+
+DEFAULTS = common.DEFAULTS | {"num_experts_per_tok": 2}
+
+def read(config):
+    ffn = common.mixture(config, config.size("num_experts"), common.swiglu(config), Router("sigmoid"))
+    layer = decoder_layer(common.grouped_query_attention(config), ffn)
+    return common.model(config, [layer] * common.layer_count(config))
+
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}, experts="mlp.experts")
+FAMILY = Family(("made_up",), read, NAMES, DEFAULTS)
+"""
+
+
+def test_a_file_in_the_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the folder's README tells is all there is to do."""
+    (tmp_path / "made_up_family.py").write_text(MADE_UP)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    found = families.found()
+    assert found.keys() == {*FAMILIES, "made_up"}
+    config = tiny.load_golden("mixtral_a").config | {"model_type": "made_up", "num_experts": 4}
+    described = found["made_up"].spec({k: v for k, v in config.items() if k != "num_local_experts"})
+    assert {block.kind.label for block in described.blocks()} == {"full", "routed"}
+    assert [source.name for source, _ in found["made_up"].sources("layers.1.ffn.experts.3.up")] == [
+        "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.experts.gate_up_proj",
+        "layers.1.ffn.experts.3.up.weight",
+    ]  # fmt: skip
+
+
+def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    golden = tiny.load_golden("qwen3_5_moe_a")
+    text = golden.config | {"model_type": "qwen3_5_moe_text"}
+    whole = {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 3}
+    tensors = {
+        name.replace("model.", "model.language_model.", 1): values
+        for name, values in load_file(checkpoint("qwen3_5_moe_a") / "model.safetensors").items()
+    }
+    tensors |= {"model.visual.merger.weight": np.zeros(3, np.float32), "mtp.fc.weight": np.zeros(3, np.float32)}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    save_file(tensors, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=1e-3)
+    whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
+    with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
+        spec(whole)

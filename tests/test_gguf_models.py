@@ -205,7 +205,7 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
     left_out = ("qwen3.rope.freq_base", "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     metadata = {key: value for key, value in opened.metadata.items() if key not in left_out}
     _, _, spec = from_gguf(metadata, shapes, None, path)
-    attention = spec.layers[0].attention
+    attention = spec.layers[0][0].kind
     assert (attention.rope.theta, attention.kv_heads) == (10000, attention.heads)
     assert attention.head_dim == config["hidden_size"] // config["num_attention_heads"]
     del metadata["qwen3.attention.layer_norm_rms_epsilon"]

@@ -9,8 +9,9 @@ import pytest
 
 from numoe.quant import memory
 from numoe.quant.columns import laid_out
-from numoe.quant.memory import lasting, scratch, settled
+from numoe.quant.memory import lasting, scratch
 from numoe.quant.pack import pack_fp8, pack_int4
+from numoe.quant.resident import settled
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ def test_a_model_tells_every_choice(model: Callable[[str], Model], tmp_path: Pat
     loaded = model("v2_a")
     loaded.experts.ahead = True
     session = loaded.session(64)
-    mixtures = {mixture.layer: mixture.spec for mixture in loaded.decoder.mixtures}
+    mixtures = loaded.spec.routed
     try:
         with RouteTrace(tmp_path / "trace", loaded.spec.routed_experts) as trace:
             loaded.trace_routes(trace)
@@ -134,13 +134,13 @@ def test_a_model_tells_every_choice(model: Callable[[str], Model], tmp_path: Pat
         loaded.trace_routes(None)
     session.feed([8])
     head, *lines = (tmp_path / "trace").read_text().splitlines()
-    assert head == f"# {sum(spec.experts for spec in mixtures.values())} routed experts"
+    assert head == f"# {sum(experts for experts, _ in mixtures.values())} routed experts"
     rows = [tuple(map(int, line.split())) for line in lines if line]
     passes = [[(t, layer) for layer in mixtures for t in tokens] for tokens in (range(5), [5])]
     assert [row[:2] for row in rows] == passes[0] + passes[1]
     for _, layer, *chosen in rows:
-        assert len(set(chosen)) == mixtures[layer].top_k
-        assert max(chosen) < mixtures[layer].experts
+        assert len(set(chosen)) == mixtures[layer][1]
+        assert max(chosen) < mixtures[layer][0]
 
 
 # ---------------------------------------------------------------------------------------------------- the commands

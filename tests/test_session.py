@@ -24,7 +24,11 @@ Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
 
-@pytest.fixture(params=["v4_a", "v2_a", "mixtral_b", "llama_a"])
+RECURRENT = "qwen3_5_moe_a"
+"""Its states are to be had at the current position and where the last prompt ended."""
+
+
+@pytest.fixture(params=["v4_a", "v2_a", "mixtral_b", "llama_a", "gpt_oss_a", RECURRENT])
 def case(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -59,27 +63,40 @@ def test_feed_with_last_gives_the_last_logits_only(model: Models, case: str) -> 
     full = model(case).session(64).feed(ids)
     last = model(case).session(64).feed(ids, last=True)
     assert last.shape == (1, model(case).spec.vocab)
-    np.testing.assert_allclose(last[0], full[-1], atol=1e-4)
+    np.testing.assert_allclose(last[0], full[-1], atol=1e-3 if case == RECURRENT else 1e-4)
 
 
 def test_align_keeps_the_common_beginning(model: Models, case: str) -> None:
     ids = tiny.load_golden(case).ids.tolist()[:120]
     session = model(case).session(256)
     session.feed(ids)
-    assert session.align([*ids[:90], 3, 4]) == [3, 4] or ids[90] == 3
-    rest = session.align([*ids, 5])
-    assert session.tokens + rest == [*ids, 5]
-    session.feed(rest)
-    # The same prompt again: one token is read again for its logits.
-    assert session.align([*ids, 5]) == [5]
-    assert session.align([7]) == [7]
-    assert session.position == 0
+    for wanted, left in (([*ids[:90], 3 if ids[90] != 3 else 5, 4], 2), ([*ids, 5], 31), ([*ids, 5], 1), ([7], 1)):
+        rest = session.align(wanted)
+        assert session.tokens + rest == wanted
+        assert len(rest) == (len(wanted) if case == RECURRENT else left)
+        session.feed(rest)
+
+
+def test_recurrent_states_go_back_to_the_end_of_the_prompt(model: Models) -> None:
+    ids = tiny.load_golden(RECURRENT).ids.tolist()
+    fresh = model(RECURRENT).session(256).feed(ids[:60])
+    session = model(RECURRENT).session(256)
+    session.feed(ids[:50])
+    for token in (1, 2, 3):
+        session.feed([token])
+    snapshot = session.snapshot()
+    assert session.align(ids[:60]) == ids[50:60]
+    assert np.abs(session.feed(ids[50:60]) - fresh[50:]).max() < 1e-3
+    with pytest.raises(InputError, match="other tokens were read over its own"):
+        session.restore(snapshot)
+    session.rewind(10)
+    assert np.abs(session.feed(ids[50:60]) - fresh[50:]).max() < 1e-3
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_walk_of_feeds_and_rewinds_ends_at_the_fresh_logits(model: Models, data: st.DataObject) -> None:
-    loaded = model(data.draw(st.sampled_from(["v4_b", "v3_b", "mixtral_b"])))
+    loaded = model(data.draw(st.sampled_from(["v4_b", "v3_b", "mixtral_b", RECURRENT])))
     ids = tiny.random_ids("walk", 300, loaded.spec.vocab).tolist()
     fresh = loaded.session(300).feed(ids)
     session = loaded.session(300)
@@ -88,7 +105,8 @@ def test_any_walk_of_feeds_and_rewinds_ends_at_the_fresh_logits(model: Models, d
         part = ids[session.position : session.position + forward]
         if part:
             got = session.feed(part)
-            assert np.abs(got - fresh[session.position - len(part) : session.position]).max() < 1e-4
+            difference = np.abs(got - fresh[session.position - len(part) : session.position]).max()
+            assert difference < (1e-3 if "qwen3_5" in loaded.spec.family else 1e-4)
         session.rewind(data.draw(st.integers(0, session.position)))
 
 
@@ -103,11 +121,11 @@ def test_an_interrupted_feed_leaves_the_session_where_it_was(model: Models, case
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loaded.decoder.layers[-1], "ffn", interrupt)
+        patch.setattr(loaded.decoder.blocks[-1], "compute", interrupt)
         with pytest.raises(KeyboardInterrupt):
             session.feed(ids[100:120])
     assert session.position == 100
-    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < 1e-4
+    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < (1e-3 if case == RECURRENT else 1e-4)
 
 
 def test_restoring_an_overwritten_snapshot_is_refused(model: Models, case: str) -> None:
@@ -130,9 +148,10 @@ def test_a_saved_session_goes_on_where_it_was(model: Models, case: str, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["chat"]
     restored = loaded.restore(tmp_path / "chat")
     assert restored.tokens == ids[:97]
-    assert np.abs(restored.feed(ids[97:]) - fresh[97:]).max() < 1e-4
+    bound = 1e-3 if case == RECURRENT else 1e-4
+    assert np.abs(restored.feed(ids[97:]) - fresh[97:]).max() < bound
     restored.rewind(60)
-    assert np.abs(restored.feed(ids[80:]) - fresh[80:]).max() < 1e-4
+    assert np.abs(restored.feed(ids[80:]) - fresh[80:]).max() < bound
 
 
 def test_files_that_are_not_sessions_of_this_model_are_refused(model: Models, tmp_path: Path) -> None:

@@ -69,15 +69,16 @@ def test_cut_into_equal_experts_it_is_the_same_model(smollm2: Model, tmp_path: P
         return np.ascontiguousarray(rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
 
     tensors = {"model.embed_tokens.weight": weights("embed"), "model.norm.weight": smollm2.decoder.norm}
-    for i, loaded in enumerate(smollm2.decoder.layers):
+    arrays = smollm2.weights.arrays
+    for i in range(len(smollm2.spec.layers)):
         layer, moe = f"model.layers.{i}", f"model.layers.{i}.block_sparse_moe"
         q, k, v, o = (weights(f"layers.{i}.attention.{n}") for n in "qkvo")
         tensors[f"{layer}.self_attn.q_proj.weight"] = halves(q, config["num_attention_heads"])
         tensors[f"{layer}.self_attn.k_proj.weight"] = halves(k, config["num_key_value_heads"])
         tensors[f"{layer}.self_attn.v_proj.weight"] = v
         tensors[f"{layer}.self_attn.o_proj.weight"] = o
-        tensors[f"{layer}.input_layernorm.weight"] = loaded.attention_norm
-        tensors[f"{layer}.post_attention_layernorm.weight"] = loaded.ffn_norm
+        tensors[f"{layer}.input_layernorm.weight"] = arrays[f"layers.{i}.attention_norm"]
+        tensors[f"{layer}.post_attention_layernorm.weight"] = arrays[f"layers.{i}.ffn_norm"]
         tensors[f"{moe}.gate.weight"] = np.zeros((slices, config["hidden_size"]), np.float32)
         gate, up, down = (weights(f"layers.{i}.ffn.{n}") for n in ("gate", "up", "down"))
         for e in range(slices):

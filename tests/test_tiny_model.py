@@ -84,9 +84,8 @@ def test_the_package_holds_the_int8_form_of_the_trained_weights(tmp_path: Path) 
 
 def test_every_mechanism_of_v4_is_in_it() -> None:
     spec = describe("tiny").spec
-    kinds = {(a.compressor is not None, a.indexer is not None) for layer in spec.layers if (a := layer.attention)}  # type: ignore[union-attr]
-    assert kinds == {(False, False), (True, False), (True, True)}
-    assert {layer.ffn.router.hash_vocab > 0 for layer in spec.layers} == {True, False}  # type: ignore[union-attr]
+    kinds = {block.kind.label for block in spec.blocks()}
+    assert kinds == {"sliding", "HCA", "CSA", "hash-routed", "routed"}
     assert any(name.startswith("mtp.") for name in describe("tiny").checkpoint.tensors)
 
 

@@ -84,7 +84,8 @@ _GAINS = (
     (r"(^|lm_)head\.weight$", 2.0),
     (r"\.gate\.weight$", 2.0),
     (r"\.(wq_b|q_b_proj|q_proj)\.weight$", 1.5),
-    (r"\.(w2|down_proj)\.weight$", 2.0),
+    (r"\.(w2|down_proj)(\.weight|_blocks)$", 2.0),
+    (r"\.router\.weight$", 2.0),
 )
 _FP8_RMS = 109.6  # root mean square of the 254 finite e4m3 codes
 _FP4_RMS = 2.93  # and of the 16 e2m1 codes
@@ -124,13 +125,19 @@ def _floats(seed: str, name: str, shapes: Shapes) -> NDArray[np.float32]:
     if len(shape) > 1:
         return normal * np.float32(_std(name, shape[-1], shapes))
     if name.endswith(("norm.weight", "scale")):
-        return np.float32(1) + np.float32(0.2) * normal
+        # Next to gated DeltaNets, norms are stored as what is added to one; theirs are not.
+        around = 0 if any(".linear_attn." in other for other in shapes) and ".linear_attn." not in name else 1
+        return np.float32(around) + np.float32(0.2) * normal
     return np.float32(0.3) * normal
 
 
 def _scales(seed: str, name: str, shapes: Shapes) -> bytes:
     """Block scales that give their weight (random codes) about the standard deviation that `_std` asks for."""
     dtype, shape = shapes[name]
+    if name.endswith("_scales"):  # gpt-oss: each 32 codes of X_blocks have one of X_scales
+        weight = name.removesuffix("scales") + "blocks"
+        exponent = 127 + round(np.log2(_std(weight, 32 * shape[-1], shapes) / _FP4_RMS))
+        return (exponent - (_raw(f"{seed}/{name}", int(np.prod(shape))) % np.uint64(2)).astype(np.uint8)).tobytes()
     weight = name.removesuffix("_scale_inv") if name.endswith("_scale_inv") else name.removesuffix("scale") + "weight"
     packed, (_, columns) = shapes[weight]
     fan_in, rms = (columns * 2, _FP4_RMS) if packed == "I8" else (columns, _FP8_RMS)
@@ -150,7 +157,9 @@ def _tensor(seed: str, name: str, shapes: Shapes, config: Mapping[str, Any]) -> 
     if dtype == "I64":  # tid2eid: for each token id, distinct experts
         order = _raw(f"{seed}/{name}", shape[0] * config["n_routed_experts"]).reshape(shape[0], -1)
         data = order.argsort(axis=1, kind="stable")[:, : shape[1]].astype("<i8").tobytes()
-    elif dtype == "I8":  # two e2m1 codes a byte: every byte is valid
+    elif name.endswith("_scales"):
+        data = _scales(seed, name, shapes)
+    elif dtype == "I8" or name.endswith("_blocks"):  # two e2m1 codes a byte: every byte is valid
         data = (_raw(f"{seed}/{name}", size) & np.uint64(0xFF)).astype(np.uint8).tobytes()
     elif dtype == "F8_E4M3":
         codes = (_raw(f"{seed}/{name}", size) & np.uint64(0xFF)).astype(np.uint8)

@@ -1,23 +1,27 @@
-"""The model families by `model_type`. A new family is a new file here and a line in the table."""
+"""The model families by `model_type`: one file each, found by itself. A new family is a new file here."""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from typing import Any
 
 from numoe.engine.config import word
-from numoe.engine.families import deepseek_v2, deepseek_v3, deepseek_v4, llama, mixtral, qwen3, qwen3_moe
-from numoe.engine.spec import Family
+from numoe.engine.families.names import Family
 from numoe.quant.errors import InputError
 
-FAMILIES: dict[str, Family] = {
-    "deepseek_v2": deepseek_v2.FAMILY,
-    "deepseek_v3": deepseek_v3.FAMILY,
-    "deepseek_v4": deepseek_v4.FAMILY,
-    "llama": llama.FAMILY,
-    "mixtral": mixtral.FAMILY,
-    "qwen3": qwen3.FAMILY,
-    "qwen3_moe": qwen3_moe.FAMILY,
-}
+
+def found() -> dict[str, Family]:
+    """What the files of this folder call FAMILY, by each `model_type` that it is for."""
+    table: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        one = getattr(import_module(module.name), "FAMILY", None)
+        if one is not None:
+            table |= dict.fromkeys(one.model_types, one)
+    return dict(sorted(table.items()))
+
+
+FAMILIES = found()
 
 
 def family(model_type: Any) -> Family:
@@ -27,6 +31,6 @@ def family(model_type: Any) -> Family:
         InputError: unknown; the message lists the known ones.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(FAMILIES)
         raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
     return FAMILIES[model_type]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from numoe.engine.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
-from numoe.engine.spec import (
-    GroupedQueryAttention,
-    LayerSpec,
-    MixtureOfExperts,
-    ModelSpec,
-    Router,
-    Source,
-    SwiGLU,
-)
+from numoe.engine.families.names import Names, Source
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.block import Layer
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.residual import PlainResidual, Residual
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 DEFAULTS: dict[str, Any] = {
@@ -27,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def grouped_query_attention(
-    config: Config, *, window: int | None = None, head_norm: bool = False, bias: bool = False
+    config: Config, *, window: int | None = None, head_norm: bool = False, biases: str = ""
 ) -> GroupedQueryAttention:
     """The attention of llama-like configs; a `head_dim` of null is hidden / heads."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
@@ -37,7 +42,12 @@ def grouped_query_attention(
     head_dim = config.size("head_dim", null=None) or hidden // heads
     if head_dim < 1:
         raise InputError(f"{config.where}: a hidden size of {hidden} is too small for {heads} attention heads")
-    return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, bias)
+    return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, biases)
+
+
+def attention_biases(config: Config) -> str:
+    """On all four projections or on none."""
+    return "qkvo" if config.flag("attention_bias") else ""
 
 
 def swiglu(config: Config, width: str = "intermediate_size", *, bias: bool = False) -> SwiGLU:
@@ -55,7 +65,13 @@ def drafting_layers(config: Config) -> int:
 
 
 def mixture(
-    config: Config, experts: int, expert: SwiGLU, router: Router, shared: SwiGLU | None = None
+    config: Config,
+    experts: int,
+    expert: SwiGLU,
+    router: Router,
+    shared: SwiGLU | None = None,
+    *,
+    shared_gate: bool = False,
 ) -> MixtureOfExperts:
     """The choice of `num_experts_per_tok` among experts, which must be possible."""
     layers, top_k = layer_count(config), config.size("num_experts_per_tok")
@@ -69,10 +85,10 @@ def mixture(
     group = experts // router.groups
     if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
         raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
-    return MixtureOfExperts(experts, top_k, expert, router, shared)
+    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
 
 
-def model(config: Config, layers: list[LayerSpec]) -> ModelSpec:
+def model(config: Config, layers: list[Layer], residual: Residual | None = None) -> ModelSpec:
     """The keys every decoder has; refuses what nobody took."""
     config.expect("is_causal", True)
     spec = ModelSpec(
@@ -83,6 +99,7 @@ def model(config: Config, layers: list[LayerSpec]) -> ModelSpec:
         config.size("max_position_embeddings"),
         config.number("rms_norm_eps"),
         config.flag("tie_word_embeddings"),
+        residual or PlainResidual(),
     )
     config.done()
     return spec
@@ -135,3 +152,26 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
             stack = Source(f"{stored}.down_proj", True) if part == "down" else both
             table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, stack)
     return table
+
+
+def made(names: Names, pattern: str, make: Callable[[NDArray[Any]], NDArray[Any]]) -> Names:
+    """The same names, where arrays whose canonical name matches are made of what is stored."""
+    return {
+        ours: tuple(replace(one, made=make) for one in theirs) if re.fullmatch(pattern, ours) else theirs
+        for ours, theirs in names.items()
+    }
+
+
+def negative_exponential(values: NDArray[Any]) -> NDArray[Any]:
+    """-exp(values): what a state space's A_log stands for."""
+    return -np.exp(values)
+
+
+def also_below(names: Names, prefix: str, other: str) -> Names:
+    """The same names, where what is stored below a prefix may be below another one."""
+
+    def moved(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        stored = (one for one in sources if one.name.startswith(prefix))
+        return tuple(replace(one, name=other + one.name.removeprefix(prefix)) for one in stored)
+
+    return {ours: theirs + moved(theirs) for ours, theirs in names.items()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from numoe.engine.config import Config
 from numoe.engine.families import common
 from numoe.engine.families.deepseek_v3 import NAMES, latent_attention, latent_model
-from numoe.engine.spec import Family, ModelSpec, Router
+from numoe.engine.families.names import Family
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 2048,
@@ -40,4 +42,4 @@ def read(config: Config) -> ModelSpec:
     return latent_model(config, latent_attention(config, interleaved=True), experts, router)
 
 
-FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)
+FAMILY = Family(("deepseek_v2",), read, NAMES, DEFAULTS, common.IGNORED)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from numoe.engine.config import Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec, MultiHeadLatentAttention, Router, Yarn
+from numoe.engine.families.names import Family
+from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.rope import Yarn
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 4096,
@@ -29,9 +34,15 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
+    attention = latent_attention(config, interleaved=config.flag("rope_interleave"))
+    return latent_model(config, attention, config.size("n_routed_experts", also="num_local_experts"), sigmoid(config))
+
+
+def sigmoid(config: Config) -> Router:
+    """The router of V3: sigmoid scores, chosen with a learned correction within the best groups."""
     config.expect("scoring_func", "sigmoid")
     config.expect("topk_method", "noaux_tc")
-    router = Router(
+    return Router(
         "sigmoid",
         bias=True,
         groups=config.size("n_group"),
@@ -40,8 +51,6 @@ def read(config: Config) -> ModelSpec:
         normalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor"),
     )
-    attention = latent_attention(config, interleaved=config.flag("rope_interleave"))
-    return latent_model(config, attention, config.size("n_routed_experts", also="num_local_experts"), router)
 
 
 def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
@@ -65,17 +74,25 @@ def latent_attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAtt
     )
 
 
-def latent_model(config: Config, attention: MultiHeadLatentAttention, experts: int, router: Router) -> ModelSpec:
-    """`first_k_dense_replace` dense layers, then mixtures with shared experts."""
+def latent_model(
+    config: Config,
+    attention: MultiHeadLatentAttention,
+    experts: int,
+    router: Router,
+    sparse: Sequence[bool] | None = None,
+) -> ModelSpec:
+    """Mixtures with shared experts in the layers that are `sparse`, by default after `first_k_dense_replace` others."""
     config.expect("moe_layer_freq", 1)
     common.drafting_layers(config)
     expert = common.swiglu(config, "moe_intermediate_size")
     shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
     moe = common.mixture(config, experts, expert, router, shared)
-    layers, first = common.layer_count(config), config.count("first_k_dense_replace")
-    dense = common.swiglu(config) if first else expert
+    if sparse is None:
+        first = config.count("first_k_dense_replace")
+        sparse = [i >= first for i in range(common.layer_count(config))]
+    dense = expert if all(sparse) else common.swiglu(config)
     config.ignore(["intermediate_size"])  # of dense layers alone
-    return common.model(config, [LayerSpec(attention, dense if i < first else moe) for i in range(layers)])
+    return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
 
 
 LATENT = {
@@ -97,4 +114,4 @@ NAMES = common.names(
     experts="mlp.experts",
 )
 
-FAMILY = Family(read, NAMES, DEFAULTS, common.IGNORED)
+FAMILY = Family(("deepseek_v3",), read, NAMES, DEFAULTS, common.IGNORED)

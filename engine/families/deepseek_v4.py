@@ -11,20 +11,14 @@ from typing import Any
 
 from numoe.engine.config import Config, nested, scaled_rope, shown
 from numoe.engine.families import common
-from numoe.engine.spec import (
-    CompressedAttention,
-    Compressor,
-    Family,
-    HyperConnections,
-    Indexer,
-    LayerSpec,
-    ModelSpec,
-    Names,
-    Rope,
-    Router,
-    Source,
-    SwiGLU,
-)
+from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.attention.indexer import Compressor, Indexer
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.residual import HyperConnections
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import InputError
 
 SLIDING, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
@@ -107,7 +101,7 @@ def read(config: Config) -> ModelSpec:
     is_hash = _hash_layers(config, layers)
     config.ignore(["index_*", "rope_theta", "compress_rope_theta"])  # unread where no layer is of that kind
     return common.model(
-        config, [LayerSpec(a, hashed if h else ffn, residual) for a, h in zip(kinds, is_hash, strict=True)]
+        config, [decoder_layer(a, hashed if h else ffn) for a, h in zip(kinds, is_hash, strict=True)], residual
     )
 
 
@@ -207,4 +201,4 @@ def _names() -> Names:
     return {ours: tuple(Source(name) for name in theirs) for ours, theirs in names.items()}
 
 
-FAMILY = Family(read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))
+FAMILY = Family(("deepseek_v4",), read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))

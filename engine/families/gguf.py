@@ -8,13 +8,17 @@ neighbours; rotating interleaved pairs is then the same computation.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numoe.engine.config import shown, word
-from numoe.engine.spec import DividedFrequencies, Family, GroupedQueryAttention, ModelSpec, Names, Rope, Source
+from numoe.engine.families.names import Family, Gguf, Names, Source
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.block import Layer
+from numoe.engine.layers.rope import DividedFrequencies, Rope
+from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 
@@ -30,26 +34,19 @@ def from_gguf(
     Raises:
         InputError: the architecture or one of its settings is not supported, or a key is missing.
     """
-    from numoe.engine.families import family
-
     kind_of_file = metadata.get("general.type", "model")
     if kind_of_file != "model":
         raise InputError(f'{path} is GGUF of the type "{word(kind_of_file)}" and no model; give the file of the model')
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
-        raise InputError(
-            f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are '
-            f"{', '.join(_ARCHITECTURES)}"
-        )
     # Only what is needed is decoded: a name that is no UTF-8, or a large vocabulary, is nothing to the spec.
+    architecture = metadata.get("general.architecture")
     prefix = f"{architecture}."
     keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    config = _config(architecture, keys, shapes, path)
-    kind = family(config["model_type"])
-    spellings = {ours: theirs for theirs, ours in _keys(config["model_type"]).items()}
+    kind, gguf = _family(architecture, keys, path)
+    config = _config(kind, gguf, keys, shapes, path)
+    spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
     spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
     spec = kind.spec(config, str(path), lambda key: prefix + spellings[key] if key in spellings else key)
-    ignored, attention = kind.ignored, spec.layers[0].attention
+    ignored, attention = kind.ignored, spec.layers[0][0].kind
     assert isinstance(attention, GroupedQueryAttention)
     head_dim = attention.head_dim
     for key in ("attention.value_length", "rope.dimension_count"):
@@ -57,15 +54,21 @@ def from_gguf(
             raise InputError(
                 f"{path}: {prefix}{key} is {shown(keys[key])}, and only the head size {head_dim} is supported"
             )
-    if architecture == "llama":
+    if gguf.interleaved:
+        assert attention.rope is not None
         rope = replace(attention.rope, interleaved=True)
         if divisors is not None:
             rope = _divided(rope, divisors, path)
             ignored += (re.escape(ROPE_FREQS),)
-        spec = replace(
-            spec, layers=tuple(replace(one, attention=replace(one.attention, rope=rope)) for one in spec.layers)
-        )
-    return config, Family(kind.reader, NAMES, kind.defaults, ignored), spec
+        spec = replace(spec, layers=tuple(_rotated(one, rope) for one in spec.layers))
+    return config, Family(kind.model_types, kind.reader, NAMES, kind.defaults, ignored), spec
+
+
+def _rotated(layer: Layer, rope: Rope) -> Layer:
+    """The same layer with another rope."""
+    attention, *others = layer
+    assert isinstance(attention.kind, GroupedQueryAttention)
+    return replace(attention, kind=replace(attention.kind, rope=rope)), *others
 
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -80,11 +83,21 @@ def _divided(rope: Rope, divisors: Sequence[float], path: Path) -> Rope:
     return replace(rope, scaling=DividedFrequencies(tuple(divisors)))
 
 
-_ARCHITECTURES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "llama": lambda keys: "mixtral" if keys.get("expert_count") else "llama",
-    "qwen3": lambda keys: "qwen3",
-    "qwen3moe": lambda keys: "qwen3_moe",
-}
+def _family(architecture: Any, keys: Mapping[str, Any], path: Path) -> tuple[Family, Gguf]:
+    """The family of a file with these keys. Raises InputError when there is none."""
+    from numoe.engine.families import FAMILIES
+
+    families = {one.model_types: one for one in FAMILIES.values()}.values()
+    known = [(family, family.gguf) for family in families if family.gguf]
+    told = [(family, gguf) for family, gguf in known if gguf.architecture == architecture]
+    if not told:
+        architectures = ", ".join(sorted({gguf.architecture for _, gguf in known}))
+        raise InputError(
+            f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {architectures}'
+        )
+    told.sort(key=lambda one: one[1].mark is None)  # who has a mark comes first
+    return next((family, gguf) for family, gguf in told if gguf.mark is None or keys.get(gguf.mark))
+
 
 # Key below the architecture's name -> config.json key.
 _KEYS = {
@@ -98,14 +111,6 @@ _KEYS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
-}
-_EXPERT_KEYS = {
-    "mixtral": {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-    "qwen3_moe": {
-        "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
-    },
 }
 _SCALING_KEYS = {
     "type": "rope_type",
@@ -130,15 +135,11 @@ _OPTIONAL: dict[str, Any] = {"rope.freq_base": 10000.0, "attention.head_count_kv
 """Where a file leaves these out, llama.cpp takes the same for every architecture."""
 
 
-def _keys(model_type: str) -> dict[str, str]:
-    return _KEYS | _EXPERT_KEYS.get(model_type, {})
-
-
 def _config(
-    architecture: str, keys: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
+    family: Family, gguf: Gguf, keys: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> dict[str, Any]:
-    model_type = _ARCHITECTURES[architecture](keys)
-    config: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in shapes}
+    config: dict[str, Any] = {"model_type": family.model_types[0], **gguf.given}
+    config["tie_word_embeddings"] = "output.weight" not in shapes
     config["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if config["attention_bias"] and "blk.0.attn_output.bias" not in shapes:
         raise InputError(f"{path} has biases on queries, keys and values alone, which is not supported yet")
@@ -147,9 +148,9 @@ def _config(
     left = dict(keys)
     if shapes.get("token_embd.weight"):
         left.setdefault("vocab_size", shapes["token_embd.weight"][0])
-    for key, name in _keys(model_type).items():
+    for key, name in {**_KEYS, **gguf.keys}.items():
         if key not in left and key not in _OPTIONAL:
-            raise InputError(f'{path} has no key "{architecture}.{key}", which this architecture needs')
+            raise InputError(f'{path} has no key "{gguf.architecture}.{key}", which this architecture needs')
         config[name] = left.pop(key, _OPTIONAL.get(key))
     # A factor without a kind is linear, as in llama.cpp.
     kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
@@ -158,11 +159,11 @@ def _config(
         config["rope_scaling"] = scaling | {"rope_type": kind}
         if kind == "linear":
             del config["rope_scaling"]["original_max_position_embeddings"]
-    if model_type == "qwen3_moe":
-        config["norm_topk_prob"] = True  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
     for key, value in left.items():
         if key not in _UNREAD and value not in (0, False, None, "", _NEUTRAL.get(key)):
-            raise InputError(f'{path}: GGUF key "{architecture}.{key}" is not understood and could change the results')
+            raise InputError(
+                f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results'
+            )
     return config
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec
+from numoe.engine.families.names import Family, Gguf
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 2048,
@@ -16,11 +17,12 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
-    attention = common.grouped_query_attention(config, bias=config.flag("attention_bias"))
-    layer = LayerSpec(attention, common.swiglu(config, bias=config.flag("mlp_bias")))
+    attention = common.grouped_query_attention(config, biases=common.attention_biases(config))
+    layer = decoder_layer(attention, common.swiglu(config, bias=config.flag("mlp_bias")))
     config.expect("rope_interleaved", False)
     config.ignore(["is_llama_config"])
     return common.model(config, [layer] * common.layer_count(config))
 
 
-FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
+FAMILY = Family(("llama",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("llama", interleaved=True))

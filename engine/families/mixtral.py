@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec, Router, Source
+from numoe.engine.families.names import Family, Gguf, Source
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 131072,
@@ -22,7 +24,7 @@ def read(config: Config) -> ModelSpec:
     experts = config.size("num_local_experts", also="num_experts")
     ffn = common.mixture(config, experts, common.swiglu(config), Router("softmax"))
     window = config.size("sliding_window", null=None)
-    layer = LayerSpec(common.grouped_query_attention(config, window=window), ffn)
+    layer = decoder_layer(common.grouped_query_attention(config, window=window), ffn)
     return common.model(config, [layer] * common.layer_count(config))
 
 
@@ -36,4 +38,10 @@ def _names() -> dict[str, tuple[Source, ...]]:
     return table
 
 
-FAMILY = Family(read, _names(), DEFAULTS, common.IGNORED)
+GGUF = Gguf(
+    "llama",
+    {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    mark="expert_count",
+    interleaved=True,
+)
+FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED, GGUF)

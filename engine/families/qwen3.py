@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from numoe.engine.config import Config
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec
+from numoe.engine.families.names import Family, Gguf
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 32768,
@@ -22,7 +23,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 def read(config: Config) -> ModelSpec:
     layers = common.layer_count(config)
-    attention = common.grouped_query_attention(config, head_norm=True, bias=config.flag("attention_bias"))
+    attention = common.grouped_query_attention(config, head_norm=True, biases=common.attention_biases(config))
     ffn = common.swiglu(config)
     config.expect("use_qk_norm", True)
     window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
@@ -31,8 +32,9 @@ def read(config: Config) -> ModelSpec:
     if kinds is None:
         kinds = [SLIDING if window and i >= first else FULL for i in range(layers)]
     config.ignore(["sliding_window"])
-    of_kind = {FULL: LayerSpec(attention, ffn), SLIDING: LayerSpec(replace(attention, window=window), ffn)}
+    of_kind = {FULL: decoder_layer(attention, ffn), SLIDING: decoder_layer(replace(attention, window=window), ffn)}
     return common.model(config, [of_kind[kind] for kind in kinds])
 
 
-FAMILY = Family(read, common.names(common.NORMS | common.GROUPED_QUERY | common.dense()), DEFAULTS, common.IGNORED)
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
+FAMILY = Family(("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("qwen3"))

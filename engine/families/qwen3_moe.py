@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from numoe.engine.config import Config, shown
 from numoe.engine.families import common
-from numoe.engine.spec import Family, LayerSpec, ModelSpec, Router
+from numoe.engine.families.names import Family, Gguf
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 32768,
@@ -24,8 +26,9 @@ def read(config: Config) -> ModelSpec:
     window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
     config.ignore(["sliding_window", "max_window_layers"])
     config.expect("use_qk_norm", True)
-    bias = config.flag("attention_bias")
-    attention = common.grouped_query_attention(config, window=window, head_norm=True, bias=bias)
+    attention = common.grouped_query_attention(
+        config, window=window, head_norm=True, biases=common.attention_biases(config)
+    )
     moe = common.mixture(
         config,
         config.size("num_experts", also="num_local_experts"),  # transformers 5 writes the latter
@@ -38,10 +41,20 @@ def read(config: Config) -> ModelSpec:
     sparse = [i not in dense_layers and (i + 1) % step == 0 for i in range(common.layer_count(config))]
     dense = moe.expert if all(sparse) else common.swiglu(config)
     config.ignore(["intermediate_size"])  # of dense layers alone
-    return common.model(config, [LayerSpec(attention, moe if is_sparse else dense) for is_sparse in sparse])
+    return common.model(config, [decoder_layer(attention, moe if is_sparse else dense) for is_sparse in sparse])
 
 
+GGUF = Gguf(
+    "qwen3moe",
+    {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
+)
 FAMILY = Family(
+    ("qwen3_moe",),
     read,
     common.names(
         common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"},
@@ -49,4 +62,5 @@ FAMILY = Family(
     ),
     DEFAULTS,
     common.IGNORED,
+    GGUF,
 )

@@ -51,7 +51,7 @@ def main() -> None:
     store = model.experts
     if store is None or store.complete:
         parser.error("all of this model is in memory; lower --ram")
-    speed = reading_speed(store, {mixture.layer: mixture.spec.experts for mixture in model.decoder.mixtures})
+    speed = reading_speed(store, {layer: experts for layer, (experts, _) in model.spec.routed.items()})
     session = model.session()
     ids = (np.random.PCG64(0).random_raw(arguments.tokens) % np.uint64(model.spec.vocab)).tolist()
     taken, bounds, computed = [], [], []
@@ -67,7 +67,7 @@ def main() -> None:
         if store.stats()["misses"] > again["misses"]:
             parser.error("one token's experts do not stay in memory; raise --ram")
         bounds.append(max(read / speed, computed[-1]))
-    needed = sum(mixture.spec.top_k for mixture in model.decoder.mixtures) / model.spec.routed_experts
+    needed = sum(top_k for _, top_k in model.spec.routed.values()) / model.spec.routed_experts
     needed *= len(ids) * model.plan().expert_bytes
     print(f"reading      {speed / 1e9:.2f} GB/s")
     print(f"hit rate     {1 - total_read / needed:.1%} of the bytes of experts that tokens took")

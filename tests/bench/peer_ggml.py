@@ -15,7 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from llama_cpp._ctypes_extensions import load_shared_library
 
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 
 logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it tells of every matrix that is repacked
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 
 
 class LlamaCpp:

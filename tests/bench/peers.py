@@ -32,7 +32,7 @@ from gguf import GGMLQuantizationType
 
 from numoe.engine import Model, load
 from numoe.engine.bench import SHAPES, copies, per_second, plain_products, products, working_set_bytes
-from numoe.engine.ops import Floats
+from numoe.engine.layers.ops import Floats
 from numoe.engine.perplexity import perplexity
 from numoe.quant import workers
 from numoe.quant.columns import laid_out, widened

@@ -37,11 +37,10 @@ from peer_ggml import ggml
 from peers import ROOT, SMOLLM2, TEXT
 from safetensors.numpy import save_file
 
-from numoe.engine import Model, describe, load, ops
-from numoe.engine.attention import GroupedQuery
+from numoe.engine import Model, describe, load
 from numoe.engine.calibrate import Calibration, calibrate
+from numoe.engine.layers.ops import Floats
 from numoe.engine.load import Description
-from numoe.engine.ops import Floats
 from numoe.engine.perplexity import perplexity
 from numoe.quant.convert import Folder, Matrix, convert
 from numoe.quant.pack import Moments
@@ -105,40 +104,15 @@ def write_base(source: Path, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-class Together:
-    """The attention of a layer on several sequences, of which it gets a token each at a time."""
-
-    def __init__(self, attention: GroupedQuery, sequences: int, length: int) -> None:
-        self.attention = attention
-        spec = attention.spec
-        self.keys, self.values = np.empty((2, sequences, spec.kv_heads, length, spec.head_dim), np.float32)
-
-    def __call__(self, x: Floats, cache: Mapping[str, Any], start: int) -> Floats:
-        """x (B, D), the tokens at `start` -> (B, D)."""
-        matrices, spec = self.attention.w.matrices, self.attention.spec
-        q, k, v = (matrices[name].matmul(x) for name in "qkv")
-        for y in (q, k):
-            self.attention.rotation.apply(y.reshape(1, -1, spec.head_dim), start)  # as heads of one token
-        self.keys[:, :, start] = k.reshape(len(x), spec.kv_heads, -1)
-        self.values[:, :, start] = v.reshape(len(x), spec.kv_heads, -1)
-        queries = q.reshape(len(x), spec.kv_heads, -1, spec.head_dim) * np.float32(spec.head_dim**-0.5)
-        scores = np.matmul(queries, self.keys[:, :, : start + 1].swapaxes(2, 3))  # (B, G, R, S)
-        ops.softmax(scores)
-        return matrices["o"].matmul(np.matmul(scores, self.values[:, :, : start + 1]).reshape(len(x), -1))
-
-
 def sample(model: Model, first: int, sequences: int, length: int) -> np.ndarray:
     """Ids (sequences, length + 1), sampled side by side after the token `first`."""
     random = np.random.default_rng(0)
     decoder = model.decoder
-    for layer in decoder.layers:
-        layer.attention = Together(layer.attention, sequences, length)
+    caches = [decoder.cache(length) for _ in range(sequences)]
     ids = np.full((sequences, length + 1), first)
     for position in range(length):
-        state: Any = decoder.embedding.rows(ids[:, position])
-        for layer in decoder.layers:
-            state = layer(state, {}, ids[:, position], position)
-        logits = decoder.head.matmul(ops.rms_norm(state, decoder.norm, model.spec.norm_eps))
+        tokens = ids[:, position : position + 1]
+        logits = decoder.forward_all(list(zip(tokens, caches, strict=True)))
         ids[:, position + 1] = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)
         print(f"\rsampling {position + 1}/{length}", end="", flush=True)
     print()

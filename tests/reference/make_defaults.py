@@ -17,6 +17,8 @@ from numoe.engine.families import FAMILIES
 
 table = {}
 for model_type in sorted(FAMILIES):
+    if f"{model_type}_text" in FAMILIES:
+        continue
     made = type(AutoConfig.for_model(model_type))
     keys = {field.name: field.default for field in dataclasses.fields(made)}
     keys.setdefault("rope_theta", made.default_theta)

@@ -35,6 +35,7 @@ GREEDY_TOKENS = 28
 MIN_MARGIN = 0.02  # between the two best logits, along the greedy path
 MIN_GREEDY_IDS = 6  # different ids in the continuation: a constant one would test little
 MAX_NOISE = 5e-5  # change of any logit when the weights change by a rounding error
+MAX_NOISE_RECURRENT = 2.5e-4  # where every token's rounding goes on through a state
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,33 @@ YARN = {
     "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "beta_fast": 32, "beta_slow": 1,
 }  # fmt: skip
 
+
+def released_gpt_oss(config: dict[str, Any]) -> Listing:
+    """gpt-oss as released: BF16, and experts in MXFP4 with gate and up in alternating rows."""
+    hidden, width, experts = config["hidden_size"], config["intermediate_size"], config["num_local_experts"]
+    heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    vocab = config["vocab_size"]
+    listing: Listing = [(f"{name}.weight", "BF16", (vocab, hidden)) for name in ("model.embed_tokens", "lm_head")]
+    listing.append(("model.norm.weight", "BF16", (hidden,)))
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}"
+        sizes = {"q": (heads * dim, hidden), "k": (kv_heads * dim, hidden), "v": (kv_heads * dim, hidden)}
+        for name, shape in (sizes | {"o": (hidden, heads * dim)}).items():
+            listing.append((f"{at}.self_attn.{name}_proj.weight", "BF16", shape))
+            listing.append((f"{at}.self_attn.{name}_proj.bias", "BF16", shape[:1]))
+        listing.append((f"{at}.self_attn.sinks", "BF16", (heads,)))
+        listing.append((f"{at}.mlp.router.weight", "BF16", (experts, hidden)))
+        listing.append((f"{at}.mlp.router.bias", "BF16", (experts,)))
+        for name, rows, columns in (("gate_up_proj", 2 * width, hidden), ("down_proj", hidden, width)):
+            part = f"{at}.mlp.experts.{name}"
+            listing.append((f"{part}_blocks", "U8", (experts, rows, columns // 32, 16)))
+            listing.append((f"{part}_scales", "U8", (experts, rows, columns // 32)))
+            listing.append((f"{part}_bias", "BF16", (experts, rows)))
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            listing.append((f"{at}.{norm}.weight", "BF16", (hidden,)))
+    return listing
+
+
 CASES = {
     # All three attention kinds, hash and score routing, YaRN on the compressed layers, three closed 128-token windows.
     "v4_a": define("deepseek_v4", 420,
@@ -360,6 +388,68 @@ CASES = {
         num_key_value_heads=3, head_dim=20, use_sliding_window=True, sliding_window=29, max_window_layers=2,
         max_position_embeddings=1024,
     ),
+    "glm4_moe_lite_a": define("glm4_moe_lite", 160,
+        vocab_size=72, hidden_size=56, intermediate_size=80, moe_intermediate_size=28, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=10, n_shared_experts=1, num_experts_per_tok=3,
+        kv_lora_rank=20, q_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=14, v_head_dim=18,
+        routed_scaling_factor=1.8, max_position_embeddings=1024, rope_parameters={"rope_theta": 10000.0},
+    ),
+    "glm4_moe_lite_b": define("glm4_moe_lite", 140,
+        vocab_size=64, hidden_size=48, intermediate_size=64, moe_intermediate_size=20, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, n_routed_experts=7, n_shared_experts=2, num_experts_per_tok=2,
+        kv_lora_rank=16, q_lora_rank=20, qk_rope_head_dim=6, qk_nope_head_dim=10, v_head_dim=12,
+        routed_scaling_factor=1.0, norm_topk_prob=False, rope_interleave=False, max_position_embeddings=1024,
+        mlp_layer_types=["dense", "sparse", "dense", "sparse"], rope_parameters={"rope_theta": 1000000.0},
+    ),
+    "qwen3_5_a": define("qwen3_5_text", 170,
+        vocab_size=80, hidden_size=60, intermediate_size=90, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=24, linear_conv_kernel_dim=4, linear_key_head_dim=10, linear_value_head_dim=12,
+        linear_num_key_heads=3, linear_num_value_heads=6, max_position_embeddings=1024, tie_word_embeddings=True,
+        rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.25, "mrope_section": [1, 1, 1]},
+    ),
+    "qwen3_5_b": define("qwen3_5_text", 130,
+        vocab_size=64, hidden_size=48, intermediate_size=56, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, linear_conv_kernel_dim=3, linear_key_head_dim=8, linear_value_head_dim=16,
+        linear_num_key_heads=4, linear_num_value_heads=4, max_position_embeddings=1024, attention_bias=True,
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+        rope_parameters={"rope_theta": 100000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
+    ),
+    "qwen3_5_moe_a": define("qwen3_5_moe_text", 180,
+        vocab_size=72, hidden_size=56, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=1, head_dim=32,
+        linear_conv_kernel_dim=4, linear_key_head_dim=12, linear_value_head_dim=8, linear_num_key_heads=2,
+        linear_num_value_heads=8, moe_intermediate_size=24, shared_expert_intermediate_size=30, num_experts=12,
+        num_experts_per_tok=3, max_position_embeddings=1024,
+        rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1]},
+    ),
+    "qwen3_5_moe_b": define("qwen3_5_moe_text", 120,
+        vocab_size=64, hidden_size=40, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, head_dim=12,
+        linear_conv_kernel_dim=2, linear_key_head_dim=6, linear_value_head_dim=10, linear_num_key_heads=5,
+        linear_num_value_heads=5, moe_intermediate_size=14, shared_expert_intermediate_size=22, num_experts=7,
+        num_experts_per_tok=4, max_position_embeddings=1024,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 1]},
+    ),
+    "gpt_oss_a": define("gpt_oss", 180, listing=released_gpt_oss,
+        model_type="gpt_oss", vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=20, num_local_experts=9, num_experts_per_tok=3,
+        sliding_window=33, max_position_embeddings=1024, rms_norm_eps=1e-5, attention_bias=True, swiglu_limit=7.0,
+        tie_word_embeddings=False, rope_theta=150000, quantization_config={"quant_method": "mxfp4"},
+        rope_scaling={
+            "rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "gpt_oss_b": define("gpt_oss", 140, listing=released_gpt_oss,
+        model_type="gpt_oss", vocab_size=64, hidden_size=96, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=3, num_key_value_heads=3, head_dim=16, num_local_experts=6, num_experts_per_tok=2,
+        sliding_window=20, max_position_embeddings=1024, rms_norm_eps=1e-5, attention_bias=True, swiglu_limit=1.0,
+        tie_word_embeddings=False, rope_theta=10000, quantization_config={"quant_method": "mxfp4"},
+        layer_types=["full_attention", "full_attention", "sliding_attention"],
+        rope_scaling={
+            "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+            "original_max_position_embeddings": 256,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -384,7 +474,13 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
     e2m1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
-        if name.startswith(("mtp.", f"model.layers.{layers}.")) or name.endswith(("_scale_inv", ".scale")):
+        if name.startswith(("mtp.", f"model.layers.{layers}.")) or name.endswith(("_scale_inv", ".scale", "_scales")):
+            continue
+        if name.endswith("_blocks"):  # (E, out, in / 32, 16) -> (E, in, out), as transformers has gpt-oss's experts
+            codes = tensor.int()
+            values = e2m1[torch.stack((codes & 15, codes >> 4), dim=-1)].flatten(3)
+            scale = torch.exp2(stored[name.removesuffix("blocks") + "scales"].float() - 127)
+            plain[name.removesuffix("_blocks")] = (values * scale[..., None]).flatten(2).transpose(1, 2).contiguous()
             continue
         if tensor.dtype == torch.float8_e4m3fn:
             scale = stored.get(f"{name}_scale_inv", stored.get(name.removesuffix("weight") + "scale")).float()
@@ -476,7 +572,7 @@ def make(name: str, case: Case) -> None:
             continue
         logits = logits_of(model, ids)
         noise = rounding_noise(model, ids, logits)
-        if noise > MAX_NOISE:
+        if noise > (MAX_NOISE_RECURRENT if "qwen3_5" in case.model_type else MAX_NOISE):
             continue
         np.savez_compressed(tiny.GOLDEN / f"{name}.npz", ids=ids, logits=logits, greedy=greedy)
         print(

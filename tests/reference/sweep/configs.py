@@ -12,18 +12,15 @@ import transformers
 from report import Report
 
 from numoe.engine.families import FAMILIES, family
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.block import Kind
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
+from numoe.engine.layers.rope import Rope, Yarn, frequencies
+from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.quantization import SIDE_FILE, fp8_block
-from numoe.engine.rope import frequencies
-from numoe.engine.spec import (
-    CompressedAttention,
-    GroupedQueryAttention,
-    LayerSpec,
-    MixtureOfExperts,
-    ModelSpec,
-    MultiHeadLatentAttention,
-    Rope,
-    Yarn,
-)
 from numoe.quant.errors import InputError
 
 Numbers = dict[str, Any]
@@ -40,7 +37,8 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
         except InputError as error:
             report.refuse(error)
             continue
-        plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+        decoder = config.get("text_config", config)  # of a model of several parts
+        plain = {key: value for key, value in decoder.items() if key not in ("quantization_config", "auto_map")}
         _compare(name, plain, report)
         for key in plain:  # of each family once is enough
             without.setdefault((plain["model_type"], key), (name, plain))
@@ -49,6 +47,7 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
             _compare(f"{name} without {key}", {k: v for k, v in _shallow(config).items() if k != key}, report)
     for model_type in FAMILIES:
         defaults = transformers.CONFIG_MAPPING[model_type]().to_dict()
+        defaults = defaults.get("text_config", defaults)
         _compare(f"transformers' {model_type}", json.loads(json.dumps(defaults)), report)
 
 
@@ -98,36 +97,39 @@ def _brief(value: Any) -> Any:
 
 def numbers(spec: ModelSpec) -> Numbers:
     """Of a ModelSpec."""
-    routed = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MixtureOfExperts)]
+    mixers, ffns = ([layer[place].kind for layer in spec.layers] for place in range(2))
+    routed = [ffn for ffn in ffns if isinstance(ffn, MixtureOfExperts)]
     return {
         "parameters": sum(tensor.size for tensor in spec.tensors().values()),
         "layers": len(spec.layers),
         "context": spec.context,
         "norm eps": spec.norm_eps,
         "tied": spec.tied,
-        "attention": [_attention(layer) for layer in spec.layers],
+        "attention": [_attention(mixer) for mixer in mixers],
         "experts": [(ffn.experts, ffn.top_k) for ffn in routed],
         "router": [
             (f.router.score, f.router.groups, f.router.top_groups, f.router.normalize, f.router.scale) for f in routed
         ],
         "clip": [ffn.expert.limit for ffn in routed],
-        **_rotations({_kind(layer): layer.attention.rope for layer in spec.layers}),
+        **_rotations({_name(mixer): mixer.rope for mixer in mixers if not isinstance(mixer, GatedDeltaNet)}),
     }
 
 
-def _kind(layer: LayerSpec) -> str:
-    return "compress" if isinstance(layer.attention, CompressedAttention) and layer.attention.compressor else "main"
+def _name(mixer: Kind) -> str:
+    return "compress" if isinstance(mixer, CompressedAttention) and mixer.compressor else "main"
 
 
-def _attention(layer: LayerSpec) -> tuple[Any, ...]:
-    match layer.attention:
+def _attention(mixer: Kind) -> tuple[Any, ...]:
+    match mixer:
         case GroupedQueryAttention() as a:
             return a.heads // a.kv_heads, a.head_dim, a.window, a.head_dim**-0.5
         case MultiHeadLatentAttention() as a:
             return a.heads, a.q_rank, a.kv_rank, a.nope_dim, a.rope.dim, a.value_dim, round(a.scale, 9)
         case CompressedAttention() as a:
             return a.heads, a.head_dim, a.window, a.compressor and a.compressor.ratio, a.indexer and a.indexer.top_k
-    raise ValueError(f"what are the numbers of {layer.attention}?")
+        case GatedDeltaNet() as a:
+            return a.key_heads, a.value_heads, a.key_dim, a.value_dim, a.kernel
+    raise ValueError(f"what are the numbers of {mixer}?")
 
 
 def _rotations(ropes: dict[str, Rope]) -> Numbers:
@@ -146,14 +148,15 @@ def reference(config: dict[str, Any]) -> Numbers:
     rotary = type(model.model.rotary_emb)(parsed)  # on the CPU
     kept = {name for name in model.state_dict() if name in dict(model.named_buffers())}
     buffers = sum(buffer.numel() for name, buffer in model.named_buffers() if name in kept)
-    routers = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    blocks = [getattr(layer.mlp, "gate", getattr(layer.mlp, "router", None)) for layer in model.model.layers]
+    routers = [block for block in blocks if block is not None]
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()) + buffers,
         "layers": len(model.model.layers),
         "context": parsed.max_position_embeddings,
-        "norm eps": model.model.norm.variance_epsilon,
+        "norm eps": getattr(model.model.norm, "variance_epsilon", getattr(model.model.norm, "eps", None)),
         "tied": parsed.tie_word_embeddings,
-        "attention": [_their_attention(parsed, layer.self_attn) for layer in model.model.layers],
+        "attention": [_their_attention(parsed, layer) for layer in model.model.layers],
         "experts": [(router.num_experts, router.top_k) for router in routers],
         "router": [_their_router(parsed, router) for router in routers],
         "clip": [getattr(parsed, "swiglu_limit", None)] * len(routers),
@@ -161,12 +164,16 @@ def reference(config: dict[str, Any]) -> Numbers:
     }
 
 
-def _their_attention(config: Any, attention: Any) -> tuple[Any, ...]:
+def _their_attention(config: Any, layer: Any) -> tuple[Any, ...]:
+    if hasattr(layer, "linear_attn"):
+        a = layer.linear_attn
+        return a.num_k_heads, a.num_v_heads, a.head_k_dim, a.head_v_dim, a.conv_kernel_size
+    attention = layer.self_attn
     if config.model_type == "deepseek_v4":
         compressor = attention.compressor
         ratio, indexer = (compressor and compressor.compress_rate), getattr(compressor, "indexer", None)
         return attention.num_heads, attention.head_dim, attention.sliding_window, ratio, indexer and indexer.index_topk
-    if config.model_type in ("deepseek_v2", "deepseek_v3"):
+    if config.model_type in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"):
         a = attention
         nope, rope, scale = a.qk_nope_head_dim, a.qk_rope_head_dim, round(a.scaling, 9)
         return a.num_heads, a.q_lora_rank, a.kv_lora_rank, nope, rope, a.v_head_dim, scale
@@ -185,6 +192,11 @@ def _their_router(config: Any, router: Any) -> tuple[Any, ...]:
             grouped = router.topk_method == "group_limited_greedy"
             groups = (router.num_group, router.topk_group) if grouped else (1, 1)
             return "softmax", *groups, False, router.routed_scaling_factor
+        case "gpt_oss" | "qwen3_5_moe" | "qwen3_5_moe_text":
+            return "softmax", 1, 1, True, 1.0
+        case "glm4_moe_lite":
+            scale = config.routed_scaling_factor
+            return "sigmoid", config.n_group, config.topk_group, config.norm_topk_prob, scale
         case "deepseek_v3":
             return "sigmoid", router.num_group, router.topk_group, router.norm_topk_prob, router.routed_scaling_factor
         case "deepseek_v4":

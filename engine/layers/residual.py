@@ -6,14 +6,16 @@ and collapses the state for the head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from numoe.engine import ops
-from numoe.engine.ops import Floats
-from numoe.engine.spec import HyperConnections
-from numoe.engine.weights import Weights
+from numoe.engine.layers import ops
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
 
 
 class Mixer(Protocol):
@@ -28,8 +30,88 @@ class Mixer(Protocol):
         ...
 
 
-class Plain:
+class Residual(Protocol):
+    """A model's residual stream, as data."""
+
+    @property
+    def streams(self) -> int:
+        """How many rows of D channels a token's state has."""
+        ...
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        """The weights of a block's connection."""
+        ...
+
+    def head_tensors(self, hidden: int) -> dict[str, Tensor]:
+        """Those of the last collapse."""
+        ...
+
+    def connect(self, weights: Weights, norm_eps: float) -> Mixer: ...
+
+    def open(self, x: Floats) -> Floats:
+        """The state of token embeddings (T, D)."""
+        ...
+
+    def collapse(self, weights: Weights, norm_eps: float) -> Callable[[Floats], Floats]:
+        """What makes (T, D) of a state, before the final norm."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainResidual:
     """state (T, D): x + block(x)."""
+
+    streams = 1
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        return {}
+
+    def head_tensors(self, hidden: int) -> dict[str, Tensor]:
+        return {}
+
+    def connect(self, weights: Weights, norm_eps: float) -> Mixer:
+        return Plain()
+
+    def open(self, x: Floats) -> Floats:
+        return x
+
+    def collapse(self, weights: Weights, norm_eps: float) -> Callable[[Floats], Floats]:
+        return lambda state: state
+
+
+@dataclass(frozen=True)
+class HyperConnections:
+    """mHC (DeepSeek-V4): `streams` residual streams, mixed by a doubly stochastic matrix around every block."""
+
+    streams: int
+    sinkhorn_iterations: int
+    eps: float
+
+    def _mixer(self, outputs: int, scales: int, hidden: int) -> dict[str, Tensor]:
+        return {
+            "fn": Tensor((outputs, self.streams * hidden), "residual mixing", "array"),
+            "base": Tensor((outputs,), "residual mixing", "array"),
+            "scale": Tensor((scales,), "residual mixing", "array"),
+        }
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        return self._mixer((2 + self.streams) * self.streams, 3, hidden)
+
+    def head_tensors(self, hidden: int) -> dict[str, Tensor]:
+        return self._mixer(self.streams, 1, hidden)
+
+    def connect(self, weights: Weights, norm_eps: float) -> Mixer:
+        return Hyper(self, weights, norm_eps)
+
+    def open(self, x: Floats) -> Floats:
+        return np.repeat(x[:, None], self.streams, axis=1)  # (T, N, D)
+
+    def collapse(self, weights: Weights, norm_eps: float) -> Callable[[Floats], Floats]:
+        return HyperHead(self, weights, norm_eps)
+
+
+class Plain:
+    """x + block(x), in x's memory."""
 
     def enter(self, state: Floats) -> tuple[Floats, None]:
         return state, None

@@ -16,19 +16,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
-import numpy as np
-
-from numoe.engine.weights import Place
+from numoe.engine.places import Place
 from numoe.quant.checkpoint import Checkpoint
 from numoe.quant.columns import can_lay_out, laid_out, widened
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
-from numoe.quant.memory import ALIGNMENT, lasting, settled, unshared
+from numoe.quant.memory import ALIGNMENT, lasting, unshared
 from numoe.quant.qtensor import QTensor
+from numoe.quant.resident import apart, settled
 
 Key = tuple[int, int]
 """(layer, expert)."""
@@ -480,30 +479,12 @@ class ExpertStore:
             return used
         if self.budget == self.total_bytes:
             return {part: settled(matrix) for part, matrix in used.items()}
-        return _apart(used)
+        return apart(used)
 
 
 def _buffer(nbytes: int, stays: bool) -> UInt8:
     """Uninitialised memory; `stays`: whether it is never written to again."""
     return lasting(nbytes) if stays else unshared(nbytes)
-
-
-def _apart(matrices: dict[str, QTensor]) -> dict[str, QTensor]:
-    """The same in memory that workers do not see: they would keep what is evicted."""
-    arrays = {
-        (part, one.name): values
-        for part, matrix in matrices.items()
-        for one in fields(matrix)  # type: ignore[arg-type]
-        if isinstance(values := getattr(matrix, one.name), np.ndarray)
-    }
-    sizes = [-(-values.nbytes // ALIGNMENT) * ALIGNMENT for values in arrays.values()]
-    memory = unshared(sum(sizes))
-    moved: dict[str, dict[str, np.ndarray]] = {part: {} for part in matrices}
-    for ((part, name), values), start in zip(arrays.items(), itertools.accumulate(sizes, initial=0), strict=False):
-        copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-        np.copyto(copy, values)
-        moved[part][name] = copy
-    return {part: replace(matrix, **moved[part]) for part, matrix in matrices.items()}  # type: ignore[type-var]
 
 
 def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
@@ -535,11 +516,12 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
     decoded = 0
     keeps = False
     for part, parts in extents.items():
-        name, rows = stored[part].name, stored[part].rows or (0, checkpoint.shape(stored[part].name)[-2])
-        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), rows[1] - rows[0])
-        if checkpoint.kept_as_stored(name) and not moved:
+        name = stored[part].name
+        rows = range(*(stored[part].rows or (0, checkpoint.shape(name)[-2])))
+        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), len(rows))
+        if checkpoint.kept_as_stored(name) and not moved and rows.step == 1:
             keeps = True
         else:
-            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name)
+            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name) * rows.step
             decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
     return _Unit(tuple(runs), matrices, used, decoded, keeps)

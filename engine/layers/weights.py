@@ -1,4 +1,4 @@
-"""The weights of a model or of one of its parts by canonical name: where they are stored, and loaded."""
+"""The weights of a model or of one of its parts, by canonical name."""
 
 from __future__ import annotations
 
@@ -9,17 +9,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from numoe.quant.qtensor import QTensor
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a checkpoint stores a weight: what `Checkpoint.matrix` takes."""
-
-    name: str
-    index: int | None = None
-    """Which one of a stack of experts."""
-    rows: tuple[int, int] | None = None
-    """Row range of a fused tensor."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from numoe.quant.errors import InputError
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = None) -> Floats:
@@ -35,12 +36,19 @@ def sigmoid(x: Floats) -> Floats:
     return x
 
 
-def swiglu(gate: Floats, up: Floats, limit: float | None = None) -> Floats:
-    """silu(gate) * up, in gate's memory; `limit` clips gate above and up on both sides (DeepSeek-V4)."""
+def swiglu(gate: Floats, up: Floats, limit: float | None = None, alpha: float = 1.0, shift: float = 0.0) -> Floats:
+    """gate * sigmoid(alpha gate) * (up + shift), in gate's memory; silu(gate) * up where neither is given.
+
+    `limit` clips gate above and up on both sides (DeepSeek-V4, gpt-oss).
+    """
     if limit is not None:
         np.minimum(gate, np.float32(limit), out=gate)
         np.clip(up, np.float32(-limit), np.float32(limit), out=up)
+    if shift:
+        up += np.float32(shift)
     up *= gate
+    if alpha != 1:
+        gate *= np.float32(alpha)
     sigmoid(gate)
     gate *= up
     return gate
@@ -54,12 +62,19 @@ def softmax(x: Floats) -> Floats:
     return x
 
 
+def silu(x: Floats) -> Floats:
+    """x * sigmoid(x), a new array."""
+    out = sigmoid(x.copy())
+    out *= x
+    return out
+
+
 def softplus(x: Floats) -> Floats:
     """log(1 + exp(x)) without overflow."""
     return np.logaddexp(x, np.float32(0))
 
 
-def top_k(scores: Floats, k: int) -> NDArray[np.int64]:
+def top_k(scores: Floats, k: int) -> Ids:
     """Indices of the k largest of each row, (T, n) -> (T, k), ascending by index.
 
     Among equal scores at the border the lowest index is taken, so that the choice never depends on the machine.

@@ -1,0 +1,1 @@
+"""Routed experts: where they are, and who computes them."""

@@ -1,0 +1,69 @@
+"""The bank that computes experts in this process, of matrices that come from memory or from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+
+from numoe.engine.layers.bank import Formula
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.kernels import FEW
+from numoe.quant.qtensor import QTensor
+
+Arrivals = Iterator[list[tuple[int, dict[str, QTensor]]]]
+
+
+class ExpertSource(Protocol):
+    """Who has the matrices of experts, see `ExpertStore`."""
+
+    def stream(self, layer: int, experts: Iterable[int]) -> AbstractContextManager[Arrivals]: ...
+
+    def expects(self, layer: int) -> bool: ...
+
+    def expect(self, layer: int, experts: Iterable[int]) -> None: ...
+
+
+class LocalBank:
+    """An `ExpertBank`. Every chosen expert runs once, on all its tokens, as soon as it is there."""
+
+    def __init__(self, source: ExpertSource):
+        self._source = source
+        self._formulas: dict[int, tuple[Formula, Mapping[str, Floats]]] = {}
+
+    def define(self, layer: int, formula: Formula, biases: Mapping[str, Floats]) -> None:
+        self._formulas[layer] = formula, biases
+
+    def apply(self, layer: int, x: Floats, chosen: Ids, meanwhile: Callable[[], None]) -> Floats:
+        activations = Activations(x)
+        count, k = chosen.shape
+        order = np.argsort(chosen, axis=None, kind="stable")  # (T * K,)
+        experts, firsts = np.unique(chosen.ravel()[order], return_index=True)
+        places = dict(zip(experts.tolist(), np.split(order, firsts[1:]), strict=True))
+        outputs = np.empty((count * k, x.shape[1]), np.float32)
+        formula, biases = self._formulas[layer]
+        with self._source.stream(layer, places) as arriving:
+            meanwhile()
+            for batch in arriving:
+                # Few tokens leave an expert little work: all that are there share the threads then.
+                for part in [batch] if count <= FEW else [[one] for one in batch]:
+                    blocks = [
+                        (
+                            Weights(matrices, {name: bias[expert] for name, bias in biases.items()}),
+                            activations.take(places[expert] // k),
+                        )
+                        for expert, matrices in part
+                    ]
+                    for (expert, _), out in zip(part, formula(blocks), strict=True):
+                        outputs[places[expert]] = out
+        return outputs
+
+    def wants(self, layer: int) -> bool:
+        return self._source.expects(layer)
+
+    def prefetch(self, layer: int, chosen: Ids) -> None:
+        self._source.expect(layer, np.unique(chosen).tolist())

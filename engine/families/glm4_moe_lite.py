@@ -1,0 +1,34 @@
+"""GLM-4.7-Flash: DeepSeek-V3's layers, with all experts in one group."""
+
+from __future__ import annotations
+
+from numoe.engine.config import Config
+from numoe.engine.families import common, deepseek_v3
+from numoe.engine.families.names import Family
+from numoe.engine.layers.spec import ModelSpec
+
+DEFAULTS = deepseek_v3.DEFAULTS | {
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 202752,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 768,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 4,
+    "num_nextn_predict_layers": 0,
+    "routed_scaling_factor": 1.8,
+}
+
+
+def read(config: Config) -> ModelSpec:
+    attention = deepseek_v3.latent_attention(config, interleaved=config.flag("rope_interleave"))
+    kinds = config.kinds("mlp_layer_types", common.layer_count(config), ("dense", "sparse"))
+    sparse = None if kinds is None else [kind == "sparse" for kind in kinds]
+    experts = config.size("n_routed_experts", also="num_local_experts")
+    return deepseek_v3.latent_model(config, attention, experts, deepseek_v3.sigmoid(config), sparse)
+
+
+FAMILY = Family(("glm4_moe_lite",), read, deepseek_v3.NAMES, DEFAULTS, common.IGNORED)

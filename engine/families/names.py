@@ -1,0 +1,113 @@
+"""Where checkpoints keep the tensors of a family, and what a family is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from numoe.engine.config import Config
+from numoe.engine.layers.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint keeps a tensor: a name with {layer} and {expert} filled in.
+
+    `stacked`: the experts of a layer are one tensor, this expert its slice along the first axis.
+    `fused`: the stored tensor holds the rows of these matrices (of arrays: the last axis) one after another, itself
+    among them, or with `alternating` in turn; their canonical names differ from its own in the last word.
+    `made`: what makes the array of what is stored.
+    """
+
+    name: str
+    stacked: bool = False
+    fused: tuple[str, ...] = ()
+    alternating: bool = False
+    made: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+
+
+Names = Mapping[str, tuple[Source, ...]]
+"""Canonical name with {layer}/{expert} -> the places it may be stored at, tried in order."""
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How GGUF files tell models of a family.
+
+    `architecture`: their general.architecture.
+    `keys`: key below it -> config.json key, beside those that all architectures have.
+    `given`: config.json keys that every such file means and none says.
+    `mark`: the key by which they are told from another family's of the same architecture.
+    `interleaved`: converters reorder the rows of queries and keys so that rotated channels are neighbours.
+    """
+
+    architecture: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    mark: str | None = None
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: a pure function from config.json to a ModelSpec, and its tensors' names.
+
+    `model_types`: what config.json calls it; a model of several parts has its decoder's config in `text_config`.
+    `defaults`: what keys that a config.json leaves out stand for, as in transformers.
+    `ignored`: regular expressions of stored tensors that the decoder does not need (drafting heads, tables
+    that are recomputed). Any other tensor without a place in the spec is refused when loading.
+    `gguf`: None where GGUF files of it are not read.
+    """
+
+    model_types: tuple[str, ...]
+    reader: Callable[[Config], ModelSpec]
+    names: Names
+    defaults: Mapping[str, Any]
+    ignored: tuple[str, ...] = ()
+    gguf: Gguf | None = None
+
+    def spec(
+        self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
+    ) -> ModelSpec:
+        """What a config.json describes.
+
+        Args:
+            where, spelt: what errors call the file and a key.
+
+        Raises:
+            InputError: a key is missing, of a wrong type, or says what is not computed.
+        """
+        return self.reader(self.config(values, where, spelt))
+
+    def config(
+        self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
+    ) -> Config:
+        """The config of the decoder. Raises InputError when two parts of it disagree."""
+        whole = Config(values, {}, where, spelt)
+        text = whole.table("text_config")
+        if not text:
+            return Config(values, self.defaults, where, spelt)
+        ties = [part["tie_word_embeddings"] for part in (values, text) if part.get("tie_word_embeddings") is not None]
+        if len({repr(tie) for tie in ties}) > 1:
+            raise whole.refusal("tie_word_embeddings", "is not what text_config says; keep one of the two")
+        merged = text | {"model_type": values.get("model_type")} | ({"tie_word_embeddings": ties[0]} if ties else {})
+        return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
+
+    def sources(self, canonical: str) -> Iterator[tuple[Source, int | None]]:
+        """The places where a tensor may be, names filled in, with the expert's index if it is one's.
+
+        The last one is its canonical name: what a conversion calls parts of stacked or fused tensors.
+        """
+        parts = canonical.split(".")
+        layer = expert = None
+        for i in range(len(parts) - 1):
+            if parts[i] == "layers":
+                layer, parts[i + 1] = int(parts[i + 1]), "{layer}"
+            elif parts[i] == "experts" and parts[i + 1].isdecimal():
+                expert, parts[i + 1] = int(parts[i + 1]), "{expert}"
+        for source in self.names[".".join(parts)]:
+            yield replace(source, name=source.name.format(layer=layer, expert=expert)), expert
+        yield Source(f"{canonical}.weight"), expert

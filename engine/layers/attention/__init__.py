@@ -1,0 +1,1 @@
+"""Attention: softmax over rows that are kept of earlier tokens, one file a kind."""

@@ -1,0 +1,188 @@
+"""DeepSeek-V4's attention: a window of tokens, and beyond it entries compressed from whole windows.
+
+One key/value head serves all query heads, and a row is key and value at once. Three kinds differ in what stands
+beyond the window: nothing (sliding), every compressed entry (HCA), or those an indexer picks (CSA).
+Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2; checked against transformers' deepseek_v4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.attention.indexer import Compressor, Indexer, LightningIndexer, WindowCompressor
+from numoe.engine.layers.attention.softmax import Part, attend, first_visible, hidden_keys, query_blocks
+from numoe.engine.layers.block import Compute, Kind, Shared, angles
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.state import KeptRows, Rows
+from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.tensor import Tensor, prefixed
+from numoe.engine.layers.weights import Weights
+from numoe.quant import workers
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class CompressedAttention(Kind):
+    """One shared key/value head over a window of tokens and over compressed entries.
+
+    The output goes through `out_groups` separate projections.
+    """
+
+    heads: int
+    head_dim: int
+    q_rank: int
+    window: int
+    out_groups: int
+    out_rank: int
+    rope: Rope
+    compressor: Compressor | None = None
+    indexer: Indexer | None = None
+
+    @property
+    def label(self) -> str:
+        return "sliding" if not self.compressor else "CSA" if self.indexer else "HCA"
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        q = self.heads * self.head_dim
+        grouped = self.out_groups * self.out_rank
+        table = {
+            "q_a": Tensor((self.q_rank, hidden), "attention"),
+            "q_norm": Tensor((self.q_rank,), "norms", "array"),
+            "q_b": Tensor((q, self.q_rank), "attention"),
+            "kv": Tensor((self.head_dim, hidden), "attention"),
+            "kv_norm": Tensor((self.head_dim,), "norms", "array"),
+            "sink": Tensor((self.heads,), "attention", "array"),
+            "o_a": Tensor((grouped, q // self.out_groups), "attention"),
+            "o_b": Tensor((hidden, grouped), "attention"),
+        }
+        if self.compressor:
+            table |= prefixed("compressor.", self.compressor.tensors(hidden, "compressor"))
+        if self.indexer:
+            table |= prefixed("indexer.", self.indexer.tensors(hidden, self.q_rank))
+        return table
+
+    def state(self) -> Mapping[str, Rows]:
+        table = {"window": Rows(1, self.head_dim, self.window)}
+        if self.compressor:
+            table |= prefixed("compressor.", self.compressor.state())
+        if self.indexer:
+            table |= prefixed("indexer.", self.indexer.compressor.state())
+        return table
+
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        return Compressed(self, weights, shared)
+
+
+class Compressed:
+    """One layer's attention of any of the three kinds."""
+
+    def __init__(self, spec: CompressedAttention, weights: Weights, shared: Shared):
+        self.spec = spec
+        self.w = weights
+        self.norm_eps = shared.norm_eps
+        self.rotation = shared.rotation(spec.rope)
+        self.states = shared.states()
+        self.o_a = weights.matrices["o_a"].split(spec.out_groups)
+        workers.know(self.o_a)
+        self.sink = weights.arrays["sink"][None, None]  # (1, 1, H)
+        self.compress = self.indexer = None
+        if spec.compressor:
+            self.compress = WindowCompressor(spec.compressor, spec.rope, weights.below("compressor."), shared)
+        if spec.indexer:
+            self.indexer = LightningIndexer(spec.indexer, spec.rope, weights.below("indexer."), shared)
+
+    def __call__(self, x: Floats, step: Step) -> Floats:
+        """(T, D) -> (T, D)."""
+        spec, count, m = self.spec, len(x), self.w.matrices
+        turned = angles(self.rotation, step)
+        given = Activations(x)
+        latent, row = matmul_all([(m["q_a"], given, None), (m["kv"], given, None)])  # (T, rank), (T, C)
+        ops.rms_norm(latent, self.w.arrays["q_norm"], self.norm_eps, out=latent)
+        q_latent = Activations(latent)
+        q = m["q_b"].matmul(q_latent).reshape(count, spec.heads, spec.head_dim)
+        ops.rms_norm(q, None, self.norm_eps, out=q)
+        self.rotation.apply(q, turned)
+        ops.rms_norm(row, self.w.arrays["kv_norm"], self.norm_eps, out=row)
+        self.rotation.apply(row[:, None], turned)
+        entries = self.compress.project(given) if self.compress else None
+        keys = self.indexer.compress.project(given) if self.indexer else None
+        index = self.indexer.queries(given, q_latent, step) if self.indexer else None
+
+        out = np.empty_like(q)
+        for segment in step.segments:
+            own, states = segment.rows, self.states(segment)
+            states["window"].write(row[None, own], segment.start)
+            if self.compress and entries is not None:
+                self.compress.take_in(entries[own], states, "compressor.", segment, step)
+            if self.indexer and keys is not None:
+                self.indexer.compress.take_in(keys[own], states, "indexer.", segment, step)
+            asked = None if index is None else (index[0][own], index[1][own])
+            self._attend(q[own], states, segment, asked, out[own])
+        # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.
+        self.rotation.apply(out, turned.inverse())
+        return self._project_out(out)
+
+    def _attend(
+        self,
+        q: Floats,
+        states: Mapping[str, KeptRows],
+        segment: Segment,
+        index: tuple[Floats, Floats] | None,
+        out: Floats,
+    ) -> None:
+        """q and out (T, H, C) of one sequence; index: what the indexer asks for its tokens."""
+        spec, count, start = self.spec, segment.count, segment.start
+        for a, b in query_blocks(count, spec.heads, self._most_keys(start + count, count)):
+            parts = [self._window(states, start + a, start + b)]
+            if self.compress and (beyond := self._beyond(states, start, a, b, index)):
+                parts.append(beyond)
+            out[a:b] = attend(q[None, a:b], parts, spec.head_dim**-0.5, self.sink)[0]
+
+    def _project_out(self, out: Floats) -> Floats:
+        """(T, H, C) -> (T, D)."""
+        count = len(out)
+        groups = out.reshape(count, self.spec.out_groups, -1)
+        rank = self.o_a[0].shape[0]
+        mixed = np.empty((count, self.spec.out_groups * rank), np.float32)
+        matmul_all(
+            [
+                (part, Activations(np.ascontiguousarray(groups[:, g])), mixed[:, g * rank : (g + 1) * rank])
+                for g, part in enumerate(self.o_a)
+            ]
+        )
+        return self.w.matrices["o_b"].matmul(mixed)
+
+    def _most_keys(self, position: int, count: int) -> int:
+        """Upper bound on keys or indexer scores a query of this chunk has, for sizing blocks."""
+        keys = min(position, self.spec.window + count)
+        return keys + (position // self.spec.compressor.ratio if self.spec.compressor else 0)
+
+    def _window(self, states: Mapping[str, KeptRows], start: int, stop: int) -> Part:
+        first = first_visible(start, self.spec.window)
+        rows = states["window"].view(first, stop)
+        return rows, rows, hidden_keys(start, stop, first, self.spec.window)
+
+    def _beyond(
+        self, states: Mapping[str, KeptRows], start: int, a: int, b: int, index: tuple[Floats, Floats] | None
+    ) -> Part | None:
+        """The compressed entries that queries a..b of the chunk see; a token sees the windows closed by then."""
+        assert self.spec.compressor
+        ratio = self.spec.compressor.ratio
+        visible = np.arange(start + a + 1, start + b + 1) // ratio  # (T,)
+        most = int(visible[-1])
+        if most == 0:
+            return None
+        rows = states["compressor.rows"].view(0, most)
+        if self.indexer is None or index is None or most <= self.indexer.spec.top_k:
+            hidden = None if visible[0] == most else np.arange(most) >= visible[:, None]
+            return rows, rows, hidden
+        q, weights = index
+        chosen = self.indexer.choose(q[a:b], weights[a:b], states["indexer.rows"].view(0, most)[0], visible)
+        own = rows[0, chosen]  # (T, K, C)
+        return own, own, chosen >= visible[:, None]

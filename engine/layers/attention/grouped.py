@@ -1,0 +1,135 @@
+"""Grouped-query attention (arXiv 2305.13245): q = rope(x Wq), k = rope(x Wk), v = x Wv; softmax(q k^T scale) v Wo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.attention.softmax import attend, first_visible, hidden_keys, query_blocks
+from numoe.engine.layers.block import Compute, Kind, Shared, angles
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.state import KeptRows, Rows
+from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class GroupedQueryAttention(Kind):
+    """H query heads share `kv_heads` key/value heads; with `window`, a token sees only that many positions."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    """None: positions play no part but for the mask."""
+    window: int | None = None
+    head_norm: bool = False
+    """RMS norm over each query and key head, before rope (Qwen3)."""
+    biases: str = ""
+    """Which of the projections q, k, v and o have biases."""
+    sinks: bool = False
+    """A learned score a head that takes part in the softmax and has no value (gpt-oss)."""
+    gate: bool = False
+    """Each head's output is multiplied with the sigmoid of a gate; Wq has a query and a gate a head (Qwen3-Next)."""
+
+    @property
+    def label(self) -> str:
+        return "full" if self.window is None else "sliding"
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        table = {
+            "q": Tensor((2 * q if self.gate else q, hidden), "attention"),
+            "k": Tensor((kv, hidden), "attention"),
+            "v": Tensor((kv, hidden), "attention"),
+            "o": Tensor((hidden, q), "attention"),
+        }
+        if self.head_norm:
+            table |= {name: Tensor((self.head_dim,), "norms", "array") for name in ("q_norm", "k_norm")}
+        table |= {f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array") for name in self.biases}
+        if self.sinks:
+            table["sink"] = Tensor((self.heads,), "attention", "array")
+        return table
+
+    def state(self) -> Mapping[str, Rows]:
+        row = Rows(self.kv_heads, self.head_dim, self.window)
+        return {"k": row, "v": row}
+
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        return GroupedQuery(self, weights, shared)
+
+
+class GroupedQuery:
+    """One layer's grouped-query attention."""
+
+    def __init__(self, spec: GroupedQueryAttention, weights: Weights, shared: Shared):
+        self.spec = spec
+        self.w = weights
+        self.norm_eps = shared.norm_eps
+        self.states = shared.states()
+        self.rotation = shared.rotation(spec.rope) if spec.rope else None
+        self.sink = weights.arrays["sink"].reshape(spec.kv_heads, 1, -1) if spec.sinks else None  # (G, 1, R)
+
+    def __call__(self, x: Floats, step: Step) -> Floats:
+        """(T, D) -> (T, D)."""
+        spec, count = self.spec, len(x)
+        heads, gate = self._project(x)  # (T, H + 2 G, C)
+        q, k, v = np.split(heads, [spec.heads, spec.heads + spec.kv_heads], axis=1)
+        if spec.head_norm:
+            ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
+            ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
+        if self.rotation:
+            self.rotation.apply(heads[:, : spec.heads + spec.kv_heads], angles(self.rotation, step))
+        out = np.empty((count, spec.heads, spec.head_dim), np.float32)
+        for segment in step.segments:
+            own, states = segment.rows, self.states(segment)
+            states["k"].write(k[own].transpose(1, 0, 2), segment.start)
+            states["v"].write(v[own].transpose(1, 0, 2), segment.start)
+            self._attend(q[own], states["k"], states["v"], segment, out[own])
+        if gate is not None:
+            out *= ops.sigmoid(gate)
+        y = self.w.matrices["o"].matmul(out.reshape(count, -1))
+        if "o" in spec.biases:
+            y += self.w.arrays["o_bias"]
+        return y
+
+    def _project(self, x: Floats) -> tuple[Floats, Floats | None]:
+        """Queries, keys and values, (T, H + 2 G, C), and the gates (T, H, C) if there are any."""
+        spec, count = self.spec, len(x)
+        activations = Activations(x)
+        heads = np.empty((count, spec.heads + 2 * spec.kv_heads, spec.head_dim), np.float32)
+        channels = heads.reshape(count, -1)
+        first = spec.heads * spec.head_dim
+        second = first + spec.kv_heads * spec.head_dim
+        parts = {"q": channels[:, :first], "k": channels[:, first:second], "v": channels[:, second:]}
+        if spec.gate:
+            parts["q"] = np.empty((count, 2 * first), np.float32)
+        matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
+        for name, part in parts.items():
+            if name in spec.biases:
+                part += self.w.arrays[f"{name}_bias"]
+        if not spec.gate:
+            return heads, None
+        both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
+        heads[:, : spec.heads] = both[:, :, 0]
+        return heads, np.ascontiguousarray(both[:, :, 1])
+
+    def _attend(self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats) -> None:
+        """q and out (T, H, C) of one sequence."""
+        spec, count, start = self.spec, segment.count, segment.start
+        groups, share = spec.kv_heads, spec.heads // spec.kv_heads
+        grouped = out.reshape(count, groups, share, -1)
+        most = start + count if spec.window is None else min(start + count, spec.window + count)
+        for a, b in query_blocks(count, spec.heads, most):
+            first = first_visible(start + a, spec.window)
+            block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
+            hidden = hidden_keys(start + a, start + b, first, spec.window)
+            part = keys.view(first, start + b), values.view(first, start + b), hidden
+            grouped[a:b] = attend(block, [part], spec.head_dim**-0.5, self.sink).transpose(1, 0, 2, 3)

@@ -1,0 +1,153 @@
+"""What stands beyond the window in DeepSeek-V4's attention: entries compressed from whole windows of tokens, and the
+lightning indexer that picks some of them. Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.attention.softmax import SCORE_BYTES
+from numoe.engine.layers.block import Shared, angles
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.state import KeptRows, Rows
+from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.tensor import Tensor, prefixed
+from numoe.engine.layers.weights import Weights
+from numoe.quant.activations import Activations
+from numoe.quant.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """Each closed window of `ratio` tokens becomes one key/value row of `dim`.
+
+    With `overlap` a row also mixes in the previous window, through a second half of the projections.
+    """
+
+    ratio: int
+    dim: int
+    overlap: bool
+
+    @property
+    def width(self) -> int:
+        """Columns of the kv and gate projections."""
+        return self.dim * (2 if self.overlap else 1)
+
+    def tensors(self, hidden: int, role: str) -> dict[str, Tensor]:
+        return {
+            "ape": Tensor((self.ratio, self.width), role, "array"),
+            "kv": Tensor((self.width, hidden), role),
+            "gate": Tensor((self.width, hidden), role),
+            "norm": Tensor((self.dim,), "norms", "array"),
+        }
+
+    def state(self) -> dict[str, Rows]:
+        """`rows`: the compressed entries; `open`: kv and gate of the tokens that a coming entry still needs."""
+        return {
+            "rows": Rows(1, self.dim, stride=self.ratio),
+            "open": Rows(1, 2 * self.width, self.ratio * (2 if self.overlap else 1)),
+        }
+
+
+class WindowCompressor:
+    """Closed windows of tokens -> rows: sum_j softmax_j(gate_j + ape_j) kv_j per channel, normed, rotated."""
+
+    def __init__(self, spec: Compressor, rope: Rope, weights: Weights, shared: Shared):
+        self.spec = spec
+        self.w = weights
+        self.rotation = shared.rotation(rope)
+        self.norm_eps = shared.norm_eps
+
+    def project(self, x: Activations) -> Floats:
+        """kv and gate of tokens (T, D): (T, 2 width)."""
+        width = self.spec.width
+        both = np.empty((len(x), 2 * width), np.float32)
+        matmul_all([(self.w.matrices["kv"], x, both[:, :width]), (self.w.matrices["gate"], x, both[:, width:])])
+        return both
+
+    def take_in(self, both: Floats, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
+        """Keep what `project` gave of one sequence's tokens, and the rows of the windows that they close."""
+        spec, start = self.spec, segment.start
+        open_rows = states[f"{prefix}open"]
+        open_rows.write(both[None], start)
+        first, last = start // spec.ratio, (start + segment.count) // spec.ratio
+        if first == last:
+            return
+        # The slots of a window: with overlap, the previous window's first halves come before its second halves.
+        tokens = open_rows.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio)[0]
+        kv, gate = np.split(tokens.reshape(-1, spec.ratio, 2 * spec.width), 2, axis=-1)  # (windows, ratio, width)
+        gate = gate + self.w.arrays["ape"]
+        if spec.overlap:
+            kv, gate = self._overlapped(kv, 0.0, first), self._overlapped(gate, -np.inf, first)
+        share = np.exp(gate - gate.max(axis=1, keepdims=True))
+        entries = (kv * share).sum(axis=1)
+        entries /= share.sum(axis=1)
+        ops.rms_norm(entries, self.w.arrays["norm"], self.norm_eps, out=entries)
+        turned = step.once(
+            (self.rotation, spec.ratio, first, last),
+            lambda: self.rotation.angles(
+                np.arange(first * spec.ratio, last * spec.ratio, spec.ratio, dtype=np.float32)
+            ),
+        )
+        self.rotation.apply(entries[:, None], turned)
+        states[f"{prefix}rows"].write(entries[None], first)
+
+    def _overlapped(self, halves: Floats, missing: float, first: int) -> Floats:
+        """(windows [one earlier first], ratio, 2 dim) -> (windows, 2 ratio, dim); window 0 has no predecessor."""
+        dim = self.spec.dim
+        if first == 0:
+            none = np.full_like(halves[:1], missing)
+            halves = np.concatenate([none, halves])
+        return np.concatenate([halves[:-1, :, :dim], halves[1:, :, dim:]], axis=1)
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Lightning indexer: scores every compressed entry for a token and keeps the `top_k` best."""
+
+    heads: int
+    top_k: int
+    compressor: Compressor
+
+    def tensors(self, hidden: int, q_rank: int) -> dict[str, Tensor]:
+        table = {
+            "q": Tensor((self.heads * self.compressor.dim, q_rank), "indexer"),
+            "weights": Tensor((self.heads, hidden), "indexer"),
+        }
+        return table | prefixed("compressor.", self.compressor.tensors(hidden, "indexer"))
+
+
+class LightningIndexer:
+    """score(t, w) = sum_h weight_h(x_t) relu(q_h k_w): the best `top_k` entries of each token."""
+
+    def __init__(self, spec: Indexer, rope: Rope, weights: Weights, shared: Shared):
+        self.spec = spec
+        self.w = weights
+        self.rotation = shared.rotation(rope)
+        self.compress = WindowCompressor(spec.compressor, rope, weights.below("compressor."), shared)
+
+    def queries(self, x: Activations, q_latent: Activations, step: Step) -> tuple[Floats, Floats]:
+        """Rotated queries (T, heads, dim) and head weights (T, heads), both factors of the score scaled in."""
+        heads, dim = self.spec.heads, self.spec.compressor.dim
+        q = self.w.matrices["q"].matmul(q_latent).reshape(len(x), heads, dim)
+        self.rotation.apply(q, angles(self.rotation, step))
+        weights = self.w.matrices["weights"].matmul(x)
+        weights *= np.float32(heads**-0.5 * dim**-0.5)
+        return q, weights
+
+    def choose(self, q: Floats, weights: Floats, keys: Floats, visible: Ids) -> Ids:
+        """The chosen entries (T, top_k) of each token, of which token t may see the first visible[t]."""
+        count, heads, _ = q.shape
+        total = np.empty((count, len(keys)), np.float32)  # (T, W)
+        step = max(1, SCORE_BYTES // (4 * count * heads))
+        for a in range(0, len(keys), step):
+            scores = np.matmul(q, keys[a : a + step].T)  # (T, heads, part of W)
+            np.maximum(scores, np.float32(0), out=scores)
+            np.matmul(weights[:, None], scores, out=total[:, None, a : a + step])
+        total[np.arange(len(keys)) >= visible[:, None]] = -np.inf
+        return ops.top_k(total, self.spec.top_k)

@@ -1,0 +1,128 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), computed on the latents.
+
+Every head's keys and values are linear in one latent vector c a token: k_h = [Wk_h c | k_rope], v_h = Wv_h c.
+So q_h k_h = (Wk_h^T q_h) c + q_rope k_rope, and sum_t p_t v_ht = Wv_h sum_t p_t c_t: with the query taken into
+the latent space all heads attend over the same cached rows [c | k_rope], and nothing is ever expanded per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.attention.softmax import attend, hidden_keys, query_blocks
+from numoe.engine.layers.block import Compute, Kind, Shared, angles
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.state import KeptRows, Rows
+from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+from numoe.quant import threads
+from numoe.quant.activations import Activations
+from numoe.quant.memory import scratch
+from numoe.quant.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class MultiHeadLatentAttention(Kind):
+    """Keys and values are expanded from one latent of `kv_rank` a token."""
+
+    heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    value_dim: int
+    rope: Rope
+    scale: float
+    norm_eps: float = 1e-6
+    label = "MLA"
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        q = self.heads * (self.nope_dim + self.rope.dim)
+        if self.q_rank is None:
+            table = {"q": Tensor((q, hidden), "attention")}
+        else:
+            table = {
+                "q_a": Tensor((self.q_rank, hidden), "attention"),
+                "q_norm": Tensor((self.q_rank,), "norms", "array"),
+                "q_b": Tensor((q, self.q_rank), "attention"),
+            }
+        return table | {
+            "kv_a": Tensor((self.kv_rank + self.rope.dim, hidden), "attention"),
+            "kv_norm": Tensor((self.kv_rank,), "norms", "array"),
+            "kv_b": Tensor((self.heads * (self.nope_dim + self.value_dim), self.kv_rank), "attention", "rows"),
+            "o": Tensor((hidden, self.heads * self.value_dim), "attention"),
+        }
+
+    def state(self) -> Mapping[str, Rows]:
+        return {"latent": Rows(1, self.kv_rank + self.rope.dim)}
+
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        return Latent(self, weights, shared)
+
+
+class Latent:
+    """One layer's latent attention."""
+
+    def __init__(self, spec: MultiHeadLatentAttention, weights: Weights, shared: Shared):
+        self.spec = spec
+        self.w = weights
+        self.rotation = shared.rotation(spec.rope)
+        self.states = shared.states()
+
+    def __call__(self, x: Floats, step: Step) -> Floats:
+        """(T, D) -> (T, D)."""
+        spec, count, m = self.spec, len(x), self.w.matrices
+        turned = angles(self.rotation, step)
+        given = Activations(x)
+        q, row = matmul_all([(m["q" if spec.q_rank is None else "q_a"], given, None), (m["kv_a"], given, None)])
+        if spec.q_rank is not None:
+            ops.rms_norm(q, self.w.arrays["q_norm"], spec.norm_eps, out=q)
+            q = m["q_b"].matmul(q)
+        q = self.rotation.apply(q.reshape(count, spec.heads, -1), turned)  # (T, H, nope + rope)
+        latent = row[:, : spec.kv_rank]  # of (T, rank + rope)
+        ops.rms_norm(latent, self.w.arrays["kv_norm"], spec.norm_eps, out=latent)
+        self.rotation.apply(row[:, None], turned)
+
+        query = np.empty((count, spec.heads, spec.kv_rank + spec.rope.dim), np.float32)
+        query[..., spec.kv_rank :] = q[..., spec.nope_dim :]
+        mixed = np.empty((count, spec.heads, spec.kv_rank), np.float32)
+        out = np.empty((count, spec.heads, spec.value_dim), np.float32)
+        heads = range(spec.heads)
+        threads.run([partial(self._into_latents, q[:, h], query[:, h], h) for h in heads])
+        for segment in step.segments:
+            own, states = segment.rows, self.states(segment)
+            states["latent"].write(row[None, own], segment.start)
+            self._attend(query[own], states["latent"], segment, mixed[own])
+        threads.run([partial(self._out_of_latents, mixed[:, h], out[:, h], h) for h in heads])
+        return m["o"].matmul(out.reshape(count, -1))
+
+    def _into_latents(self, q: Floats, query: Floats, head: int) -> None:
+        """Wk_h^T q_h: the first channels of q (T, nope + rope) to those of query (T, rank + rope)."""
+        spec = self.spec
+        np.matmul(q[:, : spec.nope_dim], self._expanding(head, 0, spec.nope_dim), out=query[:, : spec.kv_rank])
+
+    def _out_of_latents(self, mixed: Floats, out: Floats, head: int) -> None:
+        """Wv_h mixed: (T, rank) to out (T, value)."""
+        spec = self.spec
+        np.matmul(mixed, self._expanding(head, spec.nope_dim, spec.nope_dim + spec.value_dim).T, out=out)
+
+    def _expanding(self, head: int, start: int, stop: int) -> Floats:
+        """Rows of Wk_h (up to nope) and Wv_h, made float32 where they are used: all heads' are 67 MB in V3."""
+        each = self.spec.nope_dim + self.spec.value_dim
+        block: Floats = scratch("kv_b", (stop - start, self.spec.kv_rank))
+        self.w.matrices["kv_b"].dequantize_rows(head * each + start, head * each + stop, block)
+        return block
+
+    def _attend(self, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:
+        """query (T, H, rank + rope) and out (T, H, rank) of one sequence."""
+        rank, start = self.spec.kv_rank, segment.start
+        for a, b in query_blocks(segment.count, self.spec.heads, start + segment.count):
+            keys = rows.view(0, start + b)
+            hidden = hidden_keys(start + a, start + b, 0, None)
+            out[a:b] = attend(query[None, a:b], [(keys, keys[..., :rank], hidden)], self.spec.scale)[0]

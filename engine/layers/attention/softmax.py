@@ -1,0 +1,132 @@
+"""softmax(q K^T) V over rows that are kept of earlier tokens, in bounded memory.
+
+Shapes: T queries, S keys, G key/value heads, R query heads on each (H = G R), C channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.ops import Floats
+
+SCORE_BYTES = 32 << 20
+"""Bound on the scores held at once: queries, and where one has more keys than that, keys are taken in blocks."""
+
+Part = tuple[Floats, Floats, NDArray[np.bool_] | None]
+"""Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
+
+
+def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int]]:
+    """Ranges of queries whose scores over `keys` keys stay below SCORE_BYTES, of one query at least."""
+    step = max(1, SCORE_BYTES // (4 * heads * max(keys, 1)))
+    for start in range(0, queries, step):
+        yield start, min(start + step, queries)
+
+
+def first_visible(start: int, window: int | None) -> int:
+    """Position of the first key that queries from `start` on see."""
+    return 0 if window is None else max(0, start - window + 1)
+
+
+def hidden_keys(start: int, stop: int, first: int, window: int | None) -> NDArray[np.bool_] | None:
+    """(T, S) True where the query at start + t must not see the key at first + s; None if all are seen."""
+    if stop - start == 1:
+        return None
+    query, key = np.arange(start, stop)[:, None], np.arange(first, stop)[None]
+    hidden = key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return hidden
+
+
+def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = None) -> Floats:
+    """softmax(q K^T scale) V over the keys of all parts together.
+
+    q is (G, T, R, C), the result (G, T, R, Cv). `sink` (G, 1, R) adds a key of that score and no value.
+    With one key/value head a part may give each query its own keys.
+    """
+    keys = sum(keys.shape[1] for keys, _, _ in parts)
+    q = q * np.float32(scale)
+    if 4 * prod(q.shape[:3]) * keys <= SCORE_BYTES:
+        return _attend_at_once(q, parts, sink)
+    return _attend_in_turn(q, parts, sink)
+
+
+def _attend_at_once(q: Floats, parts: list[Part], sink: Floats | None) -> Floats:
+    spans = list(pairwise(accumulate((keys.shape[1] for keys, _, _ in parts), initial=0)))
+    scores = np.empty((*q.shape[:3], spans[-1][1]), np.float32)  # (G, T, R, S)
+    for part, (a, b) in zip(parts, spans, strict=True):
+        _score(q, part, scores[..., a:b])
+    if sink is None:
+        ops.softmax(scores)
+    else:
+        top = np.maximum(scores.max(axis=-1), sink)  # (G, T, R)
+        scores -= top[..., None]
+        np.exp(scores, out=scores)
+        scores /= (scores.sum(axis=-1) + np.exp(sink - top))[..., None]
+    out: Floats | None = None
+    for (_, values, _), (a, b) in zip(parts, spans, strict=True):
+        mixed = _mix(scores[..., a:b], values)
+        out = mixed if out is None else np.add(out, mixed, out=out)
+    assert out is not None
+    return out
+
+
+def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats:
+    """The same block of keys after block: sums relative to the highest score so far (arXiv 1805.02867)."""
+    shape = q.shape[:3]
+    step = max(1, SCORE_BYTES // (4 * prod(shape)))
+    top = np.full(shape, np.finfo(np.float32).min)  # (G, T, R)
+    total = np.zeros(shape, np.float32)
+    if sink is not None:
+        top = np.maximum(top, sink)
+        total += np.exp(sink - top)
+    out = np.zeros((*shape, parts[0][1].shape[-1]), np.float32)  # (G, T, R, Cv)
+    for keys, values, hidden in parts:
+        for a in range(0, keys.shape[1], step):
+            b = min(a + step, keys.shape[1])
+            scores = np.empty((*shape, b - a), np.float32)
+            _score(q, (keys[:, a:b], values, None if hidden is None else hidden[:, a:b]), scores)
+            higher = np.maximum(top, scores.max(axis=-1))
+            fade = np.exp(top - higher)
+            scores -= higher[..., None]
+            np.exp(scores, out=scores)
+            total *= fade
+            total += scores.sum(axis=-1)
+            out *= fade[..., None]
+            out += _mix(scores, values[:, a:b])
+            top = higher
+    out /= total[..., None]
+    return out
+
+
+def _score(q: Floats, part: Part, out: Floats) -> None:
+    """q K^T of a part, minus infinity where keys are hidden: (G, T, R, S) to `out`."""
+    keys, _, hidden = part
+    if _own(keys, q):
+        np.matmul(q[0], keys.transpose(0, 2, 1), out=out[0])
+    else:
+        groups, count, share, _ = q.shape
+        rows = (groups, count * share, -1)
+        np.matmul(q.reshape(rows), keys.transpose(0, 2, 1), out=out.reshape(rows))
+    if hidden is not None:
+        np.copyto(out, np.float32(-np.inf), where=hidden[None, :, None])
+
+
+def _mix(weights: Floats, values: Floats) -> Floats:
+    """Sums of values (G, S, Cv), weighted by (G, T, R, S): (G, T, R, Cv)."""
+    if _own(values, weights):
+        return np.matmul(weights[0], values)[None]
+    groups, count, share, _ = weights.shape
+    return np.matmul(weights.reshape(groups, count * share, -1), values).reshape(groups, count, share, -1)
+
+
+def _own(keys: Floats, q: Floats) -> bool:
+    """Whether a part's first axis is the queries' rather than the key/value heads' (the same where both are 1)."""
+    return len(keys) != len(q)

@@ -1,0 +1,120 @@
+"""What a layer is made of: blocks in a row, each a kind between its norms, joined to the residual stream.
+
+A kind (an attention, a recurrent mixer, a feed-forward) is one file: its formula, its frozen dataclass, and the methods
+below, which loading, planning, `show` and the decoder all use, so that an estimate cannot drift from the engine.
+
+Letters used in shapes: T tokens, D hidden, H heads, E experts, K chosen experts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numoe.engine.layers.bank import ExpertBank
+from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.rope import Angles, Rope, Rotation
+from numoe.engine.layers.state import StateSpec
+from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.tensor import Tensor, prefixed
+from numoe.engine.layers.weights import Weights
+
+Compute = Callable[[Floats, Step], Floats]
+"""(T, D) of a pass -> (T, D)."""
+
+
+class Kind(ABC):
+    """What stands between two norms, as data."""
+
+    @property
+    def routed(self) -> tuple[int, int]:
+        """Routed experts, and how many of them a token takes."""
+        return 0, 0
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What `show` calls it."""
+
+    @property
+    def details(self) -> str:
+        """What `show` says of it besides, "" for nothing."""
+        return ""
+
+    @abstractmethod
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        """Its weights by name."""
+
+    def state(self) -> Mapping[str, StateSpec]:
+        """What it keeps of a sequence, by name."""
+        return {}
+
+    @abstractmethod
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        """What computes it. Raises InputError when its weights do not go together."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A kind with its norms; canonical names begin with `name`."""
+
+    name: str
+    kind: Kind
+    before: Norm | None = Norm()
+    after: Norm | None = None
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        """Its weights: NAME_norm, NAME_post_norm, and NAME.x for each x of its kind."""
+        table = prefixed(f"{self.name}_norm", self.before.tensors(hidden)) if self.before else {}
+        if self.after:
+            table |= prefixed(f"{self.name}_post_norm", self.after.tensors(hidden))
+        return table | prefixed(f"{self.name}.", self.kind.tensors(hidden))
+
+
+Layer = tuple[Block, ...]
+
+
+class Foreseeing(Protocol):
+    """A mixture, whose input (T, D) is near enough to that of the next one to guess its experts from."""
+
+    guess_next: Callable[[Floats, Step], None] | None
+
+
+@dataclass
+class Shared:
+    """What the kinds of one decoder have in common, and what they tell it while they are built."""
+
+    norm_eps: float
+    bank: ExpertBank | None = None
+    layer: int = 0
+    """Number of the layer that is being built."""
+    block: int = 0
+    """Number of the block that is being built, counted through all layers."""
+    mixture_before: Foreseeing | None = None
+    """The last mixture that was built."""
+    beginnings: list[Callable[[Step], None]] = field(default_factory=list)
+    """Called before a pass."""
+    trace: Callable[[int, int, Ids], None] | None = None
+    """Called with (position of the first token, layer, chosen experts (T, K)) of each sequence by every mixture."""
+    _rotations: dict[Rope, Rotation] = field(default_factory=dict)
+
+    def states(self) -> Callable[[Segment], Mapping[str, Any]]:
+        """What gives the states of the block that is being built, of one sequence."""
+        block = self.block
+
+        def of(segment: Segment) -> Mapping[str, Any]:
+            return segment.blocks[block]
+
+        return of
+
+    def rotation(self, rope: Rope) -> Rotation:
+        """One for all layers of equal `rope`."""
+        return self._rotations.setdefault(rope, Rotation(rope))
+
+
+def angles(rotation: Rotation, step: Step) -> Angles:
+    """Of a pass's positions, computed once for all layers of equal rope."""
+    return step.once(rotation, lambda: rotation.angles(step.positions))

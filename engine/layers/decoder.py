@@ -1,0 +1,94 @@
+"""The assembler: a ModelSpec and its weights become a decoder. There is one, for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.bank import ExpertBank
+from numoe.engine.layers.block import Block, Shared
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.residual import Mixer
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.layers.step import Step, Wanted
+from numoe.engine.layers.weights import Weights
+
+
+class _Built:
+    """One block: state -> state."""
+
+    def __init__(self, block: Block, weights: Weights, mixer: Mixer, shared: Shared):
+        eps = shared.norm_eps
+        self.before = block.before.build(weights, f"{block.name}_norm", eps) if block.before else None
+        self.after = block.after.build(weights, f"{block.name}_post_norm", eps) if block.after else None
+        self.compute = block.kind.build(weights.below(f"{block.name}."), shared)
+        self.mixer = mixer
+
+    def __call__(self, state: Floats, step: Step) -> Floats:
+        x, carried = self.mixer.enter(state)
+        x = self.compute(self.before(x) if self.before else x, step)
+        return self.mixer.leave(state, self.after(x) if self.after else x, carried)
+
+
+class Decoder:
+    """Token ids and caches -> logits.
+
+    bank: the routed experts, of a spec that has them; the other weights are in `weights`.
+    """
+
+    def __init__(self, spec: ModelSpec, weights: Weights, bank: ExpertBank | None = None):
+        self.spec = spec
+        self.embedding = weights.matrices["embed"]
+        self.head = self.embedding if spec.tied else weights.matrices["head"]
+        self.norm = weights.arrays["norm"]
+        self.shared = Shared(spec.norm_eps, bank)
+        self.blocks: list[_Built] = []
+        parts = weights.numbered("layers.", len(spec.layers))
+        for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
+            for block in blocks:
+                self.shared.layer, self.shared.block = number, len(self.blocks)
+                mixer = spec.residual.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
+                self.blocks.append(_Built(block, part, mixer, self.shared))
+        self.collapse: Callable[[Floats], Floats] = spec.residual.collapse(
+            weights.below("head_residual."), spec.norm_eps
+        )
+
+    def cache(self, context: int) -> Cache:
+        """An empty cache for up to `context` tokens, allocated at once."""
+        return Cache([block.kind.state() for block in self.spec.blocks()], context)
+
+    def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats:
+        """Read tokens (T,), at most CHUNK, and give the logits after each, (T, vocab), or only the last's (1, vocab).
+
+        The cache's position moves on when all is computed: an interrupted pass leaves it as it was.
+        """
+        return self.forward_all([(ids, cache)], "last" if last else "all")
+
+    def forward_all(self, parts: list[tuple[Ids, Cache]], wanted: Wanted = "last") -> Floats:
+        """The same for the next tokens of several sequences in one pass, at most CHUNK together.
+
+        Rows of the result are in the order of the parts: one a sequence where only the last tokens' are wanted.
+        """
+        step = Step.of(parts, wanted)
+        assert len(step.ids) <= CHUNK
+        with ExitStack() as passes:
+            for ids, cache in parts:
+                passes.enter_context(cache.step(len(ids)))
+            state = self._states(step)
+        if wanted == "last" and len(step.ids) > len(step.segments):
+            state = state[step.last_rows]
+        x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
+        return x if wanted == "hidden" else self.head.matmul(np.ascontiguousarray(x))
+
+    def _states(self, step: Step) -> Floats:
+        """The residual's state after the last layer, of every token."""
+        state = self.spec.residual.open(self.embedding.rows(step.ids))  # (T, D) or (T, N, D)
+        for begin in self.shared.beginnings:
+            begin(step)
+        for block in self.blocks:
+            state = block(state, step)
+        return state

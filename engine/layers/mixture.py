@@ -1,0 +1,132 @@
+"""Mixture of experts: sum_k weight_k expert_k(x), plus shared experts that every token passes through.
+
+Shapes: T tokens, D hidden, E experts, K chosen a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.block import Compute, Kind, Shared
+from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.router import Router, Routing
+from numoe.engine.layers.step import Step
+from numoe.engine.layers.tensor import Tensor, prefixed
+from numoe.engine.layers.weights import Weights
+
+
+@dataclass(frozen=True)
+class MixtureOfExperts(Kind):
+    """K of E expert SwiGLUs a token, weighted by the router."""
+
+    experts: int
+    top_k: int
+    expert: SwiGLU
+    router: Router
+    shared: SwiGLU | None = None
+    shared_gate: bool = False
+    """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
+
+    @property
+    def routed(self) -> tuple[int, int]:
+        return self.experts, self.top_k
+
+    @property
+    def label(self) -> str:
+        return "hash-routed" if self.router.hash_vocab else "routed"
+
+    @property
+    def details(self) -> str:
+        return f"{self.top_k} of {self.experts} a token" + (", and a shared one" if self.shared else "")
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        table = self.router.tensors(hidden, self.experts, self.top_k)
+        if self.shared:
+            table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
+        if self.shared_gate:
+            table["shared_gate"] = Tensor((1, hidden), "router")
+        for name, tensor in self.expert.tensors(hidden, "experts").items():
+            if tensor.held == "array":  # a bias of all experts lies in one array
+                touched = self.top_k * tensor.size
+                table[f"experts.{name}"] = Tensor(
+                    (self.experts, *tensor.shape), "experts' biases", "array", touched=touched
+                )
+        for e in range(self.experts):
+            for name, tensor in self.expert.tensors(hidden, "experts").items():
+                if tensor.held != "array":
+                    table[f"experts.{e}.{name}"] = replace(
+                        tensor, expert=e, touched=tensor.size if e < self.top_k else 0
+                    )
+        return table
+
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        return Mixture(self, weights, shared)
+
+
+class Mixture:
+    """One layer's mixture."""
+
+    def __init__(self, spec: MixtureOfExperts, weights: Weights, shared: Shared):
+        assert shared.bank is not None
+        self.spec = spec
+        self.route = Routing(spec.router, spec.top_k, weights)
+        self.dense = spec.shared.build(weights.below("shared."), shared) if spec.shared else None
+        self.gate = weights.matrices["shared_gate"] if spec.shared_gate else None
+        self.bank = shared.bank
+        biases = {n.removeprefix("experts."): a for n, a in weights.arrays.items() if n.startswith("experts.")}
+        self.bank.define(shared.layer, partial(feed_forward, spec.expert), biases)
+        self.layer = shared.layer
+        self.shared = shared
+        self.guess_next: Callable[[Floats, Step], None] | None = None
+        if self.route.table is not None:
+            shared.beginnings.append(self._prefetch_by_ids)
+        elif shared.mixture_before is not None:
+            shared.mixture_before.guess_next = self._prefetch_by_guess
+        shared.mixture_before = self
+
+    def __call__(self, x: Floats, step: Step) -> Floats:
+        """(T, D) -> (T, D)."""
+        chosen, weights = self.route(x, step.ids)
+        if self.shared.trace:
+            for segment in step.segments:
+                self.shared.trace(segment.start, self.layer, chosen[segment.rows])
+        always: list[Floats] = []
+
+        def meanwhile() -> None:
+            if self.guess_next:
+                self.guess_next(x, step)
+            if self.dense:
+                always.append(self._always(x, step))
+
+        outputs = self.bank.apply(self.layer, x, chosen, meanwhile)  # (T * K, D)
+        out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
+        for one in always:
+            out += one
+        return out
+
+    def _always(self, x: Floats, step: Step) -> Floats:
+        """What the shared expert gives, (T, D)."""
+        assert self.dense
+        out = self.dense(x, step)
+        if self.gate is not None:
+            out *= ops.sigmoid(self.gate.matmul(x))
+        return out
+
+    def _prefetch_by_guess(self, x: Floats, step: Step) -> None:
+        """Have the experts fetched ahead that these tokens will probably take here.
+
+        `x` (T, D) is the input of the mixture before: what the layers between add to it is small.
+        """
+        if self.bank.wants(self.layer):
+            self.bank.prefetch(self.layer, self.route(x, step.ids)[0])
+
+    def _prefetch_by_ids(self, step: Step) -> None:
+        """The same where a table tells the experts of the tokens' ids alone, before any layer has run."""
+        if self.route.table is not None and self.bank.wants(self.layer):
+            self.bank.prefetch(self.layer, self.route.table[step.ids])

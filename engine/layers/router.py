@@ -1,0 +1,88 @@
+"""Which experts a token goes to, and with which weights. Shapes: T tokens, D hidden, E experts, K chosen a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+
+
+@dataclass(frozen=True)
+class Router:
+    """Chooses K experts a token: scores = score(x W^T), choice by scores + bias, weights from the scores."""
+
+    score: Literal["softmax", "sigmoid", "sqrtsoftplus"]
+    bias: bool = False
+    """A learned correction that takes part in the choice and not in the weights (aux-loss-free balancing)."""
+    hash_vocab: int = 0
+    """Rows of the table that fixes the choice by token id (V4's first layers); 0: the choice is by score."""
+    groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+    """Experts are chosen within the `top_groups` best groups, a group being scored by its best (two) experts."""
+    normalize: bool = True
+    """Divide the chosen weights by their sum. With softmax scores, that is softmax after the choice."""
+    scale: float = 1.0
+    logit_bias: bool = False
+    """A bias of the projection, which takes part in scores, choice and weights alike (gpt-oss)."""
+
+    def tensors(self, hidden: int, experts: int, top_k: int) -> dict[str, Tensor]:
+        table = {"router": Tensor((experts, hidden), "router")}
+        if self.bias:
+            table["router_bias"] = Tensor((experts,), "router", "array")
+        if self.logit_bias:
+            table["router_logit_bias"] = Tensor((experts,), "router", "array")
+        if self.hash_vocab:
+            table["router_table"] = Tensor((self.hash_vocab, top_k), "router", "array", touched=0, below=experts)
+        return table
+
+
+class Routing:
+    """One layer's router."""
+
+    def __init__(self, spec: Router, top_k: int, weights: Weights):
+        self.spec = spec
+        self.top_k = top_k
+        self.matrix = weights.matrices["router"]
+        self.bias = weights.arrays.get("router_bias")
+        self.logit_bias = weights.arrays.get("router_logit_bias")
+        self.table = weights.arrays.get("router_table")
+
+    def __call__(self, x: Floats, ids: Ids) -> tuple[Ids, Floats]:
+        """Chosen experts (T, K) and their weights (T, K) of tokens x (T, D) with these ids."""
+        spec = self.spec
+        scores = self.matrix.matmul(x)  # (T, E)
+        if self.logit_bias is not None:
+            scores += self.logit_bias
+        if spec.score == "softmax":
+            ops.softmax(scores)
+        elif spec.score == "sigmoid":
+            ops.sigmoid(scores)
+        else:
+            scores = np.sqrt(ops.softplus(scores))
+        chosen = self.table[ids] if self.table is not None else self._choose(scores)
+        weights = np.take_along_axis(scores, chosen, axis=1)
+        if spec.normalize:
+            weights /= weights.sum(axis=1, keepdims=True) + np.float32(1e-20)
+        weights *= np.float32(spec.scale)
+        return chosen, weights
+
+    def _choose(self, scores: Floats) -> Ids:
+        spec = self.spec
+        if self.bias is not None:
+            scores = scores + self.bias
+        if spec.groups > 1:
+            grouped = scores.reshape(len(scores), spec.groups, -1)  # (T, groups, E / groups)
+            best = 1 if spec.group_score == "max" else 2
+            strength = np.partition(grouped, -best, axis=-1)[..., -best:].sum(axis=-1)  # (T, groups)
+            masked = np.full_like(grouped, -np.inf)
+            rows, kept = np.arange(len(scores))[:, None], ops.top_k(strength, spec.top_groups)
+            masked[rows, kept] = grouped[rows, kept]
+            scores = masked.reshape(scores.shape)
+        return ops.top_k(scores, self.top_k)

@@ -1,0 +1,336 @@
+"""What layers keep of the tokens read so far.
+
+A kind declares its states by name. Rows are for attention of every kind (full, sliding, latent, compressed): a row a
+token, or a row every so many tokens, of which all are kept or only the latest. A recurrent state is one array that
+every token changes.
+
+The position of a sequence, and which of its two buffers a recurrent state is in, are one value that a pass replaces
+when all is computed (`Cache.step`). What a pass writes before lies behind the position, or in the other buffer: one
+that is interrupted has changed nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from numoe.engine.layers.ops import Floats
+from numoe.quant.memory import unshared
+
+CHUNK = 512
+"""Most tokens that go through the layers at once."""
+SLACK = 64
+"""Tokens that rows of which only the latest are kept can go back by."""
+
+
+@dataclass
+class _Place:
+    """Where a sequence stands: tokens read, and the buffer that recurrent states are in, replaced as one."""
+
+    at: tuple[int, int] = (0, 0)
+
+
+class State(Protocol):
+    """The memory of one state of one sequence."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def reaches(self, position: int) -> bool:
+        """Whether all that a token at `position` needs is still here, though later tokens were read."""
+        ...
+
+    def forget(self) -> None:
+        """What is there of earlier tokens is of no sequence any more."""
+        ...
+
+    def passing(self, position: int) -> tuple[int, Floats] | None:
+        """A copy of what later tokens push out, for `put_back`; None where nothing is pushed out."""
+        ...
+
+    def put_back(self, passed: tuple[int, Floats] | None) -> None: ...
+
+    def needed(self, position: int) -> Floats:
+        """What a token at `position` may need, to be written to a file."""
+        ...
+
+    def prepare(self, position: int) -> None:
+        """Whatever was here is forgotten, and what `needed` gives at a position is to be filled in."""
+        ...
+
+
+class StateSpec(Protocol):
+    """What a kind declares of a state."""
+
+    @property
+    def only_now(self) -> bool:
+        """Whether it can be had at the current position alone."""
+        ...
+
+    def nbytes(self, context: int) -> int:
+        """Bytes for a context of so many tokens; allocated at once when a session starts."""
+        ...
+
+    def make(self, context: int, place: _Place) -> State: ...
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row every `stride` tokens, `groups` x `width` float32."""
+
+    groups: int
+    width: int
+    keep: int | None = None
+    """How many of the latest rows a later token can need; None: all of them."""
+    stride: int = 1
+
+    @property
+    def only_now(self) -> bool:
+        return False
+
+    def capacity(self, context: int) -> int:
+        """Rows of memory for a context of so many tokens."""
+        every = -(-context // self.stride)
+        return every if self.keep is None else min(every, self.keep + SLACK + CHUNK)
+
+    def nbytes(self, context: int) -> int:
+        return 4 * self.groups * self.width * self.capacity(context)
+
+    def make(self, context: int, place: _Place) -> KeptRows:
+        return KeptRows(self, context)
+
+
+class KeptRows:
+    """(groups, rows, width) float32, contiguous in memory and addressed by their absolute index.
+
+    Where only the latest are kept they move to the front of the memory when it is full, so that a view is always a
+    plain slice.
+    """
+
+    def __init__(self, spec: Rows, context: int):
+        self.spec = spec
+        shape = spec.groups, spec.capacity(context), spec.width
+        self._data: Floats = unshared(4 * math.prod(shape)).view(np.float32).reshape(shape)
+        self._first = 0
+        """Absolute index of data[:, 0]."""
+
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes
+
+    def write(self, rows: Floats, start: int) -> None:
+        """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
+        n = rows.shape[1]
+        if start - self._first + n > self._data.shape[1]:
+            assert self.spec.keep is not None, "a session never feeds past its context"
+            kept = min(start - self._first, self.spec.keep + SLACK)
+            self._data[:, :kept] = self.view(start - kept, start).copy()
+            self._first = start - kept
+        at = start - self._first
+        self._data[:, at : at + n] = rows
+
+    def view(self, start: int, stop: int) -> Floats:
+        """Rows start..stop without copying, (groups, n, width)."""
+        return self._data[:, start - self._first : stop - self._first]
+
+    def reaches(self, position: int) -> bool:
+        return self.spec.keep is None or self._first <= max(0, position // self.spec.stride - self.spec.keep)
+
+    def forget(self) -> None:
+        self._first = 0
+
+    def passing(self, position: int) -> tuple[int, Floats] | None:
+        if self.spec.keep is None:
+            return None
+        end = position // self.spec.stride
+        # With the slack, so that one can go back a little from here too.
+        first = max(self._first, end - self.spec.keep - SLACK)
+        return first, self.view(first, end).copy()
+
+    def put_back(self, passed: tuple[int, Floats] | None) -> None:
+        if passed is not None:
+            self._first, rows = passed
+            self._data[:, : rows.shape[1]] = rows
+
+    def needed(self, position: int) -> Floats:
+        end = position // self.spec.stride
+        return self.view(0 if self.spec.keep is None else max(self._first, end - self.spec.keep), end)
+
+    def prepare(self, position: int) -> None:
+        self._first = 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
+
+
+# ----------------------------------------------------------------------------------------- recurrent
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """One float32 array of this shape, zero before the first token, that every token changes."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def only_now(self) -> bool:
+        return True
+
+    def nbytes(self, context: int) -> int:
+        return 2 * 4 * math.prod(self.shape)
+
+    def make(self, context: int, place: _Place) -> RecurrentState:
+        return RecurrentState(self, place)
+
+
+class RecurrentState:
+    """Two buffers: what is, and what a pass makes of it, which counts when the pass has ended."""
+
+    def __init__(self, spec: Recurrent, place: _Place):
+        self.spec = spec
+        self._place = place
+        size = math.prod(spec.shape)
+        self._buffers: Floats = unshared(2 * 4 * size).view(np.float32).reshape(2, *spec.shape)
+        self.forget()
+
+    @property
+    def nbytes(self) -> int:
+        return self._buffers.nbytes
+
+    @property
+    def now(self) -> Floats:
+        """The state before the pass; not to be written to."""
+        values: Floats = self._buffers[self._place.at[1]]
+        return values
+
+    @property
+    def following(self) -> Floats:
+        """Where the pass writes the state after it."""
+        values: Floats = self._buffers[1 - self._place.at[1]]
+        return values
+
+    def reaches(self, position: int) -> bool:
+        return position == self._place.at[0]
+
+    def forget(self) -> None:
+        self._buffers[:] = 0
+
+    def passing(self, position: int) -> tuple[int, Floats] | None:
+        return position, self.now.copy()
+
+    def put_back(self, passed: tuple[int, Floats] | None) -> None:
+        assert passed is not None
+        self._buffers[:] = passed[1]
+
+    def needed(self, position: int) -> Floats:
+        return self.now
+
+    def prepare(self, position: int) -> None:
+        self.forget()
+
+
+# --------------------------------------------------------------------------------------------- cache
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A cache's state at `position`: what later tokens push out; the other rows stay where they are."""
+
+    position: int
+    passed: tuple[tuple[int, Floats] | None, ...]
+
+
+class Cache:
+    """All states of one sequence, at one position; `blocks` has those of each block by name."""
+
+    def __init__(self, specs: Sequence[Mapping[str, StateSpec]], context: int):
+        self.context = context
+        self._place = _Place()
+        self.blocks = [{name: one.make(context, self._place) for name, one in block.items()} for block in specs]
+        self._sets_point = any(one.only_now for block in specs for one in block.values())
+        self._point: Snapshot | None = None
+        self._widest = 0  # tokens of the last pass
+
+    def _states(self) -> Iterator[State]:
+        for block in self.blocks:
+            yield from block.values()
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return self._place.at[0]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(state.nbytes for state in self._states())
+
+    @contextmanager
+    def step(self, count: int) -> Iterator[None]:
+        """A pass over `count` more tokens: they count when it has ended, and not when it raises."""
+        # Where a prompt ends one comes back to most often: the next prompt goes on from there in another way.
+        if self._sets_point and count == 1 and self._widest > 1:
+            self._point = self.snapshot()
+        yield
+        self._widest = count
+        position, buffer = self._place.at
+        self._place.at = position + count, 1 - buffer
+
+    def _reaches(self, position: int) -> bool:
+        return position <= self.position and all(state.reaches(position) for state in self._states())
+
+    def reach(self, position: int) -> int:
+        """The latest position up to `position` that `rewind` can go to; 0 is always one."""
+        if self._reaches(position):
+            return position
+        return self._point.position if self._point and self._point.position <= position else 0
+
+    def rewind(self, position: int) -> None:
+        """Forget everything from `position` on; only where `reach` says so."""
+        if position == 0:
+            self.clear()
+        elif self._reaches(position):
+            self._place.at = position, self._place.at[1]
+        else:
+            assert self._point and self._point.position == position
+            self.restore(self._point)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for state in self._states():
+            state.forget()
+        self._place.at = 0, 0
+        self._point = None
+        self._widest = 0
+
+    def snapshot(self) -> Snapshot:
+        """Copies only what later tokens push out; valid while the kept rows below its position are not rewritten."""
+        return Snapshot(self.position, tuple(state.passing(self.position) for state in self._states()))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Back to a snapshot's state."""
+        for state, passed in zip(self._states(), snapshot.passed, strict=True):
+            state.put_back(passed)
+        self._place.at = snapshot.position, self._place.at[1]
+        if self._point and self._point.position > snapshot.position:
+            self._point = None  # what follows is read anew, below it
+
+    def arrays(self) -> dict[str, Floats]:
+        """Of every state by name what a next token may need, to be written to a file."""
+        return {
+            f"{i}.{name}": state.needed(self.position)
+            for i, block in enumerate(self.blocks)
+            for name, state in block.items()
+        }
+
+    def prepare(self, position: int) -> dict[str, Floats]:
+        """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
+        self.clear()
+        for state in self._states():
+            state.prepare(position)
+        self._place.at = position, 0
+        return self.arrays()

@@ -1,0 +1,78 @@
+"""One pass through the layers, of one sequence or of several together.
+
+Attention and recurrent states are of a sequence each, so their kinds go from segment to segment; every other product
+takes the rows of all sequences at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.state import Cache, State
+
+Wanted = Literal["last", "all", "hidden"]
+"""What a pass gives: logits after the last token of each sequence, after every token, or every token's last state."""
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens of one sequence in a pass: rows first..stop of it, from position `start` of the sequence on."""
+
+    first: int
+    stop: int
+    start: int
+    blocks: Sequence[Mapping[str, State]]
+    """The sequence's states, those of each block by name."""
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.stop)
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.first
+
+
+class Step:
+    """Token ids (T,) of all segments, one after the other."""
+
+    def __init__(self, ids: Ids, segments: Sequence[Segment], wanted: Wanted = "last"):
+        self.ids = ids
+        self.segments = segments
+        self.wanted = wanted
+        self._made: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Ids, Cache]], wanted: Wanted = "last") -> Step:
+        """The next tokens (T,) of each sequence."""
+        segments, first = [], 0
+        for ids, cache in parts:
+            segments.append(Segment(first, first + len(ids), cache.position, cache.blocks))
+            first += len(ids)
+        return cls(parts[0][0] if len(parts) == 1 else np.concatenate([ids for ids, _ in parts]), segments, wanted)
+
+    @cached_property
+    def positions(self) -> Floats:
+        """Of each token in its sequence, (T,)."""
+        spans = [np.arange(s.start, s.start + s.count, dtype=np.float32) for s in self.segments]
+        return spans[0] if len(spans) == 1 else np.concatenate(spans)
+
+    @cached_property
+    def last_rows(self) -> list[int]:
+        """The row of each sequence's last token."""
+        return [segment.stop - 1 for segment in self.segments]
+
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, made once in a pass for all layers that ask with this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: _Made = self._made[key]
+        return made

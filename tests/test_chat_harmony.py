@@ -1,0 +1,101 @@
+"""gpt-oss's answers, which come as messages of channels."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import tiny_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import write_checkpoint
+
+from numoe.engine import load
+from numoe.engine.chat import HarmonyChat, chat_format
+from numoe.engine.chat_harmony import MARKERS, TAGS, HarmonySplitter
+from numoe.engine.conversation import Chat, Conversation, Settings, Turn
+from numoe.engine.tokenizer import load_tokenizer
+from numoe.quant.errors import InputError
+
+CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}'
+COMPLETIONS = [
+    ("<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>Paris.", "why", "Paris."),
+    ("<|channel|>final<|message|>at once", "", "at once"),
+    ("goes on", "", "goes on"),
+    ("<|channel|>analysis<|message|>cut", "cut", ""),
+    ("<|channel|>analysis<|message|>a<|channel|>final<|message|>b < c <|d", "a", "b < c <|d"),
+    ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b", "a\n\nb", ""),
+    ("<|channel|>commentary<|message|>First.<|end|><|start|>assistant<|channel|>final<|message|>Then.", "",
+     "First.\n\nThen."),
+    ("<|start|>assistant<|channel|>final<|message|>told<|return|>", "", "told"),
+    ("<|channel|>final", "", ""),
+    ("<|chan", "", "<|chan"),
+]  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}{# <|channel|>final<|return|><|call|> #}"
+)
+
+
+@given(st.sampled_from(COMPLETIONS), st.lists(st.integers(1, 9)))
+def test_the_messages_of_an_answer_are_told_apart_however_it_is_cut(
+    case: tuple[str, str, str], sizes: list[int]
+) -> None:
+    completion, thinking, answer = case
+    splitter, told, at = HarmonySplitter(False), {"thinking": "", "text": ""}, 0
+    for size in [*sizes, len(completion)]:
+        for kind, text in splitter.push(completion[at : at + size]):
+            assert not any(marker in text for marker in MARKERS)
+            told[kind] += text
+        at += size
+    for kind, text in splitter.flush():
+        told[kind] += text
+    assert told == {"thinking": thinking, "text": answer}
+
+
+def test_calls_of_tools_are_read() -> None:
+    chat = HarmonyChat(TEMPLATE, {})
+    parsed = chat.parse(f"<|channel|>analysis<|message|>x<|end|><|start|>assistant{CALL}<|call|>", thinking=False)
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    assert parsed == {"content": "", "reasoning_content": "x", "tool_calls": [call]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A random gpt-oss whose vocabulary has the markers in place of some of its characters."""
+    write_checkpoint("gpt_oss_a", tmp_path)
+    tiny_tokenizer(tmp_path, 80)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    names = {80 - len(MARKERS) + n: marker for n, marker in enumerate(sorted(MARKERS))}
+    vocabulary = spec["model"]["vocab"]
+    spec["model"]["vocab"] = {text: i for text, i in vocabulary.items() if i not in names}
+    flags = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    spec["added_tokens"] += [{"id": i, "content": text, "special": True, **flags} for i, text in names.items()]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path
+
+
+def test_the_end_of_a_message_is_not_that_of_the_answer(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    assert {tokenizer.token(i) for i in tokenizer.eos_ids} == {"<|return|>", "<|call|>"}
+    chat = chat_format("gpt_oss", tokenizer)
+    assert isinstance(chat, HarmonyChat) and chat.tags == TAGS
+
+
+def test_a_conversation_shows_the_answer_alone(folder: Path) -> None:
+    model = load(folder)
+    conversation = Conversation(model, Chat("", Settings(max_tokens=32)))
+    answer = conversation.ask("hi")
+    answer.generation.force("<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>ok")
+    shown = list(answer)
+    assert "".join(text for kind, text in shown if kind == "text") == "ok"
+    assert answer.turn == Turn("hi", "so", "ok", "length")
+    again = conversation.more()
+    read = model.tokenizer.decode(conversation.session.tokens + list(again.generation.prompt))
+    assert read.endswith("<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>ok")
+
+
+def test_reasoning_before_a_form_is_refused(folder: Path) -> None:
+    conversation = Conversation(load(folder), Chat("", Settings(think=True)))
+    with pytest.raises(InputError, match="cannot reason before an answer of a given form"):
+        conversation.ask("hi", grammar='start: "a"')
