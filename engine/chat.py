@@ -131,9 +131,9 @@ def _rendered(
         prompt = chat.render(shaped, thinking=thinking)
         if asked is None:
             return shaped, prompt
-        word = next(word for n in count() if (word := f"question{n}") not in prompt)
+        word = next(word for n in count() if (word := f"question{n}") not in prompt.lower())
         probe = [{**message, "content": shape(word)} if n == asked else message for n, message in enumerate(shaped)]
-        if word in chat.render(probe, thinking=thinking):
+        if word in chat.render(probe, thinking=thinking).lower():  # some templates write in capitals
             return shaped, prompt
     raise InputError(
         "The model's chat template leaves out the question, so the model has no chat template that numoe can use; "

@@ -20,7 +20,7 @@ _MESSAGE_ENDS = ({"<|return|>", "<|call|>"}, {"<|calls|>"})  # beside these <|en
 
 # A condition of a template, or a marker behind a message's content: a string joined on, or text behind an expression.
 _PARTS = re.compile(
-    r"""\{%-?\s*(?:if|elif|else)\b(?P<condition>[^%]*)%\}"""
+    r"""\{%-?\s*(?P<word>if|elif|else|endif)\b(?P<condition>(?:[^%]|%(?!\}))*)%\}"""
     r"""|\bcontent\b['"\])]*(?:\s*\|\s*trim)?\s*(?:[+~]\s*['"]|-?\}\}\s*(?:\{\{-?\s*['"])?)"""
     r"""(?P<marker><[^<>\s'"]+>|\[[^\[\]\s'"]+\])"""
 )
@@ -45,11 +45,25 @@ def turn_ends(template: str | None, spelled: Iterable[str], control: AbstractSet
 
 
 def _behind_answers(template: str) -> Iterator[str]:
-    """The markers behind content that may be an assistant's, by the last condition on roles before it."""
+    """The markers behind content that may be an assistant's, by the conditions on roles around it."""
     is_answer = True
+    around: list[tuple[bool, bool, bool]] = []  # of each condition: the answer before it, whether of roles, had one
     for part in _PARTS.finditer(template):
-        condition, marker = part["condition"], part["marker"]
-        if marker is None:
-            is_answer = ("assistant" in condition or "model" in condition) if "role" in condition else is_answer
-        elif is_answer:
-            yield marker
+        word, condition = part["word"], part["condition"]
+        if word is None:
+            if is_answer:
+                yield part["marker"]
+            continue
+        if word == "if":
+            around.append((is_answer, False, False))
+        if not around:  # the condition began in what is no Jinja
+            continue
+        before, of_roles, had_one = around[-1]
+        if word == "endif":
+            is_answer = before
+            around.pop()
+        elif "role" in condition:
+            is_answer = "assistant" in condition or "model" in condition
+            around[-1] = before, True, had_one or is_answer
+        elif word != "if" and of_roles:  # the roles that no branch has named
+            is_answer = before and not had_one

@@ -383,6 +383,12 @@ def test_other_parts_of_messages_write_no_markers() -> None:
     assert tokenizer.decode(ids) == json.dumps(messages[0]) and not tokenizer.special_ids & set(ids)
 
 
+def test_a_template_may_change_the_letters_of_a_question() -> None:
+    tokenizer = vocabulary("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    ids, _ = encode(chat_format("llama", tokenizer), tokenizer, [user("what?")], thinking=False)
+    assert tokenizer.decode(ids) == "WHAT?"
+
+
 PARTS = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}({{ p.text }}){% endif %}{% endfor %}"
 
 

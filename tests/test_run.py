@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,9 +395,19 @@ def test_answers_to_what_is_asked_no_more_are_left_alone(
 
 
 def test_answers_of_another_model_are_left_alone(batch: Batch, windowed: str) -> None:
+    """Also where other weights or another template took its place; one that was moved is the same."""
+    moved = Path(shutil.copytree(batch.model, batch.folder / "moved"))
     assert batch({"prompt": "a"}, options=("-q",))[0] == 0
+    before, batch.model = batch.out.read_bytes(), str(moved)
+    assert batch({"prompt": "a"}, options=("-q",))[0] == 0 and batch.out.read_bytes() == before
+    for name, old, new in (("tokenizer_config.json", b"\\n", b"\\n\\n"), ("model.safetensors", None, None)):
+        data = (moved / name).read_bytes()
+        (moved / name).write_bytes(data.replace(old, new) if old and new else data[:-4] + b"\0\0\0\0")
+        refused(batch({"prompt": "a"}), "the model was another")
+        (moved / name).write_bytes(data)
     batch.model = windowed
     refused(batch({"prompt": "a"}), "the model was another")
+    assert batch.out.read_bytes() == before
 
 
 def test_what_failed_is_asked_again(batch: Batch) -> None:

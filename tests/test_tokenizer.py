@@ -270,6 +270,10 @@ CHATML = (
 )
 
 
+SAID = "{{{{ m.content }}}}"
+ROLES = f"{{{{% if m.role == '{{}}' %}}}}{{{{% if x %}}}}{SAID}{{{{% endif %}}}}{{}}{SAID}<|says_end|>{{{{% endif %}}}}"
+
+
 @pytest.mark.parametrize(
     ("files", "ends"),
     [
@@ -284,6 +288,9 @@ CHATML = (
             {"tokenizer_config": {"chat_template": "{% if m.role == 'user' %}{{ m.content }}<|says_end|>{% endif %}"}},
             set(),
         ),
+        ({"tokenizer_config": {"chat_template": ROLES.format("user", "{% else %}")}}, {"<|says_end|>"}),
+        ({"tokenizer_config": {"chat_template": ROLES.format("assistant", "{% else %}")}}, set()),
+        ({"tokenizer_config": {"chat_template": ROLES.format("user", "{% endif %}{% if a %}")}}, {"<|says_end|>"}),
         ({"tokenizer_config": {"chat_template": "{{ m.content + '<|tools|>' }}{{ m.content + '</s>' }}"}}, {"</s>"}),
         (
             {"tokenizer_config": {"chat_template": "<|call|><|return|>{{ m.content + '<|end|>' }}"}},
