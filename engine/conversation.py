@@ -380,6 +380,8 @@ def answer(
     if grammar is not None:
         if not thinking and not (settings.think and opened is not None):
             thinking = None
+            if chat and chat.lead and not (turn and turn.text):  # the grammar is of what comes behind it
+                unread = [*unread, *session.model.tokenizer.encode(chat.lead)]
         elif chat and not chat.forms_reasoning:
             raise InputError("this model cannot reason before an answer of a given form; leave out think")
         grammar = with_thinking(grammar, bool(thinking), thinking is not None, tags)

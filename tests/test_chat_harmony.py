@@ -145,6 +145,14 @@ def test_reasoning_before_a_form_is_refused(folder: Path) -> None:
         conversation.ask("hi", grammar='start: "a"')
 
 
+def test_an_answer_of_a_given_form_is_a_final_message(folder: Path) -> None:
+    conversation = Conversation(load(folder), Chat("", Settings(max_tokens=8)))
+    answer = conversation.ask("hi", grammar='start: "ab"')
+    assert list(answer) and answer.turn.text == "ab"
+    read = conversation.model.tokenizer.decode(conversation.session.tokens)
+    assert read.removesuffix("b").endswith(f"{NEXT}{FINAL}a")
+
+
 def test_reasoning_is_ended_by_its_budget(folder: Path) -> None:
     conversation = Conversation(load(folder), Chat("", Settings(max_tokens=40, think_budget=4)))
     answer = conversation.ask("hi")
