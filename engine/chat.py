@@ -29,12 +29,10 @@ class ChatFormat(Protocol):
     """How a model writes conversations. `tags`: those around its reasoning."""
 
     tags: Tags
-    lead: str
-    """What comes before an answer without reasoning."""
-    shown: Collection[str]
+    lead: str = ""
+    """What comes before an answer without reasoning; one that needs it has no reasoning before a given form."""
+    shown: Collection[str] = ()
     """Special tokens that `splitter` has to see."""
-    forms_reasoning: bool
-    """Whether a grammar can say how reasoning comes before an answer of a given form."""
 
     def render(
         self,
@@ -60,6 +58,7 @@ class ChatFormat(Protocol):
 
     def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
         """What tells reasoning from the answer in a stream; arguments as in `ThinkSplitter`."""
+        return ThinkSplitter(thinking, self.tags, formed=formed)
 
 
 def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
@@ -200,16 +199,10 @@ class _Marks:
         yield prompt[done:], False
 
 
-class DeepSeekV4Chat:
+class DeepSeekV4Chat(ChatFormat):
     """DeepSeek-V4's format, see `chat_deepseek_v4`."""
 
     tags = TAGS[0]
-    lead = ""
-    shown: Collection[str] = ()
-    forms_reasoning = True
-
-    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
-        return ThinkSplitter(thinking, self.tags, formed=formed)
 
     def render(
         self,
@@ -235,7 +228,7 @@ class DeepSeekV4Chat:
         return {"content": content, "reasoning_content": reasoning, "tool_calls": tool_calls}
 
 
-class JinjaChat:
+class JinjaChat(ChatFormat):
     """A Hugging Face chat template, run in a sandbox, for templates come from strangers.
 
     Templates get what transformers gives them (huggingface.co/docs/transformers/chat_templating): messages, tools,
@@ -243,10 +236,6 @@ class JinjaChat:
     `generation` block; and enable_thinking and thinking, which are the two names in use for the same switch.
     Tool calls in completions are left in the content: every model writes its own.
     """
-
-    lead = ""
-    shown: Collection[str] = ()
-    forms_reasoning = True
 
     def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
         """`markers`: the texts of the vocabulary's chat markers, of which some may be the tags of reasoning."""
@@ -297,16 +286,12 @@ class JinjaChat:
             reasoning, answer = reasoning.strip("\n"), answer.lstrip("\n")
         return {"content": answer, "reasoning_content": reasoning, "tool_calls": []}
 
-    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
-        return ThinkSplitter(thinking, self.tags, formed=formed)
-
 
 class HarmonyChat(JinjaChat):
     """gpt-oss's: prompts by the model's template, answers in channels."""
 
     lead = chat_harmony.FINAL
     shown = chat_harmony.MARKERS
-    forms_reasoning = False
 
     def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
         super().__init__(template, special_tokens, markers)

@@ -382,7 +382,7 @@ def answer(
             thinking = None
             if chat and chat.lead and not (turn and turn.text):  # the grammar is of what comes behind it
                 unread = [*unread, *session.model.tokenizer.encode(chat.lead)]
-        elif chat and not chat.forms_reasoning:
+        elif chat and chat.lead:
             raise InputError("this model cannot reason before an answer of a given form; leave out think")
         grammar = with_thinking(grammar, bool(thinking), thinking is not None, tags)
     generation = session.generate(
