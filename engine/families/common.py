@@ -37,12 +37,17 @@ def grouped_query_attention(
     """The attention of llama-like configs; a `head_dim` of null is hidden / heads."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", null=heads)
-    if heads % kv_heads:
-        raise InputError(f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
+    check_heads(config, heads, kv_heads)
     head_dim = config.size("head_dim", null=None) or hidden // heads
     if head_dim < 1:
         raise InputError(f"{config.where}: a hidden size of {hidden} is too small for {heads} attention heads")
     return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, biases)
+
+
+def check_heads(config: Config, heads: int, kv_heads: int) -> None:
+    """Each key/value head must serve as many of the others. Raises InputError."""
+    if heads % kv_heads:
+        raise InputError(f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
 
 
 def attention_biases(config: Config) -> str:

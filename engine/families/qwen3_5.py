@@ -47,8 +47,7 @@ def read(config: Config) -> ModelSpec:
 
 def _attention(config: Config) -> GroupedQueryAttention:
     heads, kv_heads = config.size("num_attention_heads"), config.size("num_key_value_heads")
-    if heads % kv_heads:
-        raise config.refusal("num_key_value_heads", f"{kv_heads} does not divide {heads} attention heads")
+    common.check_heads(config, heads, kv_heads)
     head_dim = config.size("head_dim")
     biases = common.attention_biases(config)
     return GroupedQueryAttention(heads, kv_heads, head_dim, _rope(config, head_dim), None, True, biases, gate=True)
