@@ -227,16 +227,17 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         refuse_foreign(checkpoint.tensors, path)
     if spec.tied and all(any(s.name in checkpoint for s, _ in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
-    tensors, routed = spec.tensors(), spec.routed
+    listing, routed = list(spec.listing()), spec.routed
+    tensors = {name: tensor for _, name, tensor in listing}
     places = {}
-    for layer, name, _ in spec.listing():
-        sources = list(kind.sources(name))
-        if name == "embed" and spec.tied:
-            sources += kind.sources("head")
+    for layer, name, _ in listing:
+        names = (name, "head") if name == "embed" and spec.tied else (name,)
+        sources = chain.from_iterable(map(kind.sources, names))
         found = next((source for source in sources if source[0].name in checkpoint), None)
         if found is None:
+            first, _ = next(kind.sources(name))
             raise InputError(
-                f"{path}: tensor {sources[0][0].name} is missing, which {config_name} asks for; check that all files "
+                f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
             )
         experts = routed[layer][0] if layer in routed else 0

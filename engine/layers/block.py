@@ -112,7 +112,9 @@ class Shared:
 
     def rotation(self, rope: Rope) -> Rotation:
         """One for all layers of equal `rope`."""
-        return self._rotations.setdefault(rope, Rotation(rope))
+        if rope not in self._rotations:
+            self._rotations[rope] = Rotation(rope)
+        return self._rotations[rope]
 
 
 def angles(rotation: Rotation, step: Step) -> Angles:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-
-import numpy as np
+from typing import Literal
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.bank import ExpertBank
@@ -14,8 +13,11 @@ from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.residual import Mixer
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK, Cache
-from numoe.engine.layers.step import Step, Wanted
+from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
+
+Wanted = Literal["last", "all", "hidden"]
+"""What a pass gives: logits after the last token of each sequence, after every token, or every token's last state."""
 
 
 class _Built:
@@ -73,7 +75,7 @@ class Decoder:
 
         Rows of the result are in the order of the parts: one a sequence where only the last tokens' are wanted.
         """
-        step = Step.of(parts, wanted)
+        step = Step.of(parts)
         assert len(step.ids) <= CHUNK
         with ExitStack() as passes:
             for ids, cache in parts:
@@ -82,7 +84,7 @@ class Decoder:
         if wanted == "last" and len(step.ids) > len(step.segments):
             state = state[step.last_rows]
         x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
-        return x if wanted == "hidden" else self.head.matmul(np.ascontiguousarray(x))
+        return x if wanted == "hidden" else self.head.matmul(x)
 
     def _states(self, step: Step) -> Floats:
         """The residual's state after the last layer, of every token."""

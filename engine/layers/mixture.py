@@ -6,7 +6,7 @@ Shapes: T tokens, D hidden, E experts, K chosen a token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -51,18 +51,17 @@ class MixtureOfExperts(Kind):
             table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
         if self.shared_gate:
             table["shared_gate"] = Tensor((1, hidden), "router")
-        for name, tensor in self.expert.tensors(hidden, "experts").items():
+        of_expert = self.expert.tensors(hidden, "experts")
+        for name, tensor in of_expert.items():
             if tensor.held == "array":  # a bias of all experts lies in one array
                 touched = self.top_k * tensor.size
                 table[f"experts.{name}"] = Tensor(
                     (self.experts, *tensor.shape), "experts' biases", "array", touched=touched
                 )
+        shapes = {name: tensor.shape for name, tensor in of_expert.items() if tensor.held != "array"}
         for e in range(self.experts):
-            for name, tensor in self.expert.tensors(hidden, "experts").items():
-                if tensor.held != "array":
-                    table[f"experts.{e}.{name}"] = replace(
-                        tensor, expert=e, touched=tensor.size if e < self.top_k else 0
-                    )
+            for name, shape in shapes.items():
+                table[f"experts.{e}.{name}"] = Tensor(shape, "experts", expert=e, touched=None if e < self.top_k else 0)
         return table
 
     def build(self, weights: Weights, shared: Shared) -> Compute:

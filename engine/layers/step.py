@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.state import Cache, State
-
-Wanted = Literal["last", "all", "hidden"]
-"""What a pass gives: logits after the last token of each sequence, after every token, or every token's last state."""
 
 _Made = TypeVar("_Made")
 
@@ -44,20 +41,19 @@ class Segment:
 class Step:
     """Token ids (T,) of all segments, one after the other."""
 
-    def __init__(self, ids: Ids, segments: Sequence[Segment], wanted: Wanted = "last"):
+    def __init__(self, ids: Ids, segments: Sequence[Segment]):
         self.ids = ids
         self.segments = segments
-        self.wanted = wanted
         self._made: dict[Hashable, Any] = {}
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[Ids, Cache]], wanted: Wanted = "last") -> Step:
+    def of(cls, parts: Sequence[tuple[Ids, Cache]]) -> Step:
         """The next tokens (T,) of each sequence."""
         segments, first = [], 0
         for ids, cache in parts:
             segments.append(Segment(first, first + len(ids), cache.position, cache.blocks))
             first += len(ids)
-        return cls(parts[0][0] if len(parts) == 1 else np.concatenate([ids for ids, _ in parts]), segments, wanted)
+        return cls(parts[0][0] if len(parts) == 1 else np.concatenate([ids for ids, _ in parts]), segments)
 
     @cached_property
     def positions(self) -> Floats:
