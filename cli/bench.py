@@ -44,8 +44,8 @@ def bench(
         return
     with Output() as output:
         from numoe.engine import load
-        from numoe.engine.bench import bench as measure
-        from numoe.engine.machine import record
+        from numoe.engine.measure.bench import bench as measure
+        from numoe.engine.measure.machine import record
         from numoe.engine.plan import format_bytes
 
         output.status(f"loading {model}")
@@ -84,7 +84,7 @@ def bench(
 def _kernels(threads: int | None, repetitions: int, json: bool) -> None:
     """Speeds of products, by format, shape and how many tokens the weights are multiplied with."""
     with Output() as output:
-        from numoe.engine.bench import bench_kernels
+        from numoe.engine.measure.bench import bench_kernels
 
         output.status("measuring")
         result = bench_kernels(
@@ -116,7 +116,7 @@ def _kernels(threads: int | None, repetitions: int, json: bool) -> None:
 
 def _replay(file: Path, json: bool) -> None:
     """Hit rates of the caches on a trace, by how many of the experts they hold."""
-    from numoe.engine.replay import POLICIES, read_trace, replay
+    from numoe.engine.measure.replay import POLICIES, read_trace, replay
 
     trace = read_trace(file)
     rows = replay(trace)

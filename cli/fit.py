@@ -17,8 +17,8 @@ from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Plan
-    from numoe.engine.hub import Repository
-    from numoe.engine.machine import Forecast, Machine
+    from numoe.engine.hub.repository import Repository
+    from numoe.engine.measure.machine import Forecast, Machine
 
 Reading = Annotated[
     float | None,
@@ -55,9 +55,9 @@ def fit(
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
         from numoe.engine import describe, home
-        from numoe.engine.hub import repository
-        from numoe.engine.hub_id import is_hub_id
-        from numoe.engine.network import HubError
+        from numoe.engine.hub.hub_id import is_hub_id
+        from numoe.engine.hub.network import HubError
+        from numoe.engine.hub.repository import repository
         from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
         from numoe.engine.pull import describe_runnable
 
@@ -100,8 +100,8 @@ def fit(
 
 def _quants(description: Description) -> list[str]:
     """The formats that one can have the model in: a GGUF file and a converted folder only as they are."""
-    from numoe.quant.manifest import read_manifest
-    from numoe.quant.recipe import RECIPES
+    from numoe.quant.convert.recipe import RECIPES
+    from numoe.quant.stored.manifest import read_manifest
 
     if description.path.is_file():
         return ["native"]
@@ -111,7 +111,7 @@ def _quants(description: Description) -> list[str]:
 
 def _machine(output: Output, streaming: list[Plan], read_gb_s: float | None, cores: int | None) -> Machine:
     """This machine, or the one that is asked about; `streaming` will read from its disk."""
-    from numoe.engine.machine import calibrate
+    from numoe.engine.measure.machine import calibrate
 
     sizes = [plan.largest_expert for plan in streaming]
     if read_gb_s is None:

@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from numoe.cli.bench import bench
-from numoe.cli.chat import chat
+from numoe.cli.chat.loop import chat
 from numoe.cli.config import config, defaults
 from numoe.cli.fit import fit
 from numoe.cli.list import list_models

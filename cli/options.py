@@ -10,7 +10,7 @@ import typer
 
 
 class Recipe(StrEnum):
-    """The keys of `numoe.quant.recipe.RECIPES`, which takes NumPy to import."""
+    """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
 
     INT8 = "int8"
     INT4 = "int4"

@@ -42,7 +42,7 @@ def perplexity(
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
         from numoe.engine import load
-        from numoe.engine.perplexity import perplexity as measure
+        from numoe.engine.measure.perplexity import perplexity as measure
 
         output.status(f"loading {model}")
         loaded, reference = load(model), None

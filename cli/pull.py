@@ -26,7 +26,7 @@ def pull(
     with Output(quiet) as output:
         from numoe.engine.plan import format_bytes
         from numoe.engine.pull import pull as fetch
-        from numoe.quant import threads as kernel_threads
+        from numoe.quant.compute import threads as kernel_threads
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
         output.status(f"asking the hub for {model}")

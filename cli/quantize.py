@@ -32,8 +32,8 @@ def quantize(
         from numoe.engine import describe
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
-        from numoe.quant import threads as kernel_threads
-        from numoe.quant.convert import PART_SUFFIX, Folder, convert, refuse_existing
+        from numoe.quant.compute import threads as kernel_threads
+        from numoe.quant.convert.convert import PART_SUFFIX, Folder, convert, refuse_existing
 
         shown = -1
 
@@ -53,7 +53,7 @@ def quantize(
         inputs, calibration = None, None
         if text is not None:
             from numoe.engine import load
-            from numoe.engine.calibrate import calibrate as measure
+            from numoe.engine.measure.calibrate import calibrate as measure
 
             output.status(f"loading {source}")
             tokenizer = description.tokenizer

@@ -14,8 +14,8 @@ from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Session
-    from numoe.engine.conversation import Answer, Settings
-    from numoe.engine.tokenizer import Tokenizer
+    from numoe.engine.chat.conversation import Answer, Settings
+    from numoe.engine.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, str]]
 SETTINGS = (
@@ -32,7 +32,7 @@ class Request:
     """What is asked, and how.
 
     prompt: text that is continued as it is, or the messages of a conversation.
-    grammar: the form of the answer, see `numoe.engine.constrain`.
+    grammar: the form of the answer, see `numoe.engine.chat.constrain`.
     """
 
     prompt: str | Messages
@@ -47,8 +47,8 @@ class Request:
         Raises:
             InputError: a value is out of range, or the form of the answer is not possible.
         """
-        from numoe.cli.commands import changed
-        from numoe.engine.conversation import Settings
+        from numoe.cli.chat.commands import changed
+        from numoe.engine.chat.conversation import Settings
 
         settings = changed(Settings(), {name: options[name] for name in SETTINGS})
         if not isinstance(prompt, str) and settings.system and prompt[0]["role"] != "system":
@@ -57,7 +57,7 @@ class Request:
 
     def encode(self, description: Description) -> tuple[list[int], bool | None]:
         """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text."""
-        from numoe.engine.chat import encode
+        from numoe.engine.chat.format import encode
 
         tokenizer = description.tokenizer
         if isinstance(self.prompt, str):
@@ -75,13 +75,13 @@ class Request:
         Raises:
             InputError: the vocabulary cannot follow the grammar; and as `Session.feed` while the answer is made.
         """
-        from numoe.engine.conversation import answer
+        from numoe.engine.chat.conversation import answer
 
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
-    from numoe.engine import constrain
+    from numoe.engine.chat import constrain
 
     if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in FORMS], ensure_ascii=False)):
         raise InputError("the form of the answer is not UTF-8; convert it first")

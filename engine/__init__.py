@@ -15,8 +15,8 @@ import warnings
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.load import Description, Model, describe, load
 from numoe.engine.plan import Plan, plan
-from numoe.engine.sample import Sampling
 from numoe.engine.session import Generation, Session
+from numoe.engine.text.sample import Sampling
 from numoe.quant.errors import InputError
 
 # Damaged weights overflow in many places; where it matters, NaN is found and is an InputError.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from numoe.engine.hub_id import is_hub_id
-from numoe.quant.convert import PART_SUFFIX
+from numoe.engine.hub.hub_id import is_hub_id
+from numoe.quant.convert.convert import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
 
@@ -171,7 +171,7 @@ def lookup(model: str | Path) -> Path | None:
     if finished := [one for one in find(name) if one.complete]:
         return only(name, finished).path
     if is_hub_id(name):
-        from numoe.engine.hub import cached_snapshot
+        from numoe.engine.hub.repository import cached_snapshot
 
         return cached_snapshot(name)
     return None
@@ -213,7 +213,7 @@ def unknown(name: str) -> InputError:
     close = get_close_matches(name.lower()[:200], [*known, TINY], n=1, cutoff=0.7)
     hint = f' (did you mean "{known.get(close[0], close[0])}"?)' if close else ""
     if is_hub_id(name):
-        from numoe.engine.hub import cached_snapshot
+        from numoe.engine.hub.repository import cached_snapshot
 
         if cached_snapshot(name, whole=False):
             return InputError(

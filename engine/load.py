@@ -25,6 +25,7 @@ from numoe.engine.families import family
 from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
 from numoe.engine.families.names import Family, Source
+from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Ids
@@ -33,25 +34,24 @@ from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.engine.places import Place
 from numoe.engine.plan import Plan, available_memory, parse_bytes, peak_rss, plan, require_memory
-from numoe.engine.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.session import Session, restore
-from numoe.quant import workers
-from numoe.quant.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
-from numoe.quant.convert import Matrix
+from numoe.quant.compute import workers
+from numoe.quant.compute.threads import usable_cores
+from numoe.quant.compute.threads import use as use_threads
+from numoe.quant.convert.convert import Matrix
+from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
-from numoe.quant.manifest import read_manifest
-from numoe.quant.pack import Moments
-from numoe.quant.recipe import target
-from numoe.quant.resident import hold
-from numoe.quant.threads import usable_cores
-from numoe.quant.threads import use as use_threads
+from numoe.quant.formats.pack import Moments
+from numoe.quant.formats.resident import hold
+from numoe.quant.stored.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
+from numoe.quant.stored.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from numoe.engine.chat import ChatFormat
-    from numoe.engine.hub import Repository
-    from numoe.engine.tokenizer import Tokenizer
+    from numoe.engine.chat.format import ChatFormat
+    from numoe.engine.hub.repository import Repository
+    from numoe.engine.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
@@ -149,7 +149,7 @@ class Description:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises InputError when the model comes without one."""
-        from numoe.engine.tokenizer import gguf_tokenizer, load_tokenizer
+        from numoe.engine.text.tokenizer import gguf_tokenizer, load_tokenizer
 
         if self.path.is_file():
             return gguf_tokenizer(self.checkpoint.metadata)
@@ -158,7 +158,7 @@ class Description:
     @cached_property
     def chat_format(self) -> ChatFormat:
         """How a conversation becomes a prompt. Raises InputError when the model comes without a template."""
-        from numoe.engine.chat import chat_format
+        from numoe.engine.chat.format import chat_format
 
         return chat_format(self.config["model_type"], self.tokenizer)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.quant.checkpoint import Rows
+from numoe.quant.stored.checkpoint import Rows
 
 
 @dataclass(frozen=True)

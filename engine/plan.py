@@ -13,7 +13,7 @@ from pathlib import Path
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import DoesNotFit, InputError
-from numoe.quant.resident import held_nbytes
+from numoe.quant.formats.resident import held_nbytes
 
 
 class Verdict(StrEnum):

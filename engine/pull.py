@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from numoe.engine import home, hub
-from numoe.engine.hub import Repository
-from numoe.engine.hub_id import is_hub_id
+from numoe.engine import home
+from numoe.engine.hub import repository as hub_repository
+from numoe.engine.hub.hub_id import is_hub_id
+from numoe.engine.hub.network import NoSuchRevision
+from numoe.engine.hub.repository import Repository
 from numoe.engine.load import Description, describe_repository
-from numoe.engine.network import NoSuchRevision
-from numoe.quant.convert import Conversion, convert
+from numoe.quant.convert.convert import Conversion, convert
 from numoe.quant.errors import InputError
-from numoe.quant.manifest import read_manifest
+from numoe.quant.stored.manifest import read_manifest
 
 _REPORT_S = 0.2  # between two reports while nothing but the network is at work
 
@@ -52,7 +53,7 @@ class Pulled:
 
 def describe_runnable(repository: Repository) -> Description:
     """As `describe_repository`, of a model that comes with a tokenizer that can be read."""
-    from numoe.engine.tokenizer import require_tokenizer
+    from numoe.engine.text.tokenizer import require_tokenizer
 
     description = describe_repository(repository)
     require_tokenizer(_small(repository), repository.repo_id)
@@ -105,7 +106,7 @@ def pull(
     begun = read_manifest(one.path) if one and not one.complete else None
     wanted = begun.revision if begun and revision is None else revision
     try:
-        repository = hub.repository(repo_id, wanted, patience)
+        repository = hub_repository.repository(repo_id, wanted, patience)
         folder = one.finished_path if one else home.folder_for(repository.repo_id, quant)
         if folder.exists():
             _refuse_other(folder, repository, revision)
@@ -140,7 +141,9 @@ def _refuse_other(folder: Path, repository: Repository, revision: str | None) ->
 
 def _small(repository: Repository) -> list[str]:
     """The files of a repository that may come along; what is huge holds no settings that anybody reads."""
-    return [name for name, file in repository.files.items() if "/" not in name and file.size <= hub.LARGEST_SMALL]
+    return [
+        name for name, file in repository.files.items() if "/" not in name and file.size <= hub_repository.LARGEST_SMALL
+    ]
 
 
 class _Downloads:
@@ -173,7 +176,7 @@ class _Downloads:
         if not self._keep:
             there = sum(path.stat().st_size for path in folder.glob("*.safetensors*"))
             return max(0, sum(missing[-2:]) - there)
-        cache = hub.cache_folder()
+        cache = hub_repository.cache_folder()
         free = shutil.disk_usage(cache).free
         if sum(missing) > free:
             raise InputError(

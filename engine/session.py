@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from numoe.engine.chat_deepseek_v4 import DSML
+from numoe.engine.chat.deepseek_v4 import DSML
+from numoe.engine.chat.thinking import TAGS
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
-from numoe.engine.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
-from numoe.engine.thinking import TAGS
+from numoe.engine.text.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
-from numoe.quant.safetensors_file import file_start, read_header
+from numoe.quant.stored.safetensors import file_start, read_header
 
 if TYPE_CHECKING:
-    from numoe.engine.constrain import Matcher
-    from numoe.engine.tokenizer import Tokenizer
+    from numoe.engine.chat.constrain import Matcher
+    from numoe.engine.text.tokenizer import Tokenizer
 
 FILE_VERSION = 2
 
@@ -229,7 +229,7 @@ class Session(Generic[_Model]):
         sampler = Sampler(Sampling(**sampling))
         matcher = None
         if grammar is not None:
-            from numoe.engine.constrain import Matcher
+            from numoe.engine.chat.constrain import Matcher
 
             matcher = Matcher(grammar, self.model.tokenizer, self.model.spec.vocab)
         stops = StopMatcher(stop)

@@ -16,7 +16,7 @@ import tiny
 
 from numoe.cli.main import main
 from numoe.engine import Model, load
-from numoe.quant import threads
+from numoe.quant.compute import threads
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
 hypothesis.settings.load_profile("any machine")

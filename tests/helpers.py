@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numoe.quant.safetensors_file import read_header
+from numoe.quant.stored.safetensors import read_header
 
 RawTensor = tuple[str, tuple[int, ...], bytes]
 """(dtype as safetensors spells it, shape, little-endian bytes)"""

@@ -11,16 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
+TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
 # A library -> the modules that may import it.
 HOME = {
-    "gguf": {"quant/gguf_file.py"},
-    "tokenizers": {f"engine/{name}.py" for name in ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")},
-    "jinja2": {"engine/chat.py"},
-    "huggingface_hub": {"engine/network.py"},
+    "gguf": {"quant/stored/gguf.py"},
+    "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
+    "jinja2": {"engine/chat/format.py"},
+    "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},
-    "llguidance": {"engine/constrain.py"},
-    "threadpoolctl": {"quant/threads.py"},
+    "llguidance": {"engine/chat/constrain.py"},
+    "threadpoolctl": {"quant/compute/threads.py"},
 }
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click"}
 
@@ -79,7 +80,7 @@ def named(file: Path) -> Iterator[str]:
 def test_families_know_only_specifications() -> None:
     for file in (ROOT / "engine" / "families").glob("*.py"):
         for name in imported(file):
-            allowed = r"numoe\.engine\.(layers|config|families)\b.*|numoe\.quant\.(errors|checkpoint)"
+            allowed = r"numoe\.engine\.(layers|families)\b.*|numoe\.quant\.(errors|stored\.checkpoint)"
             assert not name.startswith("numoe") or re.fullmatch(allowed, name), f"{file.name} imports {name}"
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numoe.engine.layers.bank import Formula
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.weights import Weights
-from numoe.quant.activations import Activations
-from numoe.quant.kernels import FEW
-from numoe.quant.qtensor import QTensor
+from numoe.quant.compute.activations import Activations
+from numoe.quant.compute.kernels import FEW
+from numoe.quant.formats.qtensor import QTensor
 
 Arrivals = Iterator[list[tuple[int, dict[str, QTensor]]]]
 

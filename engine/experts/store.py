@@ -21,13 +21,13 @@ from threading import Condition
 from typing import Any
 
 from numoe.engine.places import Place
-from numoe.quant.checkpoint import Checkpoint
-from numoe.quant.columns import can_lay_out, laid_out, widened
+from numoe.quant.compute.memory import ALIGNMENT, lasting, unshared
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import Extent
-from numoe.quant.memory import ALIGNMENT, lasting, unshared
-from numoe.quant.qtensor import QTensor
-from numoe.quant.resident import apart, settled
+from numoe.quant.formats.columns import can_lay_out, laid_out, widened
+from numoe.quant.formats.qtensor import QTensor
+from numoe.quant.formats.resident import apart, settled
+from numoe.quant.stored.checkpoint import Checkpoint
 
 Key = tuple[int, int]
 """(layer, expert)."""

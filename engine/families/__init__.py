@@ -6,7 +6,7 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
-from numoe.engine.config import word
+from numoe.engine.families.config import word
 from numoe.engine.families.names import Family
 from numoe.quant.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
+from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numoe.engine.config import Config
 from numoe.engine.families import common
+from numoe.engine.families.config import Config
 from numoe.engine.families.deepseek_v3 import NAMES, latent_attention, latent_model
 from numoe.engine.families.names import Family
 from numoe.engine.layers.router import Router

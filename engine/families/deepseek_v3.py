@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from numoe.engine.config import Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families import common
+from numoe.engine.families.config import Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families.names import Family
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.rope import Yarn

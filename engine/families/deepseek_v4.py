@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from numoe.engine.config import Config, nested, scaled_rope, shown
 from numoe.engine.families import common
+from numoe.engine.families.config import Config, nested, scaled_rope, shown
 from numoe.engine.families.names import Family, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.indexer import Compressor, Indexer

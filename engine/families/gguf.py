@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from numoe.engine.config import shown, word
+from numoe.engine.families.config import shown, word
 from numoe.engine.families.names import Family, Gguf, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numoe.engine.config import Config
 from numoe.engine.families import common, deepseek_v3
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family
 from numoe.engine.layers.spec import ModelSpec
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numoe.engine.config import Config
 from numoe.engine.families import common
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.engine.config import Config
+from numoe.engine.families.config import Config
 from numoe.engine.layers.spec import ModelSpec
 
 

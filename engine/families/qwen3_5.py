@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from numoe.engine.config import Config, rope_block, scaled_rope
 from numoe.engine.families import common
+from numoe.engine.families.config import Config, rope_block, scaled_rope
 from numoe.engine.families.names import Family, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.weights import Weights
-from numoe.quant.activations import Activations
+from numoe.quant.compute.activations import Activations
 
 Formula = Callable[[Sequence[tuple[Weights, Activations]]], list[Floats]]
 """What experts compute: several at once, each with its own weights and tokens (T, D), give (T, D) each."""

@@ -14,8 +14,8 @@ from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
-from numoe.quant.activations import Activations
-from numoe.quant.qtensor import QTensor, matmul_all
+from numoe.quant.compute.activations import Activations
+from numoe.quant.formats.qtensor import QTensor, matmul_all
 
 PARTS = ("gate", "up", "down")
 

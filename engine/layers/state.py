@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from numoe.engine.layers.ops import Floats
-from numoe.quant.memory import unshared
+from numoe.quant.compute.memory import unshared
 
 CHUNK = 512
 """Most tokens that go through the layers at once."""

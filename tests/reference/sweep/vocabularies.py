@@ -14,9 +14,9 @@ import tiktoken.load
 import transformers
 from report import Report
 
-from numoe.engine.tokenizer import gguf_tokenizer, load_tokenizer
-from numoe.quant.checkpoint import open_checkpoint
+from numoe.engine.text.tokenizer import gguf_tokenizer, load_tokenizer
 from numoe.quant.errors import InputError
+from numoe.quant.stored.checkpoint import open_checkpoint
 
 TEXTS = (
     "",

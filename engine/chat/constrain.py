@@ -1,0 +1,234 @@
+"""Answers of a given form: which tokens may come next under a grammar.
+
+A grammar is llguidance's variant of Lark (github.com/guidance-ai/llguidance, docs/syntax.md). Those made here are
+checked when they are made; the whole answer matches them unless it is cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
+from math import isfinite, lcm
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numoe.engine.chat.thinking import TAGS, Tags
+from numoe.engine.layers.ops import Floats
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+    from numoe.engine.text.tokenizer import Tokenizer
+
+_WHITESPACE = r"( |\n[ \t]{0,32})?"  # between the tokens of JSON; a model that loses itself in spaces would never end
+
+_LARGEST_CONSTANT = 1 << 53  # llguidance keeps numbers as float64
+_LARGEST_STEP = 100_000  # an automaton has a state a remainder
+_TABLES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of schemas by any name
+
+
+def json_grammar(schema: Mapping[str, Any] | bool) -> str:
+    """JSON that a schema accepts, without whitespace around it.
+
+    Raises:
+        InputError: the schema is not valid, nothing fits it, or it has a keyword that cannot be guaranteed.
+    """
+    if schema is True:
+        schema = {}
+    _refuse_numbers(schema)
+    if isinstance(schema, Mapping):
+        schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
+    return _checked(f"start: %json {json.dumps(schema)}\n", "the JSON schema")
+
+
+def _refuse_numbers(schema: Any) -> None:
+    """Raises InputError for the numbers in a schema with which llguidance makes other digits, crashes or never ends."""
+    if isinstance(schema, list):
+        for inner in schema:
+            _refuse_numbers(inner)
+    if not isinstance(schema, Mapping):
+        return
+    for key, value in schema.items():
+        if key in ("const", "enum"):
+            if large := next((number for number in _numbers(value) if abs(number) > _LARGEST_CONSTANT), None):
+                raise InputError(
+                    f"the JSON schema cannot be used: {key} has {large:.20g}, and only numbers up to 2**53 keep their "
+                    "digits; give it as a string"
+                )
+        elif key in _TABLES and isinstance(value, Mapping):
+            _refuse_numbers(list(value.values()))
+        elif key not in ("default", "examples"):
+            _refuse_numbers(value)
+    together = [schema, *(part for part in _listed(schema.get("allOf")) if isinstance(part, Mapping))]
+    steps = [number for part in together for number in _numbers(part.get("multipleOf"))]
+    if lcm(*(int("".join(map(str, Decimal(str(step)).as_tuple().digits))) for step in steps)) > _LARGEST_STEP:
+        raise InputError(
+            f"the JSON schema cannot be used: multipleOf is {' with '.join(map(str, steps))}, which takes too long to "
+            f"follow; give steps of up to {_LARGEST_STEP}"
+        )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The finite numbers in a JSON value."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+        yield value
+    for inner in value.values() if isinstance(value, Mapping) else _listed(value):
+        yield from _numbers(inner)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """One of several texts.
+
+    Raises:
+        InputError: there are none, or one is empty.
+    """
+    if not choices or not all(choices):
+        raise InputError("a choice is empty; give texts to choose from")
+    return _checked(
+        f"start: {' | '.join(json.dumps(choice, ensure_ascii=False) for choice in choices)}\n", "the list of choices"
+    )
+
+
+def regex_grammar(pattern: str) -> str:
+    """Text that a regular expression matches as a whole.
+
+    The syntax is that of Rust's regex crate, without look-around; `\\d` is 0-9.
+
+    Raises:
+        InputError: the expression is not valid.
+    """
+    from llguidance import regex_to_lark
+
+    return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
+
+
+def with_thinking(grammar: str, opened: bool, asked: bool, tags: Tags = TAGS[0]) -> str:
+    """A grammar for the answer alone, as one for the answer and the reasoning that may come before it.
+
+    opened: the text begins inside a thinking block, see `opens_thinking`. asked: it may begin with a whole one.
+    """
+    if not opened and not asked:
+        return grammar
+    opening, closing = map(json.dumps, tags)
+    answer = re.sub(r"\Astart:", "answer:", grammar)
+    begin = "reasoning" if opened else f"({opening} reasoning)?"
+    return f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{answer}"
+
+
+def _checked(grammar: str, what: str) -> str:
+    from llguidance import LLMatcher
+
+    if error := LLMatcher.validate_grammar(grammar):
+        raise InputError(f"{what} cannot be used: {_sentence(error)}")
+    return grammar
+
+
+def _sentence(error: str) -> str:
+    """What is wrong, of a report that goes on with where it was found."""
+    first, *others = error.splitlines()
+    causes = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
+    return " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+
+
+class Matcher:
+    """Follows one text through a grammar.
+
+    Raises InputError when the grammar and the vocabulary do not fit together.
+    """
+
+    def __init__(self, grammar: str, tokenizer: Tokenizer, vocab: int) -> None:
+        """`vocab`: how many logits there are; it may be more than the tokenizer's ids."""
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(_vocabulary(tokenizer, vocab), grammar, log_level=0)
+        self._vocab = vocab
+        self._check()
+
+    def mask(self, logits: Floats) -> Floats:
+        """A copy of logits (V,) with minus infinity for every token that may not come next.
+
+        Raises:
+            InputError: no token of the vocabulary may.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=self._vocab, bitorder="little").view(bool)
+        if not allowed.any():
+            raise InputError("no token of this model's vocabulary can go on as the answer must; ask for another form")
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def accept(self, token_id: int) -> bool:
+        """Take a token, and say whether the text is complete: nothing can follow it.
+
+        Raises:
+            InputError: the token may not come next.
+        """
+        self._matcher.consume_token(token_id)
+        self._check()
+        return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"the answer cannot take the form asked for: {_sentence(self._matcher.get_error())}")
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
+    """llguidance's view of a vocabulary; kept, for it takes a second to build for a large one."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    listed = _Vocabulary(tokenizer, vocab)
+    return LLTokenizer(TokenizerWrapper(listed), n_vocab=len(listed.tokens), eos_token=listed.ends)
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer: bytes of every token, and how the model itself would cut a text."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        self._tokenizer = tokenizer
+        self.tokens = [tokenizer.token_bytes(i) for i in range(max(vocab, tokenizer.vocab_size))]
+        # The tags of thinking blocks are special tokens in some vocabularies; the grammar spells them.
+        tags = {tag.encode() for pair in TAGS for tag in pair}
+        special = {i for i in tokenizer.special_ids if self.tokens[i] not in tags}
+        self.ends = sorted(i for i in tokenizer.eos_ids if i < len(self.tokens))  # files may name ids beyond
+        if not self.ends:  # there must be one: it gets an id that has no logit
+            self.ends = [len(self.tokens)]
+            self.tokens.append(b"<end>")
+        special.update(self.ends)
+        self.eos_token_id = self.ends[0]
+        self.special_token_ids = sorted(special)
+        self._ids = {token: i for i, token in enumerate(self.tokens) if token and i not in special}
+        self._longest = max(map(len, self._ids), default=0)
+
+    def __call__(self, data: bytes) -> list[int]:
+        text = data.decode("utf-8", "replace")
+        # SentencePiece may put a space before a text, which the line break then takes.
+        for lead in ("", "\n"):
+            ids = self._tokenizer.encode(lead + text, special=False)
+            ids = ids[len(self._tokenizer.encode(lead, special=False)) :]
+            if b"".join(self.tokens[i] for i in ids) == data:
+                return ids
+        return self._longest_first(data)
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        """For texts that the tokenizer changes before it cuts them."""
+        ids, start = [], 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            end = next((end for end in ends if data[start:end] in self._ids), None)
+            if end is None:
+                break
+            ids.append(self._ids[data[start:end]])
+            start = end
+        return ids

@@ -1,0 +1,88 @@
+"""Whether the files of a folder are the ones that its manifest tells of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from numoe.engine.home import models_folder
+from numoe.quant.convert.convert import PART_SUFFIX
+from numoe.quant.errors import InputError
+from numoe.quant.files import held
+from numoe.quant.stored.manifest import MANIFEST_NAME, read_manifest
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The files of a folder by what is the matter with them; hidden ones are nobody's business."""
+
+    good: tuple[str, ...]
+    damaged: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    nbytes: int
+    """What the files take together by the manifest."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is as it was made: nothing is damaged, missing or added."""
+        return not (self.damaged or self.missing or self.extra)
+
+
+def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
+    """Read every byte of a model.
+
+    Args:
+        progress: called with (bytes read, bytes to read).
+
+    Raises:
+        InputError: the folder has no manifest, or a damaged one.
+    """
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        raise InputError(
+            f"{folder} has no {MANIFEST_NAME} with the hashes to compare with; "
+            "only what `numoe pull` and `numoe quantize` made can be verified"
+        )
+    total = sum(record.size for record in manifest.files.values())
+    done = 0
+    found: dict[str, list[str]] = {"good": [], "damaged": [], "missing": []}
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            found["missing"].append(name)
+            continue
+        digest, size = hashlib.sha256(), 0
+        if path.stat().st_size == record.size:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    size += len(block)
+                    progress(done + size, total)
+        found["good" if digest.hexdigest() == record.sha256 else "damaged"].append(name)
+        done += record.size
+    there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    visible = {path.as_posix() for path in there if not any(part.startswith(".") for part in path.parts)}
+    extra = visible - manifest.files.keys() - {MANIFEST_NAME}
+    return Findings(**{kind: tuple(names) for kind, names in found.items()}, extra=tuple(sorted(extra)), nbytes=total)
+
+
+def reopen(folder: Path, findings: Findings) -> None:
+    """Remove the damaged files of a pulled model and take it as unfinished, so that a pull makes just these anew.
+
+    Raises:
+        InputError: the folder was not pulled, or there is an unfinished pull beside it.
+    """
+    if folder.parent != models_folder():
+        raise InputError(f"{folder} was not pulled; make it anew with `numoe quantize`")
+    part = folder.with_name(folder.name + PART_SUFFIX)
+    with held(part) as free:
+        if not free or part.exists():
+            raise InputError(f"{part} is there too, from another pull; remove it first, or let that pull end")
+        for name in findings.damaged:
+            (folder / name).unlink()
+        folder.rename(part)

@@ -1,0 +1,194 @@
+"""The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.compute import threads
+from numoe.quant.compute.memory import scratch
+from numoe.quant.compute.threads import Task
+from numoe.quant.dtypes import Float32, UInt8, decode_e2m1_pairs
+
+SCRATCH_ELEMENTS = 1 << 19
+"""Float32 elements of dequantized weights alive at a time, unless one row, or one of fp8 blocks, is longer: 2 MiB. With
+fewer, NumPy's calls take longer than the caches save."""
+
+_CHECK_ELEMENTS = 1 << 20
+
+FEW = 16
+"""Up to so many tokens, making the weights float32 and rearranging them is most of a product's work."""
+
+# Up to so many multiplications and results, a product is a small one of `threads.blas_has_small_products`.
+_SMALL_MULTIPLICATIONS = 10**6
+_SMALL_RESULTS = 1200
+
+
+def block_rows(columns: int) -> int:
+    """How many rows of `columns` elements fit in the scratch, at least one."""
+    return max(1, SCRATCH_ELEMENTS // max(1, columns))
+
+
+def equal_spans(count: int, size: int) -> list[tuple[int, int]]:
+    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
+    return _equal_spans(count, block_rows(size))
+
+
+@cache
+def _equal_spans(count: int, most: int) -> list[tuple[int, int]]:
+    parts = max(1, -(-count // most))
+    step = max(1, -(-count // parts))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def products_by_rows(
+    x: Float32, shape: tuple[int, int], dequantize_rows: Callable[[int, int, Float32], None], out: Float32
+) -> list[Task]:
+    """Tasks for out = x @ W.T, with W of `shape` (out, in) made a block of rows at a time.
+
+    x (T, in), out (T, out) float32.
+    """
+    rows, columns = shape
+
+    def multiply(start: int, stop: int) -> None:
+        block = scratch("rows", (stop - start, columns))
+        dequantize_rows(start, stop, block)
+        multiply_rows(x, block, out[:, start:stop])
+
+    return [partial(multiply, *span) for span in equal_spans(rows, columns)]
+
+
+def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task]:
+    """Tasks for out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
+
+    def multiply(start: int, stop: int) -> None:
+        multiply_rows(x, weights[start:stop], out[:, start:stop])
+
+    rows, columns = weights.shape
+    return [partial(multiply, *span) for span in equal_spans(rows, 2 * columns)]  # small matrices are shared, too
+
+
+def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
+    """Tasks for out = x @ W.T of at most FEW tokens, if `FP8.folds`: x takes the scales of each row of blocks."""
+    rows, columns = codes.shape
+    height, width = block
+    tokens = len(x)
+    # Codes come as 2^-120 times their values, so x is made as much larger as it can be.
+    lifted = x.reshape(tokens, -1, width) * np.float32(2.0**80)
+
+    def multiply(first: int, last: int) -> None:
+        start, stop = first * height, min(last * height, rows)
+        values = scratch("rows", (stop - start, columns))
+        _e4m3_bits(codes[start:stop], values)
+        for index in range(first, last):
+            own = slice(index * height, min((index + 1) * height, rows))
+            scaled = (lifted * scales[index, :, None]).reshape(tokens, columns)
+            multiply_rows(scaled, values[own.start - start : own.stop - start], out[:, own])
+            out[:, own] *= np.float32(2.0**40)
+
+    return [partial(multiply, *span) for span in equal_spans(len(scales), height * columns)]
+
+
+def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
+    """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
+    tokens, columns = x.shape
+    rows = len(weights)
+    whole = 0
+    if 1 < tokens <= 2 * FEW and threads.blas_has_small_products():
+        if tokens > FEW:
+            multiply_rows(x[:FEW], weights, out[:FEW])
+            multiply_rows(x[FEW:], weights, out[FEW:])
+            return
+        parts = max(-(-tokens * rows * columns // _SMALL_MULTIPLICATIONS), -(-tokens * rows // _SMALL_RESULTS))
+        if 1 < parts <= rows:
+            whole = rows - rows % parts
+            blocks = weights[:whole].reshape(parts, -1, columns).transpose(0, 2, 1)
+            np.matmul(x, blocks, out=out[:, :whole].reshape(tokens, parts, -1).transpose(1, 0, 2))
+    if whole < rows:
+        np.matmul(x, weights[whole:].T, out=out[:, whole:])
+
+
+def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:
+    """out[r, k] = out[r, k] * scales[r, k // g] + bias[r, k // g] in place; out (n, in) C-contiguous float32."""
+    grouped = out.reshape(*scales.shape, -1)  # (n, groups, g)
+    grouped *= scales.astype(np.float32, copy=False)[..., None]
+    if bias is not None:
+        grouped += bias.astype(np.float32, copy=False)[..., None]
+
+
+def dequantize_int8(codes: NDArray[np.int8], scales: NDArray, bias: NDArray | None, out: Float32) -> None:
+    """out = scale * code + bias; codes (n, in) int8, scales and bias (n, groups), out (n, in) float32."""
+    np.copyto(out, codes)
+    dequantize_groups(out, scales, bias)
+
+
+def dequantize_int4(codes: UInt8, scales: NDArray, bias: NDArray | None, out: Float32) -> None:
+    """out = scale * q + bias, or scale * (q - 8) without a bias; codes (n, in/2) uint8 as `pack_nibbles` lays them."""
+    halves = out.reshape(*scales.shape, 2, -1)  # (n, groups, 2, g/2)
+    packed = codes.reshape(*scales.shape, -1)  # (n, groups, g/2)
+    np.copyto(halves[..., 0, :], packed & 15)
+    np.copyto(halves[..., 1, :], packed >> 4)
+    if bias is None:
+        out -= np.float32(8)
+    dequantize_groups(out, scales, bias)
+
+
+def pack_nibbles(codes: UInt8) -> UInt8:
+    """Two 4-bit codes a byte within each group: (..., g) of 0..15 -> (..., g/2).
+
+    Low nibbles hold the group's first half and high nibbles its second, the order of GGUF's Q4_0 and Q4_1.
+    """
+    half = codes.shape[-1] // 2
+    return codes[..., :half] | codes[..., half:] << np.uint8(4)
+
+
+def dequantize_fp8(codes: UInt8, scales: Float32, block: tuple[int, int], start: int, out: Float32) -> None:
+    """out = e4m3(code) * scale of its block, for codes that are not NaN.
+
+    codes and out (n, in) are rows start.. of the matrix, scales all of it.
+    """
+    _e4m3_bits(codes, out)
+    lift = np.float32(2.0**120)
+    if scales.size and scales.max() >= 64:  # so large a scale would overflow with all of it
+        out *= lift
+        lift = np.float32(1)
+    height, width = block
+    row = 0
+    while row < len(out):
+        block_row = (start + row) // height
+        end = min(len(out), (block_row + 1) * height - start)
+        out[row:end] *= np.repeat(scales[block_row] * lift, width)[: out.shape[1]]
+        row = end
+
+
+def _e4m3_bits(codes: UInt8, out: Float32) -> None:
+    """out = 2^-120 e4m3(code), for codes that are not NaN."""
+    # Sign, exponent and mantissa move to their places in float32, whose exponent counts from 120 lower down: a third
+    # of the time of a table.
+    bits = out.view(np.int32)
+    np.copyto(bits, codes.view(np.int8))
+    np.left_shift(bits, 20, out=bits)
+    np.bitwise_and(bits, -0x78100000, out=bits)
+
+
+def dequantize_mxfp4(codes: UInt8, scales: Float32, out: Float32) -> None:
+    """out = e2m1(code) * scale of its group of 32; codes (n, in/2) low nibble first, scales (n, in/32), out (n, in)."""
+    decode_e2m1_pairs(codes, out)
+    dequantize_groups(out, scales, None)
+
+
+def all_finite(values: NDArray) -> bool:
+    """Whether a float array holds no NaN or infinity, looked at in pieces of bounded size."""
+    return not _any(values, lambda piece: ~np.isfinite(piece))
+
+
+def has_bits(codes: NDArray, mask: int) -> bool:
+    """Whether any unsigned code has all bits of `mask` set, looked at in pieces of bounded size."""
+    return _any(codes, lambda piece: (piece & mask) == mask)
+
+
+def _any(values: NDArray, test: Callable[[NDArray], NDArray]) -> bool:
+    flat = values.reshape(-1)
+    pieces = (flat[at : at + _CHECK_ELEMENTS] for at in range(0, flat.size, _CHECK_ELEMENTS))
+    return any(bool(test(piece).any()) for piece in pieces)

@@ -1,0 +1,446 @@
+"""Weights laid out by columns, the form in which they are multiplied with a few tokens fastest.
+
+A product with one token reads every weight once, so its speed is that of turning codes into float32. Two things make
+this cheap here. Codes are cast without their scales, and multiplied as they are; the scales come in afterwards, once a
+group instead of once a weight. And what is cast at once is contiguous and as large as the calls' own time asks for.
+
+A matrix (out, in) is cut into slabs of rows. Within a slab the order is column, then row: what one token's activation
+k is multiplied with lies together, and a group of columns is one contiguous range. Workers and threads share the slabs,
+whose size depends on the shape alone, and so does every digit of a result.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.compute.activations import Activations
+from numoe.quant.compute.kernels import FEW, equal_spans, pack_nibbles
+from numoe.quant.compute.memory import scratch
+from numoe.quant.compute.threads import Task, run
+from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
+from numoe.quant.formats.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
+
+SLAB_ROWS = 1024
+"""Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
+
+SMALL = 1 << 19
+"""A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise.
+One of more has two slabs at least."""
+
+
+class Slab(NamedTuple):
+    """Rows first..first + rows of a matrix: its codes, and scales and bias (groups, rows)."""
+
+    first: int
+    rows: int
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Columns(QTensor):
+    """A matrix (out, in) of `size` in slabs.
+
+    codes: flat, slab after slab. scales and bias: flat too, (G, rows) a slab: float16, float32 or e8m0 as uint8.
+    value = unit * scale * code + bias.
+    """
+
+    codes: NDArray[Any]
+    scales: NDArray[Any]
+    bias: NDArray[Any] | None
+    size: tuple[int, int]
+    cut: tuple[tuple[int, int], ...] | None = None
+    """Rows first and last + 1 of each slab, where they are not those of `slab_spans`."""
+
+    unit = 1.0
+    """The value of code 1 at scale 1."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @cached_property
+    def group(self) -> int:
+        """Weights of a row that share a scale."""
+        return self.shape[0] * self.shape[1] // self.scales.size
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def offset(self) -> int:
+        """What is added to each code before all else."""
+        return 0
+
+    @cached_property
+    def slabs(self) -> list[Slab]:
+        """The parts that workers and threads share."""
+        rows, columns = self.shape
+        groups = columns // self.group
+        parts = []
+        for first, stop in self.cut or slab_spans(rows, columns):
+            count = stop - first
+            codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
+            codes = codes[: count * columns * self.codes.size // (rows * columns)]
+            at = slice(first * groups, (first + count) * groups)
+            bias = None if self.bias is None else self.bias[at].reshape(groups, count)
+            parts.append(Slab(first, count, codes, self.scales[at].reshape(groups, count), bias))
+        return parts
+
+    def finite(self) -> bool:
+        return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
+
+    @abstractmethod
+    def plain(self) -> QTensor:
+        """The same matrix in the form it had before."""
+
+    @abstractmethod
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        """Codes of groups start..stop of a slab, flat (groups g rows,). Valid until the next call."""
+
+    @abstractmethod
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
+        """Codes of rows start..stop of a slab, the offset added, (in, rows)."""
+
+    def _codes_by_rows(self) -> NDArray[Any]:
+        """Those of all rows, (out, in)."""
+        return np.ascontiguousarray(np.concatenate([self._rows(slab, 0, slab.rows).T for slab in self.slabs]))
+
+    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
+        for slab in self.slabs:
+            a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
+            if a < b:
+                picked = slice(a - slab.first, b - slab.first)
+                part = out[a - start : b - start]
+                np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
+                grouped = part.reshape(b - a, -1, self.group)
+                grouped *= self._scales(slab)[:, picked].T[..., None]
+                if slab.bias is not None:
+                    grouped += _factors(slab.bias, "bias")[:, picked].T[..., None]
+
+    def dequantize(self) -> Float32:
+        out = np.empty(self.shape, np.float32)
+        for slab in self.slabs:
+            for k, block in self._blocks(slab, self.shape[1]):
+                out[slab.first : slab.first + slab.rows, k : k + len(block)] = block.T
+        return out
+
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
+        """Shares these bytes where the range begins and ends with a slab; elsewhere it copies them."""
+        if step != 1:
+            return laid_out(self.plain().slice_rows(start, stop, step))
+        cut = tuple((s.first - start, s.first - start + s.rows) for s in self.slabs if start <= s.first < stop)
+        if not cut or cut[0][0] or cut[-1][1] != stop - start:
+            return laid_out(self.plain().slice_rows(start, stop))
+
+        def part(values: NDArray[Any]) -> NDArray[Any]:
+            each = values.size // self.shape[0]
+            return values[start * each : stop * each]
+
+        bias = None if self.bias is None else part(self.bias)
+        return type(self)(part(self.codes), part(self.scales), bias, (stop - start, self.shape[1]), cut)
+
+    def _scales(self, slab: Slab) -> Float32:
+        """The value of code 1, (G, rows)."""
+        scales = _factors(slab.scales)
+        if self.unit != 1:
+            scales = np.multiply(scales, np.float32(self.unit), out=scratch("scales", scales.shape))
+        return scales
+
+    def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
+        """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
+        group, scales = self.group, self._scales(slab)
+        bias = None if slab.bias is None else _factors(slab.bias, "bias")
+        for start, stop in equal_spans(columns // group, group * slab.rows):
+            block = scratch("block", (stop - start, group, slab.rows))
+            np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
+            if self.offset:
+                block += np.float32(self.offset)
+            block *= scales[start:stop, None]
+            if bias is not None:
+                block += bias[start:stop, None]
+            yield start * group, block.reshape(-1, slab.rows)
+
+    def products(self, x: Activations, out: Float32) -> list[Task]:
+        def multiply(slab: Slab) -> None:
+            to = out[:, slab.first : slab.first + slab.rows]
+            if len(out) <= FEW:
+                self._multiply_few(slab, x, to)
+            else:
+                self._multiply_many(slab, x.x, to)
+
+        return [partial(multiply, slab) for slab in self.slabs]
+
+    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
+        """out = x @ W.T for at most FEW tokens; out (T, rows)."""
+        grouped = x.grouped(self.group)
+        groups, tokens, size = grouped.shape
+        sums = scratch("sums", (groups, tokens, slab.rows))
+        for start, stop in equal_spans(groups, size * slab.rows):
+            block = scratch("block", (stop - start, size, slab.rows))
+            np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
+            np.matmul(grouped[start:stop], block, out=sums[start:stop])
+        scales = self._scales(slab)
+        np.einsum("gtr,gr->tr", sums, scales, out=out)
+        if self.offset:
+            out += np.matmul(x.shifts(self.group, self.offset), scales)
+        if slab.bias is not None:
+            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
+
+    def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
+        """out = x @ W.T for many tokens; out (T, rows)."""
+        part = scratch("part", out.shape)
+        for k, block in self._blocks(slab, self.shape[1]):
+            columns = x[:, k : k + len(block)]
+            if k == 0:
+                np.matmul(columns, block, out=out)
+            else:
+                out += np.matmul(columns, block, out=part)
+
+
+def _as_stored(matrix: Columns, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+    """`_bytes` of codes that are bytes."""
+    size = matrix.group * slab.rows
+    return slab.codes[start * size : stop * size]
+
+
+@dataclass(frozen=True, eq=False)
+class INT8Columns(Columns):
+    """codes int8."""
+
+    codes: NDArray[np.int8]
+
+    @property
+    def format(self) -> str:
+        return f"int8 g{self.group}"
+
+    def plain(self) -> INT8:
+        bias = None if self.bias is None else _by_rows(self, "bias")
+        return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
+
+    _bytes = _as_stored
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
+
+
+@dataclass(frozen=True, eq=False)
+class INT4Columns(Columns):
+    """value = scale * q + bias, or scale * (q - 8) without a bias.
+
+    codes uint8, (G, g/2, rows) a slab: in bits 0-3 the q of the first half of a group's columns, in bits 4-7 those of
+    its second.
+    """
+
+    codes: UInt8
+
+    @property
+    def format(self) -> str:
+        return f"int4 g{self.group}"
+
+    @property
+    def offset(self) -> int:
+        return -8 if self.bias is None else 0
+
+    def plain(self) -> INT4:
+        nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
+        packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
+        bias = None if self.bias is None else _by_rows(self, "bias")
+        return INT4(packed, _by_rows(self, "scales"), bias)
+
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        half = self.group * slab.rows // 2
+        codes = slab.codes[start * half : stop * half].reshape(-1, half)
+        out = scratch("bytes", (stop - start, 2, half), np.uint8)
+        np.bitwise_and(codes, 15, out=out[:, 0])
+        np.right_shift(codes, 4, out=out[:, 1])
+        return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
+        codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
+        return codes.reshape(self.shape[1], -1).view(np.int8) + np.int8(self.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class MXFP4Columns(Columns):
+    """e2m1 codes with e8m0 scales. codes uint16, rows/4 a column: four successive rows each, the first in bits 0-3.
+
+    A table of all words gives the four values, each twice what it is, as int8.
+    """
+
+    codes: UInt16
+    format = "mxfp4"
+    unit = 0.5
+
+    def plain(self) -> MXFP4:
+        nibble = np.zeros(256, np.uint8)
+        nibble[_TWICE_E2M1.view(np.uint8)] = np.arange(16)
+        nibbles = nibble[self._codes_by_rows().view(np.uint8)]
+        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), _by_rows(self, "scales"))
+
+    def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        size = self.group * slab.rows // 4
+        codes = slab.codes[start * size : stop * size]
+        index = scratch("index", codes.shape, np.intp)
+        np.copyto(index, codes)
+        out = scratch("words", codes.shape, np.uint32)
+        return np.take(_values_of_words(), index, out=out, mode="wrap").view(np.int8)
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        word, place = np.divmod(np.arange(start, stop), 4)
+        words = slab.codes.reshape(self.shape[1], -1)[:, word]
+        return _TWICE_E2M1[words >> (4 * place).astype(np.uint16) & np.uint16(15)]
+
+
+@dataclass(frozen=True, eq=False)
+class INT4Wide(INT4Columns):
+    """The same with a byte a weight: codes int8, (in, rows) a slab. Scales and bias are float32."""
+
+    codes: NDArray[Any]
+
+    _bytes = _as_stored
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
+
+
+@dataclass(frozen=True, eq=False)
+class MXFP4Wide(MXFP4Columns):
+    """The same with a byte a weight: codes int8, (in, rows) a slab, twice the values."""
+
+    codes: NDArray[Any]
+
+    _bytes = _as_stored
+
+    def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
+
+
+def widened(matrix: QTensor) -> QTensor:
+    """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
+    is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32."""
+    if isinstance(matrix, INT4Wide | MXFP4Wide) or not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
+        return matrix
+    integers = not isinstance(matrix, MXFP4Columns)
+    scales = matrix.scales.astype(np.float32, copy=False) if integers else matrix.scales
+    bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
+    if isinstance(matrix, INT8Columns):
+        return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
+    rows, columns = matrix.shape
+    codes = np.empty(rows * columns, np.int8)
+
+    def unpack(slab: Slab) -> None:
+        size = matrix.group * slab.rows
+        to = codes[slab.first * columns :][: slab.rows * columns]
+        for start, stop in equal_spans(columns // matrix.group, size):
+            np.copyto(to[start * size : stop * size], matrix._bytes(slab, start, stop))
+
+    run([partial(unpack, slab) for slab in matrix.slabs])
+    return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
+
+
+def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
+    """Memory of a matrix of a `QTensor.format` and so many bytes when `widened`.
+
+    As if the scales and bias of integers were float16 before. Where they are float32, as those of GGUF's K-quants, it
+    takes less.
+    """
+    kind = format.partition(" ")[0]
+    if kind not in ("int8", "int4", "mxfp4") or not can_lay_out(format, rows):
+        return nbytes
+    codes = rows * columns // (1 if kind == "int8" else 2)
+    return rows * columns + (1 if kind == "mxfp4" else 2) * (nbytes - codes)
+
+
+def can_lay_out(format: str, rows: int) -> bool:
+    """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
+    return format.startswith(("int8", "int4")) or (format == MXFP4.format and rows % 4 == 0)
+
+
+def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
+    """The rows of each slab; all but the last have the same number, a multiple of 4."""
+    slabs = max(-(-rows // SLAB_ROWS), 1 if rows * columns < SMALL else 2)
+    step = -(-rows // (4 * slabs)) * 4
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
+    """The rows of one slab, in a format that `can_lay_out`, laid out: flat codes, scales, and bias if there is one."""
+    assert isinstance(rows, INT4 | INT8 | MXFP4)
+    factors = [rows.scales] if isinstance(rows, MXFP4) or rows.bias is None else [rows.scales, rows.bias]
+    codes = _mxfp4_words(rows) if isinstance(rows, MXFP4) else _transposed(rows.codes)
+    return [codes.reshape(-1), *(values.T.reshape(-1) for values in factors)]
+
+
+def laid_out(matrix: QTensor) -> QTensor:
+    """The matrix by columns where there is such a form of it, else the matrix itself."""
+    if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, matrix.shape[0]):
+        return matrix
+    slabs = [slab_arrays(matrix.slice_rows(*span)) for span in slab_spans(*matrix.shape)]
+    return from_arrays(matrix.format, [np.concatenate(parts) for parts in zip(*slabs, strict=True)], matrix.shape)
+
+
+def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
+    """The matrix of a `QTensor.format` that the arrays of all its slabs make, those of a kind one after another."""
+    codes, scales, *bias = arrays
+    kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint8), "mxfp4": (MXFP4Columns, np.uint16)}
+    kind, dtype = kinds[format.split()[0]]
+    return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
+
+
+def _mxfp4_words(matrix: MXFP4) -> UInt16:
+    rows, columns = matrix.shape
+    packed = _transposed(matrix.codes)  # (in/2, rows), the column of even number in the low bits
+    codes = np.empty((columns, rows // 4), np.uint16)
+    stored = codes.view(np.uint8).reshape(columns // 2, 2, -1)
+    even, odd = packed[:, 0::2], packed[:, 1::2]
+    stored[:, 0] = even & np.uint8(15) | odd << np.uint8(4)
+    stored[:, 1] = even >> np.uint8(4) | odd & np.uint8(0xF0)
+    return codes
+
+
+def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
+    """codes (n, m) of one byte -> (m, n), several times faster than copying `.T`: first eight at a time."""
+    rows, columns = codes.shape
+    if columns % 8:
+        return np.ascontiguousarray(codes.T)
+    eights = np.empty((columns // 8, rows), np.uint64)
+    for row in range(0, rows, 16):  # what is read stays in the cache until all of it is
+        eights[:, row : row + 16] = codes[row : row + 16].view(np.uint64).T
+    out = np.empty((columns, rows), codes.dtype)
+    np.copyto(out.reshape(-1, 8, rows), eights.view(codes.dtype).reshape(-1, rows, 8).transpose(0, 2, 1))
+    return out
+
+
+def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
+    return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
+
+
+def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
+    """Scales or bias as float32."""
+    if stored.dtype == np.float32:
+        return stored
+    out = scratch(use, stored.shape)
+    return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)
+
+
+_TWICE_E2M1 = (2 * E2M1).astype(np.int8)
+
+
+@cache
+def _values_of_words() -> NDArray[np.uint32]:
+    """(65536,) items of four int8: twice the e2m1 values of the nibbles of the index, the lowest first."""
+    pairs = np.stack([np.tile(_TWICE_E2M1, 16), np.repeat(_TWICE_E2M1, 16)], axis=1)  # of each byte
+    both = np.empty((256, 256, 4), np.int8)
+    both[..., :2], both[..., 2:] = pairs[None], pairs[:, None]
+    return both.reshape(-1, 4).view(np.uint32)[:, 0]

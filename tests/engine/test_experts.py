@@ -1,0 +1,609 @@
+"""The expert store: no budget changes a digit or is exceeded, nothing is read twice, errors are sentences."""
+
+import errno
+import gc
+import json
+import os
+import shutil
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+from gguf.constants import GGMLQuantizationType
+from helpers import write_safetensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from test_gguf_models import write_gguf
+
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.experts import store as experts
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.places import Place
+from numoe.quant.compute import threads
+from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.files import Files
+from numoe.quant.stored.checkpoint import open_checkpoint
+
+Checkpoints = Callable[[str], Path]
+LOAD, PLAN = sys.modules["numoe.engine.load"], sys.modules["numoe.engine.plan"]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = threads.in_use()
+    yield
+    threads.use(before)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int, int]]:
+    """(path, offset, nbytes) of every read into a buffer of the store."""
+    seen: list[tuple[Path, int, int]] = []
+    read_range = Files.read_range
+
+    def record(self: Files, path: Path, offset: int, nbytes: int, out: np.ndarray | None = None) -> np.ndarray:
+        if out is not None:
+            seen.append((path, offset, nbytes))
+        return read_range(self, path, offset, nbytes, out)
+
+    monkeypatch.setattr(Files, "read_range", record)
+    return seen
+
+
+# ------------------------------------------------------------------------------------------------------ whole models
+
+
+def least_bytes(store: ExpertStore) -> int:
+    return max(store.largest.values())
+
+
+def chosen_bytes(model: Path) -> Callable[[ExpertStore], int]:
+    top_k = max(top_k for _, top_k in describe(model).spec.routed.values())
+    return lambda store: top_k * least_bytes(store)
+
+
+def load_with(
+    monkeypatch: pytest.MonkeyPatch, path: Path, budget: Callable[[ExpertStore], int], ahead: bool = True
+) -> Model:
+    """A model whose experts may take so many bytes."""
+    monkeypatch.setattr(LOAD, "_expert_room", lambda description, store, *_: budget(store))
+    model = load(path)
+    assert model.experts is not None
+    model.experts.ahead = ahead
+    return model
+
+
+def stacked(folder: Path) -> Path:
+    """The experts of a layer in one tensor, gate and up fused."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    count = json.loads((folder / "config.json").read_text())["num_local_experts"]
+    for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
+        layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
+        w1, w2, w3 = (
+            [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(count)]
+            for w in ("w1", "w2", "w3")
+        )
+        fused = [np.concatenate(pair) for pair in zip(w1, w3, strict=True)]
+        tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack(fused)
+        tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)
+    save_file(tensors, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A golden case, as it is ("v4_a") or rewritten: "CASE int4", "mixtral_a stacked", "mixtral_a gguf"."""
+
+    def write(name: str) -> Path:
+        case, _, form = name.partition(" ")
+        if not form:
+            return checkpoint(case)
+        folder = tmp_path_factory.mktemp("variants") / "model"
+        if form == "stacked":
+            return stacked(Path(shutil.copytree(checkpoint(case), folder)))
+        if form == "gguf":
+            return write_gguf(checkpoint(case), tiny.load_golden(case).config, folder.with_suffix(".gguf"), "llama")
+        described = describe(checkpoint(case))
+        convert(described.checkpoint, described.matrices(), folder, form, Folder(described.path, case))
+        return folder
+
+    return write
+
+
+VARIANTS = [
+    "gpt_oss_a", "gpt_oss_b native", "qwen3_5_moe_a", "v4_a", "v4_a int4", "v4_released", "v4_released int8",
+    "v4_released int4", "v4_released native", "v3_fp8",
+    "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_digit_depends_on_the_budget(
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = variant(name)
+    ids = tiny.load_golden(name.split()[0]).ids.tolist()[:44]
+
+    def logits(model: Model) -> np.ndarray:
+        session = model.session(64)
+        return np.concatenate([session.feed(ids[:40]), *(session.feed([token]) for token in ids[40:])])
+
+    expected = logits(load(path, threads=1))
+    budgets: list[Callable[[ExpertStore], int]] = [
+        least_bytes, chosen_bytes(path), lambda store: store.total_bytes // 2, lambda store: store.total_bytes,
+    ]  # fmt: skip
+    for budget in budgets:
+        for ahead in (False, True):
+            for count in (1, 2):
+                model = load_with(monkeypatch, path, budget, ahead)
+                threads.use(count)
+                np.testing.assert_array_equal(logits(model), expected)
+                assert model.experts is not None
+                assert model.experts.held_bytes <= model.experts.budget
+
+
+def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, reads: list[tuple[Path, int, int]]) -> None:
+    model = load(checkpoint("v4_released"))
+    assert model.experts is not None and model.experts.complete
+    assert len(reads) == len(set(reads)) > 0
+    reads.clear()
+    model.session(64).feed(range(40))
+    stats = model.stats()["experts"]
+    assert reads == []
+    assert (stats["misses"], stats["bytes_read"], stats["hit_rate"], stats["ahead_fetched"]) == (0, 0, 1.0, 0)
+    assert stats["hits"] > 0
+    assert stats["resident_bytes"] == model.plan().expert_bytes + model.wide_bytes
+
+
+def test_the_wide_form_replaces_what_was_read(
+    checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory that experts were read to goes, where they are no views of it any more."""
+    source = describe(checkpoint("qwen3_moe_a"))
+    convert(source.checkpoint, source.matrices(), tmp_path / "int4", "int4", Folder(source.path, "source"))
+    read: list[weakref.ref[np.ndarray]] = []
+
+    def lasting(nbytes: int) -> np.ndarray:
+        memory = np.empty(nbytes + 1, np.uint8)  # of which matrices are views
+        read.append(weakref.ref(memory))
+        return memory[:nbytes]
+
+    monkeypatch.setattr(experts, "lasting", lasting)
+    model = load(tmp_path / "int4", ram="1GB", ctx=64)
+    assert model.wide_bytes and model.experts is not None and model.experts.complete
+    gc.collect()
+    assert read and not any(memory() is not None for memory in read)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("budget", [least_bytes, lambda store: store.total_bytes // 3])
+def test_a_pass_reads_an_expert_at_most_once(
+    checkpoint: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    reads: list[tuple[Path, int, int]],
+    budget: Callable[[ExpertStore], int],
+    ahead: bool,
+) -> None:
+    model = load_with(monkeypatch, checkpoint("v4_released"), budget, ahead)
+    model.session(512).feed(tiny.load_golden("v4_released").ids)
+    assert model.experts is not None
+    model.experts._readers.shutdown(wait=True)
+    assert max(Counter(reads).values()) == 1
+    if ahead and budget is not least_bytes:
+        assert model.stats()["experts"]["ahead_fetched"] > 0
+
+
+def test_statistics_add_up(
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]
+) -> None:
+    """And an expert of a converted folder is one range of bytes."""
+    path = variant("v4_a int4")
+    model = load_with(monkeypatch, path, lambda store: store.total_bytes // 2, ahead=False)
+    asked = Counter[int]()
+    model.trace_routes(lambda start, layer, chosen: asked.update([layer] * len(np.unique(chosen))))
+    session = model.session(64)
+    for token in range(20):
+        session.feed([token])
+    stats = model.stats()["experts"]
+    assert stats["hits"] + stats["misses"] == asked.total()
+    assert stats["hit_rate"] == stats["hits"] / asked.total()
+    assert stats["hits"] > 0 and stats["misses"] == len(reads)
+    assert stats["bytes_read"] == sum(nbytes for *_, nbytes in reads)
+    assert 0 < stats["resident_bytes"] <= model.experts.budget  # type: ignore[union-attr]
+    assert stats["wait_s"] > 0
+    assert model.stats()["weight_bytes"] == model.plan().resident_bytes + stats["resident_bytes"]
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_what_is_left_of_the_memory_allowed_is_for_experts(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
+    path = checkpoint("v4_a")
+    planned = describe(path).plan(256)
+    others = planned.resident_bytes + planned.kv_bytes + 1000
+    least = chosen_bytes(path)(LOAD._experts_on_disk(describe(path)))
+    model = load(path, ram=others + least, ctx=256)
+    assert model.experts is not None
+    assert model.experts.budget == least < model.experts.total_bytes
+    model.session(256).feed([1, 2, 3])
+    with pytest.raises(InputError, match=r"a context of 512 tokens needs .* raise --ram to \d+MB"):
+        model.session(512)
+    with pytest.raises(InputError, match=r"raise --ram to (\d+)MB") as caught:
+        load(path, ram=others + least - 1, ctx=256)
+    named = str(caught.value).split("raise --ram to ")[1].split()[0]
+    assert load(path, ram=named, ctx=256).session(256).feed([1]).shape == (1, model.spec.vocab)
+
+
+def test_all_memory_but_a_tenth_is_taken_by_default(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint("mixtral_a")
+    planned = describe(path).plan()
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 0)
+    monkeypatch.setattr(LOAD, "available_memory", lambda: planned.total_bytes - 1)
+    monkeypatch.setattr(PLAN, "available_memory", lambda: planned.total_bytes - 1)
+    model = load(path)
+    assert model.experts is not None
+    assert model.experts.budget == planned.expert_bytes - 1 < model.experts.total_bytes
+    # What was left for the caches then is theirs, though other programs have taken all since.
+    monkeypatch.setattr(PLAN, "available_memory", lambda: 0)
+    model.session().feed([1])
+    monkeypatch.setattr(model, "_kept_free", 0)
+    with pytest.raises(InputError, match=r"a context of \d+ tokens needs .* are free now"):
+        model.session()
+
+
+# ----------------------------------------------------------------------------------------------------------- one store
+
+LAYERS, EXPERTS, WIDTH, HIDDEN = 2, 6, 8, 16
+
+
+def write_experts(folder: Path, width: Callable[[int], int] = lambda expert: WIDTH, by_part: bool = False) -> Path:
+    """A file of float32 experts; `width` may differ from one to another.
+
+    by_part: all gates come first, then all ups, then all downs.
+    """
+    tensors = {}
+    for layer in range(LAYERS):
+        for e in range(EXPERTS):
+            for part in ("gate", "up", "down"):
+                shape = (HIDDEN, width(e)) if part == "down" else (width(e), HIDDEN)
+                values = np.full(shape, layer * EXPERTS + e, "<f4")
+                tensors[f"{layer}.{e}.{part}"] = ("F32", shape, values.tobytes())
+    if by_part:
+        tensors = dict(sorted(tensors.items(), key=lambda item: ("gate", "up", "down").index(item[0].split(".")[2])))
+    return write_safetensors(folder / "experts.safetensors", tensors)
+
+
+def store_of(path: Path, units: float) -> ExpertStore:
+    """Over such a file, with room for so many of the largest units."""
+    parts = ("gate", "up", "down")
+    keys = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)]
+    stored = {(i, e): {part: Place(f"{i}.{e}.{part}") for part in parts} for i, e in keys}
+    store = ExpertStore(open_checkpoint(path), stored)
+    store.allow(int(units * least_bytes(store)))
+    return store
+
+
+def take(store: ExpertStore, layer: int, wanted: list[int]) -> None:
+    """Ask, and see that everything arrives once and whole."""
+    with store.stream(layer, wanted) as units:
+        got = []
+        for e, matrices in chain.from_iterable(units):
+            got.append(e)
+            assert set(matrices) == {"gate", "up", "down"}
+            assert all((m.dequantize() == layer * EXPERTS + e).all() for m in matrices.values())
+            assert store.held_bytes <= store.budget
+    assert sorted(got) == sorted(wanted)
+
+
+@pytest.fixture(scope="module")
+def equal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_experts(tmp_path_factory.mktemp("equal"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_experts(tmp_path_factory.mktemp("mixed"), lambda e: 4 + 4 * (e % 3))
+
+
+WANTED = st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    capacity=st.integers(1, LAYERS * EXPERTS - 1),
+    requests=st.lists(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1)), max_size=40),
+)
+def test_what_was_used_least_lately_goes_first(equal: Path, capacity: int, requests: list[tuple[int, int]]) -> None:
+    store = store_of(equal, capacity)
+    uses: dict[tuple[int, int], float] = {}  # each at time t counts 2^(t / half-life)
+    cache: set[tuple[int, int]] = set()
+    hits = 0
+    for time, key in enumerate(requests):
+        take(store, key[0], [key[1]])
+        uses[key] = uses.get(key, 0) + 2 ** (time / (experts.HALF_LIFE * capacity))
+        hits += key in cache
+        if key not in cache and len(cache) == capacity:
+            cache.remove(min(cache, key=uses.__getitem__))
+        cache.add(key)
+        assert store.stats()["hits"] == hits
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    units=st.floats(1, LAYERS * EXPERTS),
+    requests=st.lists(st.tuples(st.booleans(), st.integers(0, LAYERS - 1), WANTED), max_size=12),
+)
+def test_buffers_never_exceed_the_budget(
+    mixed: Path, units: float, requests: list[tuple[bool, int, list[int]]]
+) -> None:
+    """Counted where they are made; units of several sizes, any mixture of asking and expecting."""
+    live, most = [0], [0]
+    make = experts._buffer
+
+    def count(nbytes: int, changes: bool) -> np.ndarray:
+        buffer = make(nbytes, changes)
+        live[0] += nbytes
+        most[0] = max(most[0], live[0])
+        weakref.finalize(buffer, lambda: live.__setitem__(0, live[0] - nbytes))
+        return buffer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experts, "_buffer", count)
+        store = store_of(mixed, units)
+        for expecting, layer, wanted in requests:
+            if expecting:
+                store.expect(layer, wanted)
+            else:
+                take(store, layer, wanted)
+        store._readers.shutdown(wait=True)
+    assert most[0] <= store.budget
+    assert live[0] == store.held_bytes
+
+
+@pytest.mark.parametrize(("by_part", "count"), [(False, 1), (True, 3)])
+def test_neighbours_are_read_together(
+    tmp_path: Path, reads: list[tuple[Path, int, int]], by_part: bool, count: int
+) -> None:
+    """And what lies far apart is not read through."""
+    store = store_of(write_experts(tmp_path, by_part=by_part), 2)
+    take(store, 1, [4])
+    assert len(reads) == count
+    assert store.stats()["bytes_read"] == 3 * 4 * WIDTH * HIDDEN
+
+
+def test_units_in_use_stay(equal: Path) -> None:
+    store = store_of(equal, 2)
+    with store.stream(0, [3]) as units:
+        ((e, matrices),) = next(units)
+        take(store, 1, [0, 1, 2, 3, 4, 5])
+        assert e == 3 and (matrices["gate"].dequantize() == 3).all()
+    take(store, 0, [3])
+    assert store.stats()["hits"] == 1
+
+
+def test_sessions_of_several_threads_share_a_store(equal: Path) -> None:
+    store = store_of(equal, 3)
+
+    def walk(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(30):
+            store.expect(int(random.integers(LAYERS)), random.permutation(EXPERTS)[:2])
+            layer, wanted = int(random.integers(LAYERS)), random.permutation(EXPERTS)[: random.integers(1, 6)]
+            with store.stream(layer, wanted) as units:
+                for e, matrices in chain.from_iterable(units):
+                    assert (matrices["down"].dequantize() == layer * EXPERTS + e).all()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(walk, range(3)))
+
+
+def test_a_pass_that_is_interrupted_gives_back_what_it_asked_for(equal: Path) -> None:
+    store = store_of(equal, 1)
+    with pytest.raises(KeyboardInterrupt), store.stream(0, range(EXPERTS)) as units:
+        next(units)
+        raise KeyboardInterrupt
+    take(store, 0, list(range(EXPERTS)))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F32"])
+def test_stacks_of_a_gguf_file(tmp_path: Path, kind: str) -> None:
+    """A slice of a stacked tensor is what is read, and block types become what `Checkpoint.matrix` makes of them."""
+    path, quantization = tmp_path / "stack.gguf", GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "llama")
+    for part in ("gate", "up", "down"):
+        values = np.random.default_rng(0).standard_normal((EXPERTS, 64, 64)).astype(np.float32)
+        writer.add_tensor(part, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    checkpoint = open_checkpoint(path)
+    for count in (1, 2.5, EXPERTS + experts.READERS):
+        parts = ("gate", "up", "down")
+        store = ExpertStore(checkpoint, {(0, e): {p: Place(p, e) for p in parts} for e in range(EXPERTS)})
+        store.allow(int(count * least_bytes(store)))
+        assert store.complete == (count > EXPERTS)
+        for _ in range(2):
+            with store.stream(0, range(EXPERTS)) as units:
+                for e, matrices in chain.from_iterable(units):
+                    assert store.held_bytes <= store.budget
+                    for part, matrix in matrices.items():
+                        expected = checkpoint.matrix(part, e)
+                        assert matrix.format == expected.format
+                        np.testing.assert_array_equal(matrix.dequantize(), expected.dequantize())
+        if store.complete:
+            wanted = sum(checkpoint.loaded_nbytes(part) for part in parts)
+            assert store.stats()["resident_bytes"] == wanted
+            assert store.stats()["misses"] == 0
+
+
+# -------------------------------------------------------------------------------------------------------- fetch-ahead
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]) -> Iterator[threading.Event]:
+    """Reads wait until it is set."""
+    event = threading.Event()
+    read_range = Files.read_range
+
+    def wait(self: Files, path: Path, offset: int, nbytes: int, out: np.ndarray | None = None) -> np.ndarray:
+        if out is not None:
+            event.wait(30)
+        return read_range(self, path, offset, nbytes, out)
+
+    monkeypatch.setattr(Files, "read_range", wait)
+    yield event
+    event.set()
+
+
+def test_what_is_expected_is_read_once_and_counted(equal: Path, reads: list[tuple[Path, int, int]]) -> None:
+    store = store_of(equal, 10)
+    store.expect(1, [0, 1, 2, 3])
+    take(store, 1, [2, 3, 4])
+    store._readers.shutdown(wait=True)
+    stats = store.stats()
+    assert (stats["ahead_fetched"], stats["ahead_used"]) == (4, 2)
+    assert len(reads) == len(set(reads)) == 5
+
+
+def test_expectations_leave_half_of_the_room(equal: Path, reads: list[tuple[Path, int, int]]) -> None:
+    store = store_of(equal, 5)
+    store.expect(1, range(EXPERTS))
+    store._readers.shutdown(wait=True)
+    assert len(reads) == 2
+    lonely = store_of(equal, 1)
+    lonely.expect(1, range(EXPERTS))
+    assert lonely.held_bytes == 0
+
+
+def test_what_is_wanted_comes_before_what_is_expected_and_the_unwanted_is_dropped(
+    equal: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reads: list[tuple[Path, int, int]],
+    gate: threading.Event,
+) -> None:
+    monkeypatch.setattr(experts, "READERS", 1)
+    store = store_of(equal, 10)
+    store.expect(1, [0, 1, 2])
+    with store.stream(0, [5]) as units:
+        store.expect(1, [0, 3])
+        gate.set()
+        assert [e for e, _ in chain.from_iterable(units)] == [5]
+    take(store, 1, [4])
+    store._readers.shutdown(wait=True)
+    offsets = {offset: number for number, offset in enumerate(sorted({offset for _, offset, _ in reads}))}
+    order = [offsets[offset] for _, offset, _ in reads]
+    # 1.0 had begun; then the wanted 0.5 (the lowest in the file), and 1.3 at most before 1.4 is asked for.
+    assert order[:2] == [1, 0]
+    assert len(reads) <= 4
+
+
+def test_guesses_that_do_not_pay_end(equal: Path) -> None:
+    store = store_of(equal, 8)
+    for _ in range(experts._GUESS_TRIALS):
+        store.expect(0, [0, 1, 2])
+        take(store, 0, [3, 4, 5])
+        take(store, 1, [0, 1, 2, 3, 4])
+    assert not store.expects(0)
+    assert store.expects(1)
+    before = store.stats()["ahead_fetched"]
+    store.expect(0, [0, 1, 2])
+    take(store, 0, [3])
+    assert store.stats()["ahead_fetched"] == before
+
+
+def test_tables_tell_experts_exactly(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the layers that choose by token id, everything fetched ahead is used."""
+    model = load_with(monkeypatch, checkpoint("v4_a"), lambda store: store.total_bytes // 2)
+    assert model.experts is not None
+    session = model.session(64)
+    for token in range(30):
+        session.feed([token])
+    layers = enumerate(model.spec.layers)
+    hashed = [number for number, blocks in layers if any(block.kind.label == "hash-routed" for block in blocks)]
+    guesses = [model.experts._guesses[layer] for layer in hashed]
+    assert len(hashed) == 2
+    assert all(guess.fetched == guess.used > 0 for guess in guesses)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def settle(model: Model) -> None:
+    """Wait for reads that nobody waits for any more."""
+    store = model.experts
+    assert store is not None
+    with store._change:
+        assert store._change.wait_for(lambda: not store._reading, 30)
+
+
+def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("mixtral_a"), tmp_path / "model"))
+    model = load_with(monkeypatch, folder, chosen_bytes(folder))
+    session = model.session(64)
+    first = session.feed(range(10))
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    os.truncate(file, 5000)
+    with pytest.raises(InputError, match=r"model\.safetensors ends at byte \d+, inside its tensor data"):
+        session.feed(range(40))
+    settle(model)
+    assert session.position == 10
+    session.save(tmp_path / "chat")
+    with file.open("r+b") as handle:
+        handle.write(whole)
+    np.testing.assert_array_equal(model.restore(tmp_path / "chat").feed([5]), session.feed([5]))
+    session.rewind(11)
+    np.testing.assert_array_equal(session.feed(range(10)), first)
+
+
+def test_a_missing_file_and_a_failing_disk_are_one_sentence(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("mixtral_a"), tmp_path / "model"))
+    model = load_with(monkeypatch, folder, chosen_bytes(folder))
+    session = model.session(64)
+
+    def fail(self: Files, *_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "_read_into", fail)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read \(.*\); check its disk"):
+            session.feed([1, 2])
+        settle(model)
+    model.description.checkpoint.files.close()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read \(.*\); check that it is there"):
+        session.feed([1, 2])
+    assert session.position == 0
+
+
+def test_nan_is_found_when_an_expert_is_first_read(tmp_path: Path) -> None:
+    path = write_experts(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.array([np.nan], "<f4").tobytes()
+    path.write_bytes(data)
+    store = store_of(path, 2)
+    take(store, 1, [0, 1, 2, 3, 4])
+    with pytest.raises(InputError, match="NaN"):
+        take(store, 1, [5])
+    take(store, 1, [0, 1])
+    with pytest.raises(InputError, match="NaN"):
+        store_of(path, LAYERS * EXPERTS)

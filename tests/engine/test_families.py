@@ -1,0 +1,421 @@
+"""Real configs become the right architecture; what is not understood is refused by name."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from numoe.engine import InputError, families, load
+from numoe.engine.families import FAMILIES, family
+from numoe.engine.families.config import HARMLESS
+from numoe.engine.families.quantization import fp8_block
+from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.rope import frequencies
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.plan import plan
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+def spec(values: dict[str, Any]) -> ModelSpec:
+    return family(values.get("model_type")).spec(values)
+
+
+# Parameter counts as the model cards give them (V4: without the multi-token prediction layers).
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("deepseek-ai__DeepSeek-V4-Flash", 284e9, 13e9),
+        ("deepseek-ai__DeepSeek-V4-Pro", 1.6e12, 49e9),
+        ("deepseek-ai__DeepSeek-V3", 671e9, 37e9),
+        ("deepseek-ai__DeepSeek-R1", 671e9, 37e9),
+        ("deepseek-ai__DeepSeek-V2-Lite", 15.7e9, 2.4e9),
+        ("Qwen__Qwen3-30B-A3B", 30.5e9, 3.3e9),
+        ("Qwen__Qwen3.6-35B-A3B", 35e9, 3e9),
+        ("zai-org__GLM-4.7-Flash", 30e9, 3.3e9),
+        ("openai__gpt-oss-20b", 20.9e9, 3.6e9),
+        ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
+        ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
+    ],
+)
+def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
+    model = spec(config(name))
+    planned = plan(model, dict.fromkeys(model.tensors(), ("bf16", 0)), 1)
+    assert planned.parameters == pytest.approx(total, rel=0.02)
+    # Cards differ in whether they count embedding and head among the active parameters.
+    assert planned.active_parameters == pytest.approx(active, rel=0.12)
+
+
+def test_v4_flash_layers_are_of_the_released_kinds() -> None:
+    layers = spec(config("deepseek-ai__DeepSeek-V4-Flash")).layers
+    ratios, hashed = [], []
+    for attention, ffn in (tuple(block.kind for block in layer) for layer in layers):
+        assert isinstance(attention, CompressedAttention)
+        assert isinstance(ffn, MixtureOfExperts)
+        ratios.append(attention.compressor.ratio if attention.compressor else 0)
+        hashed.append(ffn.router.hash_vocab > 0)
+        assert (attention.indexer is not None) == (ratios[-1] == 4)
+        assert attention.rope.theta == (10000 if ratios[-1] == 0 else 160000)
+        assert (attention.rope.scaling is None) == (ratios[-1] == 0)
+    assert ratios == [0, 0] + [4, 128] * 20 + [4]
+    assert hashed == [True] * 3 + [False] * 40
+
+
+def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
+    assert spec(config("deepseek-ai__DeepSeek-V4-Flash-0731")) == spec(config("deepseek-ai__DeepSeek-V4-Flash"))
+
+
+def test_v4_flash_cache_of_a_long_context_grows_as_the_architecture_promises() -> None:
+    model = spec(config("deepseek-ai__DeepSeek-V4-Flash"))
+    stored = dict.fromkeys(model.tensors(), ("bf16", 0))
+    per_token = (plan(model, stored, 1_048_576).kv_bytes - plan(model, stored, 131_072).kv_bytes) / (
+        1_048_576 - 131_072
+    )
+    # 21 sparse layers with (512 + 128) / 4 values a token and 20 heavy ones with 512 / 128, in float32.
+    assert per_token == pytest.approx(4 * (21 * 640 / 4 + 20 * 512 / 128), rel=1e-3)
+
+
+def test_unknown_model_types_are_named_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r'"gemma4" is not supported yet; known are deepseek_v2, .*qwen3_moe'):
+        spec({"model_type": "gemma4"})
+    with pytest.raises(InputError, match='"None" is not supported'):
+        spec({})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("deepseek-ai__DeepSeek-V4-Flash", {"engram_table": 3}, '"engram_table" is not understood'),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"hidden_act": "gelu"}, "\"hidden_act\" is 'gelu'"),
+        (
+            "deepseek-ai__DeepSeek-V4-Flash",
+            {"compress_ratios": [0, 0, 16] * 20},
+            "has 16, and only 0, 4, 128",
+        ),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"compress_ratios": [0] * 42}, "about 42 layers, but has to be about 43"),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"head_dim": None}, '"head_dim" is null'),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"qk_rope_head_dim": 63}, '"qk_rope_head_dim" must be even'),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"o_groups": 7}, '"o_groups" 7 does not divide'),
+        ("deepseek-ai__DeepSeek-V4-Flash", {"n_shared_experts": 2}, '"n_shared_experts" is 2'),
+        (
+            "deepseek-ai__DeepSeek-V4-Flash",
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "rope_type\" is 'dynamic'",
+        ),
+        ("deepseek-ai__DeepSeek-V3", {"n_group": 7}, '"n_group" 7'),
+        ("deepseek-ai__DeepSeek-V3", {"scoring_func": "softmax"}, "\"scoring_func\" is 'softmax'"),
+        (
+            "deepseek-ai__DeepSeek-V3",
+            {"rope_scaling": {"type": "yarn", "factor": 4, "warmth": 1}},
+            'scaling.warmth"',
+        ),
+        ("deepseek-ai__DeepSeek-V2-Lite", {"topk_method": "lottery"}, "'greedy' or 'group_limited_greedy'"),
+        ("Qwen__Qwen3-30B-A3B", {"num_attention_heads": 33}, "33 attention heads cannot share 4"),
+        ("Qwen__Qwen3-30B-A3B", {"vocab_size": -1}, '"vocab_size" must be a positive integer'),
+        ("Qwen__Qwen3-30B-A3B", {"rms_norm_eps": "small"}, '"rms_norm_eps" must be a positive number'),
+        ("mistralai__Mixtral-8x7B-v0.1", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" is 0.5, and only 1'),
+    ],
+)
+def test_what_a_family_does_not_compute_is_refused_by_name(name: str, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        spec(config(name) | change)
+
+
+def outcome(values: dict[str, Any]) -> ModelSpec | str:
+    """The spec of a config, or why it is refused."""
+    try:
+        return spec(values)
+    except InputError as error:
+        return str(error)
+
+
+DEFAULTS = json.loads((tiny.GOLDEN / "defaults.json").read_text())
+DECODERS = [model_type for model_type in FAMILIES if f"{model_type}_text" not in FAMILIES]
+SMALL = {model_type: next(c for c in tiny.cases() if tiny.load_golden(c).config["model_type"] == model_type)
+         for model_type in DECODERS}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) -> None:
+    """Leaving a key out is the same as writing the family's default, or is refused because the key is needed."""
+    theirs = DEFAULTS[model_type]
+    ours = FAMILIES[model_type].defaults
+    assert {key: ours[key] for key in ours if key in theirs} == {key: theirs[key] for key in ours if key in theirs}
+    base = tiny.load_golden(SMALL[model_type]).config
+    base = {k: v for k, v in base.items() if k not in ("rope_parameters", "qk_rope_head_dim", "compress_rates")}
+    for key, default in theirs.items():
+        if key == "num_key_value_heads" and "kv_lora_rank" in theirs:
+            continue  # it says nothing of latent attention
+        left_out = {k: v for k, v in base.items() if k != key}
+        without = outcome(left_out)
+        if without != outcome(left_out | {key: default}):
+            assert f'no "{key}"' in str(without)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "reason"),
+    [
+        ("qwen3_a", {"mlp_bias": True}, '"mlp_bias" is not understood'),
+        ("mixtral_a", {"mlp_bias": True}, '"mlp_bias" is not understood'),
+        ("mixtral_a", {"attention_bias": True}, '"attention_bias" is not understood'),
+        ("qwen3_moe_a", {"qkv_bias": True}, '"qkv_bias" is not understood'),
+        ("v2_a", {"mlp_bias": True}, '"mlp_bias" is not understood'),
+        ("v3_a", {"attention_bias": True}, '"attention_bias" is not understood'),
+        ("v4_a", {"mlp_bias": True}, '"mlp_bias" is not understood'),
+        ("qwen3_moe_a", {"use_qk_norm": False}, '"use_qk_norm" is False, and only True'),
+        ("llama_a", {"use_qk_norm": True}, '"use_qk_norm" is not understood'),
+        ("llama_a", {"rope_interleaved": True}, '"rope_interleaved" is True'),
+        ("llama_a", {"is_causal": False}, '"is_causal" is False'),
+        ("llama_a", {"per_layer_config": {"0": {"head_dim": 8}}}, '"per_layer_config" is not understood'),
+        ("llama_a", {"num_hidden_layers": 10**12}, '"num_hidden_layers" is 1000000000000, more than the 10000'),
+        ("mixtral_a", {"num_local_experts": 3 * 10**7}, "30000000 experts in 3 layers are more than any model has"),
+        ("mixtral_a", {"num_experts_per_tok": 99}, '"num_experts_per_tok" is 99, more than the experts'),
+        ("v3_a", {"topk_group": 99}, '"topk_group" 99'),
+        ("v3_a", {"num_key_value_heads": 1}, '"num_key_value_heads" is 1, and only'),
+        ("v3_a", {"n_group": None}, '"n_group" is null'),
+        ("v4_a", {"hc_sinkhorn_iters": 10**9}, '"hc_sinkhorn_iters" is 1000000000'),
+        ("v4_a", {"compress_rates": {"compressed_sparse_attention": 0}}, '"compress_rates" has'),
+        ("qwen3_b", {"layer_types": ["full_attention"]}, '"layer_types" is about 1 layers, but has to be about 5'),
+        ("llama_a", {"tie_word_embeddings": "no"}, "\"tie_word_embeddings\" must be true or false, not 'no'"),
+        ("llama_a", {"rope_parameters": {"rope_type": []}}, '"rope_parameters.rope_type" is \\[\\]'),
+        ("llama_a", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, 'parameters.factor" must be a positive'),
+        ("llama_a", {"head_dim": 7}, "turn pairs of channels, and heads have 7"),
+    ],
+)
+def test_what_is_of_a_wrong_type_or_size_is_refused_by_name(case: str, change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        spec(tiny.load_golden(case).config | change)
+
+
+ROPES = (
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 1.0}
+    | {"attention_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1.0},
+    {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4},
+)
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+MORE = ("layer_types", "mlp_layer_types", "mlp_only_layers", "compress_ratios", "compress_rates", "num_hash_layers",
+        "partial_rotary_factor", "rope_scaling", "quantization", "num_experts", "num_local_experts")  # fmt: skip
+ODD = (None, True, False, "x", "", "5", "no", -1, 0, 1, 1.5, 10**12, 10**400, float("nan"), float("inf"), [], {},
+       [None], ["x"], {"a": [{}]})  # fmt: skip
+
+
+def spoilt(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The config with a value of any type in any key, rope settings and quantization included."""
+    for odd in ODD:
+        for key in (*config, *MORE):
+            yield config | {key: odd}
+        for rope in ROPES:
+            for key in rope:
+                block = rope | {key: odd}
+                nested = {"main": {"rope_type": "default"}, "compress": block}
+                yield config | {"rope_parameters": nested if "hc_mult" in config else block}
+                yield config | {"rope_parameters": None, "rope_scaling": block}
+        for key in (*FP8, "quant_algo", "moe_quant_algo", "bits", "config_groups", "anything"):
+            yield config | {"quantization_config": FP8 | {key: odd}}
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
+            try:
+                fp8_block(config)
+                for mixer, _ in spec(config).layers[:2]:
+                    rope = getattr(mixer.kind, "rope", None)
+                    if rope and rope.dim < 1000:  # else there is no such tensor
+                        frequencies(rope)
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 400
+
+
+# Keys of real configs that change no logit: old conversions, other programs' notes, decoding defaults.
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("Qwen__Qwen3-30B-A3B", {"use_qk_norm": True, "shared_expert_intermediate_size": 0, "qkv_bias": False}),
+        ("mistralai__Mixtral-8x7B-v0.1", {"attn_implementation": None, "_flash_attn_2_enabled": True, "top_k": 50}),
+        (
+            "mistralai__Mixtral-8x7B-v0.1",
+            {"tokenizer_class": "LlamaTokenizer", "badwordsids": [[1]], "do_sample": True},
+        ),
+        ("mistralai__Mixtral-8x7B-v0.1", {"max_sequence_length": 2048, "eos_token": "</s>", "num_key_value_groups": 4}),
+        ("deepseek-ai__DeepSeek-V3", {"model_max_length": 4096, "custom_generate": "x", "use_flash_attn": True}),
+        (
+            "deepseek-ai__DeepSeek-V3",
+            {"temperature": 0.6, "pad_token_id": -1, "something": [], "other": {}, "none": None},
+        ),
+    ],
+)
+def test_keys_without_influence_are_no_obstacle(name: str, change: dict[str, Any]) -> None:
+    assert spec(config(name) | change) == spec(config(name))
+
+
+def test_the_harmless_keys_touch_no_setting_of_a_family() -> None:
+    everything = {key for model_type in FAMILIES for key in FAMILIES[model_type].defaults}
+    assert not everything & set(HARMLESS)
+
+
+def test_an_old_llama_config_is_read() -> None:
+    """The first conversions had no max_position_embeddings, rope_theta or num_key_value_heads, and padding -1."""
+    old = {
+        "architectures": ["LLaMAForCausalLM"], "bos_token_id": 0, "eos_token_id": 1, "hidden_act": "silu",
+        "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008, "max_sequence_length": 2048,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": -1,
+        "rms_norm_eps": 1e-06, "torch_dtype": "float16", "use_cache": True, "vocab_size": 32000,
+    }  # fmt: skip
+    assert spec(old).context == 2048
+
+
+# What transformers 5 makes of two spellings of one setting: `rope_scaling` wins over `rope_parameters`, `rope_theta` in
+# a table over that beside it, `rope_type` over `type`, and the newer name of a number of experts over the older.
+@pytest.mark.parametrize(
+    ("case", "both", "one"),
+    [
+        ("llama_a", {"rope_theta": 77.0}, {}),
+        (
+            "llama_a",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}},
+        ),
+        (
+            "llama_a",
+            {"rope_parameters": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+        ),
+        ("qwen3_moe_a", {"num_experts": 4, "num_local_experts": 8}, {"num_experts": 8, "num_local_experts": None}),
+        ("mixtral_a", {"num_experts": 4, "num_local_experts": 8}, {"num_experts": None, "num_local_experts": 4}),
+        ("v4_a", {"qk_rope_head_dim": 4, "partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25}),
+        ("llama_a", {"dtype": "float32", "torch_dtype": "bfloat16"}, {}),
+    ],
+)
+def test_of_two_spellings_the_one_counts_that_counts_in_transformers(
+    case: str, both: dict[str, Any], one: dict[str, Any]
+) -> None:
+    values = tiny.load_golden(case).config
+    assert spec(values | both) == spec(values | one)
+
+
+def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> None:
+    values = tiny.load_golden("llama_a").config
+    table = {"rope_type": "default", "rope_theta": 777.0}
+    with pytest.raises(
+        InputError, match=r'"rope_parameters" has the rope_theta 777\.0, which "rope_scaling" leaves out'
+    ):
+        spec(values | {"rope_parameters": table, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    same = {"rope_parameters": table, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 777.0}
+    assert spec(values | same).layers[0][0].kind.rope.theta == 777
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "GPTQ 4-bit"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ 4-bit"),
+        ({"quant_method": "awq", "w_bit": 4}, "AWQ 4-bit"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes int8"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors pack-quantized"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors float-quantized"),
+        ({"group_size": 64, "bits": 4}, "MLX 4-bit"),
+        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX mxfp4 4-bit"),
+        ({"quant_method": "exl3", "bits": 3.5}, "EXL3 3.5-bit"),
+        ({"quant_method": "hqq", "nbits": 4}, "HQQ 4-bit"),
+        ({"quant_method": "quanto", "weights": "int8"}, "Quanto int8"),
+        ({"quant_method": "torchao", "quant_type": "int4wo"}, "torchao int4wo"),
+        ({"quant_method": "auto-round", "bits": 2}, "AutoRound 2-bit"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
+        ({"quant_algo": "FP8", "config_groups": {}}, "FP8 with one scale a tensor"),
+        ({"quant_method": "someone's"}, "someone's"),
+        (FP8 | {"fmt": "e5m2"}, "FP8 e5m2"),
+        (FP8 | {"weight_block_size": None}, "FP8 with one scale a tensor"),
+        (FP8 | {"activation_scheme": "static"}, "FP8 with static scales for activations"),
+    ],
+)
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
+def test_quantizations_that_are_not_read_are_called_by_their_names(table: dict[str, Any], name: str, key: str) -> None:
+    with pytest.raises(InputError, match=f'quantization "{name}" is not supported.* BF16 or FP8 release of the same'):
+        fp8_block({key: table})
+
+
+def test_a_mixture_of_quantizations_names_its_parts() -> None:
+    layers = {"a": {"quant_algo": "NVFP4"}, "b": {"quant_algo": "FP8"}, "c": {"quant_algo": "NVFP4"}}
+    side = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
+    with pytest.raises(InputError, match=r'hf_quant_config.json: quantization "FP8 and NVFP4" is not supported'):
+        fp8_block({}, side)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        FP8 | {"dequantize": False, "modules_to_convert": None, "modules_to_not_convert": ["lm_head"]},
+        FP8 | {"fmt": "float8_e4m3fn", "ignored_layers": ["gate"]},
+        {"quant_method": "fp8"},
+        FP8 | {"scale_fmt": "ue8m0", "expert_dtype": "fp4"},
+    ],
+)
+def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
+    assert fp8_block({"quantization_config": table}) == (128, 128)
+    assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+
+
+MADE_UP = """
+from numoe.engine.families import common
+from numoe.engine.families.names import Family
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import decoder_layer
+
+DEFAULTS = common.DEFAULTS | {"num_experts_per_tok": 2}
+
+def read(config):
+    ffn = common.mixture(config, config.size("num_experts"), common.swiglu(config), Router("sigmoid"))
+    layer = decoder_layer(common.grouped_query_attention(config), ffn)
+    return common.model(config, [layer] * common.layer_count(config))
+
+NAMES = common.names(common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}, experts="mlp.experts")
+FAMILY = Family(("made_up",), read, NAMES, DEFAULTS)
+"""
+
+
+def test_a_file_in_the_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the folder's README tells is all there is to do."""
+    (tmp_path / "made_up_family.py").write_text(MADE_UP)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    found = families.found()
+    assert found.keys() == {*FAMILIES, "made_up"}
+    config = tiny.load_golden("mixtral_a").config | {"model_type": "made_up", "num_experts": 4}
+    described = found["made_up"].spec({k: v for k, v in config.items() if k != "num_local_experts"})
+    assert {block.kind.label for block in described.blocks()} == {"full", "routed"}
+    assert [source.name for source, _ in found["made_up"].sources("layers.1.ffn.experts.3.up")] == [
+        "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.experts.gate_up_proj",
+        "layers.1.ffn.experts.3.up.weight",
+    ]  # fmt: skip
+
+
+def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    golden = tiny.load_golden("qwen3_5_moe_a")
+    text = golden.config | {"model_type": "qwen3_5_moe_text"}
+    whole = {"model_type": "qwen3_5_moe", "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 3}
+    tensors = {
+        name.replace("model.", "model.language_model.", 1): values
+        for name, values in load_file(checkpoint("qwen3_5_moe_a") / "model.safetensors").items()
+    }
+    tensors |= {"model.visual.merger.weight": np.zeros(3, np.float32), "mtp.fc.weight": np.zeros(3, np.float32)}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    save_file(tensors, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=1e-3)
+    whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
+    with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
+        spec(whole)

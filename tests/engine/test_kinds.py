@@ -1,0 +1,381 @@
+"""Every kind of block against its formula, written once more the plain way and in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from numoe.engine.layers import ops
+from numoe.engine.layers.attention import softmax
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.block import Compute, Kind, Shared
+from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
+from numoe.engine.layers.residual import HyperConnections, PlainResidual
+from numoe.engine.layers.rope import Rope, Rotation
+from numoe.engine.layers.router import Router, Routing
+from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
+from numoe.engine.layers.step import Step
+from numoe.engine.layers.weights import Weights
+from numoe.quant.compute.activations import Activations
+from numoe.quant.formats.qtensor import F32
+
+Wide = NDArray[np.float64]
+HIDDEN, EPS = 24, 1e-6
+
+
+def random(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def weights_of(kind: Kind, seed: int = 0) -> Weights:
+    """Random ones, of about the size that keeps values near one."""
+    weights = Weights()
+    for i, (name, tensor) in enumerate(kind.tensors(HIDDEN).items()):
+        values = random(*tensor.shape, seed=seed + i)
+        if tensor.held == "array":
+            weights.arrays[name] = 1 + values / 4 if name.endswith("norm") else values
+        else:
+            weights.matrices[name] = F32(values / np.float32(np.sqrt(tensor.shape[1])))
+    return weights
+
+
+def run(kind: Kind, weights: Weights, x: NDArray[np.float32], cuts: Iterable[int]) -> NDArray[np.float32]:
+    """A sequence through one block, in passes that end at `cuts`."""
+    compute: Compute = kind.build(weights, Shared(EPS))
+    cache = Cache([kind.state()], len(x))
+    outs, start = [], 0
+    for stop in (*cuts, len(x)):
+        step = Step.of([(np.zeros(stop - start, np.int64), cache)])
+        with cache.step(stop - start):
+            outs.append(compute(x[start:stop].copy(), step))
+        start = stop
+    return np.concatenate(outs)
+
+
+def rotated(x: Wide, position: int, rope: Rope) -> Wide:
+    """One head's channels (C,) at a position, pair by pair."""
+    y = x.copy()
+    base = 0 if rope.first else len(x) - rope.dim
+    half = rope.dim // 2
+    for i in range(half):
+        a, b = (base + 2 * i, base + 2 * i + 1) if rope.interleaved else (base + i, base + i + half)
+        angle = position * rope.theta ** (-2 * i / rope.dim)
+        y[a] = x[a] * np.cos(angle) - x[b] * np.sin(angle)
+        y[b] = x[b] * np.cos(angle) + x[a] * np.sin(angle)
+    return y
+
+
+def normed(x: Wide, weight: NDArray | float = 1.0) -> Wide:
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS) * weight
+
+
+def softmaxed(scores: Wide) -> Wide:
+    e = np.exp(scores - scores.max())
+    return e / e.sum()
+
+
+def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.float32]) -> Wide:
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in w.matrices.items()}
+    a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
+    count, dim = len(x), kind.head_dim
+    projected = {name: x @ m[name].T + a.get(f"{name}_bias", 0) for name in "qkv"}
+    q = projected["q"].reshape(count, kind.heads, -1)
+    q, gate = q[..., :dim], q[..., dim:]
+    k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
+    if kind.head_norm:
+        q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
+    out = np.zeros((count, kind.heads, dim))
+    for t in range(count):
+        first = 0 if kind.window is None else max(0, t - kind.window + 1)
+        for h in range(kind.heads):
+            group = h * kind.kv_heads // kind.heads
+
+            def turn(values: Wide, position: int) -> Wide:
+                return rotated(values, position, kind.rope) if kind.rope else values
+
+            query = turn(q[t, h], t)
+            scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)]) * dim**-0.5
+            share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
+            out[t, h] = share @ v[first : t + 1, group]
+    if kind.gate:
+        out /= 1 + np.exp(-gate)
+    return out.reshape(count, -1) @ m["o"].T + a.get("o_bias", 0)
+
+
+PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        PLAIN,
+        replace(PLAIN, rope=Rope(8, 100.0, interleaved=True)),
+        replace(PLAIN, rope=Rope(4, 100.0), window=5),
+        replace(PLAIN, rope=Rope(4, 100.0, first=True), head_norm=True),
+        replace(PLAIN, rope=None, biases="qkv"),
+        replace(PLAIN, sinks=True, biases="qkvo", window=3),
+        replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
+    ],
+    ids=["plain", "interleaved", "window, last channels", "first channels", "no rope", "sinks", "gate"],
+)
+@pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
+def test_grouped_query_attention(kind: GroupedQueryAttention, cuts: tuple[int, ...]) -> None:
+    weights, x = weights_of(kind), random(12, HIDDEN, seed=9)
+    np.testing.assert_allclose(run(kind, weights, x, cuts), grouped_by_formula(kind, weights, x), atol=2e-5)
+
+
+@pytest.mark.parametrize("q_rank", [None, 10])
+@pytest.mark.parametrize("cuts", [(), (1, 2, 7)])
+def test_latent_attention(q_rank: int | None, cuts: tuple[int, ...]) -> None:
+    """Against keys and values that are expanded for every token and head."""
+    kind = MultiHeadLatentAttention(3, q_rank, 12, 6, 5, Rope(4, 50.0, interleaved=True), scale=0.3)
+    weights, x = weights_of(kind), random(9, HIDDEN, seed=9)
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    q = x @ m["q"].T if q_rank is None else normed(x @ m["q_a"].T, weights.arrays["q_norm"]) @ m["q_b"].T
+    q = q.reshape(9, 3, 10)
+    row = x @ m["kv_a"].T
+    both = (normed(row[:, :12], weights.arrays["kv_norm"]) @ m["kv_b"].T).reshape(9, 3, 11)
+    out = np.zeros((9, 3, 5))
+    for t in range(9):
+        for h in range(3):
+            query = rotated(q[t, h], t, kind.rope)
+            keys = [np.append(both[s, h, :6], rotated(row[s, 12:], s, kind.rope)) for s in range(t + 1)]
+            out[t, h] = softmaxed(np.array([query @ key for key in keys]) * kind.scale) @ both[: t + 1, h, 6:]
+    np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(9, -1) @ m["o"].T, atol=2e-5)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_attention_in_turn_is_attention_at_once(sink: bool, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several keys at a time where all scores of one query are above the bound."""
+    groups, count, share, keys = (1 if own else 2), 3, 2, 40
+    q = random(groups, count, share, 8)
+    first = random(groups, 7, 8), random(groups, 7, 5), random(count, 7) > 1
+    second = (random(count, keys, 8), random(count, keys, 5)) if own else (
+        random(groups, keys, 8), random(groups, keys, 5)
+    )  # fmt: skip
+    parts: list[softmax.Part] = [first, (*second, random(count, keys) > 1)]
+    sinks = random(groups, 1, share) if sink else None
+    at_once = softmax.attend(q, parts, 0.7, sinks)
+    monkeypatch.setattr(softmax, "SCORE_BYTES", 4 * groups * count * share * 3)
+    np.testing.assert_allclose(softmax.attend(q, parts, 0.7, sinks), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize(("limit", "alpha", "shift"), [(None, 1.0, 0.0), (0.5, 1.0, 0.0), (0.7, 1.702, 1.0)])
+def test_feed_forward(limit: float | None, alpha: float, shift: float) -> None:
+    kind = SwiGLU(16, limit, True, alpha, shift)
+    parts = [(weights_of(kind, seed), Activations(random(seed, HIDDEN))) for seed in (1, 4)]
+    for (w, x), out in zip(parts, feed_forward(kind, parts), strict=True):
+        m, a = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}, w.arrays
+        gate, up = x.x @ m["gate"].T + a["gate_bias"], x.x @ m["up"].T + a["up_bias"]
+        if limit is not None:
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        right = (gate / (1 + np.exp(-alpha * gate)) * (up + shift)) @ m["down"].T + a["down_bias"]
+        np.testing.assert_allclose(out, right, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        Router("softmax"),
+        Router("softmax", normalize=False, scale=2.5),
+        Router("softmax", logit_bias=True),
+        Router("sigmoid", bias=True, groups=4, top_groups=2, group_score="top2"),
+        Router("softmax", groups=4, top_groups=2, normalize=False),
+        Router("sqrtsoftplus", bias=True),
+    ],
+    ids=str,
+)
+def test_routing(router: Router) -> None:
+    experts, top_k, x = 12, 3, random(20, HIDDEN)
+    w = Weights({"router": F32(random(experts, HIDDEN) / 5)})
+    for name in router.tensors(HIDDEN, experts, top_k).keys() - {"router"}:
+        w.arrays[name] = random(experts, seed=len(name)) / 4
+    chosen, weights = Routing(router, top_k, w)(x, np.zeros(20, np.int64))
+    for t in range(20):
+        logits = w.matrices["router"].dequantize() @ x[t].astype(np.float64) + w.arrays.get("router_logit_bias", 0)
+        scores = {
+            "softmax": softmaxed(logits),
+            "sigmoid": 1 / (1 + np.exp(-logits)),
+            "sqrtsoftplus": np.sqrt(np.log1p(np.exp(logits))),
+        }[router.score]
+        ranked = scores + w.arrays.get("router_bias", 0)
+        if router.groups > 1:
+            members = np.sort(ranked.reshape(router.groups, -1), axis=1)
+            best = members[:, -1] if router.group_score == "max" else members[:, -2:].sum(axis=1)
+            kept = np.argsort(-best)[: router.top_groups]
+            ranked = np.where(np.isin(np.arange(experts) // (experts // router.groups), kept), ranked, -np.inf)
+        picked = np.sort(np.argsort(-ranked)[:top_k])
+        right = scores[picked] / (scores[picked].sum() if router.normalize else 1) * router.scale
+        assert chosen[t].tolist() == picked.tolist()
+        np.testing.assert_allclose(weights[t], right, rtol=1e-5)
+
+
+def test_norms() -> None:
+    x, weight = random(5, HIDDEN), random(HIDDEN, seed=1)
+    norm = Norm().build(Weights(arrays={"norm": weight}), "norm", EPS)
+    np.testing.assert_allclose(norm(x), normed(x.astype(np.float64), weight), rtol=1e-5)
+
+
+def test_hyper_connections() -> None:
+    """Against DeepSeek-V4's formulas: the mixing matrix has rows and columns of sum one."""
+    spec, streams = HyperConnections(3, 20, 1e-6), 3
+    tensors = spec.tensors(HIDDEN)
+    w = Weights(arrays={name: random(*t.shape, seed=len(name)) / 3 for name, t in tensors.items()})
+    state = random(4, streams, HIDDEN)
+    mixer = spec.connect(w, EPS)
+    x, carried = mixer.enter(state.copy())
+    f = normed(state.reshape(4, -1).astype(np.float64)) @ w.arrays["fn"].T
+    f *= np.repeat(w.arrays["scale"], [streams, streams, streams**2])
+    f += w.arrays["base"]
+    pre = 1 / (1 + np.exp(-f[:, :streams])) + 1e-6
+    np.testing.assert_allclose(x, np.einsum("tn,tnd->td", pre, state), rtol=1e-4, atol=1e-5)
+    post, comb = carried
+    np.testing.assert_allclose(post, 2 / (1 + np.exp(-f[:, streams : 2 * streams])), rtol=1e-5)
+    np.testing.assert_allclose(comb.sum(axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose(comb.sum(axis=2), 1, atol=1e-4)
+    mixed = mixer.leave(state, x, carried)
+    right = np.einsum("tmn,tmd->tnd", comb, state) + post[:, :, None] * x[:, None]
+    np.testing.assert_allclose(mixed, right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_residual_adds() -> None:
+    mixer = PlainResidual().connect(Weights(), EPS)
+    state, out = random(3, HIDDEN), random(3, HIDDEN, seed=1)
+    x, carried = mixer.enter(state.copy())
+    np.testing.assert_array_equal(mixer.leave(x, out, carried), state + out)
+
+
+def test_angles_of_far_positions_are_turned_back() -> None:
+    rotation = Rotation(Rope(8, 10_000.0))
+    x, angles = random(2, 3, 8), rotation.angles(np.array([5, 1_000_000], np.float32))
+    turned = rotation.apply(x.copy(), angles)
+    np.testing.assert_allclose(rotation.apply(turned, angles.inverse()), x, atol=1e-5)
+
+
+def test_the_best_of_equal_scores_are_the_first() -> None:
+    scores = np.array([[1, 3, 3, 3, 0], [2, 2, 2, 2, 2]], np.float32)
+    assert ops.top_k(scores, 2).tolist() == [[1, 2], [0, 1]]
+
+
+# -------------------------------------------------------------------------------------------------------------- state
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    keep=st.sampled_from([None, 3, 17]),
+    stride=st.sampled_from([1, 4]),
+    moves=st.lists(st.tuples(st.integers(1, 300), st.integers(0, SLACK), st.booleans()), max_size=12),
+)
+def test_rows_are_what_was_written(keep: int | None, stride: int, moves: list[tuple[int, int, bool]]) -> None:
+    """Whatever was read, taken back or interrupted: what a next token may need is there, and is the latest."""
+    context = 2000
+    cache = Cache([{"rows": Rows(1, 1, keep, stride)}], context)
+    rows = cache.blocks[0]["rows"]
+    written: list[float] = []  # of every row of the sequence
+    value = 0.0
+    for count, back, fails in moves:
+        count = min(count, context - cache.position)
+        first, stop = cache.position // stride, (cache.position + count) // stride
+        new = [value + i for i in range(stop - first)]
+        value += len(new)
+        try:
+            with cache.step(count):
+                rows.write(np.array(new, np.float32).reshape(1, -1, 1), first)
+                if fails:
+                    raise KeyboardInterrupt
+            written[first:] = new
+        except KeyboardInterrupt:
+            pass
+        target = max(0, cache.position - back)
+        if cache.reach(target) == target:
+            cache.rewind(target)
+            del written[target // stride :]
+        end = cache.position // stride
+        kept = 0 if keep is None else max(0, end - keep)
+        assert rows.view(kept, end)[0, :, 0].tolist() == written[kept:end]
+        assert rows.needed(cache.position)[0, :, 0].tolist() == written[kept:end]
+
+
+def count_up(cache: Cache, tokens: int, fails: bool = False) -> None:
+    """A pass of a recurrent state that counts its tokens."""
+    state = cache.blocks[0]["count"]
+    try:
+        with cache.step(tokens):
+            np.add(state.now, np.float32(tokens), out=state.following)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+
+
+def test_a_recurrent_state_goes_back_to_where_the_prompt_ended() -> None:
+    cache = Cache([{"count": Recurrent((2,))}], 100)
+
+    def stands_at(position: int) -> None:
+        assert cache.position == position
+        assert cache.blocks[0]["count"].now.tolist() == [position, position]
+
+    count_up(cache, 10)
+    count_up(cache, 5, fails=True)
+    stands_at(10)
+    for _ in range(4):
+        count_up(cache, 1)
+    count_up(cache, 1, fails=True)
+    stands_at(14)
+    assert [cache.reach(position) for position in (14, 13, 10, 9)] == [14, 10, 10, 0]
+    snapshot = cache.snapshot()
+    cache.rewind(10)
+    stands_at(10)
+    count_up(cache, 1)
+    cache.restore(snapshot)
+    stands_at(14)
+    other = Cache([{"count": Recurrent((2,))}], 50)
+    for name, values in other.prepare(14).items():
+        values[:] = cache.arrays()[name]
+    assert other.position == 14 and other.blocks[0]["count"].now.tolist() == [14, 14]
+    cache.rewind(0)
+    stands_at(0)
+
+
+def test_states_take_what_they_say() -> None:
+    for spec in (Rows(2, 8), Rows(2, 8, 30), Rows(1, 4, stride=4), Recurrent((3, 5))):
+        assert Cache([{"one": spec}], 1000).nbytes == spec.nbytes(1000)
+    assert Rows(1, 1, 10).capacity(10**6) == 10 + SLACK + CHUNK
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 70), (69,)])
+@pytest.mark.parametrize("heads", [(2, 4), (3, 3)])
+def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
+    """Against the recurrence, token by token."""
+    kind, count = GatedDeltaNet(*heads, 6, 5, 4), 75
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    weights.arrays["decay"] = -np.exp(weights.arrays["decay"])
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    a = {name: array.astype(np.float64) for name, array in weights.arrays.items()}
+    padded = np.concatenate([np.zeros((3, kind.channels)), x @ m["qkv"].T])
+    mixed = np.array([(padded[t : t + 4] * a["conv"].T).sum(axis=0) for t in range(count)])
+    mixed /= 1 + np.exp(-mixed)
+    decay = np.exp(np.log1p(np.exp(x @ m["a"].T + a["dt_bias"])) * a["decay"])
+    beta, gate = 1 / (1 + np.exp(-(x @ m["b"].T))), (x @ m["gate"].T).reshape(count, heads[1], 5)
+    memory, out = np.zeros((heads[1], 6, 5)), np.zeros((count, heads[1], 5))
+    for t in range(count):
+        q, k = mixed[t, : 12 * heads[0]].reshape(2, heads[0], 6)
+        v = mixed[t, 12 * heads[0] :].reshape(heads[1], 5)
+        for h in range(heads[1]):
+            query, key = (y[h * heads[0] // heads[1]] for y in (q, k))
+            key = key / np.sqrt(key @ key + 1e-6)
+            memory[h] *= decay[t, h]
+            memory[h] += np.outer(key, beta[t, h] * (v[h] - memory[h].T @ key))
+            out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(6)
+    out = normed(out, a["norm"]) * gate / (1 + np.exp(-gate))
+    np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)

@@ -1,0 +1,372 @@
+"""What is known of a machine: measured once, kept, corrected by runs. No figure is compared with a clock."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numoe.engine import InputError, Model, describe, load
+from numoe.engine.measure.machine import Machine, calibrate, known, record
+from numoe.engine.plan import Plan, Verdict
+from numoe.quant.compute import threads
+
+Models = Callable[[str], Model]
+
+MACHINE = import_module("numoe.engine.measure.machine")
+FORMATS = ("f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4")
+GIGA = 10**9
+
+
+def a_machine(**changes: Any) -> Machine:
+    """This one by name, with round figures."""
+    figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
+    return replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, **changes)
+
+
+def a_plan() -> Plan:
+    """A hundred gigabytes of experts, of which a token takes one."""
+    return Plan(
+        layers=10,
+        parameters=101 * GIGA,
+        weights={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
+        sizes={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
+        active={"int8 g32": 2 * GIGA},
+        active_experts=dict.fromkeys(range(10), GIGA // 10),
+        largest_expert=12_000_000,
+        disk_bytes=101 * GIGA,
+        context=8192,
+        kv_bytes=GIGA,
+        scratch_bytes=GIGA // 2,
+        float32_bytes=0,
+        wide_bytes=0,
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def all_cores() -> Any:
+    before = threads.in_use()
+    threads.use(threads.usable_cores())
+    yield
+    threads.use(before)
+
+
+# ------------------------------------------------------------------------------------------------------- predictions
+
+
+def test_a_token_takes_its_weights_its_layers_and_what_is_read() -> None:
+    machine = replace(a_machine(layer_s=0.05), runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))  # a perfect one: margin 1.1
+    low, high = machine.decode(a_plan(), 1.0, False)
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 2.5, 1 / 2.5))
+    low, high = machine.decode(a_plan(), 0.5, False)  # half a gigabyte is read, or a quarter beside computing
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 3.0, 1 / 2.5))
+    slow_disk = machine.with_reading(12_000_000, 1e7)
+    low, high = slow_disk.decode(a_plan(), 0.5, False)
+    assert (low * 1.1, high / 1.1) == pytest.approx((1 / 52.5, 1 / 25))
+    assert machine.with_cores(2 * machine.cores).decode(a_plan(), 1.0, False)[0] * 1.1 == pytest.approx(1 / 1.5)
+
+
+@given(share=st.floats(0, 1), more=st.floats(0, 1), rate=st.floats(1e6, 1e11))
+def test_memory_and_faster_disks_never_make_a_model_slower(share: float, more: float, rate: float) -> None:
+    machine = a_machine().with_reading(12_000_000, rate)
+    slow, fast = machine.decode(a_plan(), share, False)
+    assert 0 < slow <= fast
+    held = share + (1 - share) * more
+    assert all(b >= a for a, b in zip((slow, fast), machine.decode(a_plan(), held, False), strict=True))
+    faster = machine.with_reading(12_000_000, 2 * rate).decode(a_plan(), share, False)
+    assert all(b >= a for a, b in zip((slow, fast), faster, strict=True))
+
+
+def test_what_is_widened_has_the_speed_of_that_form() -> None:
+    machine = replace(a_machine(), wide_weights_per_s={"int8": 2e9})
+    plan = replace(a_plan(), wide_bytes=20 * GIGA)
+    room = plan.total_bytes + plan.wide_bytes
+    fast, slow = machine.forecast(plan, room), machine.forecast(plan, room - 1)
+    assert fast.decode == pytest.approx([2 * speed for speed in slow.decode])
+    assert fast.prefill[0] > slow.prefill[0]
+    assert machine.with_cores(2 * machine.cores).forecast(plan, room).decode[0] == pytest.approx(2 * fast.decode[0])
+
+
+def test_forecasts_name_the_verdict_and_the_memory() -> None:
+    machine, plan = a_machine(), a_plan()
+    large, middle, small = (machine.forecast(plan, room * GIGA) for room in (200, 50, 2))
+    assert [f.verdict for f in (large, middle, small)] == list(Verdict)
+    assert (large.expert_bytes, middle.expert_bytes) == (100 * GIGA, 47.5 * GIGA)
+    assert large.peak_bytes == 102.5 * GIGA + 50_000_000
+    assert middle.peak_bytes == 50 * GIGA + 50_000_000
+    assert large.decode > middle.decode > small.decode == (0.0, 0.0)
+    # A chunk of a prompt takes every expert: reading them is shared by its tokens.
+    assert large.prefill > middle.prefill > middle.decode
+
+
+def test_a_size_of_reads_that_was_not_measured_is_no_guess() -> None:
+    with pytest.raises(KeyError):
+        replace(a_machine(), read_bytes_per_s={}).forecast(a_plan(), 50 * GIGA)
+
+
+# ----------------------------------------------------------------------------------------------------- corrections
+
+
+def runs_of(machine: Machine, factors: list[float]) -> Machine:
+    """What the machine knows after runs that were so many times as fast as its uncorrected figures say."""
+    for factor in factors:
+        predicted = 2.0 * machine.correction
+        run = MACHINE.Run("model", predicted, machine.correction, 2.0 * factor)
+        machine = replace(machine, runs=(*machine.runs, run)[-MACHINE._KEPT :])
+    return machine
+
+
+def test_runs_correct_the_predictions() -> None:
+    fresh = a_machine()
+    before = fresh.decode(a_plan(), 1.0, False)
+    once = runs_of(fresh, [0.5])
+    assert once.correction == 0.5
+    assert once.judged == (0.5,)
+    settled = runs_of(fresh, [0.5] * 6)
+    assert settled.judged == (1.0,) * 5
+    after = settled.decode(a_plan(), 1.0, False)
+    middle = [(low * high) ** 0.5 for low, high in (before, after)]
+    assert middle[1] == pytest.approx(0.5 * middle[0])
+    assert after[1] / after[0] < before[1] / before[0]  # what has proved itself is given more narrowly
+
+
+def test_one_odd_run_changes_little() -> None:
+    assert runs_of(a_machine(), [0.8, 0.8, 30.0, 0.8, 0.8]).correction == 0.8
+
+
+def test_old_runs_are_forgotten() -> None:
+    assert runs_of(a_machine(), [0.1] * 5 + [2.0] * 20).correction == 2.0
+
+
+def test_a_run_is_recorded(model: Models, all_cores: None) -> None:
+    MACHINE._keep(a_machine())
+    loaded = load("tiny")
+    record(loaded, 100, 2.0)
+    machine = known()
+    assert machine is not None
+    [run] = machine.runs
+    assert (run.model, run.measured, run.correction) == ("tiny", 50.0, 1.0)
+    low, high = a_machine().decode(loaded.plan(), 1.0, False)
+    assert low < run.predicted < high
+    assert machine.correction == pytest.approx(50.0 / run.predicted)
+    record(loaded, 100, 2.0)
+    machine = known()
+    assert machine is not None
+    assert machine.judged[1] == pytest.approx(1.0)
+
+
+def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
+    loaded = load("tiny")
+    record(loaded, 100, 2.0)
+    assert known() is None
+    MACHINE._keep(a_machine())
+    record(loaded, 7, 1.0)
+    threads.use(threads.usable_cores() + 1)
+    record(loaded, 100, 2.0)
+    assert known() == a_machine()
+
+
+# ---------------------------------------------------------------------------------------------------- measurements
+
+
+def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    machine = calibrate([9_000_000, 12_000_000, 60_000], told.append)
+    assert len(told) == 2
+    assert set(machine.weights_per_s) == set(FORMATS)
+    assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4"}
+    assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
+    assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
+    assert 1e7 < machine.process_bytes < 5e8
+    assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
+    assert [path.name for path in folder.iterdir()] == ["machine.json"]
+    for part in ("_measure", "_read_speeds"):
+        monkeypatch.setattr(MACHINE, part, lambda *_: pytest.fail("measured again"))
+    assert calibrate([10_000_000], told.append) == machine == known()
+    assert len(told) == 2
+
+
+def test_the_file_that_is_read_for_measuring_has_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the process, no file stays."""
+    fsync = os.fsync
+
+    def look(handle: int) -> None:
+        fsync(handle)
+        assert os.fstat(handle).st_size == MACHINE._SCRATCH_FILE and list(folder.iterdir()) == []
+
+    monkeypatch.setattr(MACHINE, "_SCRATCH_FILE", 1 << 24)
+    monkeypatch.setattr(os, "fsync", look)
+    assert MACHINE._read_speeds(folder, [1 << 22])[1 << 22] > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Model:
+    return load("tiny")
+
+
+POISON = "import pathlib; pathlib.Path({!r}).touch()\nraise SystemExit('code of a stranger')\n"
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is a stranger's, with a module by every name that one might import; gives what they make."""
+    stranger, mark = tmp_path / "model", tmp_path / "mark"
+    stranger.mkdir()
+    for name in {*sys.stdlib_module_names, "sitecustomize", "usercustomize", "numpy", "numoe", "psutil", "typer"}:
+        (stranger / f"{name}.py").write_text(POISON.format(str(mark)))
+    monkeypatch.chdir(stranger)
+    return mark
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"PYTHONPATH": ":/nowhere", "PYTHONSTARTUP": "json.py", "PYTHONINSPECT": "1", "PYTHONSAFEPATH": ""}],
+)
+def test_what_lies_where_the_user_stands_is_not_run(
+    variables: dict[str, str], poisoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "path", ["", str(Path.cwd()), ".", *sys.path])
+    figures = MACHINE._probe()
+    assert figures["layers"] and figures["token_s"] > 0
+    assert not poisoned.exists()
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONPATH": ":/nowhere:."}])
+def test_the_command_does_not_look_there_either(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python itself imports some modules before any line of ours, by `-m` and PYTHONPATH: not those below."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("statistics", "typer", "numpy", "psutil", "platform"):
+        (tmp_path / f"{name}.py").write_text(POISON.format(str(tmp_path / "mark")))
+    command = [sys.executable, "-m", "numoe.cli", "show", "tiny", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+    assert (done.returncode, (tmp_path / "mark").exists()) == (0, False), done.stderr
+
+
+def test_a_folder_that_is_gone_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
+    assert MACHINE._probe()["layers"]
+
+
+def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
+    """Whoever starts another one: `machine._probe` shows how."""
+    for part in ("cli", "engine", "quant"):
+        folder = Path(str(import_module(f"numoe.{part}").__file__)).parent
+        for file in folder.rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            if "sys.executable" in text or "subprocess." in text:
+                assert (file.name, text.count("sys.executable"), text.count('"-EPc"')) == ("machine.py", 1, 1)
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:50], lambda text: "[]", lambda text: text.replace("numpy", "n")])
+def test_other_versions_and_damaged_files_are_measured_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], str]
+) -> None:
+    MACHINE._keep(a_machine())
+    assert known() == a_machine()
+    file = folder / "machine.json"
+    file.write_text(spoil(file.read_text()))
+    assert known() is None
+    monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
+    assert calibrate() == a_machine(layer_s=1.0)
+    assert json.loads(file.read_text())["layer_s"] == 1.0
+
+
+WRONG = [
+    None,
+    0,
+    -1.0,
+    "1",
+    [],
+    {},
+    True,
+    float("nan"),
+    float("inf"),
+    1e-300,
+    1e300,
+    {"f32": 1e9},
+    [{}],
+    [{"model": 1}],
+]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("key", ["cores", "weights_per_s", "macs_per_s", "layer_s", "process_bytes", "runs", "name"])
+def test_figures_that_cannot_be_are_measured_anew(
+    key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
+) -> None:
+    """And neither a run nor a forecast fails by what is in the file."""
+    MACHINE._keep(a_machine())
+    document = json.loads((folder / "machine.json").read_text())
+    for changed in (document | {key: value}, value, document | {"strange": 1}):
+        (folder / "machine.json").write_text(json.dumps(changed))
+        machine = known()
+        record(tiny_model, 100, 2.0)
+        if machine is not None:
+            assert (key in ("layer_s", "process_bytes") and value in (0, 1e-300)) or (key, value) in (
+                ("runs", []),
+                ("runs", {}),
+            )
+            machine.forecast(a_plan(), 50 * GIGA)
+
+
+@pytest.mark.parametrize("rate", [0, -1, "1", None, [], float("nan"), 1e300, True])
+@pytest.mark.parametrize("key", ["weights_per_s", "wide_weights_per_s", "read_bytes_per_s", "runs"])
+def test_rates_that_cannot_be_are_measured_anew(key: str, rate: Any, folder: Path) -> None:
+    machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
+    MACHINE._keep(machine)
+    assert known() == machine
+    document = json.loads((folder / "machine.json").read_text())
+    for name in document[key][0] if key == "runs" else document[key]:
+        if name != "model":
+            table = (document[key][0] if key == "runs" else document[key]) | {name: rate}
+            (folder / "machine.json").write_text(json.dumps(document | {key: [table] if key == "runs" else table}))
+            assert known() is None
+
+
+@pytest.mark.parametrize("text", ["", "[" * 5000, "9" * 5000, "\0" * 9, "\ufeff{}"])
+def test_what_is_no_document_is_measured_anew(text: str, folder: Path) -> None:
+    (folder / "machine.json").write_text(text, encoding="utf-8")
+    assert known() is None
+    (folder / "machine.json").unlink()
+    (folder / "machine.json").mkdir()
+    assert known() is None
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    assert calibrate() == a_machine()
+    with pytest.raises(
+        InputError, match=r"file cannot be written .* give that with --read-gb-s, .* set NUMOE_HOME to a folder"
+    ):
+        calibrate([1 << 20])
+    record(load("tiny"), 100, 2.0)
+
+
+def test_every_format_of_a_model_has_a_speed(checkpoint: Callable[[str], Path]) -> None:
+    for case in ("v4_released", "v3_fp8", "mixtral_a"):
+        planned = describe(checkpoint(case)).plan(64)
+        assert a_machine().forecast(planned, planned.total_bytes).decode > (0.0, 0.0)

@@ -1,0 +1,215 @@
+"""Weights by columns: the same values, their products, and bits that depend on the weights alone."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numoe.engine import load
+from numoe.quant.compute import threads
+from numoe.quant.compute.activations import Activations
+from numoe.quant.dtypes import E2M1
+from numoe.quant.formats import columns
+from numoe.quant.formats.columns import FEW, Columns, can_lay_out, laid_out, wide_nbytes, widened
+from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
+from numoe.quant.formats.qtensor import INT4, MXFP4, QTensor, matmul_all
+
+Pack = Callable[..., QTensor]
+
+
+def symmetric(weights: np.ndarray, group: int = 32) -> INT4:
+    return pack_int4(weights, group, symmetric=True)
+
+
+PACKS = {"int8": pack_int8, "int4": symmetric, "int4 with bias": pack_int4}
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = threads.in_use()
+    yield
+    threads.use(before)
+
+
+def weights_of(rows: int, size: int, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((rows, size), np.float32)
+    weights *= np.exp(random.standard_normal((rows, 1), np.float32))
+    return weights
+
+
+def laid(matrix: QTensor) -> Columns:
+    result = laid_out(matrix)
+    assert isinstance(result, Columns)
+    return result
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
+    rows=st.integers(1, 700).map(lambda n: 4 * n),
+    groups=st.integers(1, 5),
+    group=st.sampled_from([16, 32, 64, 128]),
+    slab=st.sampled_from([64, 2048]),
+    data=st.data(),
+)
+def test_it_is_the_same_matrix(kind: str, rows: int, groups: int, group: int, slab: int, data: st.DataObject) -> None:
+    if kind == "mxfp4":
+        matrix: QTensor = pack_mxfp4(weights_of(rows, 32 * groups))
+    else:
+        matrix = PACKS[kind](weights_of(rows, group * groups), group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SLAB_ROWS", slab)
+        moved = laid(matrix)
+        assert (moved.shape, moved.nbytes, moved.format) == (matrix.shape, matrix.nbytes, matrix.format)
+        values = matrix.dequantize()
+        np.testing.assert_array_equal(moved.dequantize(), values)
+        np.testing.assert_array_equal(moved.plain().dequantize(), values)
+        picked = data.draw(st.lists(st.integers(0, rows - 1), max_size=5))
+        np.testing.assert_array_equal(moved.rows(picked), values[picked])
+        start = 4 * data.draw(st.integers(0, rows // 4 - 1))
+        np.testing.assert_array_equal(moved.slice_rows(start, rows).dequantize(), values[start:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
+    rows=st.integers(1, 320),
+    size=st.sampled_from([128, 384]),
+    group=st.sampled_from([16, 32, 64, 128]),
+    tokens=st.sampled_from([1, 2, FEW, FEW + 1, 20]),
+    outliers=st.sampled_from([1, 100]),
+)
+def test_products_are_those_of_float32(kind: str, rows: int, size: int, group: int, tokens: int, outliers: int) -> None:
+    if kind == "mxfp4":
+        matrix = laid(pack_mxfp4(weights_of(4 * rows, size)))
+    else:
+        matrix = laid(PACKS[kind](weights_of(rows, size), group))
+    x = np.random.default_rng(1).standard_normal((tokens, size), np.float32)
+    x[:, ::37] *= outliers
+    values = matrix.dequantize().astype(np.float64)
+    off = np.abs(matrix.matmul(x) - x @ values.T)
+    # Of the product without cancellation, which what codes are shifted by takes part in.
+    assert (off <= 3e-6 * (np.abs(x) @ np.abs(values.T) + np.abs(x).sum(1)[:, None] * np.abs(values).max(1))).all()
+    if kind == "int8" or tokens > FEW:
+        np.testing.assert_allclose(matrix.matmul(x), x @ values.T, rtol=1e-4, atol=1e-5 * np.abs(x @ values.T).max())
+
+
+@pytest.mark.parametrize("code", [-8, 7])
+def test_the_largest_codes_keep_their_sign(code: int) -> None:
+    rows, size = 64, 64
+    nibbles = np.full((rows, size // 2), (code + 8) * 17, np.uint8)
+    scales = np.ones((rows, size // 32), np.float16)
+    for matrix in (
+        INT4(nibbles, scales),
+        MXFP4(np.full((rows, size // 2), (7 if code > 0 else 15) * 17, np.uint8), np.full(scales.shape, 127, np.uint8)),
+    ):
+        for sign in (1, -1):
+            x = np.full((1, size), sign, np.float32)
+            np.testing.assert_array_equal(laid(matrix).matmul(x), x @ matrix.dequantize().T)
+            np.testing.assert_array_equal(widened(laid(matrix)).matmul(x), x @ matrix.dequantize().T)
+
+
+def test_every_word_of_four_values_is_in_the_table() -> None:
+    words = np.arange(65536, dtype=np.uint16)
+    found = columns._values_of_words().view(np.int8).reshape(-1, 4)
+    for place in range(4):
+        np.testing.assert_array_equal(found[:, place], 2 * E2M1[(words >> np.uint16(4 * place)) & np.uint16(15)])
+
+
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
+    """Nor, for few tokens, on which others are multiplied at the same time."""
+    weights = weights_of(2100, 256)
+    matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights))
+    x = np.random.default_rng(1).standard_normal((tokens, 256), np.float32)
+    threads.use(1)
+    alone = matrix.matmul(x)
+    for count in (2, 4):
+        threads.use(count)
+        np.testing.assert_array_equal(matrix.matmul(x), alone)
+        whole = Activations(x)
+        several = matmul_all([(matrix, whole, None), (matrix, whole.take(np.arange(tokens)[::-1]), None)])
+        np.testing.assert_array_equal(several[0], alone)
+        if tokens <= FEW:
+            np.testing.assert_array_equal(several[1], alone[::-1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from([*PACKS, "mxfp4"]),
+    rows=st.integers(1, 300).map(lambda n: 4 * n),
+    groups=st.integers(1, 5),
+    group=st.sampled_from([16, 32, 64, 128]),
+    tokens=st.sampled_from([1, 2, FEW, FEW + 1]),
+    slab=st.sampled_from([64, 2048]),
+)
+def test_the_wide_form_gives_the_same_digits(
+    kind: str, rows: int, groups: int, group: int, tokens: int, slab: int
+) -> None:
+    group = 32 if kind == "mxfp4" else group
+    weights = weights_of(rows, group * groups)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SLAB_ROWS", slab)
+        dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, group))
+        wide = widened(dense)
+        assert wide.nbytes == wide_nbytes(dense.format, *dense.shape, dense.nbytes) > dense.nbytes
+        assert wide.format == dense.format
+        x = np.random.default_rng(1).standard_normal((tokens, group * groups), np.float32)
+        np.testing.assert_array_equal(wide.matmul(x), dense.matmul(x))
+        np.testing.assert_array_equal(wide.dequantize(), dense.dequantize())
+        assert isinstance(wide, Columns)
+        np.testing.assert_array_equal(wide.plain().dequantize(), dense.dequantize())
+        picked = [0, rows - 1, rows // 2]
+        np.testing.assert_array_equal(wide.rows(picked), dense.rows(picked))
+        part = wide.slice_rows(rows // 4 * 2, rows)
+        np.testing.assert_array_equal(part.dequantize(), dense.dequantize()[rows // 4 * 2 :])
+        assert widened(wide).nbytes == wide.nbytes
+
+
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
+def test_slices_of_whole_slabs_share_their_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the groups of V4's output projection are: copies would take memory that no plan counts."""
+    monkeypatch.setattr(columns, "SLAB_ROWS", 64)
+    weights = weights_of(256, 64)
+    dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, 32))
+    x = np.random.default_rng(1).standard_normal((1, 64), np.float32)
+    for matrix in (dense, widened(dense)):
+        assert isinstance(matrix, Columns)
+        for number, part in enumerate(matrix.split(2)):
+            assert isinstance(part, Columns)
+            assert all(np.shares_memory(a, b) for a, b in ((part.codes, matrix.codes), (part.scales, matrix.scales)))
+            rows = slice(128 * number, 128 * number + 128)
+            np.testing.assert_array_equal(part.dequantize(), matrix.dequantize()[rows])
+            np.testing.assert_array_equal(part.matmul(x), matrix.matmul(x)[:, rows])
+            np.testing.assert_array_equal(widened(part).dequantize(), part.dequantize())
+            np.testing.assert_array_equal(part.slice_rows(4, 40).dequantize(), part.dequantize()[4:40])
+        assert not np.shares_memory(matrix.slice_rows(4, 68).codes, matrix.codes)  # type: ignore[attr-defined]
+
+
+def test_what_has_no_wide_form_stays_as_it_is() -> None:
+    for matrix in (pack_mxfp4(weights_of(6, 32)), pack_bf16(weights_of(8, 32))):
+        assert widened(matrix) is matrix
+        assert wide_nbytes(matrix.format, *matrix.shape, matrix.nbytes) == matrix.nbytes
+
+
+def test_what_has_no_such_form_stays_as_it_is() -> None:
+    for matrix in (pack_bf16(weights_of(8, 32)), pack_mxfp4(weights_of(6, 32))):
+        assert laid_out(matrix) is matrix
+        assert not can_lay_out(matrix.format, matrix.shape[0])
+    assert isinstance(laid_out(pack_int8(weights_of(7, 32))), Columns)
+    assert isinstance(laid_out(symmetric(weights_of(7, 32))), Columns)
+
+
+@pytest.mark.parametrize("step", [1, 7, 400])
+def test_few_tokens_at_once_stay_near_the_reference(checkpoint: Callable[[str], object], step: int) -> None:
+    """The released form, with MXFP4 experts: within 2e-4 of logits whose standard deviation is 2."""
+    golden = tiny.load_golden("v4_released")
+    session = load(checkpoint("v4_released")).session(1024)  # type: ignore[arg-type]
+    ids = golden.ids.tolist()
+    logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
+    assert np.abs(logits - golden.logits).max() < 2e-4
