@@ -33,7 +33,7 @@ from numoe.quant.files import locked, write_whole
 
 if TYPE_CHECKING:
     from numoe.engine import Session
-    from numoe.engine.load import Description
+    from numoe.engine.description import Description
     from numoe.engine.session import Snapshot
 
 LARGEST_BATCH = 4 << 30

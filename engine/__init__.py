@@ -11,9 +11,12 @@ The names below are the whole public face.
 
 import warnings
 
+from numoe.engine.description import Description, describe
+
 # `load` and `plan` name modules too: imported here, the functions are what `numoe.engine` gives under these names.
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.load import Description, Model, describe, load
+from numoe.engine.load import load
+from numoe.engine.model import Model
 from numoe.engine.plan import Plan, plan
 from numoe.engine.session import Generation, Session
 from numoe.engine.text.sample import Sampling

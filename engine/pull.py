@@ -11,11 +11,11 @@ from pathlib import Path
 from threading import Event
 
 from numoe.engine import home
+from numoe.engine.description import Description, describe_repository
 from numoe.engine.hub import repository as hub_repository
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import NoSuchRevision
 from numoe.engine.hub.repository import Repository
-from numoe.engine.load import Description, describe_repository
 from numoe.quant.convert.convert import Conversion, convert
 from numoe.quant.errors import InputError
 from numoe.quant.stored.manifest import read_manifest

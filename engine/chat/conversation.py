@@ -29,7 +29,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import locked_soon, write_whole
 
 if TYPE_CHECKING:
-    from numoe.engine.load import Model
+    from numoe.engine.model import Model
     from numoe.engine.session import Generation, Session, Snapshot
 
 FILE_VERSION = 1

@@ -28,7 +28,7 @@ from numoe.quant.formats.qtensor import F32, QTensor, matmul_all
 from numoe.quant.formats.resident import settled
 
 if TYPE_CHECKING:
-    from numoe.engine.load import Model
+    from numoe.engine.model import Model
 
 PACKS: tuple[Callable[[Floats], QTensor], ...] = (
     F32,

@@ -28,7 +28,7 @@ from numoe.quant.formats.pack import Moments
 from numoe.quant.formats.qtensor import QTensor
 
 if TYPE_CHECKING:
-    from numoe.engine.load import Model
+    from numoe.engine.model import Model
 
 MOST_TOKENS = 8192
 """More of a text is not read: the means have settled long before."""

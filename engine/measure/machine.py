@@ -39,7 +39,7 @@ from numoe.quant.formats.columns import laid_out, widened
 from numoe.quant.formats.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
 
 if TYPE_CHECKING:
-    from numoe.engine.load import Model
+    from numoe.engine.model import Model
 
 _FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4"
 _SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash

@@ -16,7 +16,7 @@ from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
-    from numoe.engine.load import Model
+    from numoe.engine.model import Model
 
 DEFAULT_WINDOW = 2048
 BLOCK_ELEMENTS = 1 << 18

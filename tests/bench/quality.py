@@ -38,8 +38,8 @@ from peers import ROOT, SMOLLM2, TEXT
 from safetensors.numpy import save_file
 
 from numoe.engine import Model, describe, load
+from numoe.engine.description import Description
 from numoe.engine.layers.ops import Floats
-from numoe.engine.load import Description
 from numoe.engine.measure.calibrate import Calibration, calibrate
 from numoe.engine.measure.perplexity import perplexity
 from numoe.quant.compute.threads import usable_cores

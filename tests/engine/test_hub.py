@@ -18,10 +18,10 @@ from hub_server import Content, Hub, virtual_release
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import close_session
 
+from numoe.engine.description import describe, describe_repository
 from numoe.engine.hub import network
 from numoe.engine.hub import repository as client
 from numoe.engine.hub.repository import RemoteFile, Repository, repository
-from numoe.engine.load import describe, describe_repository
 from numoe.quant.errors import InputError
 from numoe.quant.stored.checkpoint import open_checkpoint
 

@@ -14,7 +14,7 @@ from helpers import write_safetensors
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
-from numoe.engine.load import describe_repository
+from numoe.engine.description import describe_repository
 from numoe.quant.convert.convert import Folder, convert
 
 Checkpoints = Callable[[str], Path]

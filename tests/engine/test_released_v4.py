@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import ITEM_BYTES, released_v4_listing
 
+from numoe.engine.description import arrange
 from numoe.engine.families import family
-from numoe.engine.load import arrange
 from numoe.quant.files import TensorInfo
 from numoe.quant.stored.checkpoint import Checkpoint
 

@@ -1,0 +1,307 @@
+"""What a model on disk or on the hub is: its specification, and a place for every tensor of it.
+
+Only configuration and headers are read; what does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numoe.engine.families import family
+from numoe.engine.families.common import drafting_layers
+from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
+from numoe.engine.families.names import Family, Source
+from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
+from numoe.engine.home import locate
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.places import Place
+from numoe.engine.plan import Plan, plan
+from numoe.quant.convert.convert import Matrix
+from numoe.quant.convert.recipe import target
+from numoe.quant.documents import parse_json, read_object
+from numoe.quant.errors import InputError
+from numoe.quant.files import Files, TensorInfo
+from numoe.quant.formats.pack import Moments
+from numoe.quant.stored.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
+from numoe.quant.stored.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from numoe.engine.chat.format import ChatFormat
+    from numoe.engine.hub.repository import Repository
+    from numoe.engine.text.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT = 8192
+# Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
+_WHOLE, _SAMPLE = 1 << 14, 256
+_MOST_EXPERTS = 256  # of whose tensors it samples so many: a disk takes up to ten milliseconds for each
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model on disk: what it is, and where each of its tensors lies."""
+
+    path: Path
+    config: dict[str, Any]
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    places: dict[str, Place]
+
+    def plan(self, context: int | None = None, quant: str = "native") -> Plan:
+        """Bytes and parameters, without reading weights.
+
+        Args:
+            context: in tokens; None: 8192 or the model's limit.
+            quant: a key of `recipe.RECIPES`: what the model would be when converted.
+
+        Raises:
+            InputError: the context is above the model's limit.
+        """
+        limit = self.spec.context
+        if context is not None and not 1 <= context <= limit:
+            raise InputError(f"--ctx {context} is not possible: this model reads from 1 to {limit} tokens")
+        context = min(DEFAULT_CONTEXT, limit) if context is None else context
+        disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
+        held = {}
+        for name, tensor in self.spec.tensors().items():
+            kind, nbytes, grown = self._held(tensor, self.places[name], quant)
+            held[name] = kind, nbytes
+            disk += grown
+        return plan(self.spec, held, context, disk)
+
+    def _held(self, tensor: Tensor, place: Place, quant: str) -> tuple[str, int, int]:
+        """A weight's format and bytes in memory, and by how many bytes conversion makes it grow on disk."""
+        checkpoint = self.checkpoint
+        if tensor.held == "array":  # held as float32 (tables of ids: int64), however it is stored
+            table = checkpoint.tensors[place.name].dtype.startswith(("I", "U"))
+            return ("i64", 8 * tensor.size, 0) if table else ("f32", 4 * tensor.size, 0)
+        whole = math.prod(checkpoint.shape(place.name))
+        stored = checkpoint.stored_nbytes(place.name)
+        wanted = target(quant, tensor.role, tensor.shape[1], 8 * stored / whole)
+        if wanted:
+            nbytes = wanted.nbytes(*tensor.shape)
+            return wanted.format, nbytes, nbytes - stored * tensor.size // whole
+        return checkpoint.format(place.name), checkpoint.loaded_nbytes(place.name) * tensor.size // whole, 0
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash that tells models apart: of the spec, the tensors' listing, bytes of many, and a manifest's hashes.
+
+        By bytes and not by names and times of files: a model that is moved or copied stays the same one.
+        """
+        checkpoint = self.checkpoint
+        digest = hashlib.sha256(repr(self.spec).encode())
+        for name, info in sorted(checkpoint.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+        manifest = read_manifest(self.path) if self.path.is_dir() else None
+        for name, record in sorted(manifest.files.items()) if manifest else ():
+            if name.endswith(".safetensors"):
+                digest.update(f"{name} {record.sha256}\n".encode())
+        names = [n for n, tensor in self.spec.tensors().items() if tensor.expert is not None]
+        sources = {self.places[name].name for name in names}
+        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
+        others = sorted(checkpoint.tensors.keys() - set(experts))
+        for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
+            digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
+        return digest.hexdigest()
+
+    def matrices(self, inputs: Mapping[str, Moments] | None = None) -> list[Matrix]:
+        """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked.
+
+        inputs: those of a `Calibration`.
+        """
+        kind = family(self.config["model_type"])
+        matrices = []
+        for name, tensor in self.spec.tensors().items():
+            if tensor.held == "array":
+                continue
+            place = self.places[name]
+            stored = place.name
+            if place.index is not None or place.rows is not None:
+                stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and not s.fused)
+            unit = name.rpartition(".")[0] if tensor.expert is not None else ""
+            moments = inputs.get(name) if inputs else None
+            matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
+        return matrices
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises InputError when the model comes without one."""
+        from numoe.engine.text.tokenizer import gguf_tokenizer, load_tokenizer
+
+        if self.path.is_file():
+            return gguf_tokenizer(self.checkpoint.metadata)
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How a conversation becomes a prompt. Raises InputError when the model comes without a template."""
+        from numoe.engine.chat.format import chat_format
+
+        return chat_format(self.config["model_type"], self.tokenizer)
+
+
+def describe(model: str | Path) -> Description:
+    """Read a model's configuration and headers.
+
+    Args:
+        model: a folder with config.json and safetensors, a GGUF file or a folder with one, or a hub id that was
+            downloaded.
+
+    Raises:
+        InputError: a file is missing or damaged, the architecture or a config key is not known, a tensor is
+            missing, has another shape than the config says, or has no place in the architecture.
+    """
+    path = locate(model)
+    if path.is_dir():
+        path = only_gguf(path) or path
+    if path.is_file():
+        checkpoint = open_checkpoint(path)
+        if not is_gguf(path):
+            raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        divisors = checkpoint.array(ROPE_FREQS).ravel().tolist() if ROPE_FREQS in shapes else None
+        return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
+    if not (path / "config.json").exists():
+        raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
+    config = read_object(path / "config.json")
+    side = path / SIDE_FILE
+    kind, spec, block = _read(config, read_object(side) if side.exists() else None)
+    return arrange(path, config, kind, spec, open_checkpoint(path, block))
+
+
+def describe_repository(repository: Repository) -> Description:
+    """Read a model's configuration and headers on the hub, and nothing else.
+
+    Raises:
+        InputError: see `describe`; or the hub cannot be reached.
+    """
+    config = repository.config()
+    side = None
+    if SIDE_FILE in repository.files:
+        side = parse_json(repository.read(SIDE_FILE), f"{repository.repo_id}/{SIDE_FILE}")
+    kind, spec, block = _read(config, side if isinstance(side, dict) else None)
+    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(block))
+
+
+def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, tuple[int, int]]:
+    """The family and spec of a config.json, and the block size of FP8 weights; side: what `SIDE_FILE` holds."""
+    kind = family(config.get("model_type"))
+    block = fp8_block(config, side)
+    return kind, kind.spec(config), block
+
+
+def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
+    """Find the place of every tensor of the spec in a checkpoint, which may be a mere listing without data.
+
+    Where the config says that the embedding serves as head and both are stored, the stored head counts; where one of
+    them is stored, it serves as both.
+
+    Raises:
+        InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
+    """
+    config_name = "the file's metadata" if path.is_file() else "config.json"
+    if not path.is_file():
+        refuse_foreign(checkpoint.tensors, path)
+    if spec.tied and all(any(s.name in checkpoint for s, _ in kind.sources(name)) for name in ("embed", "head")):
+        spec = replace(spec, tied=False)
+    listing, routed = list(spec.listing()), spec.routed
+    tensors = {name: tensor for _, name, tensor in listing}
+    places = {}
+    for layer, name, _ in listing:
+        names = (name, "head") if name == "embed" and spec.tied else (name,)
+        sources = chain.from_iterable(map(kind.sources, names))
+        found = next((source for source in sources if source[0].name in checkpoint), None)
+        if found is None:
+            first, _ = next(kind.sources(name))
+            raise InputError(
+                f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
+                "of the model are there and belong together"
+            )
+        experts = routed[layer][0] if layer in routed else 0
+        places[name] = _place(name, tensors, *found, experts, checkpoint, path, config_name)
+    _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
+    return Description(path, config, spec, checkpoint, places)
+
+
+def _place(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    source: Source,
+    expert: int | None,
+    experts: int,
+    checkpoint: Checkpoint,
+    path: Path,
+    config_name: str,
+) -> Place:
+    """Where a tensor of the spec lies in one of its sources, which the checkpoint has.
+
+    experts: how many routed ones its layer has.
+    """
+    siblings = [f"{name.rpartition('.')[0]}.{part}" for part in source.fused] or [name]
+    axis = -1 if tensors[name].held == "array" else 0
+    lengths = [tensors[sibling].shape[axis] for sibling in siblings]
+    want = list(tensors[name].shape)
+    want[axis] = sum(lengths)
+    if source.stacked:
+        want.insert(0, experts)
+    found = list(checkpoint.shape(source.name))
+    same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
+    if not same:
+        raise InputError(
+            f"{path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
+            "they do not belong together"
+        )
+    index = siblings.index(name)
+    rows: Rows | None = None
+    if source.alternating:
+        rows = index, sum(lengths), len(siblings)
+    elif source.fused:
+        rows = sum(lengths[:index]), sum(lengths[: index + 1])
+    return Place(source.name, expert if source.stacked else None, rows, source.made)
+
+
+def _refuse_leftovers(
+    config: dict[str, Any],
+    kind: Family,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    places: dict[str, Place],
+    path: Path,
+    config_name: str,
+) -> None:
+    """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
+    left = set(checkpoint.names()) - {place.name for place in places.values()}
+    drafting = drafting_layers(kind.config(config))
+    layers = len(spec.layers)
+    for name in sorted(left):
+        if any(re.fullmatch(pattern, name) for pattern in kind.ignored):
+            continue
+        # Some checkpoints number their multi-token prediction layers on after the last one.
+        number = re.search(r"\blayers\.(\d+)\.", name)
+        if number and layers <= int(number[1]) < layers + drafting:
+            continue
+        raise InputError(
+            f"{path}: tensor {name} is not part of {spec.family} as {config_name} describes it; "
+            "numoe does not run this variant yet"
+        )
+
+
+def _sample(files: Files, info: TensorInfo) -> bytes:
+    """A small tensor whole, and of a large one some bytes at even distances.
+
+    Whoever trains, merges or rounds weights changes nearly all of a tensor.
+    """
+    if info.nbytes <= _WHOLE:
+        return files.read_range(info.path, info.offset, info.nbytes).tobytes()
+    count = 4 + min(info.nbytes >> 23, 60)
+    starts = (i * (info.nbytes - _SAMPLE) // (count - 1) for i in range(count))
+    return b"".join(files.read_range(info.path, info.offset + at, _SAMPLE).tobytes() for at in starts)
