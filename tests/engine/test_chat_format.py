@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from numoe.engine.chat.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER
-from numoe.engine.chat.format import DeepSeekV4Chat, JinjaChat, ThinkSplitter, chat_format, encode, opens_thinking
-from numoe.engine.chat.thinking import TAGS, split_thinking, tags_of
+from numoe.engine.chat.formats import chat_format
+from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
+from numoe.engine.chat.formats.jinja import JinjaChat
+from numoe.engine.chat.prompt import encode
+from numoe.engine.chat.thinking import TAGS, ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 

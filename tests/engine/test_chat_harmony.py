@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from tiny import write_checkpoint
 
 from numoe.engine import load
-from numoe.engine.chat.conversation import Chat, Conversation, Settings, Turn
-from numoe.engine.chat.format import HarmonyChat, chat_format
-from numoe.engine.chat.harmony import MARKERS, TAGS, HarmonySplitter
+from numoe.engine.chat.answer import Settings, Turn
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat
+from numoe.engine.chat.formats import chat_format
+from numoe.engine.chat.formats.harmony import MARKERS, TAGS, HarmonyChat, HarmonySplitter
 from numoe.engine.session import Generation, Session
 from numoe.engine.text.tokenizer import load_tokenizer
 from numoe.quant.errors import InputError

@@ -10,12 +10,14 @@ reasoning; `commentary` is for whoever asked, or with a recipient (to=functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from numoe.engine.chat.thinking import Tags
+from numoe.engine.chat.formats.jinja import JinjaChat
+from numoe.engine.chat.thinking import Splitter, Tags
 from numoe.engine.text.sample import partial_match
+from numoe.engine.text.tokenizer import Tokenizer
 
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -150,3 +152,28 @@ def parse(completion: str, *, thinking: bool) -> dict[str, Any]:
         if message.kind == "call"
     ]
     return {"content": content, "reasoning_content": reasoning, "tool_calls": calls}
+
+
+class HarmonyChat(JinjaChat):
+    """gpt-oss's: prompts by the model's template, answers in channels."""
+
+    lead = FINAL
+    shown = MARKERS
+
+    @classmethod
+    def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
+        speaks = speaks_harmony(template, tokenizer.marker_spellings)
+        return super().of(model_type, template, tokenizer) if speaks else None
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
+        super().__init__(template, special_tokens, markers)
+        self.tags = TAGS
+
+    def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
+        return parse(completion, thinking=thinking)
+
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        return HarmonySplitter(thinking)
+
+
+FORMAT = HarmonyChat
