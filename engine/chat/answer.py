@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.chat.constrain import with_thinking
 from numoe.engine.chat.thinking import TAGS, Splitter, Tags, ThinkSplitter
 from numoe.engine.text.sample import Sampling, StopMatcher
 from numoe.quant.errors import InputError
@@ -207,14 +206,13 @@ def answer(
     thinking = opened
     if opened is not None and turn:
         thinking = (opened or bool(turn.thinking)) and not turn.text
-    if grammar is not None:
-        if not thinking and not (settings.think and opened is not None):
+    if grammar is not None and chat:
+        if thinking or settings.think:
+            grammar = chat.formed(grammar, bool(thinking))
+        else:
             thinking = None
-            if chat and chat.lead and not (turn and turn.text):  # the grammar is of what comes behind it
+            if chat.lead and not (turn and turn.text):  # the grammar is of what comes behind it
                 unread = [*unread, *session.model.tokenizer.encode(chat.lead)]
-        elif chat and chat.lead:
-            raise InputError("this model cannot reason before an answer of a given form; leave out think")
-        grammar = with_thinking(grammar, bool(thinking), thinking is not None, tags)
     generation = session.generate(
         unread,
         max_tokens=settings.max_tokens,

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, Self
 
+from numoe.engine.chat.constrain import with_thinking
 from numoe.engine.chat.thinking import Splitter, Tags, ThinkSplitter
 from numoe.engine.text.tokenizer import Tokenizer
 
@@ -15,7 +16,7 @@ class ChatFormat(Protocol):
 
     tags: Tags
     lead: str = ""
-    """What comes before an answer without reasoning; one that needs it has no reasoning before a given form."""
+    """What comes before an answer without reasoning."""
     shown: Collection[str] = ()
     """Special tokens that `splitter` has to see."""
 
@@ -51,3 +52,7 @@ class ChatFormat(Protocol):
     def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
         """What tells reasoning from the answer in a stream; arguments as in `ThinkSplitter`."""
         return ThinkSplitter(thinking, self.tags, formed=formed)
+
+    def formed(self, grammar: str, opened: bool) -> str:
+        """A grammar for the answer, as one for reasoning and answer; opened: the completion begins inside reasoning."""
+        return with_thinking(grammar, opened, self.tags)

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from numoe.engine.chat.constrain import named
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.thinking import Splitter, Tags
 from numoe.engine.text.sample import partial_match
@@ -174,6 +175,12 @@ class HarmonyChat(JinjaChat):
 
     def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
         return HarmonySplitter(thinking)
+
+    def formed(self, grammar: str, opened: bool) -> str:
+        """Markers are named, not spelled: no text can be taken for one, nor one be part of a text."""
+        begin = f'{CHANNEL} "analysis" {MESSAGE} reasoning <|end|> {START} "assistant"'
+        begin = begin.partition(f"{MESSAGE} ")[2] if opened else f"({begin})?"
+        return f'start: {begin} {CHANNEL} "final" {MESSAGE} answer\nreasoning: /(?s:.*)/\n{named(grammar)}'
 
 
 FORMAT = HarmonyChat
