@@ -293,7 +293,7 @@ def require_memory(what: str, needed: int, ram: int | None) -> None:
     """
     room = available_memory() if ram is None else ram
     if needed > room:
-        raised = f"are allowed; raise --ram to {-(-needed // 10**6)}MB"
+        raised = f"are allowed; raise `ram` to {-(-needed // 10**6)}MB"
         source = "are free now; close other programs" if ram is None else raised
         raise DoesNotFit(
             f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
