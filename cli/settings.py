@@ -118,16 +118,23 @@ class Setting:
             return tuple(given or ())
         return given if given is None or self.parse is None else self.parse(given)
 
-    def read(self, text: str, named: str) -> Any:
-        """The value that a text stands for; `named` begins the error.
+    def read(self, text: str, named: str, none: str = "") -> Any:
+        """The value that a text stands for.
+
+        Args:
+            named: begins the error.
+            none: the text that stands for no value, of a setting that need not have one.
 
         Raises:
             InputError: it is of another type.
         """
+        none = none if self.default is None else ""
+        if none and text == none:
+            return None
         try:
             return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
         except (KeyError, ValueError):
-            raise self._refusal(named, repr(text)) from None
+            raise self._refusal(f" or {none}" if none else "", named, repr(text)) from None
 
     def check(self, value: Any, named: str) -> None:
         """Refuse what a document gives and this setting cannot have; `named` begins the error.
@@ -143,13 +150,13 @@ class Setting:
         elif fits and self.least is not None:
             fits = self.least <= value and (self.most is None or value <= self.most)
         if not fits:
-            raise self._refusal(named, json.dumps(value, default=str))
+            raise self._refusal("", named, json.dumps(value, default=str))
 
-    def _refusal(self, named: str, value: str) -> InputError:
+    def _refusal(self, more: str, named: str, value: str) -> InputError:
         wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
         if self.least is not None:
             wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
-        return InputError(f"{named} takes {wanted}, not {value}")
+        return InputError(f"{named} takes {wanted}{more}, not {value}")
 
 
 def _filling(name: str, kind: Any, help: str, group: str = "", field: str = "", **more: Any) -> Setting:
@@ -244,8 +251,11 @@ def settings_in(place: May) -> dict[str, Setting]:
 
 
 def in_group(name: str) -> dict[str, Setting]:
-    """The settings of a group, by name; of none: the one that is called so."""
-    return {setting.name: setting for setting in SETTINGS if name in (setting.group, setting.name)}
+    """The settings of a group, by name, or the one that is called so itself. Raises KeyError when there are none."""
+    found = {setting.name: setting for setting in SETTINGS if name in (setting.group, setting.name)}
+    if not found:
+        raise KeyError(name)
+    return found
 
 
 class Options(dict[str, Any]):
@@ -262,6 +272,7 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
     The command gets the values as `options`.
     """
     taken = {name: setting for one in names for name, setting in in_group(one).items()}
+    taken |= {name: replace(taken[name], default=default) for name, default in defaults.items()}
 
     def made(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
@@ -274,10 +285,10 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
             command(**{name: values[name] for name in own}, options=options)
 
         first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        rest = [replace(setting, default=defaults.get(name, setting.default)) for name, setting in taken.items()]
+        rest = [setting.parameter for setting in taken.values()]
         call.__annotations__ = {}
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[first, *own.values(), *(setting.parameter for setting in rest)]
+            parameters=[first, *own.values(), *rest]
         )
         return call
 
@@ -310,14 +321,15 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
     names: how to spell those that are given in another way.
     """
     flags = {setting.name: setting.flag for setting in SETTINGS}
+    alone = flags | dict(names or {})
 
     def given(found: re.Match[str]) -> str:
         flag, value = flags.get(found[1]), found[2]
         return found[0] if flag is None else f" {flag}" if value == "true" else f" {flag} {value}"
 
     def quoted(found: re.Match[str]) -> str:
-        if spelling := (flags | dict(names or {})).get(found[1]):
-            return spelling
-        return re.sub(r" (\w+)=(\S+)", given, f"`{found[1]}`") if found[1].startswith("numoe ") else found[0]
+        if found[1].startswith("numoe "):
+            return re.sub(r" (\w+)=([^\s`]+)", given, found[0])
+        return alone.get(found[1], found[0])
 
     return re.sub("`([^`]*)`", quoted, message)

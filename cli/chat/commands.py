@@ -248,9 +248,7 @@ class Talk:
             return
         if name not in _SETTINGS:
             raise InputError(f"there is no setting {name}; there are {', '.join(_SETTINGS)}")
-        none = value == "none" and _SETTINGS[name].default is None
-        parsed = None if none else _SETTINGS[name].read(value, name)
-        self._change({name: parsed})
+        self._change({name: _SETTINGS[name].read(value, name, none="none")})
 
     def do_show(self, text: str) -> None:
         chat, session = self.conversation.chat, self.conversation.session

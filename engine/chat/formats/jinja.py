@@ -95,6 +95,7 @@ def _tojson(
 def _reason(error: Exception) -> str:
     """What an error says, in a line that can be printed; some say nothing, and some go on without end."""
     said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error)[:200].split())).rstrip(".")
+    said = said.replace("`", "'")  # which are around parameters of ours
     return said or type(error).__name__
 
 
