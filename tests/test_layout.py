@@ -28,6 +28,7 @@ HOME = {
     "llguidance": {"engine/chat/constrain.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
 }
+READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click"}
 
 
@@ -102,6 +103,24 @@ def test_every_dependency_is_used_and_declared() -> None:
     used = {name.split(".")[0] for file in modules() for name in imported(file)}
     assert declared <= used, f"declared and never imported: {declared - used}"
     assert (used & (set(HOME) | CLI_ONLY | {"numpy"})) - {"click"} <= declared
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_readmes_name_what_there_is(readme: Path) -> None:
+    """Files beside them, links, and paths from the top; blocks of code may be about others."""
+    text = re.sub(r"^```.*?^```$", "", readme.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    beside = re.findall(r"^\| ([^|]*`[^|]*) \|", text, re.MULTILINE)  # the first columns of tables of rooms
+    near = [name for cell in beside for name in re.findall(r"`([\w./]+\.py|[\w./]+/)`", cell)]
+    near += re.findall(r"\]\(([^):#]+)\)|`(?=\.\./)([\w./]+)`", text)
+    far = re.findall(rf"(?<![\w/])(?:{'|'.join(PARTS)}|tests)/[\w./-]*\w", text)
+    missing = [name for name in near if not (readme.parent / "".join(name)).exists()]
+    missing += [name for name in far if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_recipes_of_the_readmes_are_complete() -> None:
+    """A family and a kind of their blocks of code are all that a copy of numoe needs to run models of them."""
+    subprocess.run([sys.executable, ROOT / "tests" / "reference" / "recipe.py"], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError, families, load
+from numoe.engine import InputError, load
 from numoe.engine.families import FAMILIES, family
 from numoe.engine.families.config import HARMLESS
 from numoe.engine.families.quantization import fp8_block
@@ -368,39 +368,6 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
     assert fp8_block({"quantization_config": table}) == (128, 128)
     assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
-
-
-MADE_UP = """
-from numoe.engine.families import common
-from numoe.engine.families.names import Family
-from numoe.engine.layers.router import Router
-from numoe.engine.layers.spec import decoder_layer
-
-DEFAULTS = common.DEFAULTS | {"num_experts_per_tok": 2}
-
-def read(config):
-    ffn = common.mixture(config, config.size("num_experts"), common.swiglu(config), Router("sigmoid"))
-    layer = decoder_layer(common.grouped_query_attention(config), ffn)
-    return common.model(config, [layer] * common.layer_count(config))
-
-NAMES = common.names(common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}, experts="mlp.experts")
-FAMILY = Family(("made_up",), read, NAMES, DEFAULTS)
-"""
-
-
-def test_a_file_in_the_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the folder's README tells is all there is to do."""
-    (tmp_path / "made_up_family.py").write_text(MADE_UP)
-    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
-    found = families.found()
-    assert found.keys() == {*FAMILIES, "made_up"}
-    config = tiny.load_golden("mixtral_a").config | {"model_type": "made_up", "num_experts": 4}
-    described = found["made_up"].spec({k: v for k, v in config.items() if k != "num_local_experts"})
-    assert {block.kind.label for block in described.blocks()} == {"full", "routed"}
-    assert [source.name for source, _ in found["made_up"].sources("layers.1.ffn.experts.3.up")] == [
-        "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.experts.gate_up_proj",
-        "layers.1.ffn.experts.3.up.weight",
-    ]  # fmt: skip
 
 
 def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
