@@ -113,7 +113,9 @@ def test_readmes_name_what_there_is(readme: Path) -> None:
     near = [name for cell in beside for name in re.findall(r"`([\w./]+\.py|[\w./]+/)`", cell)]
     near += re.findall(r"\]\(([^):#]+)\)|`(?=\.\./)([\w./]+)`", text)
     far = re.findall(rf"(?<![\w/])(?:{'|'.join(PARTS)}|tests)/[\w./-]*\w", text)
-    missing = [name for name in near if not (readme.parent / "".join(name)).exists()]
+    tests = {file.name for file in (ROOT / "tests").rglob("*.py")}
+    missing = [name for name in re.findall(r"\btest_\w+\.py", text) if name not in tests]
+    missing += [name for name in near if not (readme.parent / "".join(name)).exists()]
     missing += [name for name in far if not (ROOT / name).exists()]
     assert not missing
 

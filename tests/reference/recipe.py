@@ -1,4 +1,4 @@
-"""Add what the READMEs of families and layers tell to a copy of numoe, and run models of it.
+"""Add what the READMEs of families, layers and chat tell to a copy of numoe, and run models of it.
 
 Run: python tests/reference/recipe.py
 
@@ -41,8 +41,9 @@ def main() -> None:
         folder = Path(temporary)
         for part in ("cli", "engine", "quant"):
             shutil.copytree(ROOT / part, folder / "numoe" / part, ignore=shutil.ignore_patterns("__pycache__"))
-        family, kind = (blocks(ROOT / "engine" / part / "README.md") for part in ("families", "layers"))
-        written(folder / "numoe", {**family, **kind})
+        parts = ("families", "layers", "chat")
+        family, kind, chat = (blocks(ROOT / "engine" / part / "README.md") for part in parts)
+        written(folder / "numoe", {**family, **kind, **chat})
         squared = family[FAMILY].replace(GATED, SQUARED).replace('"made_up"', '"squared"')
         imported = "from numoe.engine.layers.squared_relu import SquaredReLU\n"
         squared = squared.replace("from numoe.engine.layers.spec", f"{imported}from numoe.engine.layers.spec")
@@ -57,6 +58,9 @@ def main() -> None:
 
         config = json.loads(family["made_up/config.json"])
         model(folder / "made_up", config, "1 dense, 2 routed", lines(family[FAMILY]))
+        (folder / "made_up" / "tokenizer_config.json").unlink()  # and the chat template with it
+        answer = numoe("run", "-q", str(folder / "made_up"), "hello", "--max-tokens", "8", "--no-think")
+        print(f"its chat format: {', '.join(map(lines, chat.values()))}; {answer!r}")
         for name in (one for one in kind if one.startswith("tests/")):
             test(folder / "numoe" / name)
         model(folder / "squared", config | {"model_type": "squared"}, "1 squared relu, 2 routed", lines(kind[KIND]))
