@@ -15,9 +15,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.families import family
+from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
+from numoe.engine.families.gguf import ROPE_FREQS
 from numoe.engine.families.names import Family, Source
 from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate

@@ -14,7 +14,7 @@ import tiny
 from safetensors.numpy import load_file
 
 from numoe.engine import InputError, load
-from numoe.engine.families.gguf import from_gguf
+from numoe.engine.families import from_gguf
 from numoe.quant.stored.checkpoint import open_checkpoint
 
 Checkpoints = Callable[[str], Path]
