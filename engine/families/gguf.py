@@ -185,15 +185,20 @@ USUAL = {
 _QKV = ("q", "k", "v")
 
 
-def names(more: Mapping[str, str | tuple[str, ...]] = {}) -> Names:
+def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
     """The full table: the usual names and `more`, where a tuple holds whole names below blk.N that may be used."""
+
+    def below(one: str | Source) -> Source:
+        source = Source(one) if isinstance(one, str) else one
+        return replace(source, name=f"blk.{{layer}}.{source.name}")
+
     table: dict[str, tuple[Source, ...]] = {
         ours: (Source(f"{theirs}.weight"),)
         for ours, theirs in {"embed": "token_embd", "norm": "output_norm", "head": "output"}.items()
     }
     for ours, theirs in {**USUAL, **more}.items():
         if isinstance(theirs, tuple):
-            table[f"layers.{{layer}}.{ours}"] = tuple(Source(f"blk.{{layer}}.{one}") for one in theirs)
+            table[f"layers.{{layer}}.{ours}"] = tuple(map(below, theirs))
             continue
         for suffix, kind in (("", "weight"), ("_bias", "bias")):
             table[f"layers.{{layer}}.{ours}{suffix}"] = (Source(f"blk.{{layer}}.{theirs}.{kind}"),)
