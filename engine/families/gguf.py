@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from typing import Any
 
 from numoe.engine.families.config import Arrangement, shown
@@ -168,7 +167,7 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     gguf.settle(config, file)
     read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
-        if value in (0, False, None, "", _NEUTRAL.get(key)) or any(fnmatch(key, one) for one in read_elsewhere):
+        if value in (0, False, None, "", _NEUTRAL.get(key)) or key in read_elsewhere:
             continue
         raise InputError(f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results')
     return config
@@ -196,7 +195,7 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
         ours: (Source(f"{theirs}.weight"),)
         for ours, theirs in {"embed": "token_embd", "norm": "output_norm", "head": "output"}.items()
     }
-    for ours, theirs in {**USUAL, **more}.items():
+    for ours, theirs in (*USUAL.items(), *more.items()):
         if isinstance(theirs, tuple):
             table[f"layers.{{layer}}.{ours}"] = tuple(map(below, theirs))
             continue

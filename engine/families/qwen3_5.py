@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from math import nextafter
 from typing import Any
@@ -147,7 +146,7 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
     config["partial_rotary_factor"] = nextafter(rotary / sizes[2], 2)  # of which a head has exactly that many channels
 
 
-def _gguf(architecture: str, model_type: str, keys: Mapping[str, str]) -> Gguf:
+def _gguf(architecture: str, model_type: str, keys: dict[str, str]) -> Gguf:
     return Gguf(
         architecture,
         _GGUF_NAMES,
