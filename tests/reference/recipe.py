@@ -44,7 +44,9 @@ def main() -> None:
         parts = ("families", "layers", "chat")
         family, kind, chat = (blocks(ROOT / "engine" / part / "README.md") for part in parts)
         written(folder / "numoe", {**family, **kind, **chat})
-        squared = family[FAMILY].replace(GATED, SQUARED).replace('"made_up"', '"squared"')
+        squared = (
+            family[FAMILY].replace(GATED, SQUARED).replace('"made_up"', '"squared"').replace('"madeup"', '"squared"')
+        )
         imported = "from numoe.engine.layers.squared_relu import SquaredReLU\n"
         squared = squared.replace("from numoe.engine.layers.spec", f"{imported}from numoe.engine.layers.spec")
         written(folder / "numoe", {FAMILY.replace("made_up", "squared"): squared})
@@ -58,6 +60,7 @@ def main() -> None:
 
         config = json.loads(family["made_up/config.json"])
         model(folder / "made_up", config, "1 dense, 2 routed", lines(family[FAMILY]))
+        gguf_file(folder / "made_up", config)
         (folder / "made_up" / "tokenizer_config.json").unlink()  # and the chat template with it
         answer = numoe("run", "-q", str(folder / "made_up"), "hello", "--max-tokens", "8", "--no-think")
         print(f"its chat format: {', '.join(map(lines, chat.values()))}; {answer!r}")
@@ -119,6 +122,28 @@ def model(folder: Path, config: dict, ffn: str, size: str) -> None:
     fitted = json.loads(numoe("fit", made, "--json", "--ram", "1GB"))["formats"]["int8"]
     answer = numoe("run", "-q", made, "hello", "--max-tokens", "8", "--temp", "0")
     print(f"{config['model_type']}: {size}; {ffn}; {fitted['verdict']}; {answer!r}")
+
+
+def gguf_file(folder: Path, config: dict) -> None:
+    """The same model in a GGUF file is computed the same."""
+    from safetensors.numpy import load_file, save_file
+    from test_gguf_models import write_gguf
+
+    from numoe.engine import load
+
+    tensors, besides = load_file(folder / "model.safetensors"), {}
+    for layer in range(config["first_k_dense_replace"], config["num_hidden_layers"]):
+        name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+        besides[f"blk.{layer}.exp_probs_b.bias"] = tensors.pop(name)
+    rest, file = folder / "rest", folder.with_suffix(".gguf")
+    rest.mkdir()
+    save_file(tensors, rest / "model.safetensors")
+    config = config | {"rope_parameters": config, "num_local_experts": config["num_experts"], "num_experts_per_tok": 2}
+    write_gguf(rest, config, file, "madeup", besides, leading_dense_block_count=config["first_k_dense_replace"])
+    ids = np.arange(40)
+    right = load(folder).session(64).feed(ids)
+    np.testing.assert_allclose(load(file).session(64).feed(ids), right, atol=1e-4)
+    print("its GGUF file: as the folder")
 
 
 def numoe(*arguments: str) -> str:
