@@ -155,8 +155,9 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
         if key not in left and key not in optional:
             raise InputError(f'{path} has no key "{gguf.architecture}.{key}", which this architecture needs')
         config[name] = left.pop(key, optional.get(key))
-    if drafting:
-        config["num_hidden_layers"] -= drafting
+    if type(config["num_hidden_layers"]) is not int:
+        raise InputError(f"{path}: {gguf.architecture}.block_count is {shown(config['num_hidden_layers'])}, no number")
+    config["num_hidden_layers"] -= drafting
     # A factor without a kind is linear, as in llama.cpp.
     kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
     scaling = {name: left.pop(f"rope.scaling.{key}", None) for key, name in _SCALING_KEYS.items()}

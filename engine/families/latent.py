@@ -102,7 +102,7 @@ NAMES = common.names(
 )
 
 # What follows is llama.cpp's `deepseek2` (src/models/deepseek2.cpp, conversion/deepseek.py).
-_GATING = {1: "softmax", 2: "sigmoid"}
+_GATING = None, "softmax", "sigmoid"
 _GGUF_NAMES = gguf.names(
     {
         "attention.q_a": "attn_q_a", "attention.q_b": "attn_q_b", "attention.q_norm": "attn_q_a_norm",
@@ -163,7 +163,8 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
         _size(file, f"attention.{part}_length_mla", f"attention.{part}_length") for part in ("key", "value")
     )
     config |= {"qk_rope_head_dim": rotary, "qk_nope_head_dim": whole - rotary, "v_head_dim": value}
-    config["scoring_func"] = _GATING.get(config["scoring_func"] or 0, config["scoring_func"])
+    if config["scoring_func"] in range(len(_GATING)):
+        config["scoring_func"] = _GATING[config["scoring_func"]]
     multiplier = file.keys.get("rope.scaling.yarn_log_multiplier")
     if multiplier and "rope_scaling" in config:  # the converter writes a tenth of `mscale_all_dim`
         if not isinstance(multiplier, float):
