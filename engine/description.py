@@ -144,7 +144,7 @@ class Description:
     @cached_property
     def chat_format(self) -> ChatFormat:
         """How a conversation becomes a prompt. Raises InputError when the model comes without a template."""
-        from numoe.engine.chat.format import chat_format
+        from numoe.engine.chat.formats import chat_format
 
         return chat_format(self.config["model_type"], self.tokenizer)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from numoe.engine.chat.deepseek_v4 import DSML
+from numoe.engine.chat.formats.deepseek_v4 import DSML
 from numoe.engine.chat.thinking import TAGS
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder

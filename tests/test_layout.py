@@ -16,7 +16,7 @@ TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
 HOME = {
     "gguf": {"quant/stored/gguf.py"},
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
-    "jinja2": {"engine/chat/format.py"},
+    "jinja2": {"engine/chat/formats/jinja.py"},
     "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},

@@ -15,7 +15,9 @@ from helpers import tiny_tokenizer
 from tiny import write_checkpoint
 
 from numoe.engine import load
-from numoe.engine.chat.conversation import Chat, Conversation, Settings, Turn, chat_path
+from numoe.engine.chat.answer import Settings, Turn
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat, chat_path
 from numoe.quant.files import locked
 
 pexpect = pytest.importorskip("pexpect", exc_type=ImportError)

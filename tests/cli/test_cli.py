@@ -17,8 +17,8 @@ from tiny import write_checkpoint, write_model
 from numoe.cli.output import Output, print_error
 from numoe.cli.reply import Interrupt, show, statistics
 from numoe.engine import load
-from numoe.engine.chat.conversation import Answer
-from numoe.engine.chat.format import encode
+from numoe.engine.chat.answer import Answer
+from numoe.engine.chat.prompt import encode
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -86,7 +86,7 @@ def test_regular_expressions_match_as_a_whole(random_model: Model, pattern: str)
     [(True, r"(?s:.*)</think>\n{0,2}(moo|baa)"), (False, r"(<think>(?s:.*)</think>\n{0,2})?(moo|baa)")],
 )
 def test_the_form_begins_after_the_reasoning(random_model: Model, opened: bool, pattern: str) -> None:
-    grammar = with_thinking(choice_grammar(["moo", "baa"]), opened, True)
+    grammar = with_thinking(choice_grammar(["moo", "baa"]), opened)
     reasoned = 0
     for seed in range(8):
         session = random_model.session(1000)
@@ -99,10 +99,6 @@ def test_the_form_begins_after_the_reasoning(random_model: Model, opened: bool, 
         assert re.fullmatch(pattern, text.removesuffix("</s>")), text
         reasoned += "</think>" in text
     assert reasoned
-
-
-def test_a_form_without_reasoning_is_left_as_it_is() -> None:
-    assert with_thinking("start: /a/", False, False) == "start: /a/"
 
 
 def test_an_answer_that_is_cut_says_so(random_model: Model) -> None:

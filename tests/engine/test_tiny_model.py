@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numoe.engine import Model, describe, load
-from numoe.engine.chat.format import encode
+from numoe.engine.chat.prompt import encode
 from numoe.engine.measure.perplexity import perplexity
 from numoe.engine.measure.replay import RouteTrace, belady, lfu, lru, read_trace
 from numoe.quant.convert.convert import Folder, convert
