@@ -1,7 +1,11 @@
 """Real configs become the right architecture; what is not understood is refused by name."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -508,3 +512,50 @@ def test_a_conversion_of_transposed_experts_is_one_of_turned_ones(
     logits = load(tmp_path / quant).session(512).feed(golden.ids)
     assert np.abs(logits - golden.logits).max() < {"native": 2e-4, "int8": 0.6, "int4": 4}[quant]
     assert not any("gate_up" in name for name in describe(tmp_path / quant).checkpoint.tensors if "bias" not in name)
+
+
+WITHOUT = """
+import pkgutil, sys
+from importlib import import_module
+from pathlib import Path
+
+import numoe.cli, numoe.engine, numoe.quant
+from numoe.engine.families import FAMILIES, family
+from numoe.quant.errors import InputError
+
+assert Path(numoe.engine.__file__).is_relative_to(sys.argv[1])
+for part in (numoe.cli, numoe.engine, numoe.quant):
+    for module in pkgutil.walk_packages(part.__path__, f"{part.__name__}."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+for model_type in sys.argv[2].split(","):
+    try:
+        family(model_type)
+    except InputError as error:
+        assert f'"{model_type}" is not supported yet; known are deepseek_v2, ' in str(error), error
+    else:
+        raise AssertionError(model_type)
+model = numoe.engine.load("tiny")
+assert model.session(64).feed(model.tokenizer.encode("What colour is a frog?")).shape[1] == model.spec.vocab
+assert model.description.chat_format
+"""
+
+
+@pytest.mark.parametrize(
+    ("model_types", "files"),
+    [
+        (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
+        (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
+        (("qwen3_5", "qwen3_5_moe"), ("families/qwen3_5.py", "layers/recurrent/deltanet.py")),
+    ],
+)
+def test_nothing_else_knows_a_family(model_types: tuple[str, ...], files: tuple[str, ...], tmp_path: Path) -> None:
+    """Without its files everything works, and its models are refused by name."""
+    for part in ("cli", "engine", "quant"):
+        whole = Path(families.__file__).parents[2] / part
+        shutil.copytree(whole, tmp_path / "numoe" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in files:
+        (tmp_path / "numoe" / "engine" / file).unlink()
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path), ",".join(model_types)]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
