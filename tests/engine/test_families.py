@@ -19,7 +19,7 @@ from gguf_files import stored
 from helpers import RawTensor, write_safetensors
 from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError, describe, load
+from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import FAMILIES, family
 from numoe.engine.families.config import HARMLESS
 from numoe.engine.families.quantization import fp8_block

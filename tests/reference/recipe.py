@@ -126,20 +126,17 @@ def model(folder: Path, config: dict, ffn: str, size: str) -> None:
 
 def gguf_file(folder: Path, config: dict) -> None:
     """The same model in a GGUF file is computed the same."""
-    from safetensors.numpy import load_file, save_file
-    from test_gguf_models import write_gguf
+    from gguf_files import write_gguf
 
     from numoe.engine import load
 
-    tensors, besides = load_file(folder / "model.safetensors"), {}
-    for layer in range(config["first_k_dense_replace"], config["num_hidden_layers"]):
-        name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
-        besides[f"blk.{layer}.exp_probs_b.bias"] = tensors.pop(name)
-    rest, file = folder / "rest", folder.with_suffix(".gguf")
-    rest.mkdir()
-    save_file(tensors, rest / "model.safetensors")
-    config = config | {"rope_parameters": config, "num_local_experts": config["num_experts"], "num_experts_per_tok": 2}
-    write_gguf(rest, config, file, "madeup", besides, leading_dense_block_count=config["first_k_dense_replace"])
+    def named(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        ours, theirs = "ffn_gate_inp.e_score_correction_bias", "exp_probs_b.bias"
+        return {name.replace(ours, theirs): values for name, values in tensors.items()}
+
+    file, dense = folder.with_suffix(".gguf"), config["first_k_dense_replace"]
+    told = config | {"num_experts_per_tok": 2}  # the default, which files say
+    write_gguf(folder, told, file, "madeup", change=named, leading_dense_block_count=dense)
     ids = np.arange(40)
     right = load(folder).session(64).feed(ids)
     np.testing.assert_allclose(load(file).session(64).feed(ids), right, atol=1e-4)
