@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -414,6 +415,13 @@ def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) ->
     assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
 
 
+def test_the_readme_lists_the_families_that_there_are() -> None:
+    """`python tests/reference/families.py --table` prints them."""
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "tests" / "reference" / "families.py"))["table"]()
+    assert table in (root / "README.md").read_text(encoding="utf-8")
+
+
 MADE_UP = """
 from numoe.engine.families import common
 from numoe.engine.families.names import Family
@@ -428,7 +436,7 @@ def read(config):
     return common.model(config, [layer] * common.layer_count(config))
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}, experts="mlp.experts")
-FAMILY = Family(("made_up",), read, NAMES, DEFAULTS)
+FAMILY = Family("Made up", ("made_up",), read, NAMES, DEFAULTS)
 """
 
 
