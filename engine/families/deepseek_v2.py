@@ -46,4 +46,12 @@ def _by_groups(config: dict[str, Any], file: GgufFile) -> None:
 
 
 GGUF = latent.deepseek2()
-FAMILY = Family(("deepseek_v2",), read, latent.NAMES, DEFAULTS, common.IGNORED, (replace(GGUF, settle=_by_groups),))
+FAMILY = Family(
+    "DeepSeek-V2, V2-Lite",
+    ("deepseek_v2",),
+    read,
+    latent.NAMES,
+    DEFAULTS,
+    common.IGNORED,
+    (replace(GGUF, settle=_by_groups),),
+)

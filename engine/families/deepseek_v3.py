@@ -29,4 +29,4 @@ def read(config: Config) -> ModelSpec:
 
 
 GGUF = latent.deepseek2(latent.scores_by_sigmoid)
-FAMILY = Family(("deepseek_v3",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family("DeepSeek-V3, R1", ("deepseek_v3",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))

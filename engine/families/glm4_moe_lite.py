@@ -35,4 +35,4 @@ def read(config: Config) -> ModelSpec:
 
 # Its files have the vocabulary of no other one, by which llama.cpp tells them too.
 GGUF = latent.deepseek2(latent.scores_by_sigmoid, lambda file: file.shapes.get("token_embd.weight", (0,))[0] == 154880)
-FAMILY = Family(("glm4_moe_lite",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family("GLM-4.7-Flash", ("glm4_moe_lite",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -87,4 +87,12 @@ GGUF = Gguf(
     unread=("feed_forward_length",),
     settle=_settle,
 )
-FAMILY = Family(("gpt_oss",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family(
+    "gpt-oss-20b, 120b: attention sinks, windows, MXFP4 experts",
+    ("gpt_oss",),
+    read,
+    _names(),
+    DEFAULTS,
+    common.IGNORED,
+    (GGUF,),
+)

@@ -26,4 +26,6 @@ def read(config: Config) -> ModelSpec:
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
 GGUF = Gguf("llama", gguf.NAMES, arranged=gguf.neighbours)
-FAMILY = Family(("llama",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family(
+    "Llama 2 and 3, SmolLM2 and others of that layout", ("llama",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,)
+)

@@ -45,4 +45,4 @@ GGUF = Gguf(
     arranged=gguf.neighbours,
     marks=(lambda file: bool(file.keys.get("expert_count")),),
 )
-FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family("Mixtral", ("mixtral",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,))

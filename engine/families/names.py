@@ -86,10 +86,12 @@ class Family:
     `defaults`: what keys that a config.json leaves out stand for, as in transformers.
     `ignored`: regular expressions of stored tensors that the decoder does not need (drafting heads, tables
     that are recomputed). Any other tensor without a place in the spec is refused when loading.
+    `title`: the models that people know it by, as the README lists them.
     `gguf`: the architectures that GGUF files of it have.
     `arranged`: as in `Config`.
     """
 
+    title: str
     model_types: tuple[str, ...]
     reader: Callable[[Config], ModelSpec]
     names: Names

@@ -160,6 +160,7 @@ def _gguf(architecture: str, model_type: str, keys: dict[str, str]) -> Gguf:
 
 
 FAMILY = Family(
+    "Qwen3.5 and 3.6, dense and with experts (text): gated DeltaNet and gated attention",
     ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     read,
     _names(),

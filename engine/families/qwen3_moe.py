@@ -55,6 +55,7 @@ GGUF = Gguf(
     given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
 )
 FAMILY = Family(
+    "Qwen3-30B-A3B, 235B-A22B, Coder",
     ("qwen3_moe",),
     read,
     common.names(

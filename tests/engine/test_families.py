@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -412,6 +413,13 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
     assert fp8_block({"quantization_config": table}) == (128, 128)
     assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+
+
+def test_the_readme_lists_the_families_that_there_are() -> None:
+    """`python tests/reference/families.py --table` prints them."""
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "tests" / "reference" / "families.py"))["table"]()
+    assert table in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import UserDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +316,23 @@ def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path
         InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, qwen3'
     ):
         load(path)
+
+
+def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).standard_normal((3, 4, 64), np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "deepseek2")
+    writer.add_tensor(
+        "k", gguf.quants.quantize(stack, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    opened = open_checkpoint(tmp_path / "model.gguf")
+    flat = opened.seen_as({"k": replace(opened.tensors["k"], shape=(12, 64))})
+    each = [opened.matrix("k", index).dequantize() for index in range(3)]
+    np.testing.assert_array_equal(flat.matrix("k").dequantize(), np.concatenate(each))
+    np.testing.assert_array_equal(flat.matrix("k", rows=(3, 9)).dequantize(), np.concatenate(each)[3:9])
+    turned = opened.seen_as({"k": replace(opened.tensors["k"], shape=(3, 64, 4), transposed=True)})
+    with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
+        turned.matrix("k", 0)

@@ -3,7 +3,7 @@
 llama.cpp's own converter writes the files. It lies in the sdist of llama-cpp-python:
 
     pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 && tar xzf llama_cpp_python-*.tar.gz
-    python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [--outtype q8_0] [CASE ...]
+    python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [CASE ...] [--outtype q8_0]
 
 The converter was written for the hub's spelling of config.json, which transformers' own saving changes: `spelt` changes
 it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew.
