@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import tiny
 from gguf.constants import GGMLQuantizationType
+from gguf_files import write_gguf
 from helpers import write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from test_gguf_models import write_gguf
+from test_families import dequantized
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import store as experts
@@ -118,6 +119,8 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
         folder = tmp_path_factory.mktemp("variants") / "model"
         if form == "stacked":
             return stacked(Path(shutil.copytree(checkpoint(case), folder)))
+        if form == "transposed":
+            return dequantized(checkpoint(case), folder, "BF16")
         if form == "gguf":
             return write_gguf(checkpoint(case), tiny.load_golden(case).config, folder.with_suffix(".gguf"), "llama")
         described = describe(checkpoint(case))
@@ -128,7 +131,8 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 
 
 VARIANTS = [
-    "gpt_oss_a", "gpt_oss_b native", "qwen3_5_moe_a", "v4_a", "v4_a int4", "v4_released", "v4_released int8",
+    "gpt_oss_a", "gpt_oss_a transposed", "gpt_oss_b native", "qwen3_5_moe_a",
+    "v4_a", "v4_a int4", "v4_released", "v4_released int8",
     "v4_released int4", "v4_released native", "v3_fp8",
     "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
 ]  # fmt: skip

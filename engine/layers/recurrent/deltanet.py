@@ -42,6 +42,8 @@ class GatedDeltaNet(Kind):
     value_dim: int
     kernel: int
     """Tokens that the convolution sees, the newest included."""
+    tiled: bool = False
+    """Key head h serves the value heads h, h + G, ... and not H / G neighbours (GGUF's order of value heads)."""
     label = "DeltaNet"
 
     @property
@@ -109,8 +111,9 @@ class DeltaNet:
         v = mixed[:, 2 * width :].reshape(count, spec.value_heads, -1)
         q, k = (part / np.sqrt(np.vecdot(part, part) + _LENGTH_EPS)[..., None] for part in (q, k))
         q *= np.float32(spec.key_dim**-0.5)
-        share = spec.value_heads // spec.key_heads
-        q, k = (np.repeat(part.transpose(1, 0, 2), share, axis=0) for part in (q, k))
+        heads = np.arange(spec.value_heads)
+        served = heads % spec.key_heads if spec.tiled else heads // (spec.value_heads // spec.key_heads)
+        q, k = (np.take(part.transpose(1, 0, 2), served, axis=0) for part in (q, k))
         return q, k, v.transpose(1, 0, 2)
 
     def _mix(self, q: Floats, k: Floats, v: Floats, beta: Floats, decay: Floats, state: RecurrentState) -> Floats:
