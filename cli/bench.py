@@ -26,14 +26,16 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         _kernels(threads, repetitions, options["json"])
         return
     with Output() as output:
-        from numoe.engine import load
+        from numoe.engine import describe, load
         from numoe.engine.measure.bench import bench as measure
         from numoe.engine.measure.machine import record
         from numoe.engine.plan import format_bytes
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        loaded = load(model, ram=options["ram"], threads=threads)
+        described = describe(model)
+        ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
+        loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(

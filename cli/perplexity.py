@@ -22,15 +22,17 @@ def perplexity(model: arguments.Model, file: arguments.File, options: Options) -
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
         from numoe.engine import load
+        from numoe.engine.budget import Budget
         from numoe.engine.measure.perplexity import perplexity as measure
 
         output.status(f"loading {model}")
-        loaded, reference, against = load(model), None, options["against"]
+        memory = Budget()  # of both models together
+        loaded, reference, against = load(model, ram=memory), None, options["against"]
         tokenizer = loaded.tokenizer
         ids = tokenizer.encode(text)
         if against is not None:
             output.status(f"loading {against}")
-            reference = load(against)
+            reference = load(against, ram=memory)
             if reference.tokenizer.encode(text) != ids:
                 raise InputError(
                     f"{against} splits the text into other tokens than {model} does; "

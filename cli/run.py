@@ -124,7 +124,8 @@ class _Asked:
         from numoe.engine.measure.replay import RouteTrace
 
         begun = time.perf_counter()
-        made = load(self.description, ram=self.options["ram"], threads=self.options["threads"], ctx=room)
+        context = self.description.plan(room).context
+        made = load(self.description, ram=self.options["ram"], threads=self.options["threads"], ctx=context)
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)

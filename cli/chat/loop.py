@@ -96,11 +96,13 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
 
 
 def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
-    from numoe.engine import load
+    from numoe.engine import describe, load
 
     def loaded(chat: Chat) -> Model:
         output.status(f"loading {chat.model}")
-        made = load(chat.model, ram=options["ram"], threads=options["threads"], ctx=chat.settings.context)
+        described = describe(chat.model)
+        room = described.plan(chat.settings.context).context
+        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)
