@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import gc
 import io
 import os
 import signal
@@ -20,6 +21,12 @@ from numoe.quant.compute import threads
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection, of which each start of the workers makes one, looks at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
