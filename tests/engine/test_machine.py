@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -184,20 +185,27 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
 # ---------------------------------------------------------------------------------------------------- measurements
 
 
-def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    machine = calibrate([9_000_000, 12_000_000, 60_000], told.append)
-    assert len(told) == 2
+def test_a_machine_is_measured_once(
+    measured: tuple[Machine, Path], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    machine, kept = measured
     assert set(machine.weights_per_s) == set(FORMATS)
     assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4"}
     assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
     assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
     assert 1e7 < machine.process_bytes < 5e8
     assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
-    assert [path.name for path in folder.iterdir()] == ["machine.json"]
+    assert [path.name for path in kept.iterdir()] == ["machine.json"]
+    shutil.copy(kept / "machine.json", folder)
+    told: list[str] = []
     for part in ("_measure", "_read_speeds"):
         monkeypatch.setattr(MACHINE, part, lambda *_: pytest.fail("measured again"))
     assert calibrate([10_000_000], told.append) == machine == known()
+    assert told == []
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    monkeypatch.setattr(MACHINE, "_read_speeds", lambda _, pieces: dict.fromkeys(pieces, 1e9))
+    (folder / "machine.json").unlink()
+    calibrate([9_000_000, 12_000_000, 60_000], told.append)
     assert len(told) == 2
 
 
