@@ -72,6 +72,7 @@ def test_v4_flash_on_a_small_machine(hub: Hub, command: Run, tmp_path: Path) -> 
     assert files(tmp_path) == {"machine.json"}
 
 
+@pytest.mark.slow
 def test_v4_pro_in_json(hub: Hub, command: Run) -> None:
     hub.add(PRO, release(PRO, 64))
     code, out, err = command("fit", PRO, "--ram", "24GB", "--json")
