@@ -1,4 +1,4 @@
-"""What several test modules share: safetensors files of any dtype, written byte by byte.
+"""What several test modules share: safetensors files of any dtype, written byte by byte; a tokenizer; V4's tensors.
 
 The safetensors library's NumPy front end cannot write BF16, F8_E4M3 or F8_E8M0: the tests write the format themselves.
 """
@@ -56,6 +56,10 @@ def reshard(source: Path, folder: Path, shards: int, key: Callable[[str], Any] |
     folder.mkdir()
     shutil.copy(source / "config.json", folder)
     return write_sharded(folder, {name: tensors[name] for name in sorted(tensors, key=key)} if key else tensors, shards)
+
+
+MARKS = '{}[]":,.-+/\\_<>@'
+"""The ASCII characters beside letters and digits that JSON and the tests' patterns need."""
 
 
 def tiny_tokenizer(
@@ -183,3 +187,12 @@ def released_v4_listing(config: dict[str, Any]) -> Listing:
         for norm in ("enorm", "hnorm", "norm"):
             weight(f"{prefix}.{norm}.weight", hidden)
     return listing
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Of a command: exit code 1, nothing on stdout, one line on stderr that holds the words."""
+    code, out, err = result
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err

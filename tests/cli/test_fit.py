@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from helpers import released_v4_listing, reshard
 from hub_server import Hub, virtual_release
-from test_machine import a_machine
+from machines import a_machine
 
 from numoe.engine import describe, home
 from numoe.engine.measure.machine import known

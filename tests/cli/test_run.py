@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused
-from test_constrain import MARKS
+from helpers import MARKS, refused
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt

@@ -7,15 +7,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from test_tokenizer import BACKEND, plain, sentencepiece_folder
+from helpers import MARKS
 from tiny import write_model
+from vocabularies import BACKEND, plain, sentencepiece_folder
 
 from numoe.engine import Model, load
 from numoe.engine.chat.constrain import Matcher, choice_grammar, json_grammar, regex_grammar, with_thinking
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
-
-MARKS = '{}[]":,.-+/\\_<>@'
 
 
 def objects(**properties: Any) -> dict[str, Any]:

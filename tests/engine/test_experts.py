@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import tiny
 from gguf.constants import GGMLQuantizationType
+from gguf_files import write_gguf
 from helpers import write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from test_gguf_models import write_gguf
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import store as experts

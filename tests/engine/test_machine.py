@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import FORMATS, a_machine
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.machine import Machine, calibrate, known, record
@@ -23,14 +24,7 @@ from numoe.quant.compute import threads
 Models = Callable[[str], Model]
 
 MACHINE = import_module("numoe.engine.measure.machine")
-FORMATS = ("f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4")
 GIGA = 10**9
-
-
-def a_machine(**changes: Any) -> Machine:
-    """This one by name, with round figures."""
-    figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
-    return replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, **changes)
 
 
 def a_plan() -> Plan:

@@ -268,7 +268,7 @@ def test_a_pull_killed_anywhere_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     converted: Callable[[str], dict[str, bytes]],
 ) -> None:
-    """`pytest -m slow tests/test_pull.py -k anywhere`: about three minutes."""
+    """`pytest -m slow tests/engine/test_pull.py -k anywhere`: about three minutes."""
     hub.add(ID, source)
     places = random.Random(50)
     kills = 0
