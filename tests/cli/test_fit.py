@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from helpers import released_v4_listing, reshard
 from hub_server import Hub, virtual_release
-from machines import a_machine
+from machines import a_machine, keep
 
 from numoe.engine import describe, home
 from numoe.engine.measure.machine import known
@@ -47,7 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
     rates = {str(1 << power): 1e9 for power in range(16, 25)}
-    MACHINE._keep(replace(a_machine(), read_bytes_per_s=rates))
+    keep(replace(a_machine(), read_bytes_per_s=rates))
     with Hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server

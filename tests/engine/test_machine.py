@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import FORMATS, a_machine
+from machines import FORMATS, a_machine, keep
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.machine import Machine, calibrate, known, record
@@ -149,7 +149,7 @@ def test_old_runs_are_forgotten() -> None:
 
 
 def test_a_run_is_recorded(model: Models, all_cores: None) -> None:
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     loaded = load("tiny")
     record(loaded, 100, 2.0)
     machine = known()
@@ -169,7 +169,7 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
     loaded = load("tiny")
     record(loaded, 100, 2.0)
     assert known() is None
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     record(loaded, 7, 1.0)
     threads.use(threads.usable_cores() + 1)
     record(loaded, 100, 2.0)
@@ -285,7 +285,7 @@ def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
 def test_other_versions_and_damaged_files_are_measured_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], str]
 ) -> None:
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     assert known() == a_machine()
     file = folder / "machine.json"
     file.write_text(spoil(file.read_text()))
@@ -319,7 +319,7 @@ def test_figures_that_cannot_be_are_measured_anew(
     key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
 ) -> None:
     """And neither a run nor a forecast fails by what is in the file."""
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     document = json.loads((folder / "machine.json").read_text())
     for changed in (document | {key: value}, value, document | {"strange": 1}):
         (folder / "machine.json").write_text(json.dumps(changed))
@@ -337,7 +337,7 @@ def test_figures_that_cannot_be_are_measured_anew(
 @pytest.mark.parametrize("key", ["weights_per_s", "wide_weights_per_s", "read_bytes_per_s", "runs"])
 def test_rates_that_cannot_be_are_measured_anew(key: str, rate: Any, folder: Path) -> None:
     machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
-    MACHINE._keep(machine)
+    keep(machine)
     assert known() == machine
     document = json.loads((folder / "machine.json").read_text())
     for name in document[key][0] if key == "runs" else document[key]:

@@ -52,7 +52,7 @@ def test_planned_memory_is_the_memory_taken(case: str, model: Models) -> None:
     for context in (1, 100, 600):
         planned = loaded.plan(context)
         assert planned.resident_bytes == stats["weight_bytes"] - stats["experts"].get("resident_bytes", 0)
-        assert planned.kv_bytes == kv_bytes(loaded.spec, context) == loaded.session(context)._cache.nbytes
+        assert planned.kv_bytes == kv_bytes(loaded.spec, context) == loaded.decoder.cache(context).nbytes
     assert planned.expert_bytes == stats["experts"].get("resident_bytes", 0)
     assert sum(planned.sizes.values()) == planned.parameters > planned.active_parameters * 0.99
 
