@@ -788,7 +788,7 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["native", "int4"])
 def test_memory_of_a_real_process_is_bounded(quant: str, tmp_path: Path) -> None:
-    """`pytest -m slow tests/quant/test_convert.py -k real_process`: half a minute. A shard of 200 MB takes about 40 MB."""
+    """Half a minute: `pytest -m slow tests/quant/test_convert.py -k real_process`. Of a shard of 200 MB about 40 MB."""
     rows = np.random.default_rng(0).integers(0x3C00, 0x3E00, (25_000, 4096), np.uint16)
     source = folder_of(tmp_path / "source", a__weight=raw("BF16", rows)).path
     code = """
