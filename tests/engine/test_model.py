@@ -97,7 +97,9 @@ def test_restoring_a_snapshot_leads_to_the_logits_of_a_fresh_run(model: Models, 
     assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < 1e-4
 
 
-@pytest.mark.parametrize("case", ["v4_a", "v4_b", "v3_a", "mixtral_b", "llama_a"])
+@pytest.mark.parametrize(
+    "case", ["v4_b", "mixtral_b", *(pytest.param(case, marks=pytest.mark.slow) for case in ("v4_a", "v3_a", "llama_a"))]
+)
 def test_long_inputs_pass_through_moved_caches(model: Models, case: str) -> None:
     """Streams of latest rows are moved to the front of their memory when it is full: feed well beyond it."""
     loaded = model(case)

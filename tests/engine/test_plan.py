@@ -115,7 +115,11 @@ def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype", "rams"), [(MIXTURE, "BF16", ("1GB", "150MB")), (DENSE, "F32", ("1GB",))], ids=["moe", "dense"]
+    ("config", "dtype", "rams"),
+    [
+        pytest.param(MIXTURE, "BF16", ("1GB", "150MB"), id="moe"),
+        pytest.param(DENSE, "F32", ("1GB",), id="dense", marks=pytest.mark.slow),
+    ],
 )
 def test_peak_memory_is_predicted(
     config: dict[str, Any], dtype: str, rams: tuple[str, ...], tmp_path: Path, measured: tuple[Machine, object]

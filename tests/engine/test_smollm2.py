@@ -111,6 +111,7 @@ print(json.dumps([loaded, model.stats()["peak_rss_bytes"], plan.total_bytes + mo
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file_and_of_the_plan(smollm2_file: Path) -> None:
     """Of loading: the file and 300 MB at most; of decoding: the plan and what Python itself takes."""
 

@@ -42,13 +42,13 @@ def test_logits_are_those_of_the_training_code(master: Model) -> None:
 
 def test_it_answers_what_it_was_never_asked_in_training(shipped: Model) -> None:
     """A part of its exam: nine of ten, less what so few questions may be off by."""
-    questions = corpus.held_out_questions(20, seed=1)
+    questions = corpus.held_out_questions(12, seed=1)
     right = sum(corpus.check(question, evaluate.ask(shipped, question.user)) for question in questions)
-    assert right >= 16
+    assert right >= 10
 
 
 def test_it_tells_stories_on_pairs_it_never_met(shipped: Model) -> None:
-    asked = corpus.held_out_story_prompts(3, seed=1)
+    asked = corpus.held_out_story_prompts(2, seed=1)
     assert all(corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked)
 
 
