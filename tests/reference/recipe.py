@@ -94,7 +94,10 @@ def checkpoint(folder: Path, config: dict) -> None:
     random, tensors = np.random.default_rng(0), {}
     for name, tensor in one.spec(config).tensors().items():
         values = random.standard_normal(tensor.shape) / tensor.shape[-1] ** 0.5 + (len(tensor.shape) == 1)
-        tensors[next(one.sources(name))[0].name] = "F32", tensor.shape, values.astype("<f4").tobytes()
+        numbers = re.fullmatch(r"(?:layers\.(\d+)\.)?(?:.*experts\.(\d+)\.)?.*", name)
+        pattern = re.sub(r"(?<=experts\.)\d+", "{expert}", re.sub(r"(?<=layers\.)\d+", "{layer}", name))
+        stored = one.names[pattern][0].name.format(layer=numbers[1], expert=numbers[2])
+        tensors[stored] = "F32", tensor.shape, values.astype("<f4").tobytes()
     write_safetensors(folder / "model.safetensors", tensors)
     tiny_tokenizer(folder, config["vocab_size"])
 
