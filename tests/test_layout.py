@@ -23,7 +23,7 @@ HOME = {
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
     "jinja2": {"engine/chat/formats/jinja.py"},
     "huggingface_hub": {"engine/hub/network.py"},
-    "psutil": {"engine/plan.py"},
+    "psutil": {"engine/budget.py"},
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/chat/constrain.py"},
     "threadpoolctl": {"quant/compute/threads.py"},

@@ -20,6 +20,7 @@ import numpy as np
 from numoe.engine.layers import ops
 from numoe.engine.layers.block import Compute, Kind, Shared
 from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.recurrent.shortconv import convolve
 from numoe.engine.layers.state import Recurrent, RecurrentState
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
@@ -96,21 +97,11 @@ class DeltaNet:
         out = np.empty((count, spec.value_heads, spec.value_dim), np.float32)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
-            q, k, v = self._heads(self._convolve(mixed[own], states["conv"]))
+            q, k, v = self._heads(ops.silu(convolve(mixed[own], states["conv"], self.conv)))
             out[own] = self._mix(q, k, v, beta[own], decay[own], states["memory"])
         ops.rms_norm(out, self.w.arrays["norm"], self.norm_eps, out=out)
         out *= ops.silu(gate).reshape(out.shape)
         return m["o"].matmul(out.reshape(count, -1))
-
-    def _convolve(self, mixed: Floats, state: RecurrentState) -> Floats:
-        """silu(sum_j w_j x_{t - j}) of one sequence's next tokens (T, channels)."""
-        kernel, count = self.spec.kernel, len(mixed)
-        rows = np.concatenate([state.now, mixed])  # (kernel - 1 + T, channels)
-        np.copyto(state.following, rows[count:])
-        out = rows[:count] * self.conv[0]
-        for j in range(1, kernel):
-            out += rows[j : j + count] * self.conv[j]
-        return ops.silu(out)
 
     def _heads(self, mixed: Floats) -> tuple[Floats, Floats, Floats]:
         """Queries and keys (H, T, C), of length one and queries scaled, and values (H, T, V)."""
