@@ -52,6 +52,7 @@ def main() -> None:
         written(folder / "numoe", {FAMILY.replace("made_up", "squared"): squared})
         sys.path[:0] = [str(folder), *(str(ROOT / "tests" / part) for part in (".", "engine"))]
         os.environ["NUMOE_HOME"] = str(folder / "home")
+        (folder / "home").mkdir()
         used = Path(importlib.import_module("numoe.engine").__file__ or "")
         assert used.is_relative_to(folder), f"the copy was to be imported, not {used}"
 
