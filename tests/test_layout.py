@@ -20,7 +20,7 @@ HOME = {
     "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/plan.py"},
     "platformdirs": {"engine/home.py"},
-    "llguidance": {"engine/chat/constrain.py"},
+    "llguidance": {"engine/text/grammar.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
 }
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click"}

@@ -11,7 +11,8 @@ from test_tokenizer import BACKEND, plain, sentencepiece_folder
 from tiny import write_model
 
 from numoe.engine import Model, load
-from numoe.engine.chat.constrain import Matcher, choice_grammar, json_grammar, regex_grammar, with_thinking
+from numoe.engine.chat.thinking import with_thinking
+from numoe.engine.text.grammar import Matcher, choice_grammar, json_grammar, regex_grammar
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 

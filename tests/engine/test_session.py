@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.calibrate import calibrate
-from numoe.engine.session import _proof
+from numoe.engine.session_file import proof
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.stored.safetensors import read_header
 
@@ -212,7 +212,7 @@ def test_headers_that_nobody_writes_are_refused(change: dict[str, str | None], m
     header = {key: value for key, value in (header | change).items() if value is not None}
     data = (tmp_path / "chat").read_bytes()
     raw = {i.name: (i.dtype, i.shape, data[i.offset : i.offset + i.nbytes]) for i in tensors.values()}
-    write_safetensors(tmp_path / "chat", raw, header | _proof(header))
+    write_safetensors(tmp_path / "chat", raw, header | proof(header))
     with pytest.raises(InputError, match="is damaged; start a new session"):
         loaded.restore(tmp_path / "chat")
     write_safetensors(tmp_path / "chat", raw, {"numoe": "session 1", "model": loaded.identity})
