@@ -4,6 +4,8 @@ What a text is made of does not change by it: of each token the logits say what 
 where they agree (Leviathan et al., 2023, arXiv 2211.17192; here the choice itself is what a guess must agree with).
 """
 
+from __future__ import annotations
+
 from array import array
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -46,17 +48,20 @@ class PromptLookup:
     """Proposed at most."""
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
-        data = array("i", tokens)
-        text, size = data.tobytes(), data.itemsize
-        for length in range(min(self.longest, len(data) - 1), self.shortest - 1, -1):
-            run = text[-length * size :]
-            found = text.rfind(run, 0, -size)
-            while found % size:  # -1 % size, too
-                if found < 0:
-                    break
-                found = text.rfind(run, 0, found + len(run) - 1)
-            if found >= 0:
-                follows = data[found // size + length :]
+        known = array("i", tokens)
+        for length in range(min(self.longest, len(known) - 1), self.shortest - 1, -1):
+            start = _last(known[-length:], known[:-1])
+            if start is not None:
+                follows = known[start + length :]
                 # What it overlaps with goes round: after "ababa" comes "ba" and "ba" again.
                 return [follows[i % len(follows)] for i in range(min(most, self.tokens))]
         return []
+
+
+def _last(run: array[int], known: array[int]) -> int | None:
+    """Where a run of tokens begins that occurs in others, the last time."""
+    text, sought, size = known.tobytes(), run.tobytes(), run.itemsize
+    found = text.rfind(sought)
+    while found > 0 and found % size:  # between two tokens' bytes
+        found = text.rfind(sought, 0, found + len(sought) - 1)
+    return found // size if found >= 0 else None
