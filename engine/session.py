@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from numoe.engine import session_file
+from numoe.engine.budget import Reservation
 from numoe.engine.generation import Generation, Options
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import CHUNK
+from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.speculation import Drafter
 from numoe.engine.text.grammar import Matcher
 from numoe.engine.text.sample import Sampler, Sampling
@@ -68,17 +69,39 @@ _Model = TypeVar("_Model", bound=Runs)
 
 
 class Session(Generic[_Model]):
-    """The tokens that a model has read, and what it remembers of them. Made by `Model.session`."""
+    """The tokens that a model has read, and what it remembers of them. Made by `Model.session`.
 
-    def __init__(self, model: _Model, context: int):
+    A context manager: what it remembers is given up at the end, and the memory free for others.
+    """
+
+    def __init__(self, model: _Model, context: int, memory: Reservation):
+        """memory: what was reserved for the cache."""
         self.model = model
         self.context = context
-        self._cache = model.decoder.cache(context)
+        self._memory = memory
+        self._open: Cache | None = model.decoder.cache(context)
         # All tokens whose rows are in the cache, also those behind the position after going back.
         self._written: list[int] = []
         self._position = 0
         # The first token that was read ahead of the position, and the logits (n, vocab) after it and those behind it.
         self._ahead: tuple[int, Floats] | None = None
+
+    def __enter__(self) -> Session[_Model]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything and give the memory back. What is not closed is when nobody has it any more."""
+        self._open = None
+        self._memory.release()
+
+    @property
+    def _cache(self) -> Cache:
+        if self._open is None:
+            raise InputError("this session is closed; start a new one")
+        return self._open
 
     @property
     def position(self) -> int:
