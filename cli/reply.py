@@ -10,7 +10,7 @@ from numoe.cli.output import Output, decimal
 
 if TYPE_CHECKING:
     from numoe.engine import Generation
-    from numoe.engine.chat.conversation import Answer, Turn
+    from numoe.engine.chat.answer import Answer, Turn
 
 
 def show(answer: Answer, output: Output | None) -> Turn:

@@ -14,7 +14,7 @@ from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Session
-    from numoe.engine.chat.conversation import Answer, Settings
+    from numoe.engine.chat.answer import Answer, Settings
     from numoe.engine.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, str]]
@@ -48,7 +48,7 @@ class Request:
             InputError: a value is out of range, or the form of the answer is not possible.
         """
         from numoe.cli.chat.commands import changed
-        from numoe.engine.chat.conversation import Settings
+        from numoe.engine.chat.answer import Settings
 
         settings = changed(Settings(), {name: options[name] for name in SETTINGS})
         if not isinstance(prompt, str) and settings.system and prompt[0]["role"] != "system":
@@ -57,7 +57,7 @@ class Request:
 
     def encode(self, description: Description) -> tuple[list[int], bool | None]:
         """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text."""
-        from numoe.engine.chat.format import encode
+        from numoe.engine.chat.prompt import encode
 
         tokenizer = description.tokenizer
         if isinstance(self.prompt, str):
@@ -75,7 +75,7 @@ class Request:
         Raises:
             InputError: the vocabulary cannot follow the grammar; and as `Session.feed` while the answer is made.
         """
-        from numoe.engine.chat.conversation import answer
+        from numoe.engine.chat.answer import answer
 
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 

@@ -19,7 +19,8 @@ from numoe.cli.text import whole_prompt
 
 if TYPE_CHECKING:
     from numoe.engine import Model
-    from numoe.engine.chat.conversation import Chat, Conversation
+    from numoe.engine.chat.conversation import Conversation
+    from numoe.engine.chat.files import Chat
 
 CUT = 3
 """The exit code where an answer of a given form was cut off before its end."""
@@ -144,7 +145,7 @@ def run(
         output.status(f"loading {model}")
         from numoe.cli.batch import Answers, answer_batch, count, read_batch
         from numoe.engine import describe, load
-        from numoe.engine.chat.conversation import alone, chat_path
+        from numoe.engine.chat.files import alone, chat_path
         from numoe.engine.measure.machine import record
         from numoe.engine.measure.replay import RouteTrace
         from numoe.engine.session import require_room
@@ -157,7 +158,7 @@ def run(
         def loaded(room: int | None) -> Model:
             nonlocal load_seconds
             begun = time.perf_counter()
-            made = load(description, ram=ram, threads=threads, ctx=room)
+            made = load(description, ram=ram, threads=threads, ctx=description.plan(room).context)
             load_seconds = time.perf_counter() - begun
             if trace is not None:
                 made.trace_routes(stack.enter_context(RouteTrace(trace, made.spec.routed_experts)))
@@ -214,7 +215,7 @@ def run(
 def _chat(path: Path, model: str, context: typer.Context, values: Mapping[str, Any]) -> Chat:
     """The chat that is gone on with: one that was kept has its own settings where no option says otherwise."""
     from numoe.cli.chat.commands import changed, model_name
-    from numoe.engine.chat.conversation import Chat
+    from numoe.engine.chat.files import Chat
 
     kept = path.exists()
     chat = Chat.read(path) if kept else Chat(model)
@@ -224,7 +225,8 @@ def _chat(path: Path, model: str, context: typer.Context, values: Mapping[str, A
 
 def _conversation(path: Path, chat: Chat, loaded: Callable[[int | None], Model], stack: ExitStack) -> Conversation:
     """The conversation of a chat's file, which is written when the stack is left, however that is."""
-    from numoe.engine.chat.conversation import Conversation, cache_path
+    from numoe.engine.chat.conversation import Conversation
+    from numoe.engine.chat.files import cache_path
 
     conversation = Conversation(loaded(chat.settings.context), chat, cache_path(path) if chat.turns else None)
 

@@ -16,18 +16,9 @@ from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, show, statistics
 from numoe.cli.text import attachment
 from numoe.engine import Model, Sampling, describe
-from numoe.engine.chat.conversation import (
-    Answer,
-    Chat,
-    Conversation,
-    Settings,
-    alone,
-    cache_path,
-    chat_path,
-    chats,
-    chats_folder,
-    new_path,
-)
+from numoe.engine.chat.answer import Answer, Settings
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
 from numoe.engine.home import TINY, expanded
 from numoe.engine.measure.machine import record
 from numoe.engine.plan import format_bytes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numoe.cli.chat.commands import Talk
     from numoe.cli.chat.prompt import Prompt
     from numoe.engine import Model
-    from numoe.engine.chat.conversation import Chat
+    from numoe.engine.chat.files import Chat
 
 Continue = Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")]
 Listing = Annotated[bool, typer.Option("--list", help="List the chats that are kept, and leave.")]
@@ -64,8 +64,8 @@ def chat(
     with ExitStack() as stack:
         output = stack.enter_context(_screen(quiet) if rendered else Output(quiet))
         from numoe.cli.chat.commands import Talk, changed, chat_rows, model_name
-        from numoe.engine import load
-        from numoe.engine.chat.conversation import Chat, alone, chat_path, chats
+        from numoe.engine import describe, load
+        from numoe.engine.chat.files import Chat, alone, chat_path, chats
         from numoe.engine.home import home, lookup
 
         if listing:
@@ -101,7 +101,9 @@ def chat(
 
         def loaded(chat: Chat) -> Model:
             output.status(f"loading {chat.model}")
-            made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
+            described = describe(chat.model)
+            room = described.plan(chat.settings.context).context
+            made = load(described, ram=ram, threads=threads, ctx=room)
             output.clear_status()
             for told in made.tokenizer.notes:
                 output.note(told)
@@ -142,7 +144,7 @@ def _screen(quiet: bool) -> Output:
 def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
     """The model of the last chat that can be read and whose model is here, else tiny; says which was passed over."""
     from numoe.engine import describe
-    from numoe.engine.chat.conversation import Chat
+    from numoe.engine.chat.files import Chat
     from numoe.engine.home import TINY
 
     passed = 0

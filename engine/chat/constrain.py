@@ -111,17 +111,21 @@ def regex_grammar(pattern: str) -> str:
     return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
 
 
-def with_thinking(grammar: str, opened: bool, asked: bool, tags: Tags = TAGS[0]) -> str:
-    """A grammar for the answer alone, as one for the answer and the reasoning that may come before it.
+def with_thinking(grammar: str, opened: bool, tags: Tags = TAGS[0]) -> str:
+    """A grammar for the answer alone, as one for the answer and the reasoning before it.
 
-    opened: the text begins inside a thinking block, see `opens_thinking`. asked: it may begin with a whole one.
+    opened: the text begins inside a thinking block, see `opens_thinking`; else it may begin with a whole one.
     """
-    if not opened and not asked:
-        return grammar
     opening, closing = map(json.dumps, tags)
-    answer = re.sub(r"\Astart:", "answer:", grammar)
     begin = "reasoning" if opened else f"({opening} reasoning)?"
-    return f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{answer}"
+    return (
+        f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{named(grammar)}"
+    )
+
+
+def named(grammar: str) -> str:
+    """A grammar as a rule `answer` of another one."""
+    return re.sub(r"\Astart:", "answer:", grammar)
 
 
 def _checked(grammar: str, what: str) -> str:

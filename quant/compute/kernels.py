@@ -23,6 +23,7 @@ FEW = 16
 # Up to so many multiplications and results, a product is a small one of `threads.blas_has_small_products`.
 _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
+_SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
 
 
 def block_rows(columns: int) -> int:
@@ -88,10 +89,10 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     tokens, columns = x.shape
     rows = len(weights)
     whole = 0
-    if 1 < tokens <= 2 * FEW and threads.blas_has_small_products():
+    if 1 < tokens <= _SMALL_TOKENS and threads.blas_has_small_products():
         if tokens > FEW:
-            multiply_rows(x[:FEW], weights, out[:FEW])
-            multiply_rows(x[FEW:], weights, out[FEW:])
+            for first in range(0, tokens, FEW):
+                multiply_rows(x[first : first + FEW], weights, out[first : first + FEW])
             return
         parts = max(-(-tokens * rows * columns // _SMALL_MULTIPLICATIONS), -(-tokens * rows // _SMALL_RESULTS))
         if 1 < parts <= rows:

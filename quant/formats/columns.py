@@ -171,18 +171,20 @@ class Columns(QTensor):
             yield start * group, block.reshape(-1, slab.rows)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
-        multiply = self._multiply_few if len(out) <= FEW else self._multiply_many
+        multiply = self._multiply_few if len(out) <= 2 * FEW else self._multiply_many
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        """out = x @ W.T for at most FEW tokens; out (T, rows)."""
+        """out = x @ W.T for at most twice FEW tokens, FEW at a time with each block; out (T, rows)."""
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
         sums = scratch("sums", (groups, tokens, slab.rows))
         for start, stop in equal_spans(groups, size * slab.rows):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            np.matmul(grouped[start:stop], block, out=sums[start:stop])
+            for first in range(0, tokens, FEW):
+                few = slice(first, first + FEW)
+                np.matmul(grouped[start:stop, few], block, out=sums[start:stop, few])
         scales = self._scales(slab)
         np.einsum("gtr,gr->tr", sums, scales, out=out)
         if self.offset:

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from numoe.engine.chat.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER
-from numoe.engine.chat.format import DeepSeekV4Chat, JinjaChat, ThinkSplitter, chat_format, encode, opens_thinking
-from numoe.engine.chat.thinking import TAGS, split_thinking, tags_of
+from numoe.engine.chat import formats
+from numoe.engine.chat.formats import chat_format
+from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
+from numoe.engine.chat.formats.jinja import JinjaChat
+from numoe.engine.chat.prompt import encode
+from numoe.engine.chat.thinking import TAGS, ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -506,3 +509,26 @@ def test_templates_find_reasoning_by_the_names_that_they_read(key: str) -> None:
     template = "{% for m in messages %}{{ m.thinking }}/{{ m.reasoning_content }}/{{ 'tool_calls' in m }}{% endfor %}"
     rendered = JinjaChat(template, {}).render([assistant("A", tool_calls=None, **{key: "R"})])
     assert rendered == "R/R/False"
+
+
+MADE_UP = """
+from numoe.engine.chat.formats.jinja import JinjaChat
+
+
+class Shouting(JinjaChat):
+    @classmethod
+    def of(cls, model_type, template, tokenizer):
+        return super().of(model_type, template, tokenizer) if "upper" in template else None
+
+
+FORMAT = Shouting
+"""
+
+
+def test_a_file_in_the_folder_is_a_chat_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more special one is asked first, and leaves to others what is not its own."""
+    (tmp_path / "made_up_format.py").write_text(MADE_UP)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    monkeypatch.setattr(formats, "FORMATS", formats.found())
+    names = [type(chat_format("x", vocabulary(template))).__name__ for template in ("{{ 'a' | upper }}", "a")]
+    assert names == ["Shouting", "JinjaChat"]

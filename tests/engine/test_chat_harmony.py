@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tiny import write_checkpoint
 
 from numoe.engine import load
-from numoe.engine.chat.conversation import Chat, Conversation, Settings, Turn
-from numoe.engine.chat.format import HarmonyChat, chat_format
-from numoe.engine.chat.harmony import MARKERS, TAGS, HarmonySplitter
+from numoe.engine.chat.answer import Settings, Turn
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat
+from numoe.engine.chat.formats import chat_format
+from numoe.engine.chat.formats.harmony import MARKERS, TAGS, HarmonyChat, HarmonySplitter
 from numoe.engine.session import Generation, Session
 from numoe.engine.text.tokenizer import load_tokenizer
-from numoe.quant.errors import InputError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -139,10 +140,18 @@ def test_a_conversation_shows_the_answer_alone(folder: Path) -> None:
     assert read.endswith("<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>ok")
 
 
-def test_reasoning_before_a_form_is_refused(folder: Path) -> None:
-    conversation = Conversation(load(folder), Chat("", Settings(think=True)))
-    with pytest.raises(InputError, match="cannot reason before an answer of a given form"):
-        conversation.ask("hi", grammar='start: "a"')
+@pytest.mark.parametrize("budget", [None, 3])
+def test_reasoning_comes_before_a_form(folder: Path, budget: int | None) -> None:
+    """A random model goes on with what it is allowed: the whole follows the grammar, markers included."""
+    conversation = Conversation(load(folder), Chat("", Settings(think=True, think_budget=budget, max_tokens=60)))
+    answer = conversation.ask("hi", grammar='start: "ab"')
+    answer.generation.force("<|channel|>analysis<|message|>so")
+    if budget is None:
+        answer.generation.force("<|end|>")
+    list(answer)
+    read = conversation.model.tokenizer.decode(conversation.session.tokens)
+    assert answer.turn.thinking == "so" and answer.turn.text == "ab" and answer.turn.finish_reason == "stop"
+    assert f"{NEXT}{TAGS[0]}so{TAGS[1]}a" in read
 
 
 def test_an_answer_of_a_given_form_is_a_final_message(folder: Path) -> None:
@@ -177,7 +186,6 @@ def test_the_command_prints_no_channels(
     assert (code, out) == (0, printed), err
 
 
-def test_the_command_gives_forms_and_refuses_reasoning_before_them(folder: Path, command: Run) -> None:
-    assert command("run", str(folder), "hi", "-q", "--choices", "moo,baa")[1] in ("moo\n", "baa\n")
-    code, out, err = command("run", str(folder), "hi", "-q", "--choices", "moo,baa", "--think")
-    assert code and not out and "cannot reason before an answer of a given form" in err
+@pytest.mark.parametrize("flags", [(), ("--think", "--think-budget", "4")])
+def test_the_command_gives_forms(folder: Path, command: Run, flags: tuple[str, ...]) -> None:
+    assert command("run", str(folder), "hi", "-q", "--choices", "moo,baa", *flags)[1] in ("moo\n", "baa\n")

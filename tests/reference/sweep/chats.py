@@ -13,7 +13,9 @@ import transformers
 from report import Report
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from numoe.engine.chat.format import ChatFormat, chat_format, encode
+from numoe.engine.chat.format import ChatFormat
+from numoe.engine.chat.formats import chat_format
+from numoe.engine.chat.prompt import encode
 from numoe.engine.text.tokenizer import Tokenizer, load_tokenizer
 from numoe.quant.errors import InputError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from corpus import check, check_story, held_out_questions, held_out_story_prompts
 
 from numoe.engine import Model, load
-from numoe.engine.chat.format import encode
+from numoe.engine.chat.prompt import encode
 
 HERE = Path(__file__).parent
 

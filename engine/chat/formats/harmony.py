@@ -10,12 +10,15 @@ reasoning; `commentary` is for whoever asked, or with a recipient (to=functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from numoe.engine.chat.thinking import Tags
+from numoe.engine.chat.constrain import named
+from numoe.engine.chat.formats.jinja import JinjaChat
+from numoe.engine.chat.thinking import Splitter, Tags
 from numoe.engine.text.sample import partial_match
+from numoe.engine.text.tokenizer import Tokenizer
 
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -150,3 +153,34 @@ def parse(completion: str, *, thinking: bool) -> dict[str, Any]:
         if message.kind == "call"
     ]
     return {"content": content, "reasoning_content": reasoning, "tool_calls": calls}
+
+
+class HarmonyChat(JinjaChat):
+    """gpt-oss's: prompts by the model's template, answers in channels."""
+
+    lead = FINAL
+    shown = MARKERS
+
+    @classmethod
+    def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
+        speaks = speaks_harmony(template, tokenizer.marker_spellings)
+        return super().of(model_type, template, tokenizer) if speaks else None
+
+    def __init__(self, template: str, special_tokens: Mapping[str, str], markers: Collection[str] = ()) -> None:
+        super().__init__(template, special_tokens, markers)
+        self.tags = TAGS
+
+    def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
+        return parse(completion, thinking=thinking)
+
+    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+        return HarmonySplitter(thinking)
+
+    def formed(self, grammar: str, opened: bool) -> str:
+        """Markers are named, not spelled: no text can be taken for one, nor one be part of a text."""
+        begin = f'{CHANNEL} "analysis" {MESSAGE} reasoning <|end|> {START} "assistant"'
+        begin = begin.partition(f"{MESSAGE} ")[2] if opened else f"({begin})?"
+        return f'start: {begin} {CHANNEL} "final" {MESSAGE} answer\nreasoning: /(?s:.*)/\n{named(grammar)}'
+
+
+FORMAT = HarmonyChat

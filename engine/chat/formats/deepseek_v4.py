@@ -9,8 +9,11 @@ tags; tool calls are written in DSML. Source: the description of the encoding in
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
+from numoe.engine.chat.format import ChatFormat
+from numoe.engine.chat.thinking import ThinkSplitter, split_thinking
+from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -247,3 +250,39 @@ def _function(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+class DeepSeekV4Chat(ChatFormat):
+    """Of models that come without a template, for the format is none."""
+
+    tags = (THINK, END_THINK)
+
+    @classmethod
+    def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
+        return cls() if model_type == "deepseek_v4" and not template.strip() else None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+        reasoning_effort: str | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        return encode(
+            messages,
+            tools=tools,
+            thinking=thinking,
+            reasoning_effort=reasoning_effort,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
+        splitter = ThinkSplitter(thinking, self.tags)
+        reasoning, answer = split_thinking(completion.removesuffix(EOS), splitter)
+        content, tool_calls = split_tool_calls(answer)
+        return {"content": content, "reasoning_content": reasoning, "tool_calls": tool_calls}
+
+
+FORMAT = DeepSeekV4Chat

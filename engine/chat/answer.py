@@ -1,0 +1,234 @@
+"""One assembly of an answer, for whoever asks: reasoning and text told apart as they come, and where they end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from numoe.engine.chat.thinking import TAGS, Splitter, Tags, ThinkSplitter
+from numoe.engine.text.sample import Sampling, StopMatcher
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.session import Generation, Session
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are answered.
+
+    think: ask for reasoning before the answer. think_budget: most tokens of it; None: no limit.
+    max_tokens: as in `Session.generate`. stop: strings that end the answer, whatever the reasoning says. context: as
+    in `Model.session`.
+    """
+
+    system: str | None = None
+    think: bool = False
+    think_budget: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    context: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("max_tokens", self.max_tokens, 0),
+            ("think_budget", self.think_budget, 0),
+            ("ctx", self.context, 1),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}; give a number from {least} on")
+        if not is_text(self.system or "", *self.stop):
+            raise InputError("the instructions or a stop string are not UTF-8; convert them first")
+
+
+def is_text(*texts: str) -> bool:
+    """Whether these can be written: what comes from outside may hold halves of surrogate pairs, which is no text."""
+    return not re.search("[\ud800-\udfff]", "".join(texts))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, reasoning apart, both as the model wrote them.
+
+    finish_reason: "stop", "length" or "cancelled", see `Generation`.
+    """
+
+    question: str
+    thinking: str = ""
+    text: str = ""
+    finish_reason: str | None = None
+
+    def trimmed(self) -> Turn:
+        """Without the line breaks around thinking tags, which belong to neither text."""
+        text = self.text.lstrip("\n") if self.thinking else self.text
+        return replace(self, thinking=self.thinking.strip("\n"), text=text)
+
+    def completion(self, opened: bool, tags: Tags = TAGS[0], lead: str = "") -> str:
+        """What the model has written in all; `opened`: the prompt ended inside a thinking block.
+
+        tags, lead: those of the model's `ChatFormat`.
+        """
+        if not opened and not self.thinking:
+            return self.text and lead + self.text
+        opening, closing = tags
+        return ("" if opened else opening) + self.thinking + (closing + self.text if self.text else "")
+
+
+class Answer(Iterator[tuple[str, str]]):
+    """Pieces of an answer as they are made: ("thinking" | "text", some of it), without line breaks around the tags.
+
+    What turns out to be reasoning after it was given as text is so in `turn` alone.
+    generation: counts and times. turn: all of the answer so far. dropped: turns that the model is not told any more
+    from this answer on, for they do not fit into the context.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        thinking: bool | None,
+        turn: Turn | None = None,
+        *,
+        splitter: Splitter | None = None,
+        closing: str = TAGS[0][1],
+        stop: Sequence[str] = (),
+        think_budget: int | None = None,
+        dropped: int = 0,
+        ended: Callable[[Turn], None] = lambda turn: None,
+    ) -> None:
+        """
+        Args:
+            thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
+            turn: what is there already, to be continued.
+            splitter: tells reasoning from the answer; None: `ThinkSplitter` with the usual tags.
+            closing: what ends reasoning.
+            stop: strings that end the answer; they are no part of it.
+            think_budget: the block is closed after so many tokens.
+            ended: called with the turn when it has ended, however it did, unless no answer began.
+
+        Raises:
+            InputError: a stop string is empty.
+        """
+        self.generation = generation
+        self.turn = turn or Turn("")
+        self.dropped = dropped
+        self._splitter = None if thinking is None else splitter or ThinkSplitter(thinking)
+        self._closing = closing
+        self._stop = StopMatcher(stop)
+        self._think_budget = think_budget
+        self._ended = ended
+        self._pieces = self._run()
+
+    def __next__(self) -> tuple[str, str]:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[tuple[str, str], None, None]:
+        generation, splitter = self.generation, self._splitter
+        self.turn = replace(self.turn, finish_reason="cancelled")
+        try:
+            self._end_thinking()
+            for piece in generation:
+                yield from self._taken(splitter.push(piece) if splitter else [("text", piece)])
+                if self._stop.stopped:
+                    break
+                self._end_thinking()
+            if not self._stop.stopped:
+                yield from self._taken(splitter.flush() if splitter else [])
+                yield from self._added("text", self._stop.flush())
+            self.turn = replace(self.turn, finish_reason="stop" if self._stop.stopped else generation.finish_reason)
+        finally:
+            if generation.tokens or self.turn.finish_reason != "cancelled":
+                self._ended(self.turn)
+
+    def _taken(self, parts: Iterable[tuple[str, str]]) -> Generator[tuple[str, str], None, None]:
+        for kind, text in parts:
+            if kind == "text":
+                yield from self._added(kind, self._stop.push(text)[0])
+                if self._stop.stopped:
+                    return
+            elif kind == "thinking":
+                yield from self._added(kind, text)
+            else:  # all text so far was reasoning, and is told apart from what follows
+                yield from self._added("text", self._stop.flush())
+                if self.turn.text:
+                    yield "text", "\n\n"
+                self.turn = replace(self.turn, thinking=self.turn.thinking + self.turn.text, text="")
+
+    def _added(self, kind: str, text: str) -> Generator[tuple[str, str], None, None]:
+        so_far = self.turn.thinking if kind == "thinking" else self.turn.text
+        self.turn = replace(self.turn, **{kind: so_far + text})
+        if not so_far.strip("\n") and (kind == "thinking" or self.turn.thinking):
+            text = text.lstrip("\n")
+        if text:
+            yield kind, text
+
+    def _end_thinking(self) -> None:
+        budget = self._think_budget
+        if budget is not None and self._splitter and self._splitter.thinking and len(self.generation.tokens) >= budget:
+            self._think_budget = None
+            self.generation.force(self._closing)
+
+
+def answer(
+    session: Session,
+    unread: Sequence[int],
+    opened: bool | None,
+    settings: Settings,
+    turn: Turn | None = None,
+    *,
+    grammar: str | None = None,
+    dropped: int = 0,
+    ended: Callable[[Turn], None] = lambda turn: None,
+    **options: Any,
+) -> Answer:
+    """An answer that is made as it is taken.
+
+    Args:
+        unread: what the session has not read yet of the prompt.
+        opened: whether the prompt ends inside a thinking block; None: it is plain text, which is continued.
+        turn: what the prompt ends with of the answer, to be continued.
+        grammar: the form of the answer, see `constrain`.
+        dropped, ended: as in `Answer`.
+        options: as in `Session.generate`, beside those in `Settings`.
+
+    Raises:
+        InputError: a value out of range, or a vocabulary that cannot follow the grammar; and as `Session.feed` while
+            the answer is made.
+    """
+    chat = None if opened is None else session.model.description.chat_format
+    tags = chat.tags if chat else TAGS[0]
+    thinking = opened
+    if opened is not None and turn:
+        thinking = (opened or bool(turn.thinking)) and not turn.text
+    if grammar is not None and chat:
+        if thinking or settings.think:
+            grammar = chat.formed(grammar, bool(thinking))
+        else:
+            thinking = None
+            if chat.lead and not (turn and turn.text):  # the grammar is of what comes behind it
+                unread = [*unread, *session.model.tokenizer.encode(chat.lead)]
+    generation = session.generate(
+        unread,
+        max_tokens=settings.max_tokens,
+        grammar=grammar,
+        shown=chat.shown if chat and thinking is not None else (),
+        **asdict(settings.sampling),
+        **options,
+    )
+    return Answer(
+        generation,
+        thinking,
+        turn,
+        splitter=chat.splitter(thinking, formed=grammar is not None) if chat and thinking is not None else None,
+        closing=tags[1],
+        stop=settings.stop,
+        think_budget=settings.think_budget,
+        dropped=dropped,
+        ended=ended,
+    )
