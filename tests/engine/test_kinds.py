@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -169,6 +170,18 @@ def test_attention_in_turn_is_attention_at_once(sink: bool, own: bool, monkeypat
     at_once = softmax.attend(q, parts, 0.7, sinks)
     monkeypatch.setattr(softmax, "SCORE_BYTES", 4 * groups * count * share * 3)
     np.testing.assert_allclose(softmax.attend(q, parts, 0.7, sinks), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_attention_holds_few_scores_at_once(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of one query, whose keys are many."""
+    q, keys = random(1, 2, 8, 2), random(2 if own else 1, 50_000, 2)
+    monkeypatch.setattr(softmax, "SCORE_BYTES", 1 << 18)
+    tracemalloc.start()
+    softmax.attend(q, [(keys, keys, None)], 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * softmax.SCORE_BYTES
 
 
 @pytest.mark.parametrize(("limit", "alpha", "shift"), [(None, 1.0, 0.0), (0.5, 1.0, 0.0), (0.7, 1.702, 1.0)])
