@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.families import family
+from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
+from numoe.engine.families.gguf import ROPE_FREQS
 from numoe.engine.families.names import Family, Source
 from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
@@ -215,21 +215,44 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
     tensors = {name: tensor for _, name, tensor in listing}
-    places = {}
-    for layer, name, _ in listing:
+    found = {}
+    for _, name, _ in listing:
         names = (name, "head") if name == "embed" and spec.tied else (name,)
         sources = chain.from_iterable(map(kind.sources, names))
-        found = next((source for source in sources if source[0].name in checkpoint), None)
-        if found is None:
+        source = next((source for source in sources if _holds(checkpoint, source[0])), None)
+        if source is None:
             first, _ = next(kind.sources(name))
             raise InputError(
                 f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
             )
+        found[name] = source
+    checkpoint = checkpoint.seen_as(dict(_seen(checkpoint, [source for source, _ in found.values()])))
+    places = {}
+    for layer, name, _ in listing:
         experts = routed[layer][0] if layer in routed else 0
-        places[name] = _place(name, tensors, *found, experts, checkpoint, path, config_name)
+        places[name] = _place(name, tensors, *found[name], experts, checkpoint, path, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
+
+
+def _holds(checkpoint: Checkpoint, source: Source) -> bool:
+    """Whether a checkpoint has a source; what is stored in MXFP4 blocks is never transposed."""
+    return source.name in (checkpoint.tensors if source.transposed else checkpoint)
+
+
+def _seen(checkpoint: Checkpoint, sources: Iterable[Source]) -> Iterator[tuple[str, TensorInfo]]:
+    """The tensors that are matrices in another way than they are stored."""
+    for source in sources:
+        if not (source.transposed or source.flat):
+            continue
+        info = checkpoint.tensors[source.name]
+        *stacked, width = info.shape or (1,)
+        if source.flat:
+            yield source.name, replace(info, shape=(math.prod(stacked), width))
+        elif stacked:
+            shape = (*stacked[:-1], width, stacked[-1])
+            yield source.name, replace(info, shape=shape, transposed=True)
 
 
 def _place(

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gguf_files import stored
+
 from numoe.quant.stored.safetensors import read_header
 
 RawTensor = tuple[str, tuple[int, ...], bytes]
@@ -196,3 +199,28 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
     assert err.startswith("error: ") and err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+def dequantized(source: Path, folder: Path, dtype: str) -> Path:
+    """gpt-oss with its experts as transformers holds them: (E, in, out), of a float dtype; all else in float32."""
+    tensors = stored(source)
+    written: dict[str, RawTensor] = {}
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    for name, array in tensors.items():
+        if name.endswith("_scales"):
+            continue
+        if name.endswith("_blocks"):
+            codes = np.stack([array & 15, array >> 4], axis=-1).reshape(*array.shape[:-1], 32)
+            scales = tensors[name.replace("_blocks", "_scales")].astype(np.float32)[..., None] - 127
+            expanded = (values[codes] * np.exp2(scales)).reshape(*array.shape[:2], -1).swapaxes(1, 2)
+            kept = {"F32": expanded, "F16": expanded.astype("<f2"), "F64": expanded.astype("<f8")}.get(dtype)
+            data = (expanded.copy().view("<u4") >> 16).astype("<u2") if kept is None else kept
+            written[name.removesuffix("_blocks")] = dtype, expanded.shape, np.ascontiguousarray(data).tobytes()
+        else:
+            written[name] = "F32", array.shape, np.ascontiguousarray(array).tobytes()
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", written)
+    return folder

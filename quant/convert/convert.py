@@ -16,7 +16,8 @@ are there. So a conversion that ended in any way goes on at its first unrecorded
 What is to be rounded is read twice: where float16 has no scales for a matrix, it stays in the format it has, and the
 index, which names the tensors of all shards, is written last.
 
-Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix.
+Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix; of matrices that are
+stored (in, out), by a whole one a thread.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo, held, is_plain_name
 from numoe.quant.formats.columns import can_lay_out, slab_arrays, slab_spans
 from numoe.quant.formats.pack import Moments, float16_loss
-from numoe.quant.formats.qtensor import BF16, INT4, INT8
+from numoe.quant.formats.qtensor import BF16, F16, F32, INT4, INT8
 from numoe.quant.stored.checkpoint import LAYOUT, Checkpoint, Rows, companion
 from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from numoe.quant.stored.safetensors import DTYPE_BITS, INDEX_NAME, file_start, read_header
@@ -326,7 +327,28 @@ class _Arrangement:
         yield from _codes_first(map(slab_arrays, parts))
 
 
-_Job = _Copy | _Quantization | _Arrangement
+@dataclass(frozen=True)
+class _Turn:
+    """A matrix of floats that is stored (in, out) and keeps its dtype."""
+
+    matrix: Matrix
+    output: _Output
+
+    @property
+    def outputs(self) -> tuple[_Output, ...]:
+        return (self.output,)
+
+    def needs(self, source: Checkpoint) -> tuple[str, ...]:
+        """The stored tensors that are read."""
+        return source.companions(self.matrix.source)
+
+    def pieces(self, source: Checkpoint) -> Iterator[NDArray]:
+        made = source.matrix(self.matrix.source, self.matrix.index, self.matrix.rows)
+        assert isinstance(made, F32 | F16 | BF16)
+        yield made.codes if isinstance(made, BF16) else made.values
+
+
+_Job = _Copy | _Quantization | _Arrangement | _Turn
 
 
 def convert(
@@ -517,6 +539,11 @@ def _matrix_jobs(source: Checkpoint, matrix: Matrix, quant: str) -> list[_Job]:
 
 def _kept(source: Checkpoint, matrix: Matrix) -> list[_Job]:
     """A matrix in the format it has."""
+    info = source.tensors.get(matrix.source)
+    if info is not None and info.transposed:
+        rows = len(range(*(matrix.rows or (0, info.shape[-2]))))
+        dtype = source.format(matrix.source).upper()
+        return [_Turn(matrix, _Output(matrix.name, dtype, (rows, info.shape[-1])))]
     if matrix.index is None and matrix.rows is None:
         return _copies(source, matrix.source)
     stored = (source.tensors[part] for part in source.companions(matrix.source))

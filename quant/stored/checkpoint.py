@@ -130,6 +130,10 @@ class Checkpoint:
         """Closes the files."""
         self.files.close()
 
+    def seen_as(self, tensors: Mapping[str, TensorInfo]) -> Self:
+        """The same checkpoint, some of whose tensors are of another shape, or transposed."""
+        return type(self)(self.path, {**self.tensors, **tensors}, self.metadata, self.fp8_block, self.files)
+
     def __contains__(self, name: str) -> bool:
         return name in self.tensors or f"{name}_blocks" in self.tensors
 
@@ -168,8 +172,8 @@ class Checkpoint:
 
     def kept_as_stored(self, name: str) -> bool:
         """Whether `assemble` gives a view of the raw bytes, so that a matrix takes no memory beside them."""
-        dtype = self._weight(name).info.dtype
-        return not _is_block_type(dtype) and dtype != "F64"
+        info = self._weight(name).info
+        return not _is_block_type(info.dtype) and info.dtype != "F64" and not info.transposed
 
     def matrix(self, name: str, index: int | None = None, rows: Rows | None = None) -> QTensor:
         """The weight `name` as a QTensor (out, in), in the format and order it is stored in.
@@ -330,6 +334,8 @@ class Checkpoint:
         info = weight.info
         if weight.scales is None and not _is_block_type(info.dtype) and info.dtype not in (*_FLOATS, "BF16"):
             raise self._refusal(picked, f"it is {info.dtype} without scales; {_SUPPORTED}")
+        if info.transposed and (weight.scales is not None or _is_block_type(info.dtype)):
+            raise self._refusal(picked, f"it is {info.dtype} stored (in, out), and only floats can be turned")
         return picked
 
     def _refusal(self, picked: _Picked, reason: object) -> InputError:
@@ -349,7 +355,8 @@ class Checkpoint:
         if self._laid_out(weight):
             parts = (weight.info, weight.scales, weight.minimum)
             return tuple(Extent(info.path, info.offset, info.nbytes) for info in parts if info is not None)
-        extents = [_row_extent(weight.info, weight.shape, picked.index, picked.start, picked.stop)]
+        start, stop = (0, weight.shape[-2]) if weight.info.transposed else (picked.start, picked.stop)
+        extents = [_row_extent(weight.info, weight.shape, picked.index, start, stop)]
         if weight.scales is not None:
             shape = weight.scales.shape if weight.info.dtype == "F8_E4M3" else weight.shape
             extents += [
@@ -379,6 +386,9 @@ class Checkpoint:
             rows, width = weight.shape
             matrix = columns.from_arrays(weight.format, arrays, (rows, width))
             return matrix if stop - start == rows else matrix.slice_rows(start, stop)
+        if info.transposed:
+            whole = raw[0].view(f"V{safetensors.DTYPE_BITS[info.dtype] // 8}").reshape(weight.shape[:-3:-1])
+            raw = [np.ascontiguousarray(whole[:, start:stop].T).view(np.uint8)]
         codes = raw[0].reshape(stop - start, -1)
         if scales is None:
             return _unscaled(codes, info, weight.shape[-1])

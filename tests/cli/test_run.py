@@ -15,7 +15,9 @@ from helpers import MARKS, refused
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt
+from numoe.engine import describe
 from numoe.quant.files import locked
+from numoe.quant.stored.checkpoint import Checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -156,6 +158,17 @@ def test_what_cannot_be_asked(
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
     code, out, err = command("run", model, *arguments)
     assert (code, out) == (2, "") and "Error: " in err
+
+
+@pytest.mark.parametrize("ask", [("run", "-n", "1", "hi"), ("chat",), ("bench", "--prompt-tokens", "900")])
+def test_a_context_without_room_is_refused_before_weights_are_read(
+    ask: tuple[str, ...], command: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "matrix", lambda *_: pytest.fail("read"))
+    ram = describe(model).plan(64).total_bytes
+    name, *options = ask
+    code, out, err = command(name, model, *options, "--ram", str(ram), stdin="hi")
+    assert (code, out) == (2, "") and "raise --ram to" in err
 
 
 def test_json_document(command: Run, model: str) -> None:

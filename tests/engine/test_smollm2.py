@@ -121,7 +121,7 @@ def test_memory_is_that_of_the_file_and_of_the_plan(smollm2_file: Path) -> None:
 
     loading, decoding, planned = peaks(MEMORY, str(smollm2_file))
     (empty,) = peaks(
-        "import json; import numpy, gguf, tokenizers, numoe.engine; from numoe.engine.plan import peak_rss;"
+        "import json; import numpy, gguf, tokenizers, numoe.engine; from numoe.engine.budget import peak_rss;"
         "import numoe.engine.session, numoe.engine.text.tokenizer; print(json.dumps([peak_rss()]))"
     )
     assert loading < smollm2_file.stat().st_size + 300e6

@@ -806,7 +806,7 @@ def test_memory_of_a_real_process_is_bounded(quant: str, tmp_path: Path) -> None
     code = """
 import sys
 from pathlib import Path
-from numoe.engine.plan import peak_rss
+from numoe.engine.budget import peak_rss
 from numoe.quant.compute import threads
 from numoe.quant.stored.checkpoint import open_checkpoint
 from numoe.quant.convert.convert import Folder, Matrix, convert
