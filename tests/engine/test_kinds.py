@@ -361,6 +361,21 @@ def test_a_recurrent_state_goes_back_to_where_the_prompt_ended() -> None:
     stands_at(0)
 
 
+def test_the_latest_rows_reach_back_by_the_slack_though_they_have_moved() -> None:
+    rows = Rows(1, 1, 10)
+    cache = Cache([{"rows": rows}], 10**4)
+    state = cache.blocks[0]["rows"]
+    last = rows.capacity(10**4) + 5
+    for position in range(last):  # the last rows but five fill the memory, and the others have moved
+        with cache.step(1):
+            state.write(np.full((1, 1, 1), position, np.float32), position)
+    moved = last - 5
+    assert cache.reach(moved - SLACK) == moved - SLACK and cache.reach(moved - SLACK - 1) == 0
+    cache.rewind(moved - SLACK)
+    seen = state.view(moved - SLACK - 10, moved - SLACK)
+    np.testing.assert_array_equal(seen[0, :, 0], np.arange(moved - SLACK - 10, moved - SLACK))
+
+
 def test_states_take_what_they_say() -> None:
     for spec in (Rows(2, 8), Rows(2, 8, 30), Rows(1, 4, stride=4), Recurrent((3, 5))):
         assert Cache([{"one": spec}], 1000).nbytes == spec.nbytes(1000)

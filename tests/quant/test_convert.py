@@ -276,6 +276,18 @@ def test_stacked_codes_are_cut_with_their_scales(tmp_path: Path) -> None:
     convert(source, inside, tmp_path / "other", "int4", Folder(source.path, "source"))
 
 
+def test_every_other_row_of_a_stack_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces are in which it is copied."""
+    monkeypatch.setattr(converter, "_COPY_BYTES", 100)
+    stack = normal(3, 10, 8)
+    source = folder_of(tmp_path / "source", fused=raw("F32", stack))
+    cuts = [Matrix(f"e{e}.{odd}.weight", "experts", "fused", e, (odd, 10, 2)) for e in range(3) for odd in range(2)]
+    convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
+    with open_checkpoint(tmp_path / "out") as made:
+        for cut in cuts:
+            np.testing.assert_array_equal(made.array(cut.name), stack[cut.index, cut.rows[0] :: 2])
+
+
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(source, tmp_path / "source"))
     for name in ("tokenizer.json", "chat_template.jinja", "LICENSE", "model.py", "pytorch_model.bin", ".hidden.json"):
