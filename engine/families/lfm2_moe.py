@@ -72,4 +72,6 @@ def _names() -> Names:
     return table
 
 
-FAMILY = Family("LFM2-8B-A1B, LFM2.5: gated short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED)
+FAMILY = Family(
+    "LFM2-8B-A1B, LFM2.5: gated short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED
+)
