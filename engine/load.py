@@ -68,8 +68,9 @@ def load(
             if tensor.below is not None:
                 _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
         elif tensor.expert is None:
-            matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            weights.matrices[name] = hold(matrix, multiplied=tensor.held == "matrix", wide=wide)
+            weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
+                checkpoint.matrix(place.name, place.index, place.rows), multiplied=tensor.held == "matrix", wide=wide
+            )
     if experts and memory.experts is None:
         experts.allow(experts.total_bytes)
         if wide:

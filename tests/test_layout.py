@@ -90,6 +90,12 @@ def test_families_know_only_specifications() -> None:
             assert not name.startswith("numoe") or re.fullmatch(allowed, name), f"{file.name} imports {name}"
 
 
+def test_every_golden_file_has_the_script_that_made_it() -> None:
+    scripts = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests" / "reference").rglob("make_*.py"))
+    golden = {file.stem for file in (ROOT / "tests" / "golden").iterdir()}
+    assert [stem for stem in sorted(golden) if not re.search(rf"\b{stem}\b", scripts)] == []
+
+
 def test_every_package_is_installed() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent for file in modules()}

@@ -73,5 +73,5 @@ def _names() -> Names:
 
 
 FAMILY = Family(
-    "LFM2-8B-A1B, LFM2.5: gated short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED
+    "LFM2-8B-A1B, LFM2.5-8B-A1B: short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED
 )

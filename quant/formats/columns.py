@@ -63,7 +63,7 @@ class Columns(QTensor):
     unit = 1.0
     """The value of code 1 at scale 1."""
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return self.size
 
@@ -171,14 +171,8 @@ class Columns(QTensor):
             yield start * group, block.reshape(-1, slab.rows)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
-        def multiply(slab: Slab) -> None:
-            to = out[:, slab.first : slab.first + slab.rows]
-            if len(out) <= 2 * FEW:
-                self._multiply_few(slab, x, to)
-            else:
-                self._multiply_many(slab, x.x, to)
-
-        return [partial(multiply, slab) for slab in self.slabs]
+        multiply = self._multiply_few if len(out) <= 2 * FEW else self._multiply_many
+        return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for at most twice FEW tokens, FEW at a time with each block; out (T, rows)."""
@@ -198,11 +192,11 @@ class Columns(QTensor):
         if slab.bias is not None:
             out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
-    def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
+    def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
         part = scratch("part", out.shape)
         for k, block in self._blocks(slab, self.shape[1]):
-            columns = x[:, k : k + len(block)]
+            columns = x.x[:, k : k + len(block)]
             if k == 0:
                 np.matmul(columns, block, out=out)
             else:

@@ -19,6 +19,8 @@ from numoe.quant.compute.threads import Task
 from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0, decode_f16
 from numoe.quant.errors import InputError
 
+_FLOAT32 = np.dtype(np.float32)
+
 # Multiplications; for fewer, having others help takes longer than it gains.
 _WORTH_WORKERS = 1 << 19
 _WORTH_THREADS = 1 << 21
@@ -110,7 +112,7 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
         activations = x if isinstance(x, Activations) else Activations(x)
         values = activations.x
         rows, columns = matrix.shape
-        if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != columns:
+        if values.dtype != _FLOAT32 or values.ndim != 2 or values.shape[1] != columns:
             raise ValueError(f"matmul takes float32 (T, {columns}), not {values.dtype} {values.shape}")
         given.append((matrix, activations, np.empty((len(values), rows), np.float32) if out is None else out))
         work += len(values) * rows * columns
@@ -132,7 +134,7 @@ class F32(QTensor):
     values: Float32
     format = "f32"
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return _pair(self.values)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused
-from test_constrain import MARKS
+from helpers import MARKS, refused
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt
@@ -695,11 +694,17 @@ def test_a_batch_that_is_ended_keeps_what_it_has(windowed: str, tmp_path: Path) 
     [
         ('"$@" <&-', 0, True, " tok/s"),
         ('"$@" >&-', 1, False, "error: standard output cannot be written (it is closed); send it to another place\n"),
-        ('"$@" 2>&-', 0, True, ""),
-        ('"$@" >&- 2>&- <&-', 1, False, ""),
+        pytest.param('"$@" 2>&-', 0, True, "", marks=pytest.mark.slow),
+        pytest.param('"$@" >&- 2>&- <&-', 1, False, "", marks=pytest.mark.slow),
         ('"$@" --json > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
-        ('"$@" --help > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
-        ('"$@" 2> /dev/full', 0, True, ""),
+        pytest.param(
+            '"$@" --help > /dev/full',
+            1,
+            False,
+            "error: standard output cannot be written (No space left on device)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param('"$@" 2> /dev/full', 0, True, "", marks=pytest.mark.slow),
         ('"$@" > /dev/full 2>&1', 1, False, ""),
     ],
 )

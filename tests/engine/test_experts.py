@@ -10,8 +10,9 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import gguf
@@ -20,11 +21,10 @@ import pytest
 import tiny
 from gguf.constants import GGMLQuantizationType
 from gguf_files import write_gguf
-from helpers import write_safetensors
+from helpers import dequantized, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from test_families import dequantized
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import store as experts
@@ -112,6 +112,7 @@ def stacked(folder: Path) -> Path:
 def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A golden case, as it is ("v4_a") or rewritten: "CASE int4", "mixtral_a stacked", "mixtral_a gguf"."""
 
+    @cache
     def write(name: str) -> Path:
         case, _, form = name.partition(" ")
         if not form:
@@ -138,9 +139,15 @@ VARIANTS = [
 ]  # fmt: skip
 
 
+# (budget, whether experts are read ahead, threads): each budget once by default, and each pair of the others once.
+USUAL = [("least", False, 2), ("chosen", True, 1), ("half", True, 2), ("all", False, 1)]
+ALL = list(product(("least", "chosen", "half", "all"), (False, True), (1, 2)))
+
+
+@pytest.mark.parametrize("ways", [USUAL, pytest.param(ALL, marks=pytest.mark.slow)], ids=["usual", "all"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_digit_depends_on_the_budget(
-    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, ways: list[tuple[str, bool, int]]
 ) -> None:
     path = variant(name)
     ids = tiny.load_golden(name.split()[0]).ids.tolist()[:44]
@@ -150,17 +157,16 @@ def test_no_digit_depends_on_the_budget(
         return np.concatenate([session.feed(ids[:40]), *(session.feed([token]) for token in ids[40:])])
 
     expected = logits(load(path, threads=1))
-    budgets: list[Callable[[ExpertStore], int]] = [
-        least_bytes, chosen_bytes(path), lambda store: store.total_bytes // 2, lambda store: store.total_bytes,
-    ]  # fmt: skip
-    for budget in budgets:
-        for ahead in (False, True):
-            for count in (1, 2):
-                model = load_with(monkeypatch, path, budget, ahead)
-                threads.use(count)
-                np.testing.assert_array_equal(logits(model), expected)
-                assert model.experts is not None
-                assert model.experts.held_bytes <= model.experts.budget
+    budgets: dict[str, Callable[[ExpertStore], int]] = {
+        "least": least_bytes, "chosen": chosen_bytes(path), "half": lambda store: store.total_bytes // 2,
+        "all": lambda store: store.total_bytes,
+    }  # fmt: skip
+    for budget, ahead, count in ways:
+        model = load_with(monkeypatch, path, budgets[budget], ahead)
+        threads.use(count)
+        np.testing.assert_array_equal(logits(model), expected)
+        assert model.experts is not None
+        assert model.experts.held_bytes <= model.experts.budget
 
 
 def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, reads: list[tuple[Path, int, int]]) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from gguf_files import stored
-from helpers import RawTensor, write_safetensors
+from helpers import dequantized
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, describe, families, load
@@ -438,31 +437,6 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[s
     whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
     with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
         spec(whole)
-
-
-def dequantized(source: Path, folder: Path, dtype: str) -> Path:
-    """gpt-oss with its experts as transformers holds them: (E, in, out), of a float dtype; all else in float32."""
-    tensors = stored(source)
-    written: dict[str, RawTensor] = {}
-    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-    for name, array in tensors.items():
-        if name.endswith("_scales"):
-            continue
-        if name.endswith("_blocks"):
-            codes = np.stack([array & 15, array >> 4], axis=-1).reshape(*array.shape[:-1], 32)
-            scales = tensors[name.replace("_blocks", "_scales")].astype(np.float32)[..., None] - 127
-            expanded = (values[codes] * np.exp2(scales)).reshape(*array.shape[:2], -1).swapaxes(1, 2)
-            kept = {"F32": expanded, "F16": expanded.astype("<f2"), "F64": expanded.astype("<f8")}.get(dtype)
-            data = (expanded.copy().view("<u4") >> 16).astype("<u2") if kept is None else kept
-            written[name.removesuffix("_blocks")] = dtype, expanded.shape, np.ascontiguousarray(data).tobytes()
-        else:
-            written[name] = "F32", array.shape, np.ascontiguousarray(array).tobytes()
-    folder.mkdir()
-    config = json.loads((source / "config.json").read_text())
-    del config["quantization_config"]
-    (folder / "config.json").write_text(json.dumps(config))
-    write_safetensors(folder / "model.safetensors", written)
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])

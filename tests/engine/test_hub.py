@@ -95,9 +95,11 @@ def test_a_repository_without_an_index_is_its_only_shard(hub: Hub, checkpoint: C
     ("name", "shards", "total_size", "most"),
     [("V4-Flash", 46, 159_609_485_896, 20e6), ("V4-Pro", 64, 864_704_792_696, 30e6)],
 )
+@pytest.mark.slow
 def test_released_models_are_described_from_their_headers(
     name: str, shards: int, total_size: int, most: float, hub: Hub
 ) -> None:
+    """`numoe fit` of V4-Flash does the same in the usual run."""
     config = json.loads((CONFIGS / f"deepseek-ai__DeepSeek-{name}.json").read_text())
     listing = released_v4_listing(config)
     hub.add(f"deepseek-ai/DeepSeek-{name}", virtual_release(config, listing, shards))

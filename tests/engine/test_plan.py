@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from cases import LAYOUTS
 from helpers import write_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from numoe.engine import Model, describe, load
 from numoe.engine.families import family
-from numoe.engine.measure.machine import calibrate
+from numoe.engine.measure.machine import Machine
 from numoe.engine.plan import Verdict, kv_bytes
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.errors import DoesNotFit
@@ -31,9 +32,8 @@ Models = Callable[[str], Model]
 PLAN = import_module("numoe.engine.plan")
 
 
-@pytest.mark.parametrize(
-    ("case", "quant"), [*((case, "int4") for case in tiny.cases()), ("v3_b", "int8"), ("v4_a", "int8")]
-)
+@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("quant", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_recipe_is_planned_as_it_is_written(case: str, quant: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
     source = describe(checkpoint(case))
     convert(source.checkpoint, source.matrices(), tmp_path / "made", quant, Folder(source.path, case))
@@ -52,7 +52,7 @@ def test_planned_memory_is_the_memory_taken(case: str, model: Models) -> None:
     for context in (1, 100, 600):
         planned = loaded.plan(context)
         assert planned.resident_bytes == stats["weight_bytes"] - stats["experts"].get("resident_bytes", 0)
-        assert planned.kv_bytes == kv_bytes(loaded.spec, context) == loaded.session(context)._cache.nbytes
+        assert planned.kv_bytes == kv_bytes(loaded.spec, context) == loaded.decoder.cache(context).nbytes
     assert planned.expert_bytes == stats["experts"].get("resident_bytes", 0)
     assert sum(planned.sizes.values()) == planned.parameters > planned.active_parameters * 0.99
 
@@ -141,12 +141,18 @@ def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype", "rams"), [(MIXTURE, "BF16", ("1GB", "150MB")), (DENSE, "F32", ("1GB",))], ids=["moe", "dense"]
+    ("config", "dtype", "rams"),
+    [
+        pytest.param(MIXTURE, "BF16", ("1GB", "150MB"), id="moe"),
+        pytest.param(DENSE, "F32", ("1GB",), id="dense", marks=pytest.mark.slow),
+    ],
 )
-def test_peak_memory_is_predicted(config: dict[str, Any], dtype: str, rams: tuple[str, ...], tmp_path: Path) -> None:
+def test_peak_memory_is_predicted(
+    config: dict[str, Any], dtype: str, rams: tuple[str, ...], tmp_path: Path, measured: tuple[Machine, object]
+) -> None:
     planned = describe(write_large(tmp_path / "model", config, dtype)).plan(600)
     assert planned.weight_bytes > 150e6
-    machine = calibrate().with_reading(planned.largest_expert, 1e9)
+    machine = measured[0].with_reading(planned.largest_expert, 1e9)
     for ram in rams:
         predicted = machine.forecast(planned, PLAN.parse_bytes(ram)).peak_bytes
         command = [sys.executable, "-m", "numoe.cli", "bench", str(tmp_path / "model"), "--ram", ram, "--json"]

@@ -210,6 +210,6 @@ def test_few_tokens_at_once_stay_near_the_reference(checkpoint: Callable[[str], 
     """The released form, with MXFP4 experts: within 2e-4 of logits whose standard deviation is 2."""
     golden = tiny.load_golden("v4_released")
     session = load(checkpoint("v4_released")).session(1024)  # type: ignore[arg-type]
-    ids = golden.ids.tolist()
+    ids = golden.ids.tolist()[: 100 * step]
     logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
-    assert np.abs(logits - golden.logits).max() < 2e-4
+    assert np.abs(logits - golden.logits[: len(ids)]).max() < 2e-4

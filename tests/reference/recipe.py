@@ -52,11 +52,12 @@ def main() -> None:
         written(folder / "numoe", {FAMILY.replace("made_up", "squared"): squared})
         sys.path[:0] = [str(folder), *(str(ROOT / "tests" / part) for part in (".", "engine"))]
         os.environ["NUMOE_HOME"] = str(folder / "home")
+        (folder / "home").mkdir()
         used = Path(importlib.import_module("numoe.engine").__file__ or "")
         assert used.is_relative_to(folder), f"the copy was to be imported, not {used}"
 
-        machine = importlib.import_module("numoe.engine.measure.machine")
-        machine._keep(importlib.import_module("test_machine").a_machine())  # measuring takes longer than all the rest
+        machines = importlib.import_module("machines")
+        machines.keep(machines.a_machine())  # measuring takes longer than all the rest
 
         config = json.loads(family["made_up/config.json"])
         model(folder / "made_up", config, "1 dense, 2 routed", lines(family[FAMILY]))
@@ -94,7 +95,10 @@ def checkpoint(folder: Path, config: dict) -> None:
     random, tensors = np.random.default_rng(0), {}
     for name, tensor in one.spec(config).tensors().items():
         values = random.standard_normal(tensor.shape) / tensor.shape[-1] ** 0.5 + (len(tensor.shape) == 1)
-        tensors[next(one.sources(name))[0].name] = "F32", tensor.shape, values.astype("<f4").tobytes()
+        numbers = re.fullmatch(r"(?:layers\.(\d+)\.)?(?:.*experts\.(\d+)\.)?.*", name)
+        pattern = re.sub(r"(?<=experts\.)\d+", "{expert}", re.sub(r"(?<=layers\.)\d+", "{layer}", name))
+        stored = one.names[pattern][0].name.format(layer=numbers[1], expert=numbers[2])
+        tensors[stored] = "F32", tensor.shape, values.astype("<f4").tobytes()
     write_safetensors(folder / "model.safetensors", tensors)
     tiny_tokenizer(folder, config["vocab_size"])
 
