@@ -37,7 +37,8 @@ from numoe.quant.stored.manifest import read_manifest
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
-DENSE = [case for case in tiny.cases() if case.startswith(("llama", "qwen3_a", "qwen3_b", "qwen3_5_a", "qwen3_5_b"))]
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+DENSE = [case for case in tiny.cases() if not EXPERTS & tiny.load_golden(case).config.keys()]
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
