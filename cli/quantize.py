@@ -33,7 +33,8 @@ def quantize(
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant.compute import threads as kernel_threads
-        from numoe.quant.convert.convert import PART_SUFFIX, Folder, convert, refuse_existing
+        from numoe.quant.convert.convert import Folder, convert
+        from numoe.quant.convert.folder import PART_SUFFIX, refuse_existing
 
         shown = -1
 
@@ -65,9 +66,9 @@ def quantize(
             )
             inputs, calibration = measured.inputs, measured.text
             output.note(f"calibrated by {measured.tokens} tokens of {calibrate}")
-        matrices = description.matrices(inputs)
+        weights = description.weights(inputs)
         try:
-            made = convert(description.checkpoint, matrices, destination, quant.value, origin, progress, calibration)
+            made = convert(description.checkpoint, weights, destination, quant.value, origin, progress, calibration)
         except KeyboardInterrupt:
             if destination.with_name(destination.name + PART_SUFFIX).exists():
                 output.note("stopped; the same command goes on from here")

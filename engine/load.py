@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine.experts.store import ExpertStore
-from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
-from numoe.engine.places import Place
 from numoe.engine.plan import Plan, available_memory, parse_bytes, require_memory
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import InputError
 from numoe.quant.formats.resident import hold
+from numoe.quant.stored.handle import Stored
 
 if TYPE_CHECKING:
     pass
@@ -57,16 +55,14 @@ def load(
     room = _expert_room(description, experts, planned, budget)
     wide = planned.widens(available_memory() if budget is None else budget)
     weights = Weights()
-    checkpoint = description.checkpoint
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
-            weights.arrays[name] = _array(checkpoint.array(place.name), place, tensor)
+            weights.arrays[name] = place.array(tensor.shape)
             if tensor.below is not None:
-                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
+                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.stored.name}")
         elif tensor.expert is None:
-            matrix = checkpoint.matrix(place.name, place.index, place.rows)
-            weights.matrices[name] = hold(matrix, multiplied=tensor.held == "matrix", wide=wide)
+            weights.matrices[name] = hold(place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide)
     wide_bytes = planned.wide_bytes if wide else 0
     if experts is None:
         loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)
@@ -80,11 +76,11 @@ def load(
 
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:
-    experts: dict[tuple[int, int], dict[str, Place]] = {}
+    experts: dict[tuple[int, int], dict[str, Stored]] = {}
     for layer, name, tensor in description.spec.listing():
         if layer is not None and tensor.expert is not None:
-            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name]
-    return ExpertStore(description.checkpoint, experts) if experts else None
+            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name].stored
+    return ExpertStore(description.checkpoint.files, experts) if experts else None
 
 
 def _expert_room(description: Description, experts: ExpertStore | None, planned: Plan, ram: int | None) -> int:
@@ -110,12 +106,3 @@ def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= below:
         raise InputError(f"{where} names expert {low if low < 0 else high} of {below}; download the model again")
-
-
-def _array(values: NDArray[Any], place: Place, tensor: Tensor) -> NDArray[Any]:
-    """What a tensor of the spec is of what is stored."""
-    if place.rows is not None:
-        values = np.ascontiguousarray(values[..., slice(*place.rows)])
-    if place.made is not None:
-        values = place.made(values)
-    return values.reshape(tensor.shape)

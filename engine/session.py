@@ -7,9 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -25,8 +23,7 @@ from numoe.engine.layers.state import CHUNK
 from numoe.engine.text.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, write_whole
-from numoe.quant.stored.safetensors import file_start, read_header
+from numoe.quant.stored.arrays import fill, listing, pieces, write_arrays
 
 if TYPE_CHECKING:
     from numoe.engine.chat.constrain import Matcher
@@ -248,18 +245,12 @@ class Session(Generic[_Model]):
             "model": self.model.identity,
             "context": str(self.context),
             "tokens": json.dumps(self.tokens),
-            "rows": _digest(_pieces(arrays)),
+            "rows": _digest(pieces(arrays)),
         }
-        start = file_start(((name, "F32", rows.shape) for name, rows in arrays.items()), header | _proof(header))
         try:
-            write_whole(path, chain([start], _pieces(arrays)), private=True)
+            write_arrays(path, arrays, header | _proof(header))
         except OSError as error:
             raise InputError(f"the session cannot be written to {path} ({error.strerror or error})") from error
-
-
-def _pieces(arrays: Mapping[str, Floats]) -> Iterator[memoryview]:
-    """The bytes of all rows, without a copy: those of a group lie side by side."""
-    return (group.reshape(-1).view(np.uint8).data for rows in arrays.values() for group in rows)
 
 
 def _digest(pieces: Iterable[bytes | memoryview]) -> str:
@@ -283,7 +274,7 @@ def restore(model: Runs, path: Path) -> Session:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read; check its permissions")
     try:
-        stored, header = read_header(path)
+        stored, header = listing(path)
     except InputError:
         raise InputError(f"{path} is not a session file, or is damaged; start a new session") from None
     if header.get("numoe") != f"session {FILE_VERSION}":
@@ -306,13 +297,8 @@ def restore(model: Runs, path: Path) -> Session:
     wanted = {name: ("F32", rows.shape) for name, rows in arrays.items()}
     if wanted != {name: (info.dtype, info.shape) for name, info in stored.items()}:
         raise damaged
-    with closing(Files()) as files:
-        for name, rows in arrays.items():
-            at = stored[name].offset
-            for group in rows:
-                files.read_range(path, at, group.nbytes, group.reshape(-1).view(np.uint8))
-                at += group.nbytes
-    if header.get("rows") != _digest(_pieces(arrays)):
+    fill(arrays, stored)
+    if header.get("rows") != _digest(pieces(arrays)):
         raise damaged
     session._written = tokens
     return session

@@ -106,11 +106,11 @@ def test_products_with_another_text_change_less(tmp_path: Path) -> None:
     cost = {}
     for name, inputs, text in [("plain", None, None), ("calibrated", calibration.inputs, calibration.text)]:
         folder, origin = tmp_path / name, Folder(MASTER, "master")
-        convert(described.checkpoint, described.matrices(inputs), folder, "int4", origin, calibration=text)
+        convert(described.checkpoint, described.weights(inputs), folder, "int4", origin, calibration=text)
         made = describe(folder)
         for weight, tensor in described.spec.tensors().items():
             if tensor.role == "experts" and tensor.held == "matrix":
-                before, after = (d.checkpoint.matrix(d.places[weight].name).dequantize() for d in (described, made))
+                before, after = (d.places[weight].stored.matrix().dequantize() for d in (described, made))
                 key, met, error = (name, weight.rpartition(".")[2]), other.inputs[weight], after - before
                 squares = error**2 @ (met.square - met.mean**2) + (error @ met.mean) ** 2
                 cost[key] = cost.get(key, 0.0) + float(squares.sum())
@@ -147,7 +147,7 @@ def test_the_command_calibrates(source: Path, tmp_path: Path, numoe: Run) -> Non
     found = calibrate(load(described), described.tokenizer.encode(TEXT))
     made = read_manifest(tmp_path / "made")
     assert made is not None and (made.recipe, made.calibration) == ("int4", found.text)
-    matrices = described.matrices(found.inputs)
+    matrices = described.weights(found.inputs)
     convert(described.checkpoint, matrices, tmp_path / "again", "int4", Folder(source, str(source)))
     weights = "model.safetensors"
     assert (tmp_path / "made" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()

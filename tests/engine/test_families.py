@@ -397,9 +397,9 @@ def test_a_file_in_the_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.Mo
     config = tiny.load_golden("mixtral_a").config | {"model_type": "made_up", "num_experts": 4}
     described = found["made_up"].spec({k: v for k, v in config.items() if k != "num_local_experts"})
     assert {block.kind.label for block in described.blocks()} == {"full", "routed"}
-    assert [source.name for source, _ in found["made_up"].sources("layers.1.ffn.experts.3.up")] == [
+    assert [source.name for source in found["made_up"].sources("layers.1.ffn.experts.3.up", 1, 3)] == [
         "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.experts.gate_up_proj",
-        "layers.1.ffn.experts.3.up.weight",
+        "layers.1.ffn.experts.3.up", "layers.1.ffn.experts.3.up.weight",
     ]  # fmt: skip
 
 

@@ -201,7 +201,7 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
     config = tiny.load_golden("qwen3_a").config
     path = write_gguf(checkpoint("qwen3_a"), config, tmp_path / "model.gguf", "qwen3")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     left_out = ("qwen3.rope.freq_base", "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     metadata = {key: value for key, value in opened.metadata.items() if key not in left_out}
     _, _, spec = from_gguf(metadata, shapes, None, path)
@@ -218,7 +218,7 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(checkpoint: Check
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
     path = write_gguf(checkpoint("mixtral_a"), config, tmp_path / "model.gguf", "llama", **scaling)
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
     assert from_gguf(metadata, shapes, None, path)[2].routed_experts
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
@@ -285,7 +285,7 @@ def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Check
 
     path = write_gguf(checkpoint("llama_a"), tiny.load_golden("llama_a").config, tmp_path / "model.gguf", "llama")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = Lazy({**opened.metadata, "general.name": b"\xff", "tokenizer.ggml.tokens": ["a"]})
     del metadata["llama.vocab_size"]
     from_gguf(metadata, shapes, None, path)

@@ -66,7 +66,7 @@ def test_it_passes_its_whole_exam(shipped: Model) -> None:
 @pytest.mark.parametrize(("quant", "bound"), [("int8", 1.005), ("int4", 1.04)])
 def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, quant: str, bound: float) -> None:
     described = describe(MASTER)
-    convert(described.checkpoint, described.matrices(), tmp_path / quant, quant, Folder(MASTER, "master"))
+    convert(described.checkpoint, described.weights(), tmp_path / quant, quant, Folder(MASTER, "master"))
     ids = master.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:12000]
     exact = perplexity(master, ids, window=512).perplexity
     rounded = perplexity(load(tmp_path / quant), ids, window=512).perplexity
@@ -76,7 +76,7 @@ def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, quant: str
 
 def test_the_package_holds_the_int8_form_of_the_trained_weights(tmp_path: Path) -> None:
     described = describe(MASTER)
-    convert(described.checkpoint, described.matrices(), tmp_path / "tiny", "int8", Folder(MASTER, "master"))
+    convert(described.checkpoint, described.weights(), tmp_path / "tiny", "int8", Folder(MASTER, "master"))
     shipped = describe("tiny").path
     assert (shipped / "model.safetensors").read_bytes() == (tmp_path / "tiny" / "model.safetensors").read_bytes()
     assert sum(file.stat().st_size for file in shipped.iterdir()) < 6e6
