@@ -38,6 +38,11 @@ class Part:
         self.path = destination.with_name(destination.name + PART_SUFFIX)
         self.work = self.path / _WORK
         found = read_manifest(self.path)
+        if found is not None and found.version != manifest.version:
+            raise InputError(
+                f"{self.path} holds an unfinished conversion that an earlier numoe began, which named tensors in "
+                "another way; remove the folder and repeat the command to begin anew"
+            )
         if found is not None and replace(found, files={}) != manifest:
             raise InputError(
                 f"{self.path} holds an unfinished conversion to {found.format} of {found.source} at revision "

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.calibrate import MOST_TOKENS, calibrate
-from numoe.quant.convert import convert as converter
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.convert.folder import Part
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.manifest import read_manifest
 
@@ -161,12 +161,12 @@ def test_another_text_does_not_go_on(tmp_path: Path, numoe: Run, monkeypatch: py
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    give_up = converter._Part.give_up
-    monkeypatch.setattr(converter._Part, "give_up", lambda part: None)
-    monkeypatch.setattr(converter, "_write_shards", lambda *_: stop(0, 0))
+    give_up = Part.give_up
+    monkeypatch.setattr(Part, "give_up", lambda part: None)
+    monkeypatch.setattr("numoe.quant.convert.convert._Shards.write", lambda *_: stop(0, 0))
     assert numoe("--quant", "int4", "--calibrate", str(one))[0] == 130
     monkeypatch.undo()
-    assert converter._Part.give_up is give_up
+    assert Part.give_up is give_up
     for options, reason in ([], "this is one to int4 of"), (["--calibrate", str(other)], "(calibrated by text "):
         code, _, err = numoe("--quant", "int4", *options)
         assert code == 1 and "unfinished conversion to int4 (calibrated by text " in err and err.count(reason) >= 1

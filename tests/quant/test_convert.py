@@ -32,6 +32,7 @@ from numoe.quant.convert.jobs import Matrix
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
 from numoe.quant.stored.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.stored.conventions import LAYOUT, companion
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
 from numoe.quant.stored.shards import INDEX_NAME
@@ -302,8 +303,8 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 5}', "has format 5, and this numoe reads format 4; update numoe"),
-        ('{"format": 3}', "has format 3, and this numoe reads format 4; convert or download the model again"),
+        ('{"format": 6}', "has format 6, and this numoe reads formats 4 and 5; update numoe"),
+        ('{"format": 3}', "has format 3, and this numoe reads formats 4 and 5; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"format": 4, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
@@ -314,6 +315,43 @@ def test_folders_of_another_format_are_refused(source: Path, text: str, message:
     (folder / "numoe.json").write_text(text)
     with pytest.raises(InputError, match=f"numoe.json {message}"):
         open_checkpoint(folder)
+
+
+def made_by_format_4(source: Path, folder: Path, quant: str) -> None:
+    """A conversion as it was: matrices named as in the source, parts of stacked ones with .weight, arrays untouched."""
+    quantize(source, folder, quant)
+    described, made, before = describe(source), contents(folder), contents(source)
+    for name, place in described.places.items():
+        if described.spec.tensors()[name].held == "array":
+            made |= {info.name: before[info.name] for info in place.stored.parts}
+            made.pop(name)
+            continue
+        old = place.stored.name if place.stored.shape == place.stored.whole else f"{name}.weight"
+        for new, former in ((name, old), *((companion(name, p), companion(old, p)) for p in ("scale", "minimum"))):
+            if new in made:
+                made[former] = made.pop(new)
+    write_safetensors(folder / "model.safetensors", made, LAYOUT)
+    manifest = json.loads((folder / "numoe.json").read_text())
+    (folder / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+
+
+@pytest.mark.parametrize("case", ["mixtral_a", "v3_fp8", "gpt_oss_a"])
+def test_conversions_of_before_still_load_and_are_renewed(case: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    made_by_format_4(checkpoint(case), tmp_path / "old", "int4")
+    quantize(checkpoint(case), tmp_path / "new", "int4")
+    ids = tiny.load_golden(case).ids[:40]
+    logits = [load(tmp_path / made).session(128).feed(ids) for made in ("old", "new")]
+    np.testing.assert_array_equal(*logits)
+    quantize(tmp_path / "old", tmp_path / "renewed", "int4")
+    assert contents(tmp_path / "renewed") == contents(tmp_path / "new")
+
+
+def test_what_an_earlier_version_began_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize(reshard(source, tmp_path / "source", 3), tmp_path / "out", "int4", progress=interruption(0.6))
+    manifest = json.loads((tmp_path / "out.part" / "numoe.json").read_text())
+    (tmp_path / "out.part" / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+    refused(tmp_path / "source", tmp_path / "out", "an earlier numoe began", "remove the folder and repeat the command")
 
 
 RECORD = {"size": 1, "sha256": "0" * 64}
@@ -343,7 +381,7 @@ def test_a_manifest_names_plain_files_only(name: str, source: Path, tmp_path: Pa
     (tmp_path / "x").write_text("mine")
     part = tmp_path / "a" / "out.part"
     part.mkdir(parents=True)
-    document = {"format": 4, "source": source.name, "recipe": "int4", "revision": Folder(source, "").revision}
+    document = {"format": 5, "source": source.name, "recipe": "int4", "revision": Folder(source, "").revision}
     (part / "numoe.json").write_text(json.dumps(document | {"files": {name: RECORD}}))
     with pytest.raises(InputError, match=r"numoe\.json names the file .*: do not use it"):
         read_manifest(part)
