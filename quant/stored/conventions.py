@@ -113,10 +113,10 @@ class BlockScaled(Stored):
     def rows(self, start: int, stop: int, step: int = 1) -> Self:
         picked = super().rows(start, stop, step)
         first, _, every = picked._range
-        if first % self.block[0] == 0 and every == 1:
-            return picked
+        height, width = self.block
         # What starts inside a block, or leaves rows out, gets one row of scales a row of codes.
-        return replace(picked, format=fp8_format((1, self.block[1]), self.format.scale_bits))
+        block = (height, width) if first % height == 0 and every == 1 else (1, width)
+        return replace(picked, format=fp8_format(block, self.format.scale_bits))
 
     def _scale_rows(self, start: int, stop: int) -> tuple[int, int]:
         return start // self.block[0], -(-stop // self.block[0])

@@ -33,6 +33,7 @@ def raw(dtype: str, values: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 W = normal(300, 160)
 FP8_E8M0, FP8_F32 = pack.pack_fp8(W), pack.pack_fp8(W, float_scales=True)
+FP8_BF16 = FP8(FP8_F32.codes, decode_bf16(pack.pack_bf16(FP8_F32.scales).codes))
 FP4 = pack.pack_mxfp4(W)
 BF = pack.pack_bf16(W)
 EXPERTS = [pack.pack_mxfp4(normal(12, 64, seed=expert)) for expert in range(3)]
@@ -55,6 +56,8 @@ TENSORS = {
     "v4.scale": raw("F8_E8M0", FP8_E8M0.scales),
     "v3.weight": raw("F8_E4M3", FP8_F32.codes),
     "v3.weight_scale_inv": raw("F32", FP8_F32.scales),
+    "bf.weight": raw("F8_E4M3", FP8_BF16.codes),
+    "bf.weight_scale_inv": raw("BF16", pack.pack_bf16(FP8_BF16.scales).codes),
     "expert.weight": raw("I8", FP4.codes.view(np.int8)),
     "expert.scale": raw("F8_E8M0", FP4.scales),
     "gate_up_proj_blocks": raw("U8", blocks(EXPERTS)[0]),
@@ -72,6 +75,7 @@ EXPECTED = {
     "f64.weight": ("f32", W),
     "v4.weight": ("fp8 128x128", FP8_E8M0.dequantize()),
     "v3.weight": ("fp8 128x128", FP8_F32.dequantize()),
+    "bf.weight": ("fp8 128x128", FP8_BF16.dequantize()),
     "expert.weight": ("mxfp4", FP4.dequantize()),
 }
 
@@ -102,7 +106,7 @@ def test_matrices_keep_their_format(checkpoint):
         assert tensor.shape == checkpoint[name].shape == values.shape
         np.testing.assert_array_equal(tensor.dequantize(), values)
         np.testing.assert_array_equal(checkpoint[name].array(), values)
-        if name != "f64.weight":
+        if name not in ("f64.weight", "bf.weight"):  # which become float32
             assert tensor.nbytes == checkpoint[name].nbytes
 
 
@@ -111,6 +115,20 @@ def test_row_ranges(checkpoint):
         for start, stop in ((0, 5), (128, 300), (100, 130), (255, 257), (299, 300)):
             tensor = checkpoint[name].rows(start, stop).matrix()
             np.testing.assert_array_equal(tensor.dequantize(), values[start:stop])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(EXPECTED)), data=st.data())
+def test_rows_of_rows_take_what_they_say(checkpoint, name, data):
+    part, values = checkpoint[name], EXPECTED[name][1]
+    for _ in range(2):
+        start = data.draw(st.integers(0, len(values) - 1))
+        stop, step = data.draw(st.integers(start + 1, len(values))), data.draw(st.sampled_from([1, 1, 2, 3]))
+        part, values = part.rows(start, stop, step), values[start:stop:step]
+        matrix = part.matrix()
+        np.testing.assert_array_equal(matrix.dequantize(), values)
+        assert part.shape == matrix.shape == values.shape
+        assert (part.format, part.read_nbytes) == (matrix.format, matrix.nbytes)
 
 
 def test_stacked_experts(checkpoint):
@@ -138,7 +156,8 @@ def test_arrays(checkpoint):
 
 
 def test_names_fold_scales_into_their_weight(checkpoint):
-    scales = {"v4.scale", "v3.weight_scale_inv", "expert.scale", "gate_up_proj_scales", "gate_up_proj_blocks"}
+    scales = {"v4.scale", "v3.weight_scale_inv", "bf.weight_scale_inv", "expert.scale"}
+    scales |= {"gate_up_proj_scales", "gate_up_proj_blocks"}
     assert set(checkpoint.names()) == set(TENSORS) - scales | {"gate_up_proj"}
     parts = {name: [info.name for info in checkpoint[name].parts] for name in checkpoint.names()}
     assert parts["v4.weight"] == ["v4.weight", "v4.scale"]

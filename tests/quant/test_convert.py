@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 from numoe.cli.main import main
 from numoe.engine import Model, describe, load
+from numoe.engine.families import family
 from numoe.quant.compute import threads
 from numoe.quant.convert import jobs
 from numoe.quant.convert.convert import Conversion, Folder, convert
@@ -247,6 +248,16 @@ def test_stacked_experts_become_the_files_of_single_ones(source: Path, quant: st
     for ranges in experts_ranges(tmp_path / "from stacked"):
         assert all(before[2] == after[1] for before, after in pairwise(ranges))
     assert contents(tmp_path / "from stacked") == contents(tmp_path / "from single")
+
+
+def test_a_family_may_store_its_experts_stacked_alone(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    golden = checkpoint("gpt_oss_a")
+    known = family("gpt_oss").names
+    alone = {ours for ours, sources in known.items() if "experts.{expert}" in ours and all(s.stacked for s in sources)}
+    assert {name.rpartition(".")[2] for name in alone} == {"gate", "up", "down"}
+    quantize(golden, tmp_path / "out", "int4")
+    routed = [w for w in describe(tmp_path / "out").weights() if w.unit]
+    assert routed and all(w.stored.shape == w.stored.whole for w in routed)
 
 
 def folder_of(folder: Path, **tensors: tuple[str, tuple[int, ...], bytes]) -> Checkpoint:
