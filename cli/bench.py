@@ -43,14 +43,16 @@ def bench(
         _kernels(threads, repetitions, json)
         return
     with Output() as output:
-        from numoe.engine import load
+        from numoe.engine import describe, load
         from numoe.engine.measure.bench import bench as measure
         from numoe.engine.measure.machine import record
         from numoe.engine.plan import format_bytes
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        loaded = load(model, ram=ram, threads=threads)
+        described = describe(model)
+        ctx = min(prompt_tokens + decode_tokens, described.spec.context)
+        loaded = load(described, ram=ram, threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(

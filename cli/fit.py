@@ -55,17 +55,18 @@ def fit(
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
         from numoe.engine import describe, home
+        from numoe.engine.budget import Budget
         from numoe.engine.hub.hub_id import is_hub_id
         from numoe.engine.hub.network import HubError
         from numoe.engine.hub.repository import repository
-        from numoe.engine.plan import Verdict, available_memory, format_bytes, parse_bytes
+        from numoe.engine.plan import Verdict, format_bytes
         from numoe.engine.pull import describe_runnable
 
         def wait(seconds: float, trouble: str) -> None:
             output.status(trouble)
             time.sleep(seconds)
 
-        room = available_memory() if ram is None else parse_bytes(ram)
+        room = Budget(ram).total
         output.status(f"reading the headers of {model}")
         path, remote = home.lookup(model), None
         if path is not None:

@@ -42,15 +42,17 @@ def perplexity(
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
         from numoe.engine import load
+        from numoe.engine.budget import Budget
         from numoe.engine.measure.perplexity import perplexity as measure
 
         output.status(f"loading {model}")
-        loaded, reference = load(model), None
+        memory = Budget()  # of both models together
+        loaded, reference = load(model, ram=memory), None
         tokenizer = loaded.tokenizer
         ids = tokenizer.encode(text)
         if against is not None:
             output.status(f"loading {against}")
-            reference = load(against)
+            reference = load(against, ram=memory)
             if reference.tokenizer.encode(text) != ids:
                 raise InputError(
                     f"{against} splits the text into other tokens than {model} does; "

@@ -29,7 +29,7 @@ def quantize(
         raise typer.BadParameter("only int4 is calibrated; leave --calibrate out, or give --quant int4")
     text = None if calibrate is None else read_text(calibrate)
     with Output(quiet) as output:
-        from numoe.engine import describe
+        from numoe.engine import describe, load
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant.compute import threads as kernel_threads
@@ -53,7 +53,6 @@ def quantize(
         origin = Folder(description.path, source)
         inputs, calibration = None, None
         if text is not None:
-            from numoe.engine import load
             from numoe.engine.measure.calibrate import calibrate as measure
 
             output.status(f"loading {source}")

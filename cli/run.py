@@ -158,7 +158,7 @@ def run(
         def loaded(room: int | None) -> Model:
             nonlocal load_seconds
             begun = time.perf_counter()
-            made = load(description, ram=ram, threads=threads, ctx=room)
+            made = load(description, ram=ram, threads=threads, ctx=description.plan(room).context)
             load_seconds = time.perf_counter() - begun
             if trace is not None:
                 made.trace_routes(stack.enter_context(RouteTrace(trace, made.spec.routed_experts)))

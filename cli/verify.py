@@ -18,9 +18,9 @@ def verify(model: options.Model, repair: Repair = False, json: options.Json = Fa
     """Compare every byte of a model with its hashes."""
     with Output() as output:
         from numoe.engine import home
-        from numoe.engine.hub.verify import reopen
-        from numoe.engine.hub.verify import verify as check
         from numoe.engine.plan import format_bytes
+        from numoe.engine.verify import reopen
+        from numoe.engine.verify import verify as check
 
         folder = home.locate(model)
         pulled = next((one for one in home.models() if one.path == folder), None)

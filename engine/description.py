@@ -13,9 +13,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.families import family
+from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import ROPE_FREQS, from_gguf
+from numoe.engine.families.gguf import ROPE_FREQS
 from numoe.engine.families.names import Family, Source
 from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
@@ -209,7 +209,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     for layer, name, tensor in listing:
         names = (name, "head") if name == "embed" and spec.tied else (name,)
         sources = (source for one in names for source in kind.sources(one, layer, tensor.expert))
-        found = next((source for source in sources if source.name in checkpoint), None)
+        found = next((source for source in sources if _holds(checkpoint, source)), None)
         if found is None:
             first = next(kind.sources(name, layer, tensor.expert))
             raise InputError(
@@ -220,6 +220,11 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         places[name] = _place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
+
+
+def _holds(checkpoint: Checkpoint, source: Source) -> bool:
+    """Whether a checkpoint has a source; what is stored in MXFP4 blocks is never transposed."""
+    return source.name in (checkpoint.tensors if source.transposed else checkpoint)
 
 
 def _place(
@@ -242,6 +247,10 @@ def _place(
     if source.stacked:
         want.insert(0, experts)
     stored = checkpoint[source.name]
+    if source.flat:
+        stored = stored.flat()
+    if source.transposed:
+        stored = stored.turned()
     found = list(stored.shape)
     same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
     if not same:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
+from numoe.engine.budget import Budget
+from numoe.engine.description import Description, describe
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.weights import Weights
-from numoe.engine.plan import Plan, available_memory, parse_bytes, require_memory
+from numoe.engine.model import Memory, Model
+from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import InputError
 from numoe.quant.formats.resident import hold
 from numoe.quant.stored.handle import Stored
 
-if TYPE_CHECKING:
-    pass
-
-from numoe.engine.description import Description, describe
-from numoe.engine.model import Model
-
 
 def load(
     model: str | Path | Description,
     *,
-    ram: str | int | None = None,
+    ram: str | int | Budget | None = None,
     threads: int | None = None,
     ctx: int | None = None,
 ) -> Model:
@@ -37,23 +35,28 @@ def load(
 
     Args:
         model: see `describe`; or what that gave.
-        ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free.
+        ram: memory that weights, caches and activations may take, such as "8GiB"; None: nine tenths of what is free
+            now. A `Budget` is for several models together.
         threads: threads, and on Linux workers, to compute with, for the whole process; None: one a core.
-        ctx: tokens of the sessions that memory is set aside for, as in `Model.session`.
+        ctx: tokens of the sessions that memory is set aside for, as in `Model.session`. Where it is not given and
+            there are no routed experts, they get what there is.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
-            experts, and those that one token takes in a layer.
+            experts, and those that one token takes in a layer. It does where `Plan.verdict` says so.
     """
-    budget = None if ram is None else parse_bytes(ram)
+    budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     description = model if isinstance(model, Description) else describe(model)
     experts = _experts_on_disk(description)
     planned = description.plan(ctx)
-    room = _expert_room(description, experts, planned, budget)
-    wide = planned.widens(available_memory() if budget is None else budget)
+    missing = planned.least_bytes - budget.room
+    if ctx is None and experts is None and 0 < missing <= planned.kv_bytes:
+        planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
+    memory = _reserve(budget, planned, description.path.name, experts)
+    wide = bool(memory.wide_bytes)
     weights = Weights()
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
@@ -62,15 +65,14 @@ def load(
             if tensor.below is not None:
                 _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.stored.name}")
         elif tensor.expert is None:
-            weights.matrices[name] = hold(place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide)
-    wide_bytes = planned.wide_bytes if wide else 0
-    if experts is None:
-        loaded = Model(description, weights, ram=budget, wide_bytes=wide_bytes)
-    else:
-        experts.allow(room)
+            weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
+                place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide
+            )
+    if experts and memory.experts is None:
+        experts.allow(experts.total_bytes)
         if wide:
             experts.widen()
-        loaded = Model(description, weights, experts, budget, planned.kv_bytes, wide_bytes)
+    loaded = Model(description, weights, experts, memory)
     description.identity  # noqa: B018  now, while the files are those that were read
     return loaded
 
@@ -83,22 +85,34 @@ def _experts_on_disk(description: Description) -> ExpertStore | None:
     return ExpertStore(description.checkpoint.files, experts) if experts else None
 
 
-def _expert_room(description: Description, experts: ExpertStore | None, planned: Plan, ram: int | None) -> int:
-    """The bytes that routed experts may take of `ram`, which everything else is taken from first.
+def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | None) -> Memory:
+    """What a model takes of the budget, as it is planned; experts that stay on disk are allowed what is left.
 
     Raises:
-        InputError: too few for those that one token takes in a layer.
+        DoesNotFit: there is too little.
     """
-    if experts is None:
-        require_memory(description.path.name, planned.weight_bytes, ram)
-        return 0
-    room = available_memory() if ram is None else ram
-    if planned.total_bytes <= room:
-        return experts.total_bytes
-    others = planned.beside_experts
-    least = max(top_k * experts.largest[layer] for layer, (_, top_k) in description.spec.routed.items())
-    require_memory(description.path.name, min(others + least, planned.total_bytes), ram)
-    return room - others
+    budget.require(name, planned.least_bytes)
+    room = budget.room
+    if planned.verdict(room) is Verdict.IN_MEMORY:
+        wide = planned.wide_bytes if planned.widens(room) else 0
+        weights = budget.reserve(name, planned.weight_bytes + wide)
+        sessions = budget.reserve(name, planned.kv_bytes)
+        # Not part of what is planned, for it is there for moments: sessions may have it.
+        scratch = budget.reserve(name, planned.scratch_bytes, least=0)
+        return Memory(planned, wide, weights, scratch, sessions)
+    assert experts is not None
+    weights = budget.reserve(name, planned.resident_bytes)
+    sessions = budget.reserve(name, planned.kv_bytes)
+    scratch = budget.reserve(name, planned.scratch_bytes)
+    # What the largest takes while it is read may be more than one token's experts afterwards: the rest is scratch.
+    floor = max(experts.largest.values())
+    held = budget.reserve(
+        name,
+        planned.held_experts(room),
+        least=planned.least_experts,
+        resize=lambda nbytes: experts.allow(max(nbytes, floor)),
+    )
+    return Memory(planned, 0, weights, scratch, sessions, held)
 
 
 def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:

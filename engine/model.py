@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.engine.budget import Reservation, peak_rss
+from numoe.engine.description import Description
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.weights import Weights
-from numoe.engine.plan import Plan, peak_rss, require_memory
+from numoe.engine.plan import Plan
 from numoe.engine.session import Session, restore
 from numoe.quant.compute import workers
 
 if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
 
-from numoe.engine.description import Description
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model has of a budget, until it is collected."""
+
+    planned: Plan
+    wide_bytes: int
+    """How much more than planned the weights take because there was room for their faster form."""
+    weights: Reservation
+    """With the routed experts, where all of them are in memory for good."""
+    scratch: Reservation
+    sessions: Reservation
+    """What is set aside for the caches of sessions, which may take more where there is more."""
+    experts: Reservation | None = None
+    """What those on disk are read to. It yields to sessions, and grows again when they end."""
 
 
 class Model:
     """A model in memory: makes sessions, and says what it is."""
 
-    def __init__(
-        self,
-        description: Description,
-        weights: Weights,
-        experts: ExpertStore | None = None,
-        ram: int | None = None,
-        kept_free: int = 0,
-        wide_bytes: int = 0,
-    ):
-        """`ram` as in `load`; `kept_free`: bytes that were left for the caches of a session when `ram` is None.
-
-        wide_bytes: how much more than planned the weights take because there was room for their faster form.
-        """
+    def __init__(self, description: Description, weights: Weights, experts: ExpertStore | None, memory: Memory):
         self.description = description
         self.spec = description.spec
         self.path = description.path
         self.experts = experts
         self.weights = weights
-        self._ram = ram
-        self._kept_free = kept_free
-        self.wide_bytes = wide_bytes
+        self.memory = memory
         self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None)
         workers.know(weights.matrices.values())
         if experts and experts.complete:
@@ -57,19 +60,27 @@ class Model:
     def session(self, ctx: int | None = None) -> Session:
         """An empty session for up to `ctx` tokens (default: 8192 or the model's own limit, if lower).
 
+        Its cache is part of the memory that the model was loaded with until the session is closed or collected. What
+        was set aside for sessions when loading is taken first; more comes from what is left, and from routed experts
+        that are on disk too, which then hold fewer in memory: this waits until a pass of another thread lets go of
+        them. Experts that are all in memory stay there, for workers have them too.
+
         Raises:
             InputError: ctx is above the model's limit, or its cache does not fit into memory.
         """
-
         planned = self.plan(ctx)
-        budget, held = (self.experts.budget, self.experts.held_bytes) if self.experts else (0, 0)
-        what = f"a context of {planned.context} tokens"
-        if self._ram is not None:
-            others = planned.resident_bytes + min(budget, planned.expert_bytes) + self.wide_bytes
-            require_memory(what, others + planned.kv_bytes, self._ram)
-        elif planned.kv_bytes > self._kept_free:
-            require_memory(what, budget - held + planned.kv_bytes, None)
-        return Session(self, planned.context)
+        memory = self.reserve(f"a context of {planned.context} tokens", planned.kv_bytes)
+        return Session(self, planned.context, memory)
+
+    def reserve(self, what: str, nbytes: int) -> Reservation:
+        """Memory for something that is computed with this model, of that for its sessions.
+
+        Raises:
+            DoesNotFit: `what`, the subject of the sentence, takes more than there is.
+        """
+        sessions = self.memory.sessions
+        enough = self.memory.planned.enough(sessions.parts_bytes + nbytes, sessions.budget.total)
+        return sessions.reserve(what, nbytes, enough=enough)
 
     def restore(self, path: str | Path) -> Session:
         """The session that `Session.save` wrote.
@@ -97,6 +108,11 @@ class Model:
         experts = self.experts.stats() if self.experts else {}
         weights += experts.get("resident_bytes", 0)
         return {"weight_bytes": weights, "peak_rss_bytes": peak_rss() + workers.private_bytes(), "experts": experts}
+
+    @property
+    def wide_bytes(self) -> int:
+        """See `Memory`."""
+        return self.memory.wide_bytes
 
     @property
     def identity(self) -> str:

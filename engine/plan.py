@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
-from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.errors import InputError
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.resident import held_nbytes
 
@@ -87,11 +85,16 @@ class Plan:
         return self.resident_bytes + self.kv_bytes + self.scratch_bytes
 
     @property
+    def least_experts(self) -> int:
+        """The least that is taken for routed experts, where they stay on disk: a layer's for one token."""
+        return max(self.active_experts.values(), default=0)
+
+    @property
     def least_bytes(self) -> int:
-        """The memory below which the model does not run: a layer holds the experts of one token at once."""
+        """The memory below which the model does not run."""
         if not self.active_experts:
             return self.total_bytes
-        return min(self.beside_experts + max(self.active_experts.values()), self.total_bytes)
+        return min(self.beside_experts + self.least_experts, self.total_bytes)
 
     def widens(self, room: int) -> bool:
         """Whether `load` takes the faster form in `room` bytes."""
@@ -102,6 +105,18 @@ class Plan:
         if room >= self.total_bytes:
             return Verdict.IN_MEMORY
         return Verdict.FROM_DISK if room >= self.least_bytes else Verdict.TOO_LARGE
+
+    def for_sessions(self, room: int) -> int:
+        """What `load` leaves in `room` bytes for the caches of all sessions together; negative where it refuses."""
+        if room >= self.total_bytes:
+            return room - self.weight_bytes - (self.wide_bytes if self.widens(room) else 0)
+        return room - self.least_bytes + self.kv_bytes
+
+    def enough(self, sessions: int, above: int) -> int:
+        """The least memory, in full MB above so many bytes, of which `load` leaves so much for sessions."""
+        beside = self.least_bytes - self.kv_bytes, self.weight_bytes, self.weight_bytes + self.wide_bytes
+        rooms = (-(-max(taken + sessions, above + 1) // 10**6) * 10**6 for taken in beside)
+        return next(room for room in rooms if self.for_sessions(room) >= sessions)
 
     def held_experts(self, room: int) -> int:
         """Bytes of the routed experts that `room` bytes hold beside all else."""
@@ -206,97 +221,3 @@ def format_bytes(count: int) -> str:
         amount /= 1000
         units.pop(0)
     return f"{amount:.3g} {units[0]}"
-
-
-def peak_rss() -> int:
-    """The most memory this process has held, in bytes."""
-    if sys.platform == "linux":  # whose getrusage counts the memory of the process that started this one too
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
-            return 1024 * int(found[1])
-    try:
-        import resource
-    except ImportError:  # Windows keeps count elsewhere
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)  # type: ignore[attr-defined]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can take now without anything being swapped out; a tenth is left to others.
-
-    The least of what the machine has free, what the control groups that it is in leave it (those of a container or a
-    service), and what its own limits do. `root` is where proc and sys are.
-    """
-    import psutil
-
-    room = min([psutil.virtual_memory().available, *_left_by_groups(root), *_left_by_limits()])
-    return max(0, int(room)) * 9 // 10
-
-
-# Of both versions of control groups: folder, limits, what is taken, and the part of it that is given back when needed.
-_GROUPS = {
-    "": ("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
-    "memory": ("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def _left_by_groups(root: Path) -> Iterator[int]:
-    """What each control group around this process leaves to it."""
-    for line in _lines(root / "proc/self/cgroup"):
-        controllers, _, path = line.partition(":")[2].partition(":")
-        for kind in {"", "memory"} & set(controllers.split(",")):
-            folder, limits, taken, reclaimable = _GROUPS[kind]
-            # Where a container sees its own group as the outermost one, the path does not exist or leads out.
-            names = [] if ".." in path.split("/") else [name for name in path.split("/") if name]
-            for depth in range(len(names) + 1):
-                group = root.joinpath(folder, *names[:depth])
-                statistics = dict(line.split(" ", 1) for line in _lines(group / "memory.stat") if " " in line)
-                used = _number(_lines(group / taken)) or 0
-                used -= min(used, _number([statistics.get(reclaimable, "")]) or 0)
-                found = (_number(_lines(group / limit)) for limit in limits)
-                yield from (limit - used for limit in found if limit is not None)
-
-
-def _left_by_limits() -> Iterator[int]:
-    """What the limits of this process leave to it (`ulimit -v`, `ulimit -d`)."""
-    if sys.platform != "linux":
-        return  # macOS does not keep to them
-    import resource
-
-    import psutil
-
-    memory = psutil.Process().memory_info()
-    for kind, taken in ((resource.RLIMIT_AS, memory.vms), (resource.RLIMIT_DATA, memory.data)):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY:
-            yield limit - taken
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # no control groups, or not of this version
-        return []
-
-
-def _number(lines: Sequence[str]) -> int | None:
-    """What a file of one number says; None for nothing, or no limit ("max")."""
-    return int(lines[0]) if lines and re.fullmatch(r"[0-9]{1,20}", lines[0]) else None
-
-
-def require_memory(what: str, needed: int, ram: int | None) -> None:
-    """Refuse what does not fit into `ram` bytes, or into the memory that is free now when None.
-
-    Raises:
-        DoesNotFit: says how much is needed and how much there is.
-    """
-    room = available_memory() if ram is None else ram
-    if needed > room:
-        raised = f"are allowed; raise --ram to {-(-needed // 10**6)}MB"
-        source = "are free now; close other programs" if ram is None else raised
-        raise DoesNotFit(
-            f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
-        )

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from numoe.engine.budget import Reservation
 from numoe.engine.chat.formats.deepseek_v4 import DSML
 from numoe.engine.chat.thinking import TAGS
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import CHUNK
+from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.text.sample import Sampler, Sampling, StopMatcher, logprob, logprobs
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
@@ -75,14 +76,36 @@ _Model = TypeVar("_Model", bound=Runs)
 
 
 class Session(Generic[_Model]):
-    """The tokens that a model has read, and what it remembers of them. Made by `Model.session`."""
+    """The tokens that a model has read, and what it remembers of them. Made by `Model.session`.
 
-    def __init__(self, model: _Model, context: int):
+    A context manager: what it remembers is given up at the end, and the memory free for others.
+    """
+
+    def __init__(self, model: _Model, context: int, memory: Reservation):
+        """memory: what was reserved for the cache."""
         self.model = model
         self.context = context
-        self._cache = model.decoder.cache(context)
+        self._memory = memory
+        self._open: Cache | None = model.decoder.cache(context)
         # All tokens whose rows are in the cache, also those behind the position after going back.
         self._written: list[int] = []
+
+    def __enter__(self) -> Session[_Model]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything and give the memory back. What is not closed is when nobody has it any more."""
+        self._open = None
+        self._memory.release()
+
+    @property
+    def _cache(self) -> Cache:
+        if self._open is None:
+            raise InputError("this session is closed; start a new one")
+        return self._open
 
     @property
     def position(self) -> int:

@@ -1,5 +1,6 @@
 """Fixtures that several test modules use."""
 
+import gc
 import io
 import os
 import signal
@@ -16,10 +17,17 @@ import tiny
 
 from numoe.cli.main import main
 from numoe.engine import Model, load
+from numoe.engine.measure.machine import Machine, calibrate
 from numoe.quant.compute import threads
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection, of which each start of the workers makes one, looks at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +60,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
     """A golden case as a loaded model, loaded once; its sessions are the tests' own."""
     return cache(lambda case: load(checkpoint(case)))
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, Path]:
+    """This machine, measured once, and the NUMOE_HOME in which its figures are."""
+    folder, before = tmp_path_factory.mktemp("measured"), threads.in_use()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NUMOE_HOME", str(folder))
+        machine = calibrate([9_000_000, 12_000_000, 60_000])
+    threads.use(before)
+    return machine, folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What several test modules share: safetensors files of any dtype, written byte by byte.
+"""What several test modules share: safetensors files of any dtype, written byte by byte; a tokenizer; V4's tensors.
 
 The safetensors library's NumPy front end cannot write BF16, F8_E4M3 or F8_E8M0: the tests write the format themselves.
 """
@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from gguf_files import stored
 
 from numoe.quant.stored.safetensors import read_header
 
@@ -56,6 +59,10 @@ def reshard(source: Path, folder: Path, shards: int, key: Callable[[str], Any] |
     folder.mkdir()
     shutil.copy(source / "config.json", folder)
     return write_sharded(folder, {name: tensors[name] for name in sorted(tensors, key=key)} if key else tensors, shards)
+
+
+MARKS = '{}[]":,.-+/\\_<>@'
+"""The ASCII characters beside letters and digits that JSON and the tests' patterns need."""
 
 
 def tiny_tokenizer(
@@ -183,3 +190,37 @@ def released_v4_listing(config: dict[str, Any]) -> Listing:
         for norm in ("enorm", "hnorm", "norm"):
             weight(f"{prefix}.{norm}.weight", hidden)
     return listing
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Of a command: exit code 1, nothing on stdout, one line on stderr that holds the words."""
+    code, out, err = result
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def dequantized(source: Path, folder: Path, dtype: str) -> Path:
+    """gpt-oss with its experts as transformers holds them: (E, in, out), of a float dtype; all else in float32."""
+    tensors = stored(source)
+    written: dict[str, RawTensor] = {}
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    for name, array in tensors.items():
+        if name.endswith("_scales"):
+            continue
+        if name.endswith("_blocks"):
+            codes = np.stack([array & 15, array >> 4], axis=-1).reshape(*array.shape[:-1], 32)
+            scales = tensors[name.replace("_blocks", "_scales")].astype(np.float32)[..., None] - 127
+            expanded = (values[codes] * np.exp2(scales)).reshape(*array.shape[:2], -1).swapaxes(1, 2)
+            kept = {"F32": expanded, "F16": expanded.astype("<f2"), "F64": expanded.astype("<f8")}.get(dtype)
+            data = (expanded.copy().view("<u4") >> 16).astype("<u2") if kept is None else kept
+            written[name.removesuffix("_blocks")] = dtype, expanded.shape, np.ascontiguousarray(data).tobytes()
+        else:
+            written[name] = "F32", array.shape, np.ascontiguousarray(array).tobytes()
+    folder.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", written)
+    return folder

@@ -2,8 +2,13 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
+from email import message_from_bytes
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -18,11 +23,12 @@ HOME = {
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
     "jinja2": {"engine/chat/formats/jinja.py"},
     "huggingface_hub": {"engine/hub/network.py"},
-    "psutil": {"engine/plan.py"},
+    "psutil": {"engine/budget.py"},
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/chat/constrain.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
 }
+READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click"}
 
 
@@ -98,6 +104,12 @@ def test_only_quant_knows_formats() -> None:
             )
 
 
+def test_every_golden_file_has_the_script_that_made_it() -> None:
+    scripts = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests" / "reference").rglob("make_*.py"))
+    golden = {file.stem for file in (ROOT / "tests" / "golden").iterdir()}
+    assert [stem for stem in sorted(golden) if not re.search(rf"\b{stem}\b", scripts)] == []
+
+
 def test_every_package_is_installed() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent for file in modules()}
@@ -111,3 +123,66 @@ def test_every_dependency_is_used_and_declared() -> None:
     used = {name.split(".")[0] for file in modules() for name in imported(file)}
     assert declared <= used, f"declared and never imported: {declared - used}"
     assert (used & (set(HOME) | CLI_ONLY | {"numpy"})) - {"click"} <= declared
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_readmes_name_what_there_is(readme: Path) -> None:
+    """Files beside them, links, and paths from the top; blocks of code may be about others."""
+    text = re.sub(r"^```.*?^```$", "", readme.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    beside = re.findall(r"^\| ([^|]*`[^|]*) \|", text, re.MULTILINE)  # the first columns of tables of rooms
+    near = [name for cell in beside for name in re.findall(r"`([\w./]+\.py|[\w./]+/)`", cell)]
+    near += re.findall(r"\]\(([^):#]+)\)|`(?=\.\./)([\w./]+)`", text)
+    far = re.findall(rf"(?<![\w/])(?:{'|'.join(PARTS)}|tests)/[\w./-]*\w", text)
+    tests = {file.name for file in (ROOT / "tests").rglob("*.py")}
+    missing = [name for name in re.findall(r"\btest_\w+\.py", text) if name not in tests]
+    missing += [name for name in near if not (readme.parent / "".join(name)).exists()]
+    missing += [name for name in far if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_recipes_of_the_readmes_are_complete() -> None:
+    """A family and a kind of their blocks of code are all that a copy of numoe needs to run models of them."""
+    subprocess.run([sys.executable, ROOT / "tests" / "reference" / "recipe.py"], check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a wheel that is built in a used checkout, whose build/ holds modules that are gone."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in (*PARTS, "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, checkout / name)
+    for gone in ("lib/numoe/engine/gone.py", "lib/numoe/gone/__init__.py", "lib/gone.py"):
+        (checkout / "build" / gone).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / "build" / gone).touch()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--no-build-isolation", "-w", str(checkout / "dist"), str(checkout)], check=True)
+    with zipfile.ZipFile(next((checkout / "dist").glob("*.whl"))) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_wheel_holds_the_modules_that_there_are(wheel: dict[str, bytes]) -> None:
+    held = {name for name in wheel if name.endswith(".py")}
+    assert held == {f"numoe/{file.relative_to(ROOT).as_posix()}" for file in modules()}
+
+
+def test_a_wheel_holds_types_and_the_model_that_ships_in_it(wheel: dict[str, bytes]) -> None:
+    others = {name for name in wheel if not name.endswith(".py") and ".dist-info/" not in name}
+    tiny = (f"numoe/engine/tiny/{file.name}" for file in (ROOT / "engine" / "tiny").iterdir())
+    assert others == {*(f"numoe/{part}/py.typed" for part in PARTS), *tiny}
+
+
+def test_a_wheel_tells_what_it_is(wheel: dict[str, bytes]) -> None:
+    told = message_from_bytes(next(data for name, data in wheel.items() if name.endswith(".dist-info/METADATA")))
+    assert told["Name"] == "numoe"
+    assert told["License-Expression"] == "MIT"
+    assert told["License-File"] == "LICENSE"
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert told.get_payload(decode=True) == (ROOT / "README.md").read_bytes()
+    classifiers = told.get_all("Classifier", [])
+    assert "Typing :: Typed" in classifiers
+    versions = {one.rpartition(" ")[2] for one in classifiers if re.search(r":: Python :: 3\.\d+$", one)}
+    assert versions == {f"3.{minor}" for minor in range(11, 15)}
+    assert told["Requires-Python"] == ">=3.11"
+    entry_points = next(data for name, data in wheel.items() if name.endswith(".dist-info/entry_points.txt"))
+    assert b"numoe = numoe.cli.main:main" in entry_points

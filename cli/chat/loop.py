@@ -64,7 +64,7 @@ def chat(
     with ExitStack() as stack:
         output = stack.enter_context(_screen(quiet) if rendered else Output(quiet))
         from numoe.cli.chat.commands import Talk, changed, chat_rows, model_name
-        from numoe.engine import load
+        from numoe.engine import describe, load
         from numoe.engine.chat.files import Chat, alone, chat_path, chats
         from numoe.engine.home import home, lookup
 
@@ -101,7 +101,9 @@ def chat(
 
         def loaded(chat: Chat) -> Model:
             output.status(f"loading {chat.model}")
-            made = load(chat.model, ram=ram, threads=threads, ctx=chat.settings.context)
+            described = describe(chat.model)
+            room = described.plan(chat.settings.context).context
+            made = load(described, ram=ram, threads=threads, ctx=room)
             output.clear_status()
             for told in made.tokenizer.notes:
                 output.note(told)

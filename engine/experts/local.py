@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +42,11 @@ class LocalBank:
     def apply(self, layer: int, x: Floats, chosen: Ids, meanwhile: Callable[[], None]) -> Floats:
         activations = Activations(x)
         count, k = chosen.shape
-        order = np.argsort(chosen, axis=None, kind="stable")  # (T * K,)
-        experts, firsts = np.unique(chosen.ravel()[order], return_index=True)
-        places = dict(zip(experts.tolist(), np.split(order, firsts[1:]), strict=True))
+        order = chosen.argsort(axis=None, kind="stable")  # (T * K,)
+        ranked = chosen.ravel()[order]
+        bounds = [0, *((ranked[1:] != ranked[:-1]).nonzero()[0] + 1).tolist(), len(order)]
+        # The places among the T * K choices that are an expert's, by expert, ascending.
+        places = {int(ranked[a]): order[a:b] for a, b in pairwise(bounds)}
         outputs = np.empty((count * k, x.shape[1]), np.float32)
         formula, biases = self._formulas[layer]
         with self._source.stream(layer, places) as arriving:

@@ -195,23 +195,51 @@ class ExpertStore:
             return [matrix for entry in self._resident.values() for matrix in entry.matrices.values()]
 
     def allow(self, budget: int) -> None:
-        """Take at most `budget` bytes, once, before anything is asked for; what fits as a whole is read at once.
+        """Take at most `budget` bytes from now on. What fits as a whole is read at once, and stays.
+
+        Less than before: returns when what is too much is free, which passes of other threads may still compute with.
+        More: waits for nothing.
 
         Raises:
-            ValueError: the largest unit takes more.
+            ValueError: the largest unit takes more, or everything was allowed before.
             InputError: a file cannot be read or holds NaN.
         """
         if budget < self._largest:
             raise ValueError(f"a budget of {budget} bytes does not hold an expert of {self._largest}")
-        self.budget = min(budget, self.total_bytes)
-        self._counts = DecayedCounts(self.budget * len(self._units) // self.total_bytes)
+        budget = min(budget, self.total_bytes)
+        before = self.budget
+        if not before:
+            self._counts = DecayedCounts(budget * len(self._units) // self.total_bytes)
+        elif budget < before:
+            self._shrink(budget)
+            return
+        self.budget = budget
+        if budget == self.total_bytes > before:
+            self._read_all()
+
+    def _read_all(self) -> None:
+        for layer in sorted({layer for layer, _ in self._units}):
+            with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
+                deque(units, maxlen=0)
+        with self._change:
+            self._drop_spare()
+        self._reset()
+
+    def _shrink(self, budget: int) -> None:
         if self.budget == self.total_bytes:
-            for layer in sorted({layer for layer, _ in self._units}):
-                with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
-                    deque(units, maxlen=0)
-            with self._change:
-                self._drop_spare()
-            self._reset()
+            raise ValueError("experts that are all in memory stay there")
+        with self._change:
+            self.budget = budget
+            for layer in list(self._expected):  # else guesses could hold all that there is
+                self._end_expectation(layer)
+            self._change.wait_for(self._keeps_budget)
+
+    def _keeps_budget(self) -> bool:
+        """Evict what is above the budget; False if it is in use."""
+        while self._held > self.budget:
+            if not self._drop_spare() and not self._evict():
+                return False
+        return True
 
     def widen(self) -> None:
         """Put the units in the form that takes more memory and less time, once all are resident."""
@@ -353,6 +381,8 @@ class ExpertStore:
 
     def _schedule(self) -> None:
         """Start every read that can start now. To be called after every change."""
+        if self._held > self.budget:
+            self._change.notify_all()  # somebody waits for what is let go of
         while len(self._reading) < READERS:
             entry = self._next()
             if entry is None or not self._reserve(entry):

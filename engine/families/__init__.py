@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from numoe.engine.families import gguf
 from numoe.engine.families.config import word
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, GgufFile
+from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 
@@ -34,3 +38,31 @@ def family(model_type: Any) -> Family:
         known = ", ".join(FAMILIES)
         raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
     return FAMILIES[model_type]
+
+
+def from_gguf(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Sequence[float] | None, path: Path
+) -> tuple[dict[str, Any], Family, ModelSpec]:
+    """The config.json that a GGUF file's metadata amounts to, its family with GGUF's names, and its spec.
+
+    Args:
+        shapes: of its tensors by name.
+        divisors: the values of `gguf.ROPE_FREQS`, if it is among them.
+
+    Raises:
+        InputError: the architecture or one of its settings is not supported, or a key is missing.
+    """
+    kind_of_file = metadata.get("general.type", "model")
+    if kind_of_file != "model":
+        raise InputError(f'{path} is GGUF of the type "{word(kind_of_file)}" and no model; give the file of the model')
+    # Only what is needed is decoded: a name that is no UTF-8, or a large vocabulary, is nothing to the spec.
+    architecture = metadata.get("general.architecture")
+    prefix = f"{architecture}."
+    keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
+    file = GgufFile(path, keys, shapes, divisors)
+    families = list({one.model_types: one for one in FAMILIES.values()}.values())
+    found = gguf.chosen(families, architecture, file)
+    if found is None:
+        known = ", ".join(sorted({one.architecture for family in families for one in family.gguf}))
+        raise InputError(f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {known}')
+    return gguf.read(*found, file)

@@ -93,8 +93,10 @@ def mixture(
     return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
 
 
-def model(config: Config, layers: list[Layer], residual: Residual | None = None) -> ModelSpec:
-    """The keys every decoder has; refuses what nobody took."""
+def model(
+    config: Config, layers: list[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
+) -> ModelSpec:
+    """The keys every decoder has, of which one goes by several names; refuses what nobody took."""
     config.expect("is_causal", True)
     spec = ModelSpec(
         config.values["model_type"],
@@ -102,7 +104,7 @@ def model(config: Config, layers: list[Layer], residual: Residual | None = None)
         config.size("hidden_size"),
         tuple(layers),
         config.size("max_position_embeddings"),
-        config.number("rms_norm_eps"),
+        config.number(norm_eps),
         config.flag("tie_word_embeddings"),
         residual or PlainResidual(),
     )

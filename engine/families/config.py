@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import log
+from types import MappingProxyType
 from typing import Any
 
 from numoe.engine.layers.rope import LinearScaling, Llama3Scaling, Rope, Yarn
@@ -53,6 +55,9 @@ MOST_LAYERS = 10_000
 MOST_EXPERTS = 1_000_000
 """Of all layers together: bounds far above any model, so that a number typed wrong is refused and not counted to."""
 
+Arrangement = Mapping[str, Mapping[str, Any]]
+"""See `Config`."""
+
 _LARGEST = 1 << 40
 _MISSING = object()
 
@@ -65,6 +70,8 @@ class Config:
         defaults: what keys that are left out stand for; a key without one must be there.
         where: what errors call the file.
         spelt: how errors call a key.
+        arranged: in which the model's kinds differ from what the values say, because its weights are stored in
+            another order: fields of "rope", "latent" and so on.
     """
 
     def __init__(
@@ -73,11 +80,13 @@ class Config:
         defaults: Mapping[str, Any],
         where: str = "config.json",
         spelt: Callable[[str], str] = str,
+        arranged: Arrangement = MappingProxyType({}),
     ):
         self.values = values
         self.defaults = defaults
         self.where = where
         self.spelt = spelt
+        self.arranged = arranged
         self._left = set(values)
 
     def refusal(self, key: str, reason: str) -> InputError:
@@ -218,7 +227,8 @@ def word(value: Any) -> str:
 
 def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     """The rotary embedding of a config; see `rope_block`."""
-    return scaled_rope(config, rope_block(config), dim, interleaved=interleaved)
+    made = scaled_rope(config, rope_block(config), dim, interleaved=interleaved)
+    return replace(made, **config.arranged.get("rope", {}))
 
 
 def rope_block(config: Config) -> Config:

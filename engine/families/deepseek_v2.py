@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from dataclasses import replace
+from typing import Any
+
+from numoe.engine.families import common, latent
 from numoe.engine.families.config import Config
-from numoe.engine.families.deepseek_v3 import NAMES, latent_attention, latent_model
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, GgufFile
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
 
-DEFAULTS = common.DEFAULTS | {
+DEFAULTS = latent.DEFAULTS | {
     "max_position_embeddings": 2048,
     "first_k_dense_replace": 0,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
     "n_routed_experts": 64,
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.0,
@@ -39,7 +36,22 @@ def read(config: Config) -> ModelSpec:
         scale=config.number("routed_scaling_factor"),
     )
     experts = config.size("n_routed_experts", also="num_experts")
-    return latent_model(config, latent_attention(config, interleaved=True), experts, router)
+    return latent.model(config, latent.attention(config, interleaved=True), experts, router)
 
 
-FAMILY = Family(("deepseek_v2",), read, NAMES, DEFAULTS, common.IGNORED)
+def _by_groups(config: dict[str, Any], file: GgufFile) -> None:
+    GGUF.settle(config, file)
+    if config["n_group"] != 1:
+        config["topk_method"] = "group_limited_greedy"
+
+
+GGUF = latent.deepseek2()
+FAMILY = Family(
+    "DeepSeek-V2, V2-Lite",
+    ("deepseek_v2",),
+    read,
+    latent.NAMES,
+    DEFAULTS,
+    common.IGNORED,
+    (replace(GGUF, settle=_by_groups),),
+)

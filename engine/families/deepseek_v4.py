@@ -201,4 +201,11 @@ def _names() -> Names:
     return {ours: tuple(Source(name) for name in theirs) for ours, theirs in names.items()}
 
 
-FAMILY = Family(("deepseek_v4",), read, _names(), DEFAULTS, (r"(model\.)?mtp\..*", *common.IGNORED))
+FAMILY = Family(
+    "DeepSeek-V4-Flash, V4-Pro: sliding, CSA and HCA attention, hyper-connections, hash and score routing",
+    ("deepseek_v4",),
+    read,
+    _names(),
+    DEFAULTS,
+    (r"(model\.)?mtp\..*", *common.IGNORED),
+)

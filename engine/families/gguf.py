@@ -1,8 +1,7 @@
-"""GGUF files: their metadata said as a config.json, and their tensors' names.
+"""GGUF files: their metadata said as a config.json, so that there is one reading of every architecture.
 
-A file's `general.architecture` is mapped to one of the families, so that there is one reading of every
-architecture. Converters to GGUF reorder the rows of llama's query and key heads so that rotated channels are
-neighbours; rotating interleaved pairs is then the same computation.
+What an architecture has of its own stands beside its family, as `Gguf`; here is what they have in common: the keys, the
+tensors' names and llama.cpp's meaning of what is left out.
 """
 
 from __future__ import annotations
@@ -10,94 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from numoe.engine.families.config import shown, word
-from numoe.engine.families.names import Family, Gguf, Names, Source
-from numoe.engine.layers.attention.grouped import GroupedQueryAttention
-from numoe.engine.layers.block import Layer
-from numoe.engine.layers.rope import DividedFrequencies, Rope
+from numoe.engine.families.config import Arrangement, shown
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
+from numoe.engine.layers.rope import DividedFrequencies
 from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
-
-def from_gguf(
-    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Sequence[float] | None, path: Path
-) -> tuple[dict[str, Any], Family, ModelSpec]:
-    """The config.json that a GGUF file's metadata amounts to, its family with GGUF's names, and its spec.
-
-    Args:
-        shapes: of its tensors by name.
-        divisors: the values of `ROPE_FREQS`, if it is among them.
-
-    Raises:
-        InputError: the architecture or one of its settings is not supported, or a key is missing.
-    """
-    kind_of_file = metadata.get("general.type", "model")
-    if kind_of_file != "model":
-        raise InputError(f'{path} is GGUF of the type "{word(kind_of_file)}" and no model; give the file of the model')
-    # Only what is needed is decoded: a name that is no UTF-8, or a large vocabulary, is nothing to the spec.
-    architecture = metadata.get("general.architecture")
-    prefix = f"{architecture}."
-    keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
-    kind, gguf = _family(architecture, keys, path)
-    config = _config(kind, gguf, keys, shapes, path)
-    spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
-    spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
-    spec = kind.spec(config, str(path), lambda key: prefix + spellings[key] if key in spellings else key)
-    ignored, attention = kind.ignored, spec.layers[0][0].kind
-    assert isinstance(attention, GroupedQueryAttention)
-    head_dim = attention.head_dim
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.get(key, head_dim) != head_dim:
-            raise InputError(
-                f"{path}: {prefix}{key} is {shown(keys[key])}, and only the head size {head_dim} is supported"
-            )
-    if gguf.interleaved:
-        assert attention.rope is not None
-        rope = replace(attention.rope, interleaved=True)
-        if divisors is not None:
-            rope = _divided(rope, divisors, path)
-            ignored += (re.escape(ROPE_FREQS),)
-        spec = replace(spec, layers=tuple(_rotated(one, rope) for one in spec.layers))
-    return config, Family(kind.model_types, kind.reader, NAMES, kind.defaults, ignored), spec
-
-
-def _rotated(layer: Layer, rope: Rope) -> Layer:
-    """The same layer with another rope."""
-    attention, *others = layer
-    assert isinstance(attention.kind, GroupedQueryAttention)
-    return replace(attention, kind=replace(attention.kind, rope=rope)), *others
-
-
 ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
-
-
-def _divided(rope: Rope, divisors: Sequence[float], path: Path) -> Rope:
-    if rope.scaling is not None:
-        raise InputError(f"{path} has both {ROPE_FREQS} and rope scaling in its metadata, which is not supported")
-    if len(divisors) != rope.dim // 2 or min(divisors) <= 0:
-        raise InputError(f"{path}: {ROPE_FREQS} must be {rope.dim // 2} positive numbers; convert the model again")
-    return replace(rope, scaling=DividedFrequencies(tuple(divisors)))
-
-
-def _family(architecture: Any, keys: Mapping[str, Any], path: Path) -> tuple[Family, Gguf]:
-    """The family of a file with these keys. Raises InputError when there is none."""
-    from numoe.engine.families import FAMILIES
-
-    families = {one.model_types: one for one in FAMILIES.values()}.values()
-    known = [(family, family.gguf) for family in families if family.gguf]
-    told = [(family, gguf) for family, gguf in known if gguf.architecture == architecture]
-    if not told:
-        architectures = ", ".join(sorted({gguf.architecture for _, gguf in known}))
-        raise InputError(
-            f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {architectures}'
-        )
-    told.sort(key=lambda one: one[1].mark is None)  # who has a mark comes first
-    return next((family, gguf) for family, gguf in told if gguf.mark is None or keys.get(gguf.mark))
-
 
 # Key below the architecture's name -> config.json key.
 _KEYS = {
@@ -119,8 +40,10 @@ _SCALING_KEYS = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
+# Keys that must be the size of a head, unless the architecture reads them.
+_HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
 # Keys that restate others, and what others say when they say nothing: llama.cpp's defaults.
-_UNREAD = {"attention.value_length", "rope.dimension_count", "rope.scaling.finetuned"}
+_UNREAD = ("rope.scaling.finetuned", "nextn_predict_layers")
 _NEUTRAL = {
     "attention.causal": True,
     "expert_gating_func": 1,
@@ -135,23 +58,106 @@ _OPTIONAL: dict[str, Any] = {"rope.freq_base": 10000.0, "attention.head_count_kv
 """Where a file leaves these out, llama.cpp takes the same for every architecture."""
 
 
-def _config(
-    family: Family, gguf: Gguf, keys: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path
-) -> dict[str, Any]:
+def chosen(families: Sequence[Family], architecture: Any, file: GgufFile) -> tuple[Family, Gguf] | None:
+    """The family that a file of this architecture is of; None when none is known."""
+    told = [(family, gguf) for family in families for gguf in family.gguf if gguf.architecture == architecture]
+    told = [(family, gguf) for family, gguf in told if all(mark(file) for mark in gguf.marks)]
+    return max(told, key=lambda one: len(one[1].marks), default=None)
+
+
+def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Family, ModelSpec]:
+    """The config.json that a file amounts to, its family with GGUF's names, and its spec.
+
+    Raises:
+        InputError: one of its settings is not supported, or a key is missing.
+    """
+    prefix = f"{gguf.architecture}."
+    drafting = _drafting(file)
+    config = _config(family, gguf, file, len(drafting))
+    spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
+    spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    ignored = [*family.ignored, *(rf"blk\.{number}\..*" for number in drafting), r"(v|mm|mtp|nextn)\..*"]
+    arranged = gguf.arranged(file)
+    if arranged.get("rope", {}).get("scaling") is not None:
+        _check_divisors(config, file)
+        ignored.append(re.escape(ROPE_FREQS))
+    theirs = replace(family, names=gguf.names, ignored=tuple(ignored), arranged=arranged)
+    spec = theirs.spec(config, str(file.path), lambda key: prefix + spellings[key] if key in spellings else key)
+    for key in _HEAD_SIZES:
+        head_dim = _head_dim(config)
+        if key not in gguf.unread and file.keys.get(key, head_dim) != head_dim:
+            raise InputError(
+                f"{file.path}: {prefix}{key} is {shown(file.keys[key])}, and only the head size {head_dim} is supported"
+            )
+    return config, theirs, spec
+
+
+def neighbours(file: GgufFile) -> Arrangement:
+    """Of converters that reorder the rows of queries and keys so that rotated channels are neighbours.
+
+    Rotating interleaved pairs is then the same computation.
+    """
+    rope: dict[str, Any] = {"interleaved": True}
+    if file.divisors is not None:
+        rope["scaling"] = DividedFrequencies(tuple(file.divisors))
+    return {"rope": rope}
+
+
+def _check_divisors(config: Mapping[str, Any], file: GgufFile) -> None:
+    if "rope_scaling" in config:
+        raise InputError(f"{file.path} has both {ROPE_FREQS} and rope scaling in its metadata, which is not supported")
+    pairs, divisors = _head_dim(config) // 2, file.divisors or ()
+    if len(divisors) != pairs or min(divisors) <= 0:
+        raise InputError(f"{file.path}: {ROPE_FREQS} must be {pairs} positive numbers; convert the model again")
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    """The size of a head; 0 where the config does not tell."""
+    hidden, heads, head_dim = (config.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
+    if head_dim is None and type(hidden) is int and type(heads) is int and heads > 0:
+        head_dim = hidden // heads
+    return head_dim if type(head_dim) is int else 0
+
+
+def _drafting(file: GgufFile) -> Sequence[int]:
+    """The numbers of the blocks after the last layer, which only draft tokens.
+
+    `block_count` counts them. Files that do not say how many there are have them told by their tensors.
+    """
+    blocks, count = file.keys.get("block_count"), file.keys.get("nextn_predict_layers")
+    if type(blocks) is not int:
+        return ()
+    if count is None:
+        named = (re.match(r"blk\.(\d+)\.nextn\.", name) for name in file.shapes)
+        first = min((int(match[1]) for match in named if match), default=blocks)
+        return range(min(first, blocks), blocks)
+    if type(count) is not int or not 0 <= count < max(blocks, 1):
+        raise InputError(f"{file.path}: nextn_predict_layers is {shown(count)}, and there are {shown(blocks)} blocks")
+    return range(blocks - count, blocks)
+
+
+def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[str, Any]:
+    path, shapes, left = file.path, file.shapes, dict(file.keys)
     config: dict[str, Any] = {"model_type": family.model_types[0], **gguf.given}
     config["tie_word_embeddings"] = "output.weight" not in shapes
-    config["attention_bias"] = "blk.0.attn_q.bias" in shapes
-    if config["attention_bias"] and "blk.0.attn_output.bias" not in shapes:
+    biased = [name for name in shapes if re.fullmatch(r"blk\.\d+\.attn_q\.bias", name)]
+    config["attention_bias"] = bool(biased)
+    if any(name.replace("attn_q", "attn_output") not in shapes for name in biased):
         raise InputError(f"{path} has biases on queries, keys and values alone, which is not supported yet")
     if "blk.0.ffn_gate.bias" in shapes:
         config["mlp_bias"] = True
-    left = dict(keys)
     if shapes.get("token_embd.weight"):
         left.setdefault("vocab_size", shapes["token_embd.weight"][0])
+    optional = {**_OPTIONAL, **gguf.optional}
     for key, name in {**_KEYS, **gguf.keys}.items():
-        if key not in left and key not in _OPTIONAL:
+        if key in gguf.unread:
+            continue
+        if key not in left and key not in optional:
             raise InputError(f'{path} has no key "{gguf.architecture}.{key}", which this architecture needs')
-        config[name] = left.pop(key, _OPTIONAL.get(key))
+        config[name] = left.pop(key, optional.get(key))
+    if type(config["num_hidden_layers"]) is not int:
+        raise InputError(f"{path}: {gguf.architecture}.block_count is {shown(config['num_hidden_layers'])}, no number")
+    config["num_hidden_layers"] -= drafting
     # A factor without a kind is linear, as in llama.cpp.
     kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
     scaling = {name: left.pop(f"rope.scaling.{key}", None) for key, name in _SCALING_KEYS.items()}
@@ -159,32 +165,54 @@ def _config(
         config["rope_scaling"] = scaling | {"rope_type": kind}
         if kind == "linear":
             del config["rope_scaling"]["original_max_position_embeddings"]
+    gguf.settle(config, file)
+    read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
-        if key not in _UNREAD and value not in (0, False, None, "", _NEUTRAL.get(key)):
-            raise InputError(
-                f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results'
-            )
+        if value in (0, False, None, "", _NEUTRAL.get(key)) or key in read_elsewhere:
+            continue
+        raise InputError(f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results')
     return config
 
 
-def _names() -> Names:
-    names = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
-    layer = {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "ffn.router": "ffn_gate_inp"}
-    layer |= {
-        f"attention.{ours}": f"attn_{theirs}" for ours, theirs in zip("qkvo", ("q", "k", "v", "output"), strict=True)
+# The usual tensors: canonical name below a layer -> name below blk.N, to which .weight and .bias belong.
+USUAL = {
+    "attention_norm": "attn_norm", "ffn_norm": "ffn_norm", "ffn.router": "ffn_gate_inp",
+    "attention.q": "attn_q", "attention.k": "attn_k", "attention.v": "attn_v", "attention.o": "attn_output",
+    "attention.q_norm": "attn_q_norm", "attention.k_norm": "attn_k_norm",
+    "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down",
+    "ffn.shared.gate": "ffn_gate_shexp", "ffn.shared.up": "ffn_up_shexp", "ffn.shared.down": "ffn_down_shexp",
+}  # fmt: skip
+_QKV = ("q", "k", "v")
+
+
+def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
+    """The full table: the usual names and `more`, where a tuple holds whole names below blk.N that may be used."""
+
+    def below(one: str | Source) -> Source:
+        source = Source(one) if isinstance(one, str) else one
+        return replace(source, name=f"blk.{{layer}}.{source.name}")
+
+    table: dict[str, tuple[Source, ...]] = {
+        ours: (Source(f"{theirs}.weight"),)
+        for ours, theirs in {"embed": "token_embd", "norm": "output_norm", "head": "output"}.items()
     }
-    layer |= {f"attention.{n}_norm": f"attn_{n}_norm" for n in "qk"}
-    layer |= {f"ffn.{n}": f"ffn_{n}" for n in ("gate", "up", "down")}
-    table: dict[str, tuple[Source, ...]] = {ours: (Source(f"{theirs}.weight"),) for ours, theirs in names.items()}
-    for ours, theirs in layer.items():
-        table[f"layers.{{layer}}.{ours}"] = (Source(f"blk.{{layer}}.{theirs}.weight"),)
-        table[f"layers.{{layer}}.{ours}_bias"] = (Source(f"blk.{{layer}}.{theirs}.bias"),)
+    for ours, theirs in (*USUAL.items(), *more.items()):
+        if isinstance(theirs, tuple):
+            table[f"layers.{{layer}}.{ours}"] = tuple(map(below, theirs))
+            continue
+        for suffix, kind in (("", "weight"), ("_bias", "bias")):
+            table[f"layers.{{layer}}.{ours}{suffix}"] = (Source(f"blk.{{layer}}.{theirs}.{kind}"),)
+    for n in _QKV:
+        for suffix, kind in (("", "weight"), ("_bias", "bias")):
+            fused = Source(f"blk.{{layer}}.attn_qkv.{kind}", fused=tuple(f"{one}{suffix}" for one in _QKV))
+            table[f"layers.{{layer}}.attention.{n}{suffix}"] += (fused,)
     for n in ("gate", "up", "down"):
         stacked = Source(f"blk.{{layer}}.ffn_{n}_exps.weight", stacked=True)
         one = Source(f"blk.{{layer}}.ffn_{n}.{{expert}}.weight")
         both = (Source("blk.{layer}.ffn_gate_up_exps.weight", True, ("gate", "up")),) if n != "down" else ()
         table[f"layers.{{layer}}.ffn.experts.{{expert}}.{n}"] = (stacked, one, *both)
+        table[f"layers.{{layer}}.ffn.experts.{n}_bias"] = (Source(f"blk.{{layer}}.ffn_{n}_exps.bias"),)
     return table
 
 
-NAMES = _names()
+NAMES = names()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common, deepseek_v3
+from numoe.engine.families import common, latent
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family
 from numoe.engine.layers.spec import ModelSpec
 
-DEFAULTS = deepseek_v3.DEFAULTS | {
+DEFAULTS = latent.DEFAULTS | {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 202752,
     "first_k_dense_replace": 1,
@@ -18,17 +18,21 @@ DEFAULTS = deepseek_v3.DEFAULTS | {
     "topk_group": 1,
     "n_routed_experts": 64,
     "num_experts_per_tok": 4,
-    "num_nextn_predict_layers": 0,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "rope_interleave": True,
     "routed_scaling_factor": 1.8,
 }
 
 
 def read(config: Config) -> ModelSpec:
-    attention = deepseek_v3.latent_attention(config, interleaved=config.flag("rope_interleave"))
+    attention = latent.attention(config, interleaved=config.flag("rope_interleave"))
     kinds = config.kinds("mlp_layer_types", common.layer_count(config), ("dense", "sparse"))
     sparse = None if kinds is None else [kind == "sparse" for kind in kinds]
     experts = config.size("n_routed_experts", also="num_local_experts")
-    return deepseek_v3.latent_model(config, attention, experts, deepseek_v3.sigmoid(config), sparse)
+    return latent.model(config, attention, experts, latent.sigmoid(config), sparse)
 
 
-FAMILY = Family(("glm4_moe_lite",), read, deepseek_v3.NAMES, DEFAULTS, common.IGNORED)
+# Its files have the vocabulary of no other one, by which llama.cpp tells them too.
+GGUF = latent.deepseek2(latent.scores_by_sigmoid, lambda file: file.shapes.get("token_embd.weight", (0,))[0] == 154880)
+FAMILY = Family("GLM-4.7-Flash", ("glm4_moe_lite",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))

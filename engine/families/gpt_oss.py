@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.ffn import SwiGLU
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -51,14 +52,47 @@ def _names() -> Names:
     layer |= {"ffn.router_logit_bias": "mlp.router.bias"}
     names = dict(common.names(layer))
     stored = "model.layers.{layer}.mlp.experts"
-    for part in ("gate", "up"):  # whose rows alternate
-        both = Source(f"{stored}.gate_up_proj", True, ("gate", "up"), alternating=True)
-        names[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (both,)
+    both: dict[str, Any] = {"stacked": True, "fused": ("gate", "up"), "alternating": True}
+    for part in ("gate", "up"):  # in MXFP4, or turned
+        source = Source(f"{stored}.gate_up_proj", **both)
+        names[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (replace(source, transposed=True), source)
         bias = Source(f"{stored}.gate_up_proj_bias", False, ("gate_bias", "up_bias"), alternating=True)
         names[f"layers.{{layer}}.ffn.experts.{part}_bias"] = (bias,)
-    names["layers.{layer}.ffn.experts.{expert}.down"] = (Source(f"{stored}.down_proj", True),)
+    down = Source(f"{stored}.down_proj", True)
+    names["layers.{layer}.ffn.experts.{expert}.down"] = (replace(down, transposed=True), down)
     names["layers.{layer}.ffn.experts.down_bias"] = (Source(f"{stored}.down_proj_bias"),)
     return names
 
 
-FAMILY = Family(("gpt_oss",), read, _names(), DEFAULTS, common.IGNORED)
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    if "rope_scaling" in config:
+        config["rope_scaling"]["truncate"] = False  # as every gpt-oss has it
+
+
+GGUF = Gguf(
+    "gpt-oss",
+    gguf.names(
+        {
+            "ffn_norm": "post_attention_norm",
+            "attention.sink": ("attn_sinks.weight",),
+            "ffn.router_logit_bias": ("ffn_gate_inp.bias",),
+        }
+    ),
+    {
+        "attention.sliding_window": "sliding_window",
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "intermediate_size",
+    },
+    unread=("feed_forward_length",),
+    settle=_settle,
+)
+FAMILY = Family(
+    "gpt-oss-20b, 120b: attention sinks, windows, MXFP4 experts",
+    ("gpt_oss",),
+    read,
+    _names(),
+    DEFAULTS,
+    common.IGNORED,
+    (GGUF,),
+)

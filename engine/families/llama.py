@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -25,4 +25,7 @@ def read(config: Config) -> ModelSpec:
 
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
-FAMILY = Family(("llama",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("llama", interleaved=True))
+GGUF = Gguf("llama", gguf.NAMES, arranged=gguf.neighbours)
+FAMILY = Family(
+    "Llama 2 and 3, SmolLM2 and others of that layout", ("llama",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,)
+)

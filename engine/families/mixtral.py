@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf, Source
 from numoe.engine.layers.router import Router
@@ -40,8 +40,9 @@ def _names() -> dict[str, tuple[Source, ...]]:
 
 GGUF = Gguf(
     "llama",
+    gguf.NAMES,
     {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-    mark="expert_count",
-    interleaved=True,
+    arranged=gguf.neighbours,
+    marks=(lambda file: bool(file.keys.get("expert_count")),),
 )
-FAMILY = Family(("mixtral",), read, _names(), DEFAULTS, common.IGNORED, GGUF)
+FAMILY = Family("Mixtral", ("mixtral",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,))

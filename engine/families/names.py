@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.engine.families.config import Config
+from numoe.engine.families.config import Arrangement, Config
 from numoe.engine.layers.spec import ModelSpec
 
 
@@ -19,6 +20,8 @@ class Source:
     `stacked`: the experts of a layer are one tensor, this expert its slice along the first axis.
     `fused`: the stored tensor holds the rows of these matrices (of arrays: the last axis) one after another, itself
     among them, or with `alternating` in turn; their canonical names differ from its own in the last word.
+    `transposed`: the matrix is stored (in, out). It is turned when it is read, and held in as many bytes.
+    `flat`: the rows of a stack of matrices, or the one row of a vector, are the rows of this matrix.
     `made`: what makes the array of what is stored.
     """
 
@@ -26,6 +29,8 @@ class Source:
     stacked: bool = False
     fused: tuple[str, ...] = ()
     alternating: bool = False
+    transposed: bool = False
+    flat: bool = False
     made: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 
 
@@ -34,21 +39,43 @@ Names = Mapping[str, tuple[Source, ...]]
 
 
 @dataclass(frozen=True)
+class GgufFile:
+    """What a GGUF file says: the keys below its architecture's name, and its tensors' shapes by name.
+
+    `divisors`: the values of `gguf.ROPE_FREQS`, if it is among the tensors.
+    """
+
+    path: Path
+    keys: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    divisors: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
 class Gguf:
     """How GGUF files tell models of a family.
 
     `architecture`: their general.architecture.
-    `keys`: key below it -> config.json key, beside those that all architectures have.
+    `names`: what the tensors are called, mostly of `gguf.names`.
+    `keys`: key below the architecture -> config.json key, beside those that all have.
+    `optional`: of all keys those that may be left out, and what that means.
     `given`: config.json keys that every such file means and none says.
-    `mark`: the key by which they are told from another family's of the same architecture.
-    `interleaved`: converters reorder the rows of queries and keys so that rotated channels are neighbours.
+    `unread`: keys that restate others, or that `settle` reads.
+    `settle`: puts into a config what follows from several keys or from tensors; may raise InputError.
+    `arranged`: as in `Config`, where converters store weights in another order.
+    `marks`: what holds for its files alone. Of several families of an architecture the one with the most that all
+    hold is meant.
     """
 
     architecture: str
+    names: Names
     keys: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
-    mark: str | None = None
-    interleaved: bool = False
+    unread: tuple[str, ...] = ()
+    settle: Callable[[dict[str, Any], GgufFile], None] = lambda config, file: None
+    arranged: Callable[[GgufFile], Arrangement] = lambda file: {}
+    marks: tuple[Callable[[GgufFile], bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,15 +86,19 @@ class Family:
     `defaults`: what keys that a config.json leaves out stand for, as in transformers.
     `ignored`: regular expressions of stored tensors that the decoder does not need (drafting heads, tables
     that are recomputed). Any other tensor without a place in the spec is refused when loading.
-    `gguf`: None where GGUF files of it are not read.
+    `title`: the models that people know it by, as the README lists them.
+    `gguf`: the architectures that GGUF files of it have.
+    `arranged`: as in `Config`.
     """
 
+    title: str
     model_types: tuple[str, ...]
     reader: Callable[[Config], ModelSpec]
     names: Names
     defaults: Mapping[str, Any]
     ignored: tuple[str, ...] = ()
-    gguf: Gguf | None = None
+    gguf: tuple[Gguf, ...] = ()
+    arranged: Arrangement = field(default_factory=dict)
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -89,7 +120,7 @@ class Family:
         whole = Config(values, {}, where, spelt)
         text = whole.table("text_config")
         if not text:
-            return Config(values, self.defaults, where, spelt)
+            return Config(values, self.defaults, where, spelt, self.arranged)
         ties = [part["tie_word_embeddings"] for part in (values, text) if part.get("tie_word_embeddings") is not None]
         if len({repr(tie) for tie in ties}) > 1:
             raise whole.refusal("tie_word_embeddings", "is not what text_config says; keep one of the two")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -37,4 +37,4 @@ def read(config: Config) -> ModelSpec:
 
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
-FAMILY = Family(("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, Gguf("qwen3"))
+FAMILY = Family("Qwen3", ("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, (Gguf("qwen3", gguf.NAMES),))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from dataclasses import replace
+from math import nextafter
+from typing import Any
+
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, rope_block, scaled_rope
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import InputError
 
 LINEAR, FULL = "linear_attention", "full_attention"
 DEFAULTS = common.DEFAULTS | {
@@ -70,7 +75,7 @@ def _delta_net(config: Config) -> GatedDeltaNet:
     if kernel < 2:
         raise config.refusal("linear_conv_kernel_dim", f"is {kernel}, and only 2 and more are supported")
     dims = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
-    return GatedDeltaNet(key_heads, value_heads, *dims, kernel)
+    return replace(GatedDeltaNet(key_heads, value_heads, *dims, kernel), **config.arranged.get("deltanet", {}))
 
 
 def _feed_forward(config: Config) -> Kind:
@@ -103,10 +108,63 @@ def _names() -> Names:
     return common.also_below(names, "model.", "model.language_model.")
 
 
+_GGUF_NAMES = gguf.names(
+    {
+        "ffn_norm": "post_attention_norm", "ffn.shared_gate": (Source("ffn_gate_inp_shexp.weight", flat=True),),
+        "attention.qkv": "attn_qkv", "attention.gate": "attn_gate", "attention.b": "ssm_beta",
+        "attention.a": "ssm_alpha", "attention.conv": "ssm_conv1d", "attention.norm": "ssm_norm",
+        "attention.decay": ("ssm_a",), "attention.dt_bias": ("ssm_dt.bias", "ssm_dt"),
+        "attention.o": ("attn_output.weight", "ssm_out.weight"),
+    }
+)  # fmt: skip
+_GGUF_KEYS = {
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "ssm.inner_size": "linear_value_head_dim",
+    "full_attention_interval": "full_attention_interval",
+}
+_GGUF_EXPERT_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    recurrent = file.keys.get("attention.recurrent_layers")
+    if isinstance(recurrent, list):  # layers that only draft tokens may follow
+        kinds = [LINEAR if one else FULL for one in recurrent]
+        config["layer_types"] = kinds[: config["num_hidden_layers"]]
+    sizes = [config[key] for key in ("linear_value_head_dim", "linear_num_value_heads", "head_dim")]
+    rotary = file.keys.get("rope.dimension_count", sizes[2])
+    if any(type(size) is not int or size < 1 for size in (*sizes, rotary)):
+        raise InputError(f"{file.path}: a size of its heads is missing or no positive number; take another file")
+    config["linear_value_head_dim"] = sizes[0] // sizes[1]
+    config["partial_rotary_factor"] = nextafter(rotary / sizes[2], 2)  # of which a head has exactly that many channels
+
+
+def _gguf(architecture: str, model_type: str, keys: dict[str, str]) -> Gguf:
+    return Gguf(
+        architecture,
+        _GGUF_NAMES,
+        _GGUF_KEYS | keys,
+        optional={"full_attention_interval": 4, "feed_forward_length": None},
+        given={"model_type": model_type},
+        unread=("attention.recurrent_layers", "rope.dimension_count", "rope.dimension_sections"),
+        settle=_settle,
+        arranged=lambda file: {"deltanet": {"tiled": True}},
+    )
+
+
 FAMILY = Family(
+    "Qwen3.5 and 3.6, dense and with experts (text): gated DeltaNet and gated attention",
     ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
     read,
     _names(),
     DEFAULTS,
     (r"mtp\..*", r"model\.visual\..*", *common.IGNORED),
+    (_gguf("qwen35", "qwen3_5", {}), _gguf("qwen35moe", "qwen3_5_moe", _GGUF_EXPERT_KEYS)),
 )

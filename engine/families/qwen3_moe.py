@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, shown
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.router import Router
@@ -46,6 +46,7 @@ def read(config: Config) -> ModelSpec:
 
 GGUF = Gguf(
     "qwen3moe",
+    gguf.NAMES,
     {
         "expert_count": "num_experts",
         "expert_used_count": "num_experts_per_tok",
@@ -54,6 +55,7 @@ GGUF = Gguf(
     given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
 )
 FAMILY = Family(
+    "Qwen3-30B-A3B, 235B-A22B, Coder",
     ("qwen3_moe",),
     read,
     common.names(
@@ -62,5 +64,5 @@ FAMILY = Family(
     ),
     DEFAULTS,
     common.IGNORED,
-    GGUF,
+    (GGUF,),
 )

@@ -119,4 +119,4 @@ class Shared:
 
 def angles(rotation: Rotation, step: Step) -> Angles:
     """Of a pass's positions, computed once for all layers of equal rope."""
-    return step.once(rotation, lambda: rotation.angles(step.positions))
+    return step.once(rotation, rotation.angles, step.positions)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Literal
+
+import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.bank import ExpertBank
@@ -70,10 +72,11 @@ class Decoder:
         """
         return self.forward_all([(ids, cache)], "last" if last else "all")
 
-    def forward_all(self, parts: list[tuple[Ids, Cache]], wanted: Wanted = "last") -> Floats:
+    def forward_all(self, parts: list[tuple[Ids, Cache]], wanted: Wanted | Sequence[Wanted] = "last") -> Floats:
         """The same for the next tokens of several sequences in one pass, at most CHUNK together.
 
-        Rows of the result are in the order of the parts: one a sequence where only the last tokens' are wanted.
+        wanted: of all parts, or of each: "last" or "all". Rows of the result are in the order of the parts, one of a
+        part whose last token's are wanted.
         """
         step = Step.of(parts)
         assert len(step.ids) <= CHUNK
@@ -83,6 +86,9 @@ class Decoder:
             state = self._states(step)
         if wanted == "last" and len(step.ids) > len(step.segments):
             state = state[step.last_rows]
+        elif not isinstance(wanted, str):
+            each = zip(wanted, step.segments, strict=True)
+            state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
         x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
         return x if wanted == "hidden" else self.head.matmul(x)
 

@@ -50,9 +50,9 @@ class SwiGLU(Kind):
 
 def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> list[Floats]:
     """Several blocks of one kind at once, each with its own tokens: (T, D) each."""
-    bounds = accumulate((len(x) for _, x in parts), initial=0)
-    rows = [slice(a, b) for a, b in pairwise(bounds)]
-    gate, up = (np.empty((rows[-1].stop, spec.width), np.float32) for _ in range(2))
+    rows = [slice(a, b) for a, b in pairwise(accumulate([len(x) for _, x in parts], initial=0))]
+    gate = np.empty((rows[-1].stop, spec.width), np.float32)
+    up = np.empty_like(gate)
     products: list[tuple[QTensor, Activations, Floats | None]] = []
     for (w, x), own in zip(parts, rows, strict=True):
         products += [(w.matrices["gate"], x, gate[own]), (w.matrices["up"], x, up[own])]

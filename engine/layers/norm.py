@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
@@ -21,9 +22,4 @@ class Norm:
 
     def build(self, weights: Weights, name: str, eps: float) -> Callable[[Floats], Floats]:
         """(T, D) -> (T, D), a new array."""
-        weight = weights.arrays[name]
-
-        def norm(x: Floats) -> Floats:
-            return ops.rms_norm(x, weight, eps)
-
-        return norm
+        return partial(ops.rms_norm, weight=weights.arrays[name], eps=eps)

@@ -17,8 +17,8 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = 
     Shapes: x (..., D), weight (D,). `out` may be x itself.
     """
     square = np.vecdot(x, x)
-    square /= np.float32(x.shape[-1])
-    square += np.float32(eps)
+    square /= x.shape[-1]
+    square += eps
     np.sqrt(square, out=square)
     out = np.divide(x, square[..., None], out=out)
     if weight is not None:
@@ -29,10 +29,10 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = 
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + exp(-x)), in place and without overflow."""
     # tanh never overflows, and sigmoid(x) = (1 + tanh(x / 2)) / 2.
-    x *= np.float32(0.5)
+    x *= 0.5
     np.tanh(x, out=x)
-    x += np.float32(1)
-    x *= np.float32(0.5)
+    x += 1
+    x *= 0.5
     return x
 
 
@@ -42,13 +42,13 @@ def swiglu(gate: Floats, up: Floats, limit: float | None = None, alpha: float = 
     `limit` clips gate above and up on both sides (DeepSeek-V4, gpt-oss).
     """
     if limit is not None:
-        np.minimum(gate, np.float32(limit), out=gate)
-        np.clip(up, np.float32(-limit), np.float32(limit), out=up)
+        np.minimum(gate, limit, out=gate)
+        up.clip(-limit, limit, out=up)
     if shift:
-        up += np.float32(shift)
+        up += shift
     up *= gate
     if alpha != 1:
-        gate *= np.float32(alpha)
+        gate *= alpha
     sigmoid(gate)
     gate *= up
     return gate
@@ -85,12 +85,14 @@ def top_k(scores: Floats, k: int) -> Ids:
     n = scores.shape[-1]
     if k >= n:
         return np.broadcast_to(np.arange(n), (len(scores), n))
-    border = np.partition(scores, n - k, axis=-1)[:, n - k, None]  # (T, 1) the k-th largest
+    ranked = scores.copy()
+    ranked.partition(n - k, axis=-1)
+    border = ranked[:, n - k, None]  # (T, 1) the k-th largest
     above = scores > border
     level = scores == border
-    room = k - above.sum(axis=-1, keepdims=True)
-    chosen = above | (level & (np.cumsum(level, axis=-1) <= room))
-    indices = np.nonzero(chosen)[1]
+    room = k - np.add.reduce(above, axis=-1, keepdims=True)
+    chosen = above | (level & (np.add.accumulate(level, axis=-1) <= room))
+    indices = chosen.nonzero()[1]
     if len(indices) != len(scores) * k:
         raise InputError(
             "The model's scores of experts are no finite numbers; its weights may be damaged, so fetch its files again."

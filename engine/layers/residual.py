@@ -135,25 +135,24 @@ class Hyper:
         self.norm_eps = norm_eps
 
     def enter(self, state: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
-        n, eps = self.spec.streams, np.float32(self.spec.eps)
+        n, eps = self.spec.streams, self.spec.eps
         f = _project(state, self.fn, self.norm_eps)
         f[:, :n] *= self.scale[0]
         f[:, n : 2 * n] *= self.scale[1]
         f[:, 2 * n :] *= self.scale[2]
         f += self.base
         ops.sigmoid(f[:, : 2 * n])
-        pre, post = f[:, :n] + eps, f[:, n : 2 * n] * np.float32(2)
+        pre, post = f[:, :n] + eps, f[:, n : 2 * n] * 2
         comb = ops.softmax(f[:, 2 * n :].reshape(-1, n, n))
         comb += eps
         return _collapse(pre, state), (post, self._doubly_stochastic(comb))
 
     def _doubly_stochastic(self, comb: Floats) -> Floats:
         """Sinkhorn-Knopp: columns, then rows and columns in turn, are divided by their sums."""
-        eps = np.float32(self.spec.eps)
-        comb /= comb.sum(axis=1, keepdims=True) + eps
-        for _ in range(self.spec.sinkhorn_iterations - 1):
-            comb /= comb.sum(axis=2, keepdims=True) + eps
-            comb /= comb.sum(axis=1, keepdims=True) + eps
+        for turn in range(max(1, 2 * self.spec.sinkhorn_iterations - 1)):
+            total = np.add.reduce(comb, axis=2 if turn % 2 else 1, keepdims=True)
+            total += self.spec.eps
+            comb /= total
         return comb
 
     def leave(self, state: Floats, out: Floats, carried: tuple[Floats, Floats]) -> Floats:
@@ -176,16 +175,18 @@ class HyperHead:
         f = _project(state, self.fn, self.norm_eps)
         f *= self.scale
         f += self.base
-        return _collapse(ops.sigmoid(f) + np.float32(self.spec.eps), state)
+        return _collapse(ops.sigmoid(f) + self.spec.eps, state)
 
 
 def _project(state: Floats, fn: Floats, norm_eps: float) -> Floats:
     """rms_norm(flatten X) fn^T, (T, N, D) -> (T, outputs)."""
     flat = state.reshape(len(state), -1)
     square = np.vecdot(flat, flat)
-    square /= np.float32(flat.shape[1])
+    square /= flat.shape[1]
+    square += norm_eps
+    np.sqrt(square, out=square)
     f: Floats = np.matmul(flat, fn.T)
-    f /= np.sqrt(square + np.float32(norm_eps))[:, None]
+    f /= square[:, None]
     return f
 
 

@@ -67,10 +67,12 @@ class Routing:
         else:
             scores = np.sqrt(ops.softplus(scores))
         chosen = self.table[ids] if self.table is not None else self._choose(scores)
-        weights = np.take_along_axis(scores, chosen, axis=1)
+        weights = scores[np.arange(len(scores))[:, None], chosen]
         if spec.normalize:
-            weights /= weights.sum(axis=1, keepdims=True) + np.float32(1e-20)
-        weights *= np.float32(spec.scale)
+            total = np.add.reduce(weights, axis=1, keepdims=True)
+            total += 1e-20
+            weights /= total
+        weights *= spec.scale
         return chosen, weights
 
     def _choose(self, scores: Floats) -> Ids:

@@ -66,9 +66,9 @@ class Step:
         """The row of each sequence's last token."""
         return [segment.stop - 1 for segment in self.segments]
 
-    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """What `make` gives, made once in a pass for all layers that ask with this key."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: _Made = self._made[key]
+    def once(self, key: Hashable, make: Callable[..., _Made], *given: Any) -> _Made:
+        """What `make` gives of what is given, made once in a pass for all layers that ask with this key."""
+        made: _Made | None = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make(*given)
         return made

@@ -20,6 +20,7 @@ from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
+from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.threads import Task
@@ -59,7 +60,8 @@ def calibrate(
     """Read a text, at most MOST_TOKENS of it, in pieces that know nothing of each other.
 
     A routed expert's channels are averaged over the tokens that chose it, and with the average over all experts of its
-    layer, which decides where few tokens did. Memory: two float32 a channel of every matrix.
+    layer, which decides where few tokens did. Memory, of that for sessions: two float32 a channel of every matrix, and
+    the caches of a piece.
 
     Args:
         token_ids: the text, without a BOS.
@@ -67,7 +69,8 @@ def calibrate(
         progress: `progress(done, total)`, in tokens, is called as the reading goes on.
 
     Raises:
-        InputError: the text has too few tokens to tell anything, or an id outside the vocabulary.
+        InputError: the text has too few tokens to tell anything, or an id outside the vocabulary; or the memory is
+            too little.
     """
     ids = list(token_ids[:MOST_TOKENS])
     if len(ids) < _FEWEST_TOKENS:
@@ -78,6 +81,7 @@ def calibrate(
     decoder = Decoder(model.spec, weights, LocalBank(watched) if watched else None)
     prefix = [] if bos is None else [bos]
     length = min(CHUNK, model.spec.context) - len(prefix)
+    memory = model.reserve("calibrating", _sums_bytes(model.spec) + model.plan(length + len(prefix)).kv_bytes)
     for start in range(0, len(ids), length):
         piece = np.array(prefix + ids[start : start + length], np.int64)
         decoder.forward(piece, decoder.cache(len(piece)), last=True)
@@ -86,7 +90,18 @@ def calibrate(
     inputs = {name: matrix.inputs.moments() for name, matrix in dense.items() if matrix.inputs.tokens}
     if watched:
         inputs |= dict(watched.moments(model.spec))
+    memory.release()
     return Calibration(inputs, hashlib.sha256(repr(ids).encode()).hexdigest()[:16], len(ids))
+
+
+def _sums_bytes(spec: ModelSpec) -> int:
+    """Of the sums of all matrices, most of which may be routed experts'."""
+    return sum(_Inputs.nbytes(tensor.shape[1]) for _, name, tensor in spec.listing() if _watches(name, tensor))
+
+
+def _watches(name: str, tensor: Tensor) -> bool:
+    """Whether a weight's inputs are summed: the gate and up of an expert have the same."""
+    return tensor.held != "array" and name != "embed" and not (tensor.expert is not None and name.endswith(".up"))
 
 
 class _Inputs:
@@ -96,6 +111,10 @@ class _Inputs:
         self.sums = np.zeros((2, columns), np.float32)
         """Of the values and of their squares."""
         self.tokens = 0
+
+    @staticmethod
+    def nbytes(columns: int) -> int:
+        return 2 * 4 * columns
 
     def add(self, x: Floats) -> None:
         """x (T, in)."""

@@ -18,6 +18,7 @@ class Activations:
 
     def __init__(self, x: Float32):
         self.x = x
+        self._grouped: dict[int, Float32] = {}
         self._sums: dict[int, Float32] = {}
         self._shifts: dict[tuple[int, int], Float32] = {}
 
@@ -31,12 +32,14 @@ class Activations:
 
     def grouped(self, group: int) -> Float32:
         """(G, T, g)."""
-        return self.x.reshape(len(self.x), -1, group).transpose(1, 0, 2)
+        if group not in self._grouped:
+            self._grouped[group] = self.x.reshape(len(self.x), -1, group).transpose(1, 0, 2)
+        return self._grouped[group]
 
     def sums(self, group: int) -> Float32:
         """Of each group, (T, G)."""
         if group not in self._sums:
-            self._sums[group] = self.x.reshape(len(self.x), -1, group).sum(axis=2)
+            self._sums[group] = np.add.reduce(self.x.reshape(len(self.x), -1, group), axis=2)
         return self._sums[group]
 
     def shifts(self, group: int, offset: int) -> Float32:

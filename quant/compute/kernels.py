@@ -1,6 +1,6 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -23,6 +23,7 @@ FEW = 16
 # Up to so many multiplications and results, a product is a small one of `threads.blas_has_small_products`.
 _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
+_SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
 
 
 def block_rows(columns: int) -> int:
@@ -30,14 +31,10 @@ def block_rows(columns: int) -> int:
     return max(1, SCRATCH_ELEMENTS // max(1, columns))
 
 
-def equal_spans(count: int, size: int) -> list[tuple[int, int]]:
-    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
-    return _equal_spans(count, block_rows(size))
-
-
 @cache
-def _equal_spans(count: int, most: int) -> list[tuple[int, int]]:
-    parts = max(1, -(-count // most))
+def equal_spans(count: int, size: int) -> Sequence[tuple[int, int]]:
+    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
+    parts = max(1, -(-count // block_rows(size)))
     step = max(1, -(-count // parts))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -61,12 +58,9 @@ def products_by_rows(
 
 def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task]:
     """Tasks for out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
-
-    def multiply(start: int, stop: int) -> None:
-        multiply_rows(x, weights[start:stop], out[:, start:stop])
-
     rows, columns = weights.shape
-    return [partial(multiply, *span) for span in equal_spans(rows, 2 * columns)]  # small matrices are shared, too
+    spans = equal_spans(rows, 2 * columns)  # small matrices are shared, too
+    return [partial(multiply_rows, x, weights[start:stop], out[:, start:stop]) for start, stop in spans]
 
 
 def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
@@ -95,10 +89,10 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     tokens, columns = x.shape
     rows = len(weights)
     whole = 0
-    if 1 < tokens <= 2 * FEW and threads.blas_has_small_products():
+    if 1 < tokens <= _SMALL_TOKENS and threads.blas_has_small_products():
         if tokens > FEW:
-            multiply_rows(x[:FEW], weights, out[:FEW])
-            multiply_rows(x[FEW:], weights, out[FEW:])
+            for first in range(0, tokens, FEW):
+                multiply_rows(x[first : first + FEW], weights, out[first : first + FEW])
             return
         parts = max(-(-tokens * rows * columns // _SMALL_MULTIPLICATIONS), -(-tokens * rows // _SMALL_RESULTS))
         if 1 < parts <= rows:

@@ -1,6 +1,7 @@
 """What a conversion writes: the weights of a model, and the tensors that each becomes.
 
-Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix.
+Memory is bounded by a block of rows a thread, one slab of rows, and the scales of one matrix; of matrices that are
+stored (in, out), by a whole one a thread.
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ class Matrix:
 
     def kept(self) -> list[Job]:
         """What writes it in the format it has."""
-        cuts = []
-        for name, cut in zip(_parts(self.name), self.stored.cuts(), strict=False):
+        cuts = self.stored.cuts()
+        if not cuts:
+            output = Output(self.name, self.stored.format.kind.upper(), self.stored.shape)
+            return [Making(output, self.stored, _values)]
+        copies = []
+        for name, cut in zip(_parts(self.name), cuts, strict=False):
             output = Output(name, cut.dtype, (cut.rows, 8 * cut.row // DTYPE_BITS[cut.dtype]))
-            cuts.append(Copy(output, cut.tensor, cut.start, cut.row, cut.step))
-        return _arranged(self.stored, cuts)
+            copies.append(Copy(output, cut.tensor, cut.start, cut.row, cut.step))
+        return _arranged(self.stored, copies)
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class Copy(Job):
 
 @dataclass(frozen=True)
 class Making(Job):
-    """An array that is made of what is stored."""
+    """A tensor that is made of a whole weight."""
 
     output: Output
     stored: Stored
@@ -292,6 +297,12 @@ def _arranged(stored: Stored, copies: Sequence[Copy]) -> list[Job]:
 def _parts(name: str) -> tuple[str, str, str]:
     """The names of a weight's codes, scales and minimums."""
     return name, companion(name, "scale"), companion(name, "minimum")
+
+
+def _values(stored: Stored) -> NDArray:
+    """Those of a matrix of floats, in the dtype in which it is read."""
+    (values,) = stored.matrix().arrays().values()
+    return values
 
 
 def _columns(columns: slice, stored: Stored) -> NDArray:

@@ -66,7 +66,7 @@ class Columns(QTensor):
     unit = 1.0
     """The value of code 1 at scale 1."""
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return self.size
 
@@ -170,24 +170,20 @@ class Columns(QTensor):
             yield start * group, block.reshape(-1, slab.rows)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
-        def multiply(slab: Slab) -> None:
-            to = out[:, slab.first : slab.first + slab.rows]
-            if len(out) <= FEW:
-                self._multiply_few(slab, x, to)
-            else:
-                self._multiply_many(slab, x.x, to)
-
-        return [partial(multiply, slab) for slab in self.slabs]
+        multiply = self._multiply_few if len(out) <= 2 * FEW else self._multiply_many
+        return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        """out = x @ W.T for at most FEW tokens; out (T, rows)."""
+        """out = x @ W.T for at most twice FEW tokens, FEW at a time with each block; out (T, rows)."""
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
         sums = scratch("sums", (groups, tokens, slab.rows))
         for start, stop in equal_spans(groups, size * slab.rows):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            np.matmul(grouped[start:stop], block, out=sums[start:stop])
+            for first in range(0, tokens, FEW):
+                few = slice(first, first + FEW)
+                np.matmul(grouped[start:stop, few], block, out=sums[start:stop, few])
         scales = self._scales(slab)
         np.einsum("gtr,gr->tr", sums, scales, out=out)
         if self.offset:
@@ -195,11 +191,11 @@ class Columns(QTensor):
         if slab.bias is not None:
             out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
 
-    def _multiply_many(self, slab: Slab, x: Float32, out: Float32) -> None:
+    def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
         part = scratch("part", out.shape)
         for k, block in self._blocks(slab, self.shape[1]):
-            columns = x[:, k : k + len(block)]
+            columns = x.x[:, k : k + len(block)]
             if k == 0:
                 np.matmul(columns, block, out=out)
             else:

@@ -1,6 +1,7 @@
 """Matrices of plain numbers: float32, float16 and bf16."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ class F32(QTensor):
     values: Float32
     format = FLOAT32
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return pair(self.values)
 

@@ -20,6 +20,8 @@ from numoe.quant.dtypes import E8M0_NAN, Float32
 from numoe.quant.errors import InputError
 from numoe.quant.formats.format import Format
 
+_FLOAT32 = np.dtype(np.float32)
+
 # Multiplications; for fewer, having others help takes longer than it gains.
 _WORTH_WORKERS = 1 << 19
 _WORTH_THREADS = 1 << 21
@@ -114,7 +116,7 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
         activations = x if isinstance(x, Activations) else Activations(x)
         values = activations.x
         rows, columns = matrix.shape
-        if values.dtype != np.float32 or values.ndim != 2 or values.shape[1] != columns:
+        if values.dtype != _FLOAT32 or values.ndim != 2 or values.shape[1] != columns:
             raise ValueError(f"matmul takes float32 (T, {columns}), not {values.dtype} {values.shape}")
         given.append((matrix, activations, np.empty((len(values), rows), np.float32) if out is None else out))
         work += len(values) * rows * columns

@@ -74,6 +74,12 @@ class Numbers(Stored):
     def array_format(self) -> Format:
         return INT64 if self._dtype in _INTEGERS else FLOAT32
 
+    def turned(self) -> Stored:
+        if len(self.whole) < 2:
+            return self
+        *stacked, rows, columns = self.whole
+        return Turned(self.files, self.name, self.parts, (*stacked, columns, rows), self.format)
+
     @property
     def _is_view(self) -> bool:
         return self._dtype != "F64"
@@ -97,11 +103,32 @@ class Numbers(Stored):
         (info,) = self.parts
         raw = self.files.read_range(info.path, info.offset, info.nbytes)
         if info.dtype in _INTEGERS:
-            return raw.view(_INTEGERS[info.dtype]).astype(np.int64).reshape(info.shape)
-        values = _float_values(raw, info).reshape(info.shape)
+            return raw.view(_INTEGERS[info.dtype]).astype(np.int64).reshape(self.whole)
+        values = _float_values(raw, info).reshape(self.whole)
         if not all_finite(values):
             raise self._not_finite()
         return values
+
+
+class Turned(Numbers):
+    """Floats that are stored (in, out). A matrix is read as a whole, and held in as many bytes."""
+
+    @property
+    def _is_view(self) -> bool:
+        return False
+
+    def cuts(self) -> tuple[Cut, ...]:
+        return ()
+
+    def _extents(self, start: int, stop: int) -> tuple[Extent, ...]:
+        return super()._extents(0, self.whole[-2])
+
+    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+        values = raw[0].view(f"V{DTYPE_BITS[self._dtype] // 8}").reshape(self.whole[-1], self.whole[-2])
+        return super()._made([np.ascontiguousarray(values[:, start:stop].T).view(np.uint8)], start, stop)
+
+    def array(self) -> NDArray:
+        return Stored.array(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +144,11 @@ class BlockScaled(Stored):
         # What starts inside a block, or leaves rows out, gets one row of scales a row of codes.
         block = (height, width) if first % height == 0 and every == 1 else (1, width)
         return replace(picked, format=fp8_format(block, self.format.scale_bits))
+
+    def flat(self) -> Self:
+        if len(self.whole) > 2 and self.whole[-2] % self.block[0]:
+            raise self._refusal(f"its blocks of {self.block[0]} rows reach over the matrices of a stack")
+        return super().flat()
 
     def _scale_rows(self, start: int, stop: int) -> tuple[int, int]:
         return start // self.block[0], -(-stop // self.block[0])

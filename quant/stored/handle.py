@@ -104,6 +104,20 @@ class Stored(ABC):
         first, last, every = self._range
         return replace(self, picked=(first + start * every, min(first + stop * every, last), every * step))
 
+    def flat(self) -> Self:
+        """The rows of stacked matrices, or the one row of a vector, as those of one matrix."""
+        *stacked, width = self.whole or (1,)
+        return replace(self, whole=(math.prod(stacked), width))
+
+    def turned(self) -> Stored:
+        """The matrix or matrices (out, in) of what is stored (in, out); a vector as it is.
+
+        Raises InputError where codes would have to be turned with their scales.
+        """
+        if len(self.whole) < 2:
+            return self
+        raise self._refusal(f"it is {self.parts[0].dtype} stored (in, out), and only floats can be turned")
+
     def moved(self, tensors: Mapping[str, TensorInfo], files: Files) -> Self:
         """The same weight where its tensors lie elsewhere."""
         return replace(self, parts=tuple(tensors[info.name] for info in self.parts), files=files)
@@ -144,7 +158,10 @@ class Stored(ABC):
         return matrix
 
     def cuts(self) -> tuple[Cut, ...]:
-        """What of its `parts` makes the matrix by itself; raises InputError where that would take new scales."""
+        """What of its `parts` makes the matrix by itself; () where no bytes of it follow each other.
+
+        Raises InputError where that would take new scales.
+        """
         start, stop, step = self._range
         dtypes = self._dtypes or [info.dtype for info in self.parts]
         return tuple(

@@ -375,7 +375,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for name in arguments.only:
         if name in ("smollm2", "fidelity") and not file.exists():
-            say(f"{file} is not here, and rows about SmolLM2 are left out; `pytest tests/test_smollm2.py` fetches it")
+            say(f"{file} is not here, and no row is about SmolLM2; `pytest tests/engine/test_smollm2.py` fetches it")
             continue
         for row in sections[name]():
             print(row, flush=True)

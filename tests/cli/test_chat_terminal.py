@@ -76,7 +76,7 @@ class Terminal:
         """Read until the screen matches."""
         while not re.search(pattern, self.screen):
             try:
-                text = self.process.read_nonblocking(65536, timeout=15)
+                text = self.process.read_nonblocking(65536, timeout=60)
             except (pexpect.TIMEOUT, pexpect.EOF):
                 raise AssertionError(f"{pattern!r} did not appear on\n{self.screen}") from None
             self.raw += text
@@ -102,7 +102,7 @@ class Terminal:
 
     def left(self) -> int | None:
         """The exit code."""
-        self.process.expect(pexpect.EOF, timeout=15)
+        self.process.expect(pexpect.EOF, timeout=60)
         self.process.wait()
         return self.process.exitstatus
 
@@ -353,7 +353,7 @@ def test_ended_by_a_signal(tmp_path: Path, number: int, answer: str) -> None:
         "print('code', code, 'same', termios.tcgetattr(0) == before, flush=True)\n"
     )
     environment = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "NUMOE_HOME": str(tmp_path)}
-    terminal = pexpect.spawn(sys.executable, ["-c", script], env=environment, timeout=15, encoding="utf-8")
+    terminal = pexpect.spawn(sys.executable, ["-c", script], env=environment, timeout=60, encoding="utf-8")
     terminal.expect(r"pid (\d+)")
     child = int(terminal.match[1])
     prompt = r">[^\n]*?\x1b\[\?25h"  # drawn, and the cursor shown again

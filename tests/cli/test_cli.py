@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import tiny_tokenizer
+from helpers import refused, tiny_tokenizer
 from tiny import write_checkpoint, write_model
 
 from numoe.cli.output import Output, print_error
@@ -26,15 +26,6 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_model("llama_a", tmp_path_factory.mktemp("llama")))
-
-
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    """Exit code 1, nothing on stdout, one line on stderr that holds the words."""
-    code, out, err = result
-    assert (code, out) == (1, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    for word in words:
-        assert word in err
 
 
 # ------------------------------------------------------------------------------------------------ starting

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from helpers import released_v4_listing, reshard
 from hub_server import Hub, virtual_release
-from test_machine import a_machine
+from machines import a_machine, keep
 
 from numoe.engine import describe, home
 from numoe.engine.measure.machine import known
@@ -47,7 +47,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
     rates = {str(1 << power): 1e9 for power in range(16, 25)}
-    MACHINE._keep(replace(a_machine(), read_bytes_per_s=rates))
+    keep(replace(a_machine(), read_bytes_per_s=rates))
     with Hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
@@ -72,6 +72,7 @@ def test_v4_flash_on_a_small_machine(hub: Hub, command: Run, tmp_path: Path) -> 
     assert files(tmp_path) == {"machine.json"}
 
 
+@pytest.mark.slow
 def test_v4_pro_in_json(hub: Hub, command: Run) -> None:
     hub.add(PRO, release(PRO, 64))
     code, out, err = command("fit", PRO, "--ram", "24GB", "--json")

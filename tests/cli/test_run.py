@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused
-from test_constrain import MARKS
+from helpers import MARKS, refused
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt
+from numoe.engine import describe
 from numoe.quant.files import locked
+from numoe.quant.stored.checkpoint import Checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -157,6 +158,17 @@ def test_what_cannot_be_asked(
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
     code, out, err = command("run", model, *arguments)
     assert (code, out) == (2, "") and "Error: " in err
+
+
+@pytest.mark.parametrize("ask", [("run", "-n", "1", "hi"), ("chat",), ("bench", "--prompt-tokens", "900")])
+def test_a_context_without_room_is_refused_before_weights_are_read(
+    ask: tuple[str, ...], command: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "matrix", lambda *_: pytest.fail("read"))
+    ram = describe(model).plan(64).total_bytes
+    name, *options = ask
+    code, out, err = command(name, model, *options, "--ram", str(ram), stdin="hi")
+    assert (code, out) == (2, "") and "raise --ram to" in err
 
 
 def test_json_document(command: Run, model: str) -> None:
@@ -682,11 +694,17 @@ def test_a_batch_that_is_ended_keeps_what_it_has(windowed: str, tmp_path: Path) 
     [
         ('"$@" <&-', 0, True, " tok/s"),
         ('"$@" >&-', 1, False, "error: standard output cannot be written (it is closed); send it to another place\n"),
-        ('"$@" 2>&-', 0, True, ""),
-        ('"$@" >&- 2>&- <&-', 1, False, ""),
+        pytest.param('"$@" 2>&-', 0, True, "", marks=pytest.mark.slow),
+        pytest.param('"$@" >&- 2>&- <&-', 1, False, "", marks=pytest.mark.slow),
         ('"$@" --json > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
-        ('"$@" --help > /dev/full', 1, False, "error: standard output cannot be written (No space left on device)"),
-        ('"$@" 2> /dev/full', 0, True, ""),
+        pytest.param(
+            '"$@" --help > /dev/full',
+            1,
+            False,
+            "error: standard output cannot be written (No space left on device)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param('"$@" 2> /dev/full', 0, True, "", marks=pytest.mark.slow),
         ('"$@" > /dev/full 2>&1', 1, False, ""),
     ],
 )

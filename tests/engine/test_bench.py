@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numoe.engine import InputError, Model, Session
+from numoe.engine import InputError, Model, Session, describe
 from numoe.engine.measure import bench as engine_bench
 from numoe.engine.measure.bench import PACKS, bench, bench_kernels, copies, per_second, plain_products, products
 from numoe.quant.compute import threads
@@ -229,9 +229,9 @@ def test_people_get_a_table(numoe: Run, checkpoint: Callable[[str], Path]) -> No
 def test_reads_from_disk_are_told(
     numoe: Run, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loading = sys.modules["numoe.engine.load"]
-    monkeypatch.setattr(loading, "_expert_room", lambda _, experts, *others: 3 * max(experts.largest.values()))
-    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT)
+    monkeypatch.setattr(sys.modules["numoe.engine.plan"], "scratch_bytes", lambda spec: 0)
+    least = describe(checkpoint("mixtral_a")).plan(13).least_bytes
+    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT, "--ram", str(least))
     rows = {line[:11].strip(): line[11:].strip() for line in out.splitlines()}
     assert code == 0
     assert re.fullmatch(r"\d+\.\d% found in memory, [\d.]+ kB there now", rows["experts"])

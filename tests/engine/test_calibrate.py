@@ -76,14 +76,29 @@ def test_rare_experts_have_the_average_of_their_layer(model: Models) -> None:
 def test_it_is_the_same_from_disk(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tiny.load_golden("qwen3_moe_a").ids[:200].tolist()
     whole = load(checkpoint("qwen3_moe_a"))
-    loading = import_module("numoe.engine.load")
-    monkeypatch.setattr(loading, "_expert_room", lambda _, experts, *more: experts.total_bytes // 2)
-    part = load(checkpoint("qwen3_moe_a"))
+    monkeypatch.setattr(import_module("numoe.engine.plan"), "scratch_bytes", lambda spec: 0)
+    planned = whole.plan()
+    part = load(checkpoint("qwen3_moe_a"), ram=planned.total_bytes - planned.expert_bytes // 2)
     assert part.experts and not part.experts.complete
     one, other = calibrate(whole, ids), calibrate(part, ids)
     assert one.text == other.text and one.inputs.keys() == other.inputs.keys()
     for name, moments in one.inputs.items():
         assert_same(moments, other.inputs[name])
+
+
+@pytest.mark.parametrize("case", ["qwen3_b", "qwen3_moe_a"])
+def test_sums_are_taken_from_the_memory_for_sessions(case: str, checkpoint: Callable[[str], Path]) -> None:
+    planned = describe(checkpoint(case)).plan()
+    tight = load(checkpoint(case), ram=planned.total_bytes)
+    before = tight.memory.sessions.parts_bytes
+    ids = tiny.random_ids("some", 130, 64).tolist()
+    calibrate(tight, ids)
+    assert tight.memory.sessions.parts_bytes == before == 0
+    taken = tight.session(planned.context - 64)
+    with pytest.raises(InputError, match=r"^calibrating needs .* are allowed; raise --ram to \d+MB"):
+        calibrate(tight, ids)
+    taken.close()
+    calibrate(tight, ids)
 
 
 def test_only_so_much_is_read_and_too_little_is_refused(model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +117,7 @@ def test_products_with_another_text_change_less(tmp_path: Path) -> None:
     described = describe(MASTER)
     master = load(described)
     ids = master.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))
-    calibration, other = calibrate(master, ids[-4000:]), calibrate(master, ids[:4000])
+    calibration, other = calibrate(master, ids[-2000:]), calibrate(master, ids[:2000])
     cost = {}
     for name, inputs, text in [("plain", None, None), ("calibrated", calibration.inputs, calibration.text)]:
         folder, origin = tmp_path / name, Folder(MASTER, "master")

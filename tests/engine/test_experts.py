@@ -5,13 +5,14 @@ import gc
 import json
 import os
 import shutil
-import sys
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from functools import cache
+from importlib import import_module
+from itertools import chain, product
 from pathlib import Path
 
 import gguf
@@ -19,11 +20,11 @@ import numpy as np
 import pytest
 import tiny
 from gguf.constants import GGMLQuantizationType
-from helpers import write_safetensors
+from gguf_files import write_gguf
+from helpers import dequantized, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from test_gguf_models import write_gguf
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import store as experts
@@ -34,7 +35,7 @@ from numoe.quant.files import Files
 from numoe.quant.stored.checkpoint import open_checkpoint
 
 Checkpoints = Callable[[str], Path]
-LOAD, PLAN = sys.modules["numoe.engine.load"], sys.modules["numoe.engine.plan"]
+BUDGET, LOAD, PLAN = (import_module(f"numoe.engine.{name}") for name in ("budget", "load", "plan"))
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +76,14 @@ def load_with(
     monkeypatch: pytest.MonkeyPatch, path: Path, budget: Callable[[ExpertStore], int], ahead: bool = True
 ) -> Model:
     """A model whose experts may take so many bytes."""
-    monkeypatch.setattr(LOAD, "_expert_room", lambda description, store, *_: budget(store))
-    model = load(path)
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 0)
+    model = load(path, ram=describe(path).plan().total_bytes - 1)
+    assert model.experts is not None
+    wanted = budget(model.experts)
+    if wanted == model.experts.total_bytes:
+        model = load(path)
+    else:
+        model.experts.allow(min(wanted, model.experts.budget))
     assert model.experts is not None
     model.experts.ahead = ahead
     return model
@@ -104,6 +111,7 @@ def stacked(folder: Path) -> Path:
 def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A golden case, as it is ("v4_a") or rewritten: "CASE int4", "mixtral_a stacked", "mixtral_a gguf"."""
 
+    @cache
     def write(name: str) -> Path:
         case, _, form = name.partition(" ")
         if not form:
@@ -111,6 +119,8 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
         folder = tmp_path_factory.mktemp("variants") / "model"
         if form == "stacked":
             return stacked(Path(shutil.copytree(checkpoint(case), folder)))
+        if form == "transposed":
+            return dequantized(checkpoint(case), folder, "BF16")
         if form == "gguf":
             return write_gguf(checkpoint(case), tiny.load_golden(case).config, folder.with_suffix(".gguf"), "llama")
         described = describe(checkpoint(case))
@@ -121,15 +131,22 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
 
 
 VARIANTS = [
-    "gpt_oss_a", "gpt_oss_b native", "qwen3_5_moe_a", "v4_a", "v4_a int4", "v4_released", "v4_released int8",
+    "gpt_oss_a", "gpt_oss_a transposed", "gpt_oss_b native", "qwen3_5_moe_a",
+    "v4_a", "v4_a int4", "v4_released", "v4_released int8",
     "v4_released int4", "v4_released native", "v3_fp8",
     "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
 ]  # fmt: skip
 
 
+# (budget, whether experts are read ahead, threads): each budget once by default, and each pair of the others once.
+USUAL = [("least", False, 2), ("chosen", True, 1), ("half", True, 2), ("all", False, 1)]
+ALL = list(product(("least", "chosen", "half", "all"), (False, True), (1, 2)))
+
+
+@pytest.mark.parametrize("ways", [USUAL, pytest.param(ALL, marks=pytest.mark.slow)], ids=["usual", "all"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_digit_depends_on_the_budget(
-    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, ways: list[tuple[str, bool, int]]
 ) -> None:
     path = variant(name)
     ids = tiny.load_golden(name.split()[0]).ids.tolist()[:44]
@@ -139,17 +156,16 @@ def test_no_digit_depends_on_the_budget(
         return np.concatenate([session.feed(ids[:40]), *(session.feed([token]) for token in ids[40:])])
 
     expected = logits(load(path, threads=1))
-    budgets: list[Callable[[ExpertStore], int]] = [
-        least_bytes, chosen_bytes(path), lambda store: store.total_bytes // 2, lambda store: store.total_bytes,
-    ]  # fmt: skip
-    for budget in budgets:
-        for ahead in (False, True):
-            for count in (1, 2):
-                model = load_with(monkeypatch, path, budget, ahead)
-                threads.use(count)
-                np.testing.assert_array_equal(logits(model), expected)
-                assert model.experts is not None
-                assert model.experts.held_bytes <= model.experts.budget
+    budgets: dict[str, Callable[[ExpertStore], int]] = {
+        "least": least_bytes, "chosen": chosen_bytes(path), "half": lambda store: store.total_bytes // 2,
+        "all": lambda store: store.total_bytes,
+    }  # fmt: skip
+    for budget, ahead, count in ways:
+        model = load_with(monkeypatch, path, budgets[budget], ahead)
+        threads.use(count)
+        np.testing.assert_array_equal(logits(model), expected)
+        assert model.experts is not None
+        assert model.experts.held_bytes <= model.experts.budget
 
 
 def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, reads: list[tuple[Path, int, int]]) -> None:
@@ -234,7 +250,8 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
     path = checkpoint("v4_a")
     planned = describe(path).plan(256)
     others = planned.resident_bytes + planned.kv_bytes + 1000
-    least = chosen_bytes(path)(LOAD._experts_on_disk(describe(path)))
+    least = planned.least_bytes - others
+    assert 3 * least_bytes(LOAD._experts_on_disk(describe(path))) == pytest.approx(least, abs=3 * 64)
     model = load(path, ram=others + least, ctx=256)
     assert model.experts is not None
     assert model.experts.budget == least < model.experts.total_bytes
@@ -250,18 +267,18 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
 def test_all_memory_but_a_tenth_is_taken_by_default(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint("mixtral_a")
     planned = describe(path).plan()
+    asked = []
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 0)
-    monkeypatch.setattr(LOAD, "available_memory", lambda: planned.total_bytes - 1)
-    monkeypatch.setattr(PLAN, "available_memory", lambda: planned.total_bytes - 1)
+    monkeypatch.setattr(BUDGET, "available_memory", lambda: asked.append(1) or planned.total_bytes - 1)
     model = load(path)
     assert model.experts is not None
     assert model.experts.budget == planned.expert_bytes - 1 < model.experts.total_bytes
-    # What was left for the caches then is theirs, though other programs have taken all since.
-    monkeypatch.setattr(PLAN, "available_memory", lambda: 0)
-    model.session().feed([1])
-    monkeypatch.setattr(model, "_kept_free", 0)
+    # What there was then is theirs, and no more, whatever other programs have taken or given since.
+    sessions = [model.session()]
+    sessions[0].feed([1])
     with pytest.raises(InputError, match=r"a context of \d+ tokens needs .* are free now"):
-        model.session()
+        sessions += [model.session() for _ in range(planned.expert_bytes // planned.kv_bytes + 1)]
+    assert asked == [1]
 
 
 # ----------------------------------------------------------------------------------------------------------- one store
@@ -393,6 +410,49 @@ def test_units_in_use_stay(equal: Path) -> None:
         assert e == 3 and (matrices["gate"].dequantize() == 3).all()
     take(store, 0, [3])
     assert store.stats()["hits"] == 1
+
+
+def test_less_is_held_when_what_is_in_use_is_let_go_of(equal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And guesses never hold what is left."""
+    store = store_of(equal, 8)
+    store.expect(1, [0, 1, 2])
+    begun = threading.Event()
+    keeps = store._keeps_budget
+    monkeypatch.setattr(store, "_keeps_budget", lambda: keeps() or begun.set())
+    with ThreadPoolExecutor(1) as pool:
+        with store.stream(0, range(4)) as units:
+            deque(units, maxlen=0)
+        with store.stream(0, range(4)) as units:  # all at once: they are there
+            assert len(next(units)) == 4
+            shrinking = pool.submit(store.allow, least_bytes(store))
+            assert begun.wait(30) and not shrinking.done()
+        shrinking.result(30)
+    assert store.held_bytes <= store.budget == least_bytes(store)
+    take(store, 1, list(range(EXPERTS)))
+    store.allow(4 * least_bytes(store))
+    take(store, 0, [0, 1])
+    take(store, 1, [4, 5])
+    before = store.stats()["misses"]
+    take(store, 0, [0, 1])
+    assert store.stats()["misses"] == before
+
+
+def test_what_is_all_in_memory_stays(equal: Path) -> None:
+    store = store_of(equal, LAYERS * EXPERTS)
+    with pytest.raises(ValueError, match="stay there"):
+        store.allow(least_bytes(store))
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.integers(0, LAYERS - 1), WANTED), max_size=12))
+def test_no_digit_depends_on_changes_of_the_budget(mixed: Path, steps: list[tuple[int, bool, int, list[int]]]) -> None:
+    store = store_of(mixed, 5)
+    for units, expecting, layer, wanted in steps:
+        store.allow(units * least_bytes(store))
+        assert store.held_bytes <= store.budget
+        if expecting:
+            store.expect(layer, wanted)
+        take(store, layer, wanted)
 
 
 def test_sessions_of_several_threads_share_a_store(equal: Path) -> None:

@@ -1,17 +1,24 @@
 """Real configs become the right architecture; what is not understood is refused by name."""
 
 import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from helpers import dequantized
 from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError, families, load
+from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import FAMILIES, family
 from numoe.engine.families.config import HARMLESS
 from numoe.engine.families.quantization import fp8_block
@@ -20,6 +27,8 @@ from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.rope import frequencies
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
+from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.formats.plain import BF16
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -51,7 +60,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
     model = spec(config(name))
-    planned = plan(model, dict.fromkeys(model.tensors(), ("bf16", 0)), 1)
+    planned = plan(model, dict.fromkeys(model.tensors(), BF16.format), 1)
     assert planned.parameters == pytest.approx(total, rel=0.02)
     # Cards differ in whether they count embedding and head among the active parameters.
     assert planned.active_parameters == pytest.approx(active, rel=0.12)
@@ -78,7 +87,7 @@ def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
 
 def test_v4_flash_cache_of_a_long_context_grows_as_the_architecture_promises() -> None:
     model = spec(config("deepseek-ai__DeepSeek-V4-Flash"))
-    stored = dict.fromkeys(model.tensors(), ("bf16", 0))
+    stored = dict.fromkeys(model.tensors(), BF16.format)
     per_token = (plan(model, stored, 1_048_576).kv_bytes - plan(model, stored, 131_072).kv_bytes) / (
         1_048_576 - 131_072
     )
@@ -240,6 +249,46 @@ def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) 
                 assert "\n" not in str(error) and len(str(error)) < 400
 
 
+FLAGS = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias", "use_qk_norm", "qk_norm", "tie_word_embeddings",
+         "attn_output_gate", "norm_topk_prob", "use_sliding_window", "rope_interleave", "moe_gated")  # fmt: skip
+
+
+def flipped() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each config with each of its true or false keys, and of those that some configs have, the other way round."""
+    configs = {path.stem: config(path.stem) for path in CONFIGS.glob("*.json")}
+    configs |= {case: tiny.load_golden(case).config for case in tiny.cases()}
+    for name, values in configs.items():
+        text = values.get("text_config", values)
+        for key in {key for key, value in text.items() if type(value) is bool} | set(FLAGS):
+            changed = text | {key: not text.get(key, False)}
+            yield f"{name} {key}", values | {"text_config": changed} if "text_config" in values else changed
+
+
+def test_every_setting_that_passes_has_names_for_its_tensors() -> None:
+    """A bias or norm that a config asks for is computed, or refused by name; never a tensor that nobody can name."""
+    passed = set()
+    for name, values in flipped():
+        kind = family(values["model_type"])
+        try:
+            spec = kind.spec(values)
+        except InputError as error:
+            assert '"' in str(error), name
+            continue
+        passed.add(name)
+        numbers = {layer: number for number, layer in enumerate(spec.layers)}.values()
+        tensors: list[tuple[str, int | None, int | None]] = [
+            (tensor, None, None) for tensor in ("embed", "norm", "head")
+        ]
+        for number in numbers:
+            table = spec.layer_tensors(number)
+            tensors += [(tensor, number, one.expert) for tensor, one in table.items() if one.expert in (None, 0)]
+        for tensor in tensors:
+            for one in (kind, *(replace(kind, names=gguf.names) for gguf in kind.gguf)):
+                assert list(one.sources(*tensor)), f"{name}: {tensor}"
+    assert "qwen3_a attention_bias" in passed
+    assert "mistralai__Mixtral-8x7B-v0.1 mlp_bias" not in passed
+
+
 # Keys of real configs that change no logit: old conversions, other programs' notes, decoding defaults.
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -370,37 +419,11 @@ def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) ->
     assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
 
 
-MADE_UP = """
-from numoe.engine.families import common
-from numoe.engine.families.names import Family
-from numoe.engine.layers.router import Router
-from numoe.engine.layers.spec import decoder_layer
-
-DEFAULTS = common.DEFAULTS | {"num_experts_per_tok": 2}
-
-def read(config):
-    ffn = common.mixture(config, config.size("num_experts"), common.swiglu(config), Router("sigmoid"))
-    layer = decoder_layer(common.grouped_query_attention(config), ffn)
-    return common.model(config, [layer] * common.layer_count(config))
-
-NAMES = common.names(common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}, experts="mlp.experts")
-FAMILY = Family(("made_up",), read, NAMES, DEFAULTS)
-"""
-
-
-def test_a_file_in_the_folder_is_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the folder's README tells is all there is to do."""
-    (tmp_path / "made_up_family.py").write_text(MADE_UP)
-    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
-    found = families.found()
-    assert found.keys() == {*FAMILIES, "made_up"}
-    config = tiny.load_golden("mixtral_a").config | {"model_type": "made_up", "num_experts": 4}
-    described = found["made_up"].spec({k: v for k, v in config.items() if k != "num_local_experts"})
-    assert {block.kind.label for block in described.blocks()} == {"full", "routed"}
-    assert [source.name for source in found["made_up"].sources("layers.1.ffn.experts.3.up", 1, 3)] == [
-        "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.experts.gate_up_proj",
-        "layers.1.ffn.experts.3.up", "layers.1.ffn.experts.3.up.weight",
-    ]  # fmt: skip
+def test_the_readme_lists_the_families_that_there_are() -> None:
+    """`python tests/reference/families.py --table` prints them."""
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "tests" / "reference" / "families.py"))["table"]()
+    assert table in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -419,3 +442,74 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(checkpoint: Callable[[s
     whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
     with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
         spec(whole)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_experts_that_are_stored_transposed_are_turned(
+    checkpoint: Callable[[str], Path], tmp_path: Path, dtype: str
+) -> None:
+    golden = tiny.load_golden("gpt_oss_a")
+    folder = dequantized(checkpoint("gpt_oss_a"), tmp_path / "model", dtype)
+    whole = load(folder)
+    logits = whole.session(512).feed(golden.ids)
+    assert np.abs(logits - golden.logits).max() < 2e-4
+    assert whole.stats()["weight_bytes"] == whole.plan(512).weight_bytes  # no more than is stored, whatever the order
+
+
+@pytest.mark.parametrize("quant", ["native", "int8", "int4"])
+def test_a_conversion_of_transposed_experts_is_one_of_turned_ones(
+    checkpoint: Callable[[str], Path], tmp_path: Path, quant: str
+) -> None:
+    golden = tiny.load_golden("gpt_oss_a")
+    source = describe(dequantized(checkpoint("gpt_oss_a"), tmp_path / "model", "BF16"))
+    convert(source.checkpoint, source.weights(), tmp_path / quant, quant, Folder(source.path, "x"))
+    logits = load(tmp_path / quant).session(512).feed(golden.ids)
+    assert np.abs(logits - golden.logits).max() < {"native": 2e-4, "int8": 0.6, "int4": 4}[quant]
+    assert not any("gate_up" in name for name in describe(tmp_path / quant).checkpoint.tensors if "bias" not in name)
+
+
+WITHOUT = """
+import pkgutil, sys
+from importlib import import_module
+from pathlib import Path
+
+import numoe.cli, numoe.engine, numoe.quant
+from numoe.engine.families import FAMILIES, family
+from numoe.quant.errors import InputError
+
+assert Path(numoe.engine.__file__).is_relative_to(sys.argv[1])
+for part in (numoe.cli, numoe.engine, numoe.quant):
+    for module in pkgutil.walk_packages(part.__path__, f"{part.__name__}."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+for model_type in sys.argv[2].split(","):
+    try:
+        family(model_type)
+    except InputError as error:
+        assert f'"{model_type}" is not supported yet; known are deepseek_v2, ' in str(error), error
+    else:
+        raise AssertionError(model_type)
+model = numoe.engine.load("tiny")
+assert model.session(64).feed(model.tokenizer.encode("What colour is a frog?")).shape[1] == model.spec.vocab
+assert model.description.chat_format
+"""
+
+
+@pytest.mark.parametrize(
+    ("model_types", "files"),
+    [
+        (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
+        (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
+        (("qwen3_5", "qwen3_5_moe"), ("families/qwen3_5.py", "layers/recurrent/deltanet.py")),
+    ],
+)
+def test_nothing_else_knows_a_family(model_types: tuple[str, ...], files: tuple[str, ...], tmp_path: Path) -> None:
+    """Without its files everything works, and its models are refused by name."""
+    for part in ("cli", "engine", "quant"):
+        whole = Path(families.__file__).parents[2] / part
+        shutil.copytree(whole, tmp_path / "numoe" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in files:
+        (tmp_path / "numoe" / "engine" / file).unlink()
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path), ",".join(model_types)]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,102 +11,117 @@ import gguf
 import numpy as np
 import pytest
 import tiny
-from safetensors.numpy import load_file
+from gguf_files import Arrays, write_gguf
 
 from numoe.engine import InputError, load
-from numoe.engine.families.gguf import from_gguf
+from numoe.engine.families import from_gguf
 from numoe.quant.stored.checkpoint import open_checkpoint
 
 Checkpoints = Callable[[str], Path]
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-}
-EXPERTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
+ARCHITECTURES = {
+    "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+    "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+}  # fmt: skip
+CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
+         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b")  # fmt: skip
 
 
-def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
-    """A head's rows i and i + C/2, which rotate together, become neighbours (llama.cpp's convert_hf_to_gguf.py)."""
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
+    config = tiny.load_golden(case).config
+    return write_gguf(
+        checkpoint(case), config, path, ARCHITECTURES.get(config["model_type"], "llama"), *arguments, **more
+    )
 
 
-def write_gguf(
-    folder: Path,
-    config: dict[str, Any],
-    path: Path,
-    architecture: str,
-    besides: Mapping[str, np.ndarray] = {},
-    **more: Any,
-) -> Path:
-    """The checkpoint as a float32 GGUF file; `besides`: more tensors; `more` adds or replaces keys."""
-    tensors = load_file(folder / "model.safetensors")
-    rope = config["rope_parameters"]
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("A name")
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    keys: dict[str, Any] = {
-        "embedding_length": config["hidden_size"],
-        "block_count": config["num_hidden_layers"],
-        "context_length": config["max_position_embeddings"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": heads,
-        "attention.head_count_kv": kv_heads,
-        "attention.key_length": config.get("head_dim") or config["hidden_size"] // heads,
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "rope.freq_base": float(rope["rope_theta"]),
-        "vocab_size": config["vocab_size"],
-    }
-    if "num_local_experts" in config:
-        keys |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
-    if "moe_intermediate_size" in config:
-        keys["expert_feed_forward_length"] = config["moe_intermediate_size"]
-    for key, value in (keys | more).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(f"{architecture}.{key}", value)
-    for name, values in besides.items():
-        writer.add_tensor(name, values)
-    stacks: dict[str, dict[int, np.ndarray]] = {}
-    for name, values in tensors.items():
-        *parts, kind = name.split(".")
-        prefix = ""
-        if parts[:2] == ["model", "layers"]:
-            prefix, parts = f"blk.{parts[2]}.", parts[3:]
-        if "experts" in parts:
-            stacks.setdefault(f"{prefix}ffn_{EXPERTS[parts[-1]]}_exps.weight", {})[int(parts[-2])] = values
-            continue
-        if architecture == "llama" and parts[-1] in ("q_proj", "k_proj"):
-            values = neighbours(values, heads if parts[-1] == "q_proj" else kv_heads)
-        writer.add_tensor(f"{prefix}{NAMES['.'.join(parts)]}.{kind}", np.ascontiguousarray(values))
-    for name, stack in stacks.items():
-        writer.add_tensor(name, np.stack([stack[e] for e in range(len(stack))]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.parametrize(("case", "architecture"), [("llama_a", "llama"), ("mixtral_a", "llama"), ("qwen3_a", "qwen3")])
-def test_logits_match_the_reference(checkpoint: Checkpoints, tmp_path: Path, case: str, architecture: str) -> None:
+def assert_as_golden(path: Path, case: str) -> None:
     golden = tiny.load_golden(case)
-    path = write_gguf(checkpoint(case), golden.config, tmp_path / "model.gguf", architecture)
-    logits = load(path).session(512).feed(golden.ids)
-    assert np.abs(logits - golden.logits).max() < 2e-4
+    assert np.abs(load(path).session(512).feed(golden.ids) - golden.logits).max() < 2e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_match_the_reference(checkpoint: Checkpoints, tmp_path: Path, case: str) -> None:
+    assert_as_golden(written(checkpoint, case, tmp_path / "model.gguf"), case)
+
+
+def whole(tensors: Arrays) -> Arrays:
+    """kv_b as older converters wrote it, and every expert alone."""
+    out: Arrays = {}
+    for name, values in tensors.items():
+        if name.endswith("attn_k_b.weight"):
+            both = np.concatenate([values.swapaxes(1, 2), tensors[name.replace("k_b", "v_b")]], axis=1)
+            out[name.replace("k_b", "kv_b")] = both.reshape(-1, both.shape[-1])
+        elif "_exps" in name:
+            out |= {name.replace("_exps", f".{e}"): one for e, one in enumerate(values)}
+        elif not name.endswith("attn_v_b.weight"):
+            out[name.replace("probs_b.bias", "probs_b")] = values
+    return out
+
+
+def fused(tensors: Arrays) -> Arrays:
+    """Gate and up, and queries, keys and values, in one tensor; dt without its suffix."""
+    out = {name.replace("ssm_dt.bias", "ssm_dt"): values for name, values in tensors.items()}
+    for name in tensors:
+        if "ffn_gate_exps" in name:
+            out[name.replace("gate", "gate_up")] = np.concatenate(
+                [out.pop(name), out.pop(name.replace("gate", "up"))], 1
+            )
+        elif "attn_q.weight" in name:
+            parts = [out.pop(name.replace("attn_q", f"attn_{part}")) for part in "qkv"]
+            out[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)
+    return out
+
+
+OLD = {"attention.key_length_mla": None, "attention.value_length_mla": None, "expert_gating_func": None}
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "more"),
+    [
+        ("v3_a", whole, OLD),
+        ("v2_a", whole, OLD),
+        ("glm4_moe_lite_a", whole, OLD),
+        ("v3_b", None, {"expert_gating_func": None}),
+        ("v2_a", None, {"expert_gating_func": 0}),
+        ("v3_a", fused, {}),
+        ("qwen3_5_moe_a", fused, {}),
+        ("qwen3_5_moe_a", None, {"attention.recurrent_layers": None}),
+    ],
+)
+def test_files_of_other_converters_are_the_same_models(
+    checkpoint: Checkpoints, tmp_path: Path, case: str, change: Any, more: dict[str, Any]
+) -> None:
+    config = tiny.load_golden(case).config
+    if more is OLD:  # they have the sizes that heads are expanded to
+        sizes = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["v_head_dim"]
+        more = more | {"attention.key_length": sizes[0], "attention.value_length": sizes[1]}
+        more |= {"attention.head_count_kv": config["num_attention_heads"]}
+    arguments = () if change is None else ({}, change)
+    assert_as_golden(written(checkpoint, case, tmp_path / "model.gguf", *arguments, **more), case)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("case", ["v3_b", "glm4_moe_lite_a", "qwen3_5_moe_a", "qwen3_a"])
+def test_blocks_that_only_draft_tokens_are_left_aside(
+    checkpoint: Checkpoints, tmp_path: Path, case: str, said: bool
+) -> None:
+    layers = tiny.load_golden(case).config["num_hidden_layers"]
+    ones = np.ones((3, 4), np.float32)
+    draft = {f"blk.{layers}.{name}.weight": ones for name in ("nextn.eh_proj", "attn_norm", "ffn_gate_exps")}
+    draft |= {"v.patch_embd.weight": ones, "mtp.0.fc.weight": ones}
+    more = {"block_count": layers + 1, "nextn_predict_layers": 1 if said else None}
+    assert_as_golden(written(checkpoint, case, tmp_path / "model.gguf", draft, **more), case)
+
+
+def test_blocks_that_nothing_tells_of_are_refused(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    ones = np.ones((3, 4), np.float32)
+    path = written(checkpoint, "qwen3_a", tmp_path / "model.gguf", {"blk.3.attn_norm.weight": ones})
+    with pytest.raises(InputError, match=r"blk\.3\.attn_norm\.weight is not part of qwen3"):
+        load(path)
+    for wrong in (4, -1.0, "x"):
+        path = written(checkpoint, "qwen3_a", tmp_path / "wrong.gguf", nextn_predict_layers=wrong)
+        with pytest.raises(InputError, match="nextn_predict_layers is"):
+            load(path)
 
 
 def test_only_what_is_needed_is_decoded(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -213,20 +228,22 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         from_gguf(metadata, shapes, None, path)
 
 
-def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(checkpoint: Checkpoints, tmp_path: Path) -> None:
-    config = tiny.load_golden("mixtral_a").config
+@pytest.mark.parametrize("case", ["mixtral_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
+def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
+    checkpoint: Checkpoints, tmp_path: Path, case: str
+) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
-    path = write_gguf(checkpoint("mixtral_a"), config, tmp_path / "model.gguf", "llama", **scaling)
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(written(checkpoint, case, tmp_path / "model.gguf", **scaling))
     shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
-    assert from_gguf(metadata, shapes, None, path)[2].routed_experts
+    assert from_gguf(metadata, shapes, None, opened.path)[2].routed_experts
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
-    more = ("general.type", "llama.rope.dimension_count", "llama.attention.causal", "llama.attention.value_length")
-    for key in (*metadata, *more):
+    architecture = metadata["general.architecture"]
+    more = ("rope.dimension_count", "attention.causal", "attention.value_length", "nextn_predict_layers")
+    for key in (*metadata, "general.type", *(f"{architecture}.{one}" for one in more)):
         for value in odd:
             try:
-                from_gguf(metadata | {key: value}, shapes, None, path)
+                from_gguf(metadata | {key: value}, shapes, None, opened.path)
             except InputError as error:
                 assert "config.json" not in str(error) and "\n" not in str(error) and len(str(error)) < 400
 
@@ -294,5 +311,27 @@ def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Check
 def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path) -> None:
     config = tiny.load_golden("llama_a").config
     path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", "mamba")
-    with pytest.raises(InputError, match='GGUF architecture "mamba" is not supported yet; known are llama, qwen3'):
+    with pytest.raises(
+        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, qwen3'
+    ):
         load(path)
+
+
+def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> None:
+    stack = np.random.default_rng(0).standard_normal((3, 4, 64), np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "deepseek2")
+    writer.add_tensor(
+        "k", gguf.quants.quantize(stack, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    opened = open_checkpoint(tmp_path / "model.gguf")
+    flat = opened["k"].flat()
+    each = [opened["k"].expert(index).matrix().dequantize() for index in range(3)]
+    assert flat.shape == (12, 64)
+    np.testing.assert_array_equal(flat.matrix().dequantize(), np.concatenate(each))
+    np.testing.assert_array_equal(flat.rows(3, 9).matrix().dequantize(), np.concatenate(each)[3:9])
+    with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
+        opened["k"].turned()

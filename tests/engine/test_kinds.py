@@ -19,6 +19,7 @@ from numoe.engine.layers.block import Compute, Kind, Shared
 from numoe.engine.layers.ffn import SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
+from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation
 from numoe.engine.layers.router import Router, Routing
@@ -379,3 +380,16 @@ def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
             out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(6)
     out = normed(out, a["norm"]) * gate / (1 + np.exp(-gate))
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 17), tuple(range(1, 20))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_short_convolution(cuts: tuple[int, ...], bias: bool) -> None:
+    kind, count = ShortConvolution(10, 3, bias), 20
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    a = {name: weights.arrays[name].astype(np.float64) if bias else 0 for name in ("in_bias", "conv_bias", "o_bias")}
+    b, c, u = np.split(x @ m["in"].T + a["in_bias"], 3, axis=1)
+    padded, kernel = np.concatenate([np.zeros((2, 10)), b * u]), weights.arrays["conv"].T
+    mixed = np.array([(padded[t : t + 3] * kernel).sum(axis=0) for t in range(count)]) + a["conv_bias"]
+    np.testing.assert_allclose(run(kind, weights, x, cuts), (c * mixed) @ m["o"].T + a["o_bias"], atol=2e-5)

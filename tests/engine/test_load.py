@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.description import describe_repository
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.formats.qtensor import QTensor
 
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
@@ -347,3 +350,22 @@ def test_models_that_exceed_the_memory_allowed_are_refused(checkpoint: Checkpoin
 def test_amounts_of_memory_that_are_none_are_refused(checkpoint: Checkpoints, amount: str) -> None:
     with pytest.raises(InputError, match="write it like 16GB"):
         load(checkpoint("llama_a"), ram=amount)
+
+
+def test_a_matrix_as_it_is_stored_goes_when_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise loading takes the largest one's bytes more than the model does."""
+    module = sys.modules["numoe.engine.load"]
+    hold = module.hold
+    stayed = []
+
+    def watched(matrix: QTensor, **choices: bool) -> QTensor:
+        stored = weakref.ref(matrix)
+        held = hold(matrix, **choices)
+        del matrix
+        stayed.append(stored() is not None)
+        return held
+
+    monkeypatch.setattr(module, "hold", watched)
+    load("tiny")
+    assert stayed
+    assert not any(stayed)

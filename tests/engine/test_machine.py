@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import FORMATS, a_machine, keep
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.machine import Machine, calibrate, known, record
@@ -23,15 +25,8 @@ from numoe.quant.convert.recipe import Target
 Models = Callable[[str], Model]
 
 MACHINE = import_module("numoe.engine.measure.machine")
-FORMATS = ("f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4")
 GIGA = 10**9
 INT8_G32 = Target("int8", 32).format
-
-
-def a_machine(**changes: Any) -> Machine:
-    """This one by name, with round figures."""
-    figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
-    return replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, **changes)
 
 
 def a_plan() -> Plan:
@@ -156,7 +151,7 @@ def test_old_runs_are_forgotten() -> None:
 
 
 def test_a_run_is_recorded(model: Models, all_cores: None) -> None:
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     loaded = load("tiny")
     record(loaded, 100, 2.0)
     machine = known()
@@ -176,7 +171,7 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
     loaded = load("tiny")
     record(loaded, 100, 2.0)
     assert known() is None
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     record(loaded, 7, 1.0)
     threads.use(threads.usable_cores() + 1)
     record(loaded, 100, 2.0)
@@ -186,20 +181,27 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
 # ---------------------------------------------------------------------------------------------------- measurements
 
 
-def test_a_machine_is_measured_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    machine = calibrate([9_000_000, 12_000_000, 60_000], told.append)
-    assert len(told) == 2
+def test_a_machine_is_measured_once(
+    measured: tuple[Machine, Path], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    machine, kept = measured
     assert set(machine.weights_per_s) == set(FORMATS)
     assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4"}
     assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
     assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
     assert 1e7 < machine.process_bytes < 5e8
     assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
-    assert [path.name for path in folder.iterdir()] == ["machine.json"]
+    assert [path.name for path in kept.iterdir()] == ["machine.json"]
+    shutil.copy(kept / "machine.json", folder)
+    told: list[str] = []
     for part in ("_measure", "_read_speeds"):
         monkeypatch.setattr(MACHINE, part, lambda *_: pytest.fail("measured again"))
     assert calibrate([10_000_000], told.append) == machine == known()
+    assert told == []
+    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    monkeypatch.setattr(MACHINE, "_read_speeds", lambda _, pieces: dict.fromkeys(pieces, 1e9))
+    (folder / "machine.json").unlink()
+    calibrate([9_000_000, 12_000_000, 60_000], told.append)
     assert len(told) == 2
 
 
@@ -285,7 +287,7 @@ def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
 def test_other_versions_and_damaged_files_are_measured_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[str], str]
 ) -> None:
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     assert known() == a_machine()
     file = folder / "machine.json"
     file.write_text(spoil(file.read_text()))
@@ -319,7 +321,7 @@ def test_figures_that_cannot_be_are_measured_anew(
     key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
 ) -> None:
     """And neither a run nor a forecast fails by what is in the file."""
-    MACHINE._keep(a_machine())
+    keep(a_machine())
     document = json.loads((folder / "machine.json").read_text())
     for changed in (document | {key: value}, value, document | {"strange": 1}):
         (folder / "machine.json").write_text(json.dumps(changed))
@@ -337,7 +339,7 @@ def test_figures_that_cannot_be_are_measured_anew(
 @pytest.mark.parametrize("key", ["weights_per_s", "wide_weights_per_s", "read_bytes_per_s", "runs"])
 def test_rates_that_cannot_be_are_measured_anew(key: str, rate: Any, folder: Path) -> None:
     machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
-    MACHINE._keep(machine)
+    keep(machine)
     assert known() == machine
     document = json.loads((folder / "machine.json").read_text())
     for name in document[key][0] if key == "runs" else document[key]:

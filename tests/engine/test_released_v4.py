@@ -17,7 +17,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.mark.parametrize(
     ("name", "total_size", "tensors"),
-    [("V4-Flash", 159_609_485_896, 69_187), ("V4-Pro", 864_704_792_696, 145_116)],
+    [
+        pytest.param("V4-Flash", 159_609_485_896, 69_187, marks=pytest.mark.slow),  # of the same kinds, and smaller
+        ("V4-Pro", 864_704_792_696, 145_116),
+    ],
 )
 def test_every_byte_of_a_release_has_its_place(name: str, total_size: int, tensors: int) -> None:
     """`total_size` and the number of tensors are those of the released index files."""

@@ -262,4 +262,4 @@ def test_a_session_that_cannot_be_written_leaves_nothing(model: Models, tmp_path
 def test_cache_bytes_are_those_of_the_plan(model: Models, case: str) -> None:
     loaded = model(case)
     for ctx in (64, 1000):
-        assert loaded.session(ctx)._cache.nbytes == loaded.plan(ctx).kv_bytes
+        assert loaded.decoder.cache(ctx).nbytes == loaded.plan(ctx).kv_bytes

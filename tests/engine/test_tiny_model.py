@@ -42,13 +42,13 @@ def test_logits_are_those_of_the_training_code(master: Model) -> None:
 
 def test_it_answers_what_it_was_never_asked_in_training(shipped: Model) -> None:
     """A part of its exam: nine of ten, less what so few questions may be off by."""
-    questions = corpus.held_out_questions(60, seed=1)
+    questions = corpus.held_out_questions(12, seed=1)
     right = sum(corpus.check(question, evaluate.ask(shipped, question.user)) for question in questions)
-    assert right >= 50
+    assert right >= 10
 
 
 def test_it_tells_stories_on_pairs_it_never_met(shipped: Model) -> None:
-    asked = corpus.held_out_story_prompts(10, seed=1)
+    asked = corpus.held_out_story_prompts(2, seed=1)
     assert all(corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked)
 
 
@@ -63,15 +63,16 @@ def test_it_passes_its_whole_exam(shipped: Model) -> None:
     assert right >= 180 and told == 50
 
 
-@pytest.mark.parametrize(("quant", "bound"), [("int8", 1.005), ("int4", 1.04)])
-def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, quant: str, bound: float) -> None:
+@pytest.mark.parametrize("tokens", [2000, pytest.param(12000, marks=pytest.mark.slow)])
+def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, tokens: int) -> None:
     described = describe(MASTER)
-    convert(described.checkpoint, described.weights(), tmp_path / quant, quant, Folder(MASTER, "master"))
-    ids = master.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:12000]
+    ids = master.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:tokens]
     exact = perplexity(master, ids, window=512).perplexity
-    rounded = perplexity(load(tmp_path / quant), ids, window=512).perplexity
-    print(f"{quant}: {rounded:.4f} against {exact:.4f}, {rounded / exact - 1:+.2%}")
-    assert rounded < bound * exact
+    for quant, bound in (("int8", 1.005), ("int4", 1.04)):
+        convert(described.checkpoint, described.weights(), tmp_path / quant, quant, Folder(MASTER, "master"))
+        rounded = perplexity(load(tmp_path / quant), ids, window=512).perplexity
+        print(f"{quant}: {rounded:.4f} against {exact:.4f}, {rounded / exact - 1:+.2%}")
+        assert rounded < bound * exact
 
 
 def test_the_package_holds_the_int8_form_of_the_trained_weights(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from vocabularies import BACKEND, CORPUS, MARKERS, SPECIALS, byte_level_backend, plain, sentencepiece_folder
 
 from numoe.engine.text.sentencepiece import parse_sentencepiece
 from numoe.engine.text.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer, require_tokenizer
@@ -20,32 +21,8 @@ from numoe.engine.text.vocabulary import PRE_TOKENIZERS, joins
 from numoe.quant.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SPECIALS = ["<s>", "</s>", "<|im_start|>"]
-MARKERS = ["<think>", "｜DSML｜"]  # added to the vocabulary but not marked special, as DeepSeek's are
-CORPUS = ["the quick brown fox jumps over the lazy dog", "It's 12 o'clock, 345 times", "你好 мир 🎉 the the the dog"]
-
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 byte_level_text = st.lists(st.one_of(texts, st.sampled_from([*SPECIALS, *MARKERS])), max_size=8).map("".join)
-
-
-def byte_level_backend() -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(CORPUS, trainer)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in MARKERS])
-    return backend
-
-
-BACKEND = byte_level_backend()
-
-
-def plain(backend: tokenizers.Tokenizer) -> Tokenizer:
-    return Tokenizer(backend, bos_id=None, eos_ids=[], add_bos=False, special_tokens={}, chat_template=None)
 
 
 def write_folder(folder: Path, backend: tokenizers.Tokenizer = BACKEND, **files: Any) -> Path:
@@ -53,11 +30,6 @@ def write_folder(folder: Path, backend: tokenizers.Tokenizer = BACKEND, **files:
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value), "utf-8")
     return folder
-
-
-def sentencepiece_folder(folder: Path, kind: str) -> Tokenizer:
-    (folder / "tokenizer.model").write_bytes((GOLDEN / f"sentencepiece_{kind}.model").read_bytes())
-    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")

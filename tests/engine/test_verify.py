@@ -10,8 +10,8 @@ from helpers import reshard
 from hub_server import Hub
 
 from numoe.engine import InputError, describe, home
-from numoe.engine.hub.verify import verify
 from numoe.engine.pull import pull
+from numoe.engine.verify import verify
 from numoe.quant.convert.convert import Folder, convert
 
 Checkpoints = Callable[[str], Path]

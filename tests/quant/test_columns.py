@@ -82,7 +82,7 @@ def test_it_is_the_same_matrix(kind: str, rows: int, groups: int, group: int, sl
     rows=st.integers(1, 320),
     size=st.sampled_from([128, 384]),
     group=st.sampled_from([16, 32, 64, 128]),
-    tokens=st.sampled_from([1, 2, FEW, FEW + 1, 20]),
+    tokens=st.sampled_from([1, 2, FEW, FEW + 1, 2 * FEW, 2 * FEW + 1]),
     outliers=st.sampled_from([1, 100]),
 )
 def test_products_are_those_of_float32(kind: str, rows: int, size: int, group: int, tokens: int, outliers: int) -> None:
@@ -96,7 +96,7 @@ def test_products_are_those_of_float32(kind: str, rows: int, size: int, group: i
     off = np.abs(matrix.matmul(x) - x @ values.T)
     # Of the product without cancellation, which what codes are shifted by takes part in.
     assert (off <= 3e-6 * (np.abs(x) @ np.abs(values.T) + np.abs(x).sum(1)[:, None] * np.abs(values).max(1))).all()
-    if kind == "int8" or tokens > FEW:
+    if kind == "int8" or tokens > 2 * FEW:
         np.testing.assert_allclose(matrix.matmul(x), x @ values.T, rtol=1e-4, atol=1e-5 * np.abs(x @ values.T).max())
 
 
@@ -207,6 +207,6 @@ def test_few_tokens_at_once_stay_near_the_reference(checkpoint: Callable[[str], 
     """The released form, with MXFP4 experts: within 2e-4 of logits whose standard deviation is 2."""
     golden = tiny.load_golden("v4_released")
     session = load(checkpoint("v4_released")).session(1024)  # type: ignore[arg-type]
-    ids = golden.ids.tolist()
+    ids = golden.ids.tolist()[: 100 * step]
     logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
-    assert np.abs(logits - golden.logits).max() < 2e-4
+    assert np.abs(logits - golden.logits[: len(ids)]).max() < 2e-4

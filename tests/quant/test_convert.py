@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from cases import LAYOUTS
 from helpers import reshard, write_safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -42,7 +43,6 @@ Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
 DENSE = [case for case in tiny.cases() if case.startswith(("llama", "qwen3_a", "qwen3_b", "qwen3_5_a", "qwen3_5_b"))]
-MIXTURES = sorted(set(tiny.cases()) - set(DENSE))
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
@@ -89,10 +89,10 @@ def source(checkpoint: Checkpoints) -> Path:
     return checkpoint("mixtral_a")
 
 
-# The model stays the same
+# The model stays the same: one of each storage layout, and all golden cases with `-m slow`.
 
 
-@pytest.mark.parametrize("case", tiny.cases())
+@pytest.mark.parametrize("case", LAYOUTS)
 def test_native_keeps_every_weight_and_every_logit(
     case: str, checkpoint: Checkpoints, model: Models, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ def test_native_keeps_every_weight_and_every_logit(
     np.testing.assert_array_equal(copied.session(256).feed(ids), original.session(256).feed(ids))
 
 
-@pytest.mark.parametrize("case", tiny.cases())
+@pytest.mark.parametrize("case", LAYOUTS)
 def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Models, tmp_path: Path) -> None:
     """Random mixtures are hard to round: where two experts score alike, the least change picks the other one."""
     ids = tiny.load_golden(case).ids[:40]
@@ -845,13 +845,13 @@ def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["native", "int4"])
 def test_memory_of_a_real_process_is_bounded(quant: str, tmp_path: Path) -> None:
-    """`pytest -m slow tests/test_convert.py -k real_process`: half a minute. A shard of 200 MB takes about 40 MB."""
+    """Half a minute: `pytest -m slow tests/quant/test_convert.py -k real_process`. Of a shard of 200 MB about 40 MB."""
     rows = np.random.default_rng(0).integers(0x3C00, 0x3E00, (25_000, 4096), np.uint16)
     source = folder_of(tmp_path / "source", a__weight=raw("BF16", rows)).path
     code = """
 import sys
 from pathlib import Path
-from numoe.engine.plan import peak_rss
+from numoe.engine.budget import peak_rss
 from numoe.quant.compute import threads
 from numoe.quant.stored.checkpoint import open_checkpoint
 from numoe.quant.convert.convert import Folder, convert

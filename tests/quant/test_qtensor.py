@@ -51,7 +51,7 @@ def tensor(request):
 def test_matmul_is_x_times_the_transposed_weights(tensor):
     whole = tensor.dequantize()
     assert tensor.shape == whole.shape == (OUT, IN)
-    for tokens in (1, 5):
+    for tokens in (1, 5, FEW + 1, 70):
         x = rng(tokens).standard_normal((tokens, IN), dtype=np.float32)
         expected = x.astype(np.float64) @ whole.T.astype(np.float64)
         out = np.full((tokens, OUT), np.nan, np.float32)

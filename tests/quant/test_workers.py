@@ -3,11 +3,13 @@
 import gc
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -59,20 +61,15 @@ def pids() -> list[int]:
     return workers._pool.pids if workers._pool else []
 
 
-def running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
 def ends(pid: int) -> bool:
-    """Whether a process ends by itself, given ten seconds."""
-    deadline = time.monotonic() + 10
-    while running(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not running(pid)
+    """Whether a process ends by itself; one that does not is waited for a minute."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    ended, _, _ = select.select([process], [], [], 60)
+    os.close(process)
+    return bool(ended)
 
 
 @settings(max_examples=25, deadline=None)
@@ -116,21 +113,26 @@ def test_every_task_is_done_once() -> None:
 
 
 def test_the_workers_do_some_of_the_work() -> None:
-    (matrix,) = matrices([(4096, 256)], 5)
-    workers.know([matrix])
+    """Of two tasks, each of which waits until the other has begun, a worker does one."""
+    begun = [get_context("fork").Semaphore(0) for _ in range(2)]
+
+    class Meeting:
+        shape = 2, 64
+
+        def products(self, x: Activations, out: np.ndarray) -> list[Callable[[], None]]:
+            return [partial(self.meet, out, number) for number in range(2)]
+
+        def meet(self, out: np.ndarray, number: int) -> None:
+            begun[number].release()
+            begun[1 - number].acquire(timeout=60)
+            out[0, number] = os.getpid()
+
+    meeting = Meeting()
+    workers.know([meeting])
     threads.use(2)
-    x = Activations(np.ones((1, 256), np.float32))
-    matmul_all([(matrix, x, None)])
-    assert len(matrix.products(x, np.empty((1, 4096), np.float32))) > 1
-    used = Path(f"/proc/{pids()[0]}/stat")
-
-    def ticks() -> int:
-        return int(used.read_text(encoding="ascii").rpartition(")")[2].split()[11])
-
-    before, deadline = ticks(), time.monotonic() + 30
-    while ticks() < before + 5 and time.monotonic() < deadline:
-        matmul_all([(matrix, x, None)])
-    assert ticks() >= before + 5
+    out = np.zeros((1, 2), np.float32)
+    assert workers.multiply([(meeting, Activations(np.ones((1, 64), np.float32)), out)])
+    assert set(out[0]) == {os.getpid(), *pids()}
 
 
 def test_matrices_that_are_not_known_are_multiplied_here() -> None:
@@ -256,7 +258,7 @@ def test_after_an_interrupt_the_next_product_is_right(monkeypatch: pytest.Monkey
 
 
 PARENT = """
-import json, os, sys, time
+import json, os, signal, sys
 import numpy as np
 from numoe.quant.compute import threads
 from numoe.quant.compute import workers
@@ -268,7 +270,7 @@ threads.use(3)
 product = matrix, Activations(np.ones((1, 64), np.float32)), np.empty((1, 64), np.float32)
 assert workers.multiply([product, product])
 print(json.dumps(workers._pool.pids), flush=True)
-time.sleep(60) if sys.argv[1] == "sleep" else None
+signal.pause() if sys.argv[1] == "wait" else None
 """
 
 
@@ -277,7 +279,7 @@ def test_workers_end_with_their_process(how: signal.Signals | None) -> None:
     """However it ends; the memory they share has no name, so that nothing else is left."""
     shared_before = set(Path("/dev/shm").iterdir())
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, "sleep" if how else "end"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", PARENT, "wait" if how else "end"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdout
     started = json.loads(process.stdout.readline())

@@ -1,6 +1,7 @@
 """Print each family's lines, and what it shares: the kinds its layers are made of and the families it builds on.
 
 Run: python tests/reference/families.py
+     python tests/reference/families.py --table     the README's table of families
 """
 
 import ast
@@ -10,17 +11,31 @@ import sys
 from pathlib import Path
 
 from numoe.engine.families import FAMILIES
+from numoe.engine.families.names import Family
 
 
-def main() -> None:
-    lines: dict[str, int] = {}
-    for model_types in dict.fromkeys(family.model_types for family in FAMILIES.values()):
-        module = sys.modules[FAMILIES[model_types[0]].reader.__module__]
-        source = Path(inspect.getfile(module)).read_text(encoding="utf-8")
-        shared = sorted(_shared(source))
-        lines[model_types[0]] = len(source.splitlines())
-        print(f"{lines[model_types[0]]:4}  {', '.join(model_types):55} {', '.join(shared)}")
-    print(f"{statistics.median(lines.values()):4.0f}  median")
+def families() -> list[Family]:
+    return list({family.model_types: family for family in FAMILIES.values()}.values())
+
+
+def lines() -> str:
+    """A line a family, and the median of their lengths."""
+    lengths, rows = [], []
+    for family in families():
+        source = Path(inspect.getfile(sys.modules[family.reader.__module__])).read_text(encoding="utf-8")
+        lengths.append(len(source.splitlines()))
+        rows.append(f"{lengths[-1]:4}  {', '.join(family.model_types):55} {', '.join(sorted(_shared(source)))}")
+    return "\n".join([*rows, f"{statistics.median(lengths):4.0f}  median"])
+
+
+def table() -> str:
+    """Families, what config.json and GGUF files call them."""
+    rows = ["| family | `model_type` | GGUF architecture |", "| --- | --- | --- |"]
+    for family in families():
+        types = [f"`{one}`" for one in family.model_types if not one.endswith("_text")]
+        architectures = [f"`{one.architecture}`" for one in family.gguf]
+        rows.append(f"| {family.title} | {', '.join(types)} | {', '.join(architectures)} |".replace("|  |", "| |"))
+    return "\n".join(rows) + "\n"
 
 
 def _shared(source: str) -> set[str]:
@@ -36,4 +51,4 @@ def _shared(source: str) -> set[str]:
 
 
 if __name__ == "__main__":
-    main()
+    print(table() if "--table" in sys.argv else lines())

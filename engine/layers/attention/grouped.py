@@ -81,12 +81,13 @@ class GroupedQuery:
         """(T, D) -> (T, D)."""
         spec, count = self.spec, len(x)
         heads, gate = self._project(x)  # (T, H + 2 G, C)
-        q, k, v = np.split(heads, [spec.heads, spec.heads + spec.kv_heads], axis=1)
+        rotated = spec.heads + spec.kv_heads
+        q, k, v = heads[:, : spec.heads], heads[:, spec.heads : rotated], heads[:, rotated:]
         if spec.head_norm:
             ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
             ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
         if self.rotation:
-            self.rotation.apply(heads[:, : spec.heads + spec.kv_heads], angles(self.rotation, step))
+            self.rotation.apply(heads[:, :rotated], angles(self.rotation, step))
         out = np.empty((count, spec.heads, spec.head_dim), np.float32)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)

@@ -40,6 +40,8 @@ class MultiHeadLatentAttention(Kind):
     rope: Rope
     scale: float
     norm_eps: float = 1e-6
+    split: bool = False
+    """Wk, transposed a head, and Wv are matrices of their own, as GGUF files have them."""
     label = "MLA"
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
@@ -52,12 +54,17 @@ class MultiHeadLatentAttention(Kind):
                 "q_norm": Tensor((self.q_rank,), "norms", "array"),
                 "q_b": Tensor((q, self.q_rank), "attention"),
             }
-        return table | {
+        table |= {
             "kv_a": Tensor((self.kv_rank + self.rope.dim, hidden), "attention"),
             "kv_norm": Tensor((self.kv_rank,), "norms", "array"),
-            "kv_b": Tensor((self.heads * (self.nope_dim + self.value_dim), self.kv_rank), "attention", "rows"),
-            "o": Tensor((hidden, self.heads * self.value_dim), "attention"),
         }
+        if self.split:
+            table["k_b"] = Tensor((self.heads * self.kv_rank, self.nope_dim), "attention", "rows")
+            table["v_b"] = Tensor((self.heads * self.value_dim, self.kv_rank), "attention", "rows")
+        else:
+            both = self.nope_dim + self.value_dim
+            table["kv_b"] = Tensor((self.heads * both, self.kv_rank), "attention", "rows")
+        return table | {"o": Tensor((hidden, self.heads * self.value_dim), "attention")}
 
     def state(self) -> Mapping[str, Rows]:
         return {"latent": Rows(1, self.kv_rank + self.rope.dim)}
@@ -105,18 +112,27 @@ class Latent:
     def _into_latents(self, q: Floats, query: Floats, head: int) -> None:
         """Wk_h^T q_h: the first channels of q (T, nope + rope) to those of query (T, rank + rope)."""
         spec = self.spec
-        np.matmul(q[:, : spec.nope_dim], self._expanding(head, 0, spec.nope_dim), out=query[:, : spec.kv_rank])
+        if spec.split:
+            to_key = self._expanding("k_b", head * spec.kv_rank, (head + 1) * spec.kv_rank).T
+        else:
+            first = head * (spec.nope_dim + spec.value_dim)
+            to_key = self._expanding("kv_b", first, first + spec.nope_dim)  # (nope, rank)
+        np.matmul(q[:, : spec.nope_dim], to_key, out=query[:, : spec.kv_rank])
 
     def _out_of_latents(self, mixed: Floats, out: Floats, head: int) -> None:
         """Wv_h mixed: (T, rank) to out (T, value)."""
         spec = self.spec
-        np.matmul(mixed, self._expanding(head, spec.nope_dim, spec.nope_dim + spec.value_dim).T, out=out)
+        if spec.split:
+            name, first = "v_b", head * spec.value_dim
+        else:
+            name, first = "kv_b", head * (spec.nope_dim + spec.value_dim) + spec.nope_dim
+        np.matmul(mixed, self._expanding(name, first, first + spec.value_dim).T, out=out)
 
-    def _expanding(self, head: int, start: int, stop: int) -> Floats:
-        """Rows of Wk_h (up to nope) and Wv_h, made float32 where they are used: all heads' are 67 MB in V3."""
-        each = self.spec.nope_dim + self.spec.value_dim
-        block: Floats = scratch("kv_b", (stop - start, self.spec.kv_rank))
-        self.w.matrices["kv_b"].dequantize_rows(head * each + start, head * each + stop, block)
+    def _expanding(self, name: str, start: int, stop: int) -> Floats:
+        """Rows of Wk and Wv, made float32 where they are used: all heads' are 67 MB in V3."""
+        matrix = self.w.matrices[name]
+        block: Floats = scratch("kv_b", (stop - start, matrix.shape[1]))
+        matrix.dequantize_rows(start, stop, block)
         return block
 
     def _attend(self, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:

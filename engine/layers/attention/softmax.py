@@ -51,16 +51,13 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     q is (G, T, R, C), the result (G, T, R, Cv). `sink` (G, 1, R) adds a key of that score and no value.
     With one key/value head a part may give each query its own keys.
     """
-    keys = sum(keys.shape[1] for keys, _, _ in parts)
-    q = q * np.float32(scale)
-    if 4 * prod(q.shape[:3]) * keys <= SCORE_BYTES:
-        return _attend_at_once(q, parts, sink)
-    return _attend_in_turn(q, parts, sink)
-
-
-def _attend_at_once(q: Floats, parts: list[Part], sink: Floats | None) -> Floats:
-    spans = list(pairwise(accumulate((keys.shape[1] for keys, _, _ in parts), initial=0)))
-    scores = np.empty((*q.shape[:3], spans[-1][1]), np.float32)  # (G, T, R, S)
+    groups, count, share, _ = q.shape
+    q = q * scale
+    spans = list(pairwise(accumulate([keys.shape[1] for keys, _, _ in parts], initial=0)))
+    shape = groups, count, share, spans[-1][1]
+    if 4 * prod(shape) > SCORE_BYTES:
+        return _attend_in_turn(q, parts, sink)
+    scores = np.empty(shape, np.float32)
     for part, (a, b) in zip(parts, spans, strict=True):
         _score(q, part, scores[..., a:b])
     if sink is None:
@@ -79,7 +76,7 @@ def _attend_at_once(q: Floats, parts: list[Part], sink: Floats | None) -> Floats
 
 
 def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats:
-    """The same block of keys after block: sums relative to the highest score so far (arXiv 1805.02867)."""
+    """`attend`, block of keys after block: sums relative to the highest score so far (arXiv 1805.02867)."""
     shape = q.shape[:3]
     step = max(1, SCORE_BYTES // (4 * prod(shape)))
     top = np.full(shape, np.finfo(np.float32).min)  # (G, T, R)

@@ -20,6 +20,7 @@ import numpy as np
 from numoe.engine.layers import ops
 from numoe.engine.layers.block import Compute, Kind, Shared
 from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.recurrent.shortconv import convolve
 from numoe.engine.layers.state import Recurrent, RecurrentState
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
@@ -41,6 +42,8 @@ class GatedDeltaNet(Kind):
     value_dim: int
     kernel: int
     """Tokens that the convolution sees, the newest included."""
+    tiled: bool = False
+    """Key head h serves the value heads h, h + G, ... and not H / G neighbours (GGUF's order of value heads)."""
     label = "DeltaNet"
 
     @property
@@ -94,21 +97,11 @@ class DeltaNet:
         out = np.empty((count, spec.value_heads, spec.value_dim), np.float32)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
-            q, k, v = self._heads(self._convolve(mixed[own], states["conv"]))
+            q, k, v = self._heads(ops.silu(convolve(mixed[own], states["conv"], self.conv)))
             out[own] = self._mix(q, k, v, beta[own], decay[own], states["memory"])
         ops.rms_norm(out, self.w.arrays["norm"], self.norm_eps, out=out)
         out *= ops.silu(gate).reshape(out.shape)
         return m["o"].matmul(out.reshape(count, -1))
-
-    def _convolve(self, mixed: Floats, state: RecurrentState) -> Floats:
-        """silu(sum_j w_j x_{t - j}) of one sequence's next tokens (T, channels)."""
-        kernel, count = self.spec.kernel, len(mixed)
-        rows = np.concatenate([state.now, mixed])  # (kernel - 1 + T, channels)
-        np.copyto(state.following, rows[count:])
-        out = rows[:count] * self.conv[0]
-        for j in range(1, kernel):
-            out += rows[j : j + count] * self.conv[j]
-        return ops.silu(out)
 
     def _heads(self, mixed: Floats) -> tuple[Floats, Floats, Floats]:
         """Queries and keys (H, T, C), of length one and queries scaled, and values (H, T, V)."""
@@ -118,8 +111,9 @@ class DeltaNet:
         v = mixed[:, 2 * width :].reshape(count, spec.value_heads, -1)
         q, k = (part / np.sqrt(np.vecdot(part, part) + _LENGTH_EPS)[..., None] for part in (q, k))
         q *= np.float32(spec.key_dim**-0.5)
-        share = spec.value_heads // spec.key_heads
-        q, k = (np.repeat(part.transpose(1, 0, 2), share, axis=0) for part in (q, k))
+        heads = np.arange(spec.value_heads)
+        served = heads % spec.key_heads if spec.tiled else heads // (spec.value_heads // spec.key_heads)
+        q, k = (np.take(part.transpose(1, 0, 2), served, axis=0) for part in (q, k))
         return q, k, v.transpose(1, 0, 2)
 
     def _mix(self, q: Floats, k: Floats, v: Floats, beta: Floats, decay: Floats, state: RecurrentState) -> Floats:

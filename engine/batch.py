@@ -1,0 +1,138 @@
+"""Several sessions at once: what they feed at the same time goes through the layers in one pass.
+
+A weight that was read and made float32 serves every token of a pass, so that sixteen sessions together take a few
+times as long as one alone, and experts that are on disk are read once for all.
+
+    together = Together(model)
+    with together.member() as session:  # on a thread of its own
+        for piece in session.generate("Hello"): ...
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.state import CHUNK, Cache
+
+PROMPT_SHARE = CHUNK // 2
+"""Tokens of prompts in a pass, at most, that others wait for to go on with their answers."""
+
+
+@dataclass(eq=False)
+class _Part:
+    """What a session feeds: tokens that are still to be read, and what it gets for those that were."""
+
+    ids: Ids
+    cache: Cache
+    last: bool
+    logits: list[Floats]
+    error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.error is not None or not self.ids.size
+
+
+class Passes:
+    """A decoder for the sessions of several threads, which it lets go on together.
+
+    A pass begins when every member waits for one. So what it is made of does not depend on the threads' speed, and no
+    member gets ahead of another by more than the prompt that one of them reads.
+    """
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self._change = threading.Condition()
+        self._members = 0
+        self._waiting: list[_Part] = []
+        self._passing = False
+
+    def cache(self, context: int) -> Cache:
+        """As `Decoder.cache`."""
+        return self._decoder.cache(context)
+
+    @contextmanager
+    def member(self) -> Iterator[None]:
+        """To be entered by a thread before it feeds, and left when it feeds no more: until then others wait for it."""
+        with self._change:
+            self._members += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._members -= 1
+                self._change.notify_all()
+
+    def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats:
+        """As `Decoder.forward`, in passes with what other members feed; only inside of `member`.
+
+        Raises what the pass raises, which nobody's cache takes part in then.
+        """
+        part = _Part(ids, cache, last, [])
+        with self._change:
+            self._waiting.append(part)
+            self._change.notify_all()
+            try:
+                while not part.over:
+                    if len(self._waiting) == self._members and not self._passing:
+                        self._pass()
+                    else:
+                        self._change.wait()
+            finally:
+                if part in self._waiting:
+                    self._waiting.remove(part)
+        if part.error is not None:
+            raise part.error
+        return part.logits[0] if len(part.logits) == 1 else np.concatenate(part.logits)
+
+    def _pass(self) -> None:
+        """Read some tokens of every part; the lock is held, but not meanwhile."""
+        parts = self._waiting[:CHUNK]
+        taken = counts([part.ids.size for part in parts])
+        self._passing = True
+        self._change.release()
+        try:
+            logits = self._decoder.forward_all(
+                [(part.ids[:count], part.cache) for part, count in zip(parts, taken, strict=True)],
+                ["last" if part.last else "all" for part in parts],
+            )
+            error = None
+        except BaseException as raised:
+            error = raised
+        finally:
+            self._change.acquire()
+            self._passing = False
+        done = 0
+        for part, count in zip(parts, taken, strict=True):
+            if error is not None:
+                part.error = error
+                continue
+            given = 1 if part.last else count
+            if part.last:
+                part.logits.clear()
+            part.logits.append(logits[done : done + given])
+            done += given
+            part.ids = part.ids[count:]
+        self._waiting = [part for part in self._waiting if not part.over]
+        self._change.notify_all()
+
+
+def counts(sizes: Sequence[int]) -> list[int]:
+    """How many tokens of each part are read in the next pass: one at least, and of long ones equal shares of the room.
+
+    Where others wait to go on with their answers, prompts get half of a pass.
+    """
+    room = (CHUNK if min(sizes) > 1 else max(PROMPT_SHARE, len(sizes))) - len(sizes)
+    taken = [1] * len(sizes)
+    for before, index in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        more = min(sizes[index] - 1, room // (len(sizes) - before))
+        room -= more
+        taken[index] += more
+    return taken

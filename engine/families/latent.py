@@ -1,0 +1,185 @@
+"""What DeepSeek-V2, V3 and the models built like them share: latent attention, shared experts, and their GGUF files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from numoe.engine.families import common, gguf
+from numoe.engine.families.config import Arrangement, Config, rope_block, scaled_rope, yarn_mscale
+from numoe.engine.families.names import Gguf, GgufFile, Source
+from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.rope import Yarn
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import InputError
+
+DEFAULTS = common.DEFAULTS | {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+
+
+def attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
+    """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
+    heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
+    config.expect("num_key_value_heads", heads)
+    config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
+    block = rope_block(config)
+    rotation = scaled_rope(config, block, rotary, interleaved=interleaved)
+    scale = (nope + rotary) ** -0.5
+    if isinstance(rotation.scaling, Yarn) and block.values.get("mscale_all_dim"):
+        scale *= yarn_mscale(rotation.scaling.factor, block.values["mscale_all_dim"]) ** 2
+    made = MultiHeadLatentAttention(
+        heads,
+        config.size("q_lora_rank", null=None),
+        config.size("kv_lora_rank"),
+        nope,
+        config.size("v_head_dim"),
+        rotation,
+        scale,
+    )
+    return replace(made, **config.arranged.get("latent", {}))
+
+
+def sigmoid(config: Config) -> Router:
+    """The router of V3: sigmoid scores, chosen with a learned correction within the best groups."""
+    config.expect("scoring_func", "sigmoid")
+    config.expect("topk_method", "noaux_tc")
+    return Router(
+        "sigmoid",
+        bias=True,
+        groups=config.size("n_group"),
+        top_groups=config.size("topk_group"),
+        group_score="top2",
+        normalize=config.flag("norm_topk_prob"),
+        scale=config.number("routed_scaling_factor"),
+    )
+
+
+def model(
+    config: Config,
+    attention: MultiHeadLatentAttention,
+    experts: int,
+    router: Router,
+    sparse: Sequence[bool] | None = None,
+) -> ModelSpec:
+    """Mixtures with shared experts in the layers that are `sparse`, by default after `first_k_dense_replace` others."""
+    config.expect("moe_layer_freq", 1)
+    common.drafting_layers(config)
+    expert = common.swiglu(config, "moe_intermediate_size")
+    shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
+    moe = common.mixture(config, experts, expert, router, shared)
+    if sparse is None:
+        first = config.count("first_k_dense_replace")
+        sparse = [i >= first for i in range(common.layer_count(config))]
+    dense = expert if all(sparse) else common.swiglu(config)
+    config.ignore(["intermediate_size"])  # of dense layers alone
+    return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
+
+
+NAMES = common.names(
+    common.NORMS
+    | common.dense()
+    | common.dense("mlp.shared_experts", "ffn.shared")
+    | {
+        "attention.q": "self_attn.q_proj.weight",
+        "attention.q_a": "self_attn.q_a_proj.weight",
+        "attention.q_norm": "self_attn.q_a_layernorm.weight",
+        "attention.q_b": "self_attn.q_b_proj.weight",
+        "attention.kv_a": "self_attn.kv_a_proj_with_mqa.weight",
+        "attention.kv_norm": "self_attn.kv_a_layernorm.weight",
+        "attention.kv_b": "self_attn.kv_b_proj.weight",
+        "attention.o": "self_attn.o_proj.weight",
+        "ffn.router": "mlp.gate.weight",
+        "ffn.router_bias": "mlp.gate.e_score_correction_bias",
+    },
+    experts="mlp.experts",
+)
+
+# What follows is llama.cpp's `deepseek2` (src/models/deepseek2.cpp, conversion/deepseek.py).
+_GATING = None, "softmax", "sigmoid"
+_GGUF_NAMES = gguf.names(
+    {
+        "attention.q_a": "attn_q_a", "attention.q_b": "attn_q_b", "attention.q_norm": "attn_q_a_norm",
+        "attention.kv_a": "attn_kv_a_mqa", "attention.kv_norm": "attn_kv_a_norm", "attention.kv_b": "attn_kv_b",
+        "attention.k_b": (Source("attn_k_b.weight", flat=True),),
+        "attention.v_b": (Source("attn_v_b.weight", flat=True),),
+        "ffn.router_bias": ("exp_probs_b.bias", "exp_probs_b"),
+    }
+)  # fmt: skip
+
+
+def deepseek2(*marks: Callable[[GgufFile], bool]) -> Gguf:
+    """Files of that architecture for which all marks hold."""
+    return Gguf(
+        "deepseek2",
+        _GGUF_NAMES,
+        {
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.kv_lora_rank": "kv_lora_rank",
+            "leading_dense_block_count": "first_k_dense_replace",
+            "expert_count": "n_routed_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_count": "n_shared_experts",
+            "expert_weights_scale": "routed_scaling_factor",
+            "expert_weights_norm": "norm_topk_prob",
+            "expert_group_count": "n_group",
+            "expert_group_used_count": "topk_group",
+            "expert_gating_func": "scoring_func",
+        },
+        optional={
+            "attention.q_lora_rank": None,
+            "leading_dense_block_count": 0,
+            "expert_weights_scale": 1.0,
+            "expert_weights_norm": False,
+            "expert_group_count": 1,
+            "expert_group_used_count": 1,
+            "expert_gating_func": None,
+        },
+        unread=("attention.key_length", "attention.value_length", "attention.key_length_mla",
+                "attention.value_length_mla", "attention.head_count_kv", "rope.dimension_count",
+                "rope.scaling.yarn_log_multiplier"),
+        settle=_settle,
+        arranged=_arranged,
+        marks=marks,
+    )  # fmt: skip
+
+
+def scores_by_sigmoid(file: GgufFile) -> bool:
+    """Files that do not say it have the correction of the choice, which softmax routers have not."""
+    gating = file.keys.get("expert_gating_func")
+    return gating == 2 or (not gating and any(".exp_probs_b" in name for name in file.shapes))
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    rotary = _size(file, "rope.dimension_count")
+    whole, value = (
+        _size(file, f"attention.{part}_length_mla", f"attention.{part}_length") for part in ("key", "value")
+    )
+    config |= {"qk_rope_head_dim": rotary, "qk_nope_head_dim": whole - rotary, "v_head_dim": value}
+    if config["scoring_func"] in range(len(_GATING)):
+        config["scoring_func"] = _GATING[config["scoring_func"]]
+    multiplier = file.keys.get("rope.scaling.yarn_log_multiplier")
+    if multiplier and "rope_scaling" in config:  # the converter writes a tenth of `mscale_all_dim`
+        if not isinstance(multiplier, float):
+            raise InputError(f"{file.path}: deepseek2.rope.scaling.yarn_log_multiplier is no number")
+        config["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), 10 * multiplier)
+
+
+def _size(file: GgufFile, *keys: str) -> int:
+    """The first of these keys that is there."""
+    value = next((file.keys[key] for key in keys if key in file.keys), None)
+    if type(value) is not int:
+        raise InputError(f"{file.path}: deepseek2.{keys[-1]} is missing or no number; take a file of another converter")
+    return value
+
+
+def _arranged(file: GgufFile) -> Arrangement:
+    """Files of converters of 2025 and later have Wk and Wv apart."""
+    return {"latent": {"split": "blk.0.attn_k_b.weight" in file.shapes}}

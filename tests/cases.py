@@ -1,0 +1,36 @@
+"""Which golden cases a test runs on: one of each combination of what it may break on, and all with `-m slow`."""
+
+import json
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import pytest
+import tiny
+
+from numoe.engine.families import family
+
+
+def states(case: str) -> Hashable:
+    """The kinds of its layers that keep something of a sequence, by their labels."""
+    config = tiny.load_golden(case).config
+    blocks = family(config["model_type"]).spec(config).blocks()
+    return frozenset(block.kind.label for block in blocks if block.kind.state())
+
+
+def layout(case: str) -> Hashable:
+    """The forms in which its tensors are stored: element type, dimensions, whether of a routed expert."""
+    listing = json.loads((tiny.GOLDEN / f"{case}.json").read_text())["listing"]
+    return frozenset((dtype, len(shape), ".experts." in name) for name, dtype, shape in listing)
+
+
+def one_of_each(key: Callable[[str], Hashable], cases: Iterable[str] = tuple(tiny.cases())) -> list[Any]:
+    """The cases as parameters: of those with equal keys the shortest prompt, and the others marked slow."""
+    by_length = sorted(cases, key=lambda case: len(tiny.load_golden(case).ids))
+    first: dict[Hashable, str] = {}
+    for case in by_length:
+        first.setdefault(key(case), case)
+    return [pytest.param(case, marks=() if case in first.values() else pytest.mark.slow) for case in sorted(by_length)]
+
+
+STATES = one_of_each(states)
+LAYOUTS = one_of_each(layout)
