@@ -118,9 +118,13 @@ def test_row_ranges(checkpoint):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(sorted(EXPECTED)), data=st.data())
-def test_rows_of_rows_take_what_they_say(checkpoint, name, data):
+@given(name=st.sampled_from(sorted(EXPECTED)), turned=st.booleans(), data=st.data())
+def test_rows_of_rows_take_what_they_say(checkpoint, name, turned, data):
+    """Also of what is stored (in, out)."""
     part, values = checkpoint[name], EXPECTED[name][1]
+    if turned and len(part.parts) == 1:
+        part, values = part.turned(), values.T
+        np.testing.assert_array_equal(part.array(), values)
     for _ in range(2):
         start = data.draw(st.integers(0, len(values) - 1))
         stop, step = data.draw(st.integers(start + 1, len(values))), data.draw(st.sampled_from([1, 1, 2, 3]))
