@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, takes
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, ModelSpec, Plan
 
 
-def show(model: options.Model, ctx: options.Context = None, json: options.Json = False) -> None:
+@takes("ctx", "json")
+def show(model: arguments.Model, options: Options) -> None:
     """Tell what a model is made of, without reading its weights."""
     from numoe.engine import describe
 
     description = describe(model)
-    plan = description.plan(ctx)
-    if json:
+    plan = description.plan(options["ctx"])
+    if options["json"]:
         Output().document({"model": model, **_document(description, plan)})
     else:
         _print(model, description, plan)

@@ -66,7 +66,7 @@ class Description:
         """
         limit = self.spec.context
         if context is not None and not 1 <= context <= limit:
-            raise InputError(f"--ctx {context} is not possible: this model reads from 1 to {limit} tokens")
+            raise InputError(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
         formats = {}

@@ -202,7 +202,7 @@ def locate(model: str | Path) -> Path:
     if unfinished := find(name):
         one = only(name, unfinished)
         raise InputError(
-            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} --quant {one.quant}` goes on where it was"
+            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} quant={one.quant}` goes on where it was"
         )
     raise unknown(name)
 

@@ -47,7 +47,7 @@ def load(
     """
     budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, not {threads}")
+        raise InputError(f"`threads` must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     description = model if isinstance(model, Description) else describe(model)
     experts = _experts_on_disk(description)

@@ -42,7 +42,7 @@ def require_room(tokens: int, context: int, limit: int) -> None:
     if tokens > context:
         raise InputError(
             f"{tokens} tokens do not fit into the context of {context}; "
-            f"shorten the prompt or raise --ctx (this model reads up to {limit})"
+            f"shorten the prompt or raise `ctx` (this model reads up to {limit})"
         )
 
 
@@ -245,7 +245,7 @@ class Session(Generic[_Model]):
         if isinstance(prompt, str):
             prompt = self.model.tokenizer.encode(prompt, begins=self.position == 0)
         if max_tokens is not None and max_tokens < 0:
-            raise InputError(f"--max-tokens must be 0 or more, not {max_tokens}")
+            raise InputError(f"`max_tokens` must be 0 or more, not {max_tokens}")
         sampler = Sampler(Sampling(**sampling))
         matcher = None
         if grammar is not None:

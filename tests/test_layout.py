@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from numoe.cli.settings import SETTINGS
+
 ROOT = Path(__file__).parent.parent
 PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
@@ -81,6 +83,23 @@ def named(file: Path) -> Iterator[str]:
             for alias in node.names:
                 inner = (below / f"{alias.name}.py").exists() or (below / alias.name).is_dir()
                 yield f"{node.module}.{alias.name}" if inner else node.module
+
+
+def test_a_setting_is_declared_once() -> None:
+    found = [file.name for file in (ROOT / "cli").rglob("*.py") for _ in re.findall(r"\bmin_p\b", file.read_text())]
+    assert len(found) <= 2, found
+
+
+def test_messages_below_the_terminal_have_no_flags() -> None:
+    """They name parameters, `ctx`, of which the terminal makes flags."""
+    short = "|".join(setting.short for setting in SETTINGS if setting.short)
+    flag = re.compile(rf"(?<![\w-])--[a-z]|(?<!\S)({short})(?![\w-])")
+    for file in modules():
+        if file.relative_to(ROOT).parts[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not flag.search(node.value), f"{file}:{node.lineno} names a flag: {node.value}"
 
 
 def test_families_know_only_specifications() -> None:

@@ -43,7 +43,7 @@ _GUESS_PAYS = 0.5
 HALF_LIFE = 4
 """A use counts half as much after this many times as many uses as the cache holds units.
 
-Of 1 to 64, on traces of `tiny`, this gave the most hits at nearly every size; see `numoe bench --replay`.
+Of 1 to 64, on traces of `tiny`, this gave the most hits at nearly every size; see `numoe.engine.measure.replay`.
 """
 
 

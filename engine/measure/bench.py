@@ -63,14 +63,15 @@ def bench(
     Raises:
         InputError: a count below 1, or more tokens than the model's context.
     """
-    for flag, count in [("--prompt-tokens", prompt_tokens), ("-n", decode_tokens), ("--repetitions", repetitions)]:
+    counts = {"prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "repetitions": repetitions}
+    for name, count in counts.items():
         if count < 1:
-            raise InputError(f"{flag} must be at least 1, not {count}")
+            raise InputError(f"`{name}` must be at least 1, not {count}")
     context = prompt_tokens + decode_tokens
     if context > model.spec.context:
         raise InputError(
             f"{prompt_tokens} tokens of prompt and {decode_tokens} to decode do not fit into this model's context of "
-            f"{model.spec.context}; lower --prompt-tokens or -n"
+            f"{model.spec.context}; lower `prompt_tokens` or `decode_tokens`"
         )
     # Raw words of PCG64 are the same in every NumPy.
     words = np.random.PCG64(0).random_raw(repetitions * context) % np.uint64(model.spec.vocab)
@@ -128,7 +129,7 @@ def bench_kernels(
         InputError: fewer than one repetition.
     """
     if repetitions < 1:
-        raise InputError(f"--repetitions must be at least 1, not {repetitions}")
+        raise InputError(f"`repetitions` must be at least 1, not {repetitions}")
     count = threads or usable_cores()
     nbytes = working_set_bytes()
     reading = _reads(np.ones(nbytes // 8, np.uint64), 4 * count)

@@ -248,7 +248,7 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
         except OSError as error:
             raise InputError(
                 f"{home()} cannot be written ({error.strerror or error}), which it takes to measure how fast its disk "
-                "reads; give that with --read-gb-s, make room there, or set NUMOE_HOME to a folder that can be written"
+                "reads; give that with `read_gb_s`, make room there, or set NUMOE_HOME to a folder that can be written"
             ) from error
         for piece, rate in speeds.items():
             machine = machine.with_reading(piece, rate)

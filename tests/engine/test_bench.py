@@ -74,9 +74,9 @@ def test_figures_follow_from_each_other(model: Models) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"prompt_tokens": 0}, "--prompt-tokens must be at least 1"),
-        ({"decode_tokens": 0}, "-n must be at least 1"),
-        ({"repetitions": 0}, "--repetitions must be at least 1"),
+        ({"prompt_tokens": 0}, "`prompt_tokens` must be at least 1"),
+        ({"decode_tokens": 0}, "`decode_tokens` must be at least 1"),
+        ({"repetitions": 0}, "`repetitions` must be at least 1"),
         ({"prompt_tokens": 1000, "decode_tokens": 25}, "do not fit into this model's context of 1024"),
     ],
 )

@@ -95,7 +95,7 @@ def test_sums_are_taken_from_the_memory_for_sessions(case: str, checkpoint: Call
     calibrate(tight, ids)
     assert tight.memory.sessions.parts_bytes == before == 0
     taken = tight.session(planned.context - 64)
-    with pytest.raises(InputError, match=r"^calibrating needs .* are allowed; raise --ram to \d+MB"):
+    with pytest.raises(InputError, match=r"^calibrating needs .* are allowed; raise `ram` to \d+MB"):
         calibrate(tight, ids)
     taken.close()
     calibrate(tight, ids)

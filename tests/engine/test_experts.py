@@ -256,11 +256,11 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
     assert model.experts is not None
     assert model.experts.budget == least < model.experts.total_bytes
     model.session(256).feed([1, 2, 3])
-    with pytest.raises(InputError, match=r"a context of 512 tokens needs .* raise --ram to \d+MB"):
+    with pytest.raises(InputError, match=r"a context of 512 tokens needs .* raise `ram` to \d+MB"):
         model.session(512)
-    with pytest.raises(InputError, match=r"raise --ram to (\d+)MB") as caught:
+    with pytest.raises(InputError, match=r"raise `ram` to (\d+)MB") as caught:
         load(path, ram=others + least - 1, ctx=256)
-    named = str(caught.value).split("raise --ram to ")[1].split()[0]
+    named = str(caught.value).split("raise `ram` to ")[1].split()[0]
     assert load(path, ram=named, ctx=256).session(256).feed([1]).shape == (1, model.spec.vocab)
 
 

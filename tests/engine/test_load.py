@@ -338,7 +338,7 @@ def test_describing_reads_no_weights(checkpoint: Checkpoints, tmp_path: Path) ->
 
 
 def test_models_that_exceed_the_memory_allowed_are_refused(checkpoint: Checkpoints) -> None:
-    with pytest.raises(InputError, match=r"needs .* of memory and 10 kB are allowed; raise --ram"):
+    with pytest.raises(InputError, match=r"needs .* of memory and 10 kB are allowed; raise `ram`"):
         load(checkpoint("llama_a"), ram="10kB")
     loaded = load(checkpoint("llama_a"), ram=describe(checkpoint("llama_a")).plan(64).total_bytes)
     loaded.session(64)

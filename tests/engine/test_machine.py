@@ -364,7 +364,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(MACHINE, "_measure", a_machine)
     assert calibrate() == a_machine()
     with pytest.raises(
-        InputError, match=r"file cannot be written .* give that with --read-gb-s, .* set NUMOE_HOME to a folder"
+        InputError, match=r"file cannot be written .* give that with `read_gb_s`, .* set NUMOE_HOME to a folder"
     ):
         calibrate([1 << 20])
     record(load("tiny"), 100, 2.0)

@@ -52,9 +52,9 @@ def test_feed_refuses_what_it_cannot_read(model: Models) -> None:
 
 def test_context_is_bounded_by_the_model(model: Models) -> None:
     limit = model("llama_a").spec.context
-    with pytest.raises(InputError, match=f"--ctx {limit + 1} is not possible"):
+    with pytest.raises(InputError, match=f"`ctx` {limit + 1} is not possible"):
         model("llama_a").session(limit + 1)
-    with pytest.raises(InputError, match="--ctx 0 is not possible"):
+    with pytest.raises(InputError, match="`ctx` 0 is not possible"):
         model("llama_a").session(0)
 
 

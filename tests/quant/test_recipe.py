@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.cli.options import Recipe
+from numoe.cli.settings import Recipe
 from numoe.quant.convert.recipe import RECIPES, Target, target
 from numoe.quant.errors import InputError
 
