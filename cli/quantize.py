@@ -29,7 +29,8 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant.compute import threads as kernel_threads
-        from numoe.quant.convert.convert import PART_SUFFIX, Folder, convert, refuse_existing
+        from numoe.quant.convert.convert import Folder, convert
+        from numoe.quant.convert.folder import PART_SUFFIX, refuse_existing
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
         destination = expanded(str(destination), "the folder to make is")
@@ -42,9 +43,9 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
             measured = _measured(description, text, threads, output)
             inputs, calibration = measured.inputs, measured.text
             output.note(f"calibrated by {measured.tokens} tokens of {calibrate}")
-        matrices, quant = description.matrices(inputs), options["quant"].value
+        weights, quant = description.weights(inputs), options["quant"].value
         try:
-            made = convert(description.checkpoint, matrices, destination, quant, origin, _bar(output), calibration)
+            made = convert(description.checkpoint, weights, destination, quant, origin, _bar(output), calibration)
         except KeyboardInterrupt:
             if destination.with_name(destination.name + PART_SUFFIX).exists():
                 output.note("stopped; the same command goes on from here")

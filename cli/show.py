@@ -39,8 +39,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "active_parameters": plan.active_parameters,
         "weights": [
-            {"role": role, "format": kind, "bytes": nbytes, "parameters": plan.sizes[role, kind]}
-            for (role, kind), nbytes in sorted(plan.weights.items())
+            {"role": role, "format": label, "bytes": nbytes, "parameters": parameters}
+            for (role, label), (nbytes, parameters) in sorted(_weights(plan).items())
         ],
         "weight_bytes": plan.stored_bytes,
         "context": spec.context,
@@ -74,10 +74,19 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("", ""),
         ]
     )
-    weights = sorted(plan.weights.items(), key=lambda entry: -entry[1])
-    rows = [(*key, format_bytes(nbytes), _bits(nbytes, plan.sizes[key])) for key, nbytes in weights]
+    weights = sorted(_weights(plan).items(), key=lambda entry: -entry[1][0])
+    rows = [(*key, format_bytes(nbytes), _bits(nbytes, parameters)) for key, (nbytes, parameters) in weights]
     everything = "all", "", format_bytes(plan.stored_bytes), _bits(plan.stored_bytes, plan.parameters)
     output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
+
+
+def _weights(plan: Plan) -> dict[tuple[str, str], tuple[int, int]]:
+    """Bytes and parameters by role and the name of the format, which several have in common."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for (role, stored), nbytes in plan.weights.items():
+        more = sums.get((role, str(stored)), (0, 0))
+        sums[role, str(stored)] = more[0] + nbytes, more[1] + plan.sizes[role, stored]
+    return sums
 
 
 def _experts(spec: ModelSpec) -> str:

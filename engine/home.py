@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from numoe.engine.hub.hub_id import is_hub_id
-from numoe.quant.convert.convert import PART_SUFFIX
+from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
 

@@ -117,7 +117,7 @@ def pull(
         downloads = _Downloads(name, repository, shards, keep, report, stop)
         return Pulled(
             folder,
-            convert(description.checkpoint, description.matrices(), folder, quant, downloads, downloads.count_written),
+            convert(description.checkpoint, description.weights(), folder, quant, downloads, downloads.count_written),
         )
     except NoSuchRevision as error:
         if begun and one and wanted == begun.revision:

@@ -15,7 +15,6 @@ EXCEPTIONS = {
     "engine/measure/bench.py:bench_kernels": STEPS,
     "engine/measure/perplexity.py:perplexity": STEPS,
     "engine/pull.py:pull": STEPS,
-    "quant/convert/convert.py:_write_shards": STEPS,
 }
 
 

@@ -28,7 +28,7 @@ from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
-from numoe.quant.formats.qtensor import F32
+from numoe.quant.formats.plain import F32
 
 Wide = NDArray[np.float64]
 HIDDEN, EPS = 24, 1e-6

@@ -150,7 +150,7 @@ def test_fused_projections_are_the_same_model(copy: Checkpoints, tmp_path: Path,
     assert any("qkv_proj.weight" in name for name in load_file(folder / "model.safetensors"))
     np.testing.assert_array_equal(logits(folder, case), apart)
     described = describe(folder)
-    convert(described.checkpoint, described.matrices(), tmp_path / "out", "native", Folder(folder, "source"))
+    convert(described.checkpoint, described.weights(), tmp_path / "out", "native", Folder(folder, "source"))
     np.testing.assert_array_equal(logits(tmp_path / "out", case), apart)
 
 

@@ -74,7 +74,7 @@ def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 def convert_folder(source: Path, destination: Path, quant: str) -> None:
     described = describe(source)
-    convert(described.checkpoint, described.matrices(), destination, quant, Folder(source, "source"))
+    convert(described.checkpoint, described.weights(), destination, quant, Folder(source, "source"))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(checkpoint: Checkpoints, tmp_path: Path) -> Path:
     source = describe(checkpoint("mixtral_a"))
-    convert(source.checkpoint, source.matrices(), tmp_path / "model", "int4", Folder(source.path, "x"))
+    convert(source.checkpoint, source.weights(), tmp_path / "model", "int4", Folder(source.path, "x"))
     return tmp_path / "model"
 
 
