@@ -23,7 +23,7 @@ class Request:
     """What is asked, and how.
 
     prompt: text that is continued as it is, or the messages of a conversation.
-    grammar: the form of the answer, see `numoe.engine.chat.constrain`.
+    grammar: the form of the answer, see `numoe.engine.text.grammar`.
     """
 
     prompt: str | Messages
@@ -71,14 +71,14 @@ class Request:
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
-    from numoe.engine.chat import constrain
+    from numoe.engine.text import grammar
 
     if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in in_group("form")], ensure_ascii=False)):
         raise InputError("the form of the answer is not UTF-8; convert it first")
     if options["schema"] is not None:
-        return constrain.json_grammar(options["schema"])
+        return grammar.json_grammar(options["schema"])
     if options["choices"] is not None:
-        return constrain.choice_grammar(options["choices"])
+        return grammar.choice_grammar(options["choices"])
     if options["regex"] is not None:
-        return constrain.regex_grammar(options["regex"])
+        return grammar.regex_grammar(options["regex"])
     return None

@@ -15,8 +15,6 @@ EXCEPTIONS = {
     "engine/measure/bench.py:bench_kernels": STEPS,
     "engine/measure/perplexity.py:perplexity": STEPS,
     "engine/pull.py:pull": STEPS,
-    "engine/session.py:Generation.__init__": SETTINGS,
-    "engine/session.py:Session.generate": SETTINGS,
 }
 
 

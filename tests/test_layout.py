@@ -27,7 +27,7 @@ HOME = {
     "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/budget.py"},
     "platformdirs": {"engine/home.py"},
-    "llguidance": {"engine/chat/constrain.py"},
+    "llguidance": {"engine/text/grammar.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
 }
 READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]

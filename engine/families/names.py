@@ -63,6 +63,7 @@ class Gguf:
     `unread`: keys that restate others, or that `settle` reads.
     `settle`: puts into a config what follows from several keys or from tensors; may raise InputError.
     `arranged`: as in `Config`, where converters store weights in another order.
+    `biases`: the projections that have one where queries have.
     `marks`: what holds for its files alone. Of several families of an architecture the one with the most that all
     hold is meant.
     """
@@ -75,6 +76,7 @@ class Gguf:
     unread: tuple[str, ...] = ()
     settle: Callable[[dict[str, Any], GgufFile], None] = lambda config, file: None
     arranged: Callable[[GgufFile], Arrangement] = lambda file: {}
+    biases: str = "qkvo"
     marks: tuple[Callable[[GgufFile], bool], ...] = ()
 
 

@@ -12,10 +12,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from numoe.engine.chat import formats
 from numoe.engine.chat.formats import chat_format
-from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
+from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.prompt import encode
-from numoe.engine.chat.thinking import TAGS, ThinkSplitter, opens_thinking, split_thinking, tags_of
+from numoe.engine.chat.thinking import ThinkSplitter, opens_thinking, split_thinking, tags_of
+from numoe.engine.text.tags import DSML, TAGS
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 

@@ -16,9 +16,9 @@ from tiny import write_checkpoint
 from numoe.engine import InputError, Model, Sampling, load
 from numoe.engine.chat import conversation as conversations
 from numoe.engine.chat.answer import Answer, Settings, Turn
-from numoe.engine.chat.constrain import choice_grammar
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, cache_path, chat_path, chats, new_path
+from numoe.engine.text.grammar import choice_grammar
 
 VOCAB = {"llama_a": 90, "v4_a": 96}
 

@@ -20,11 +20,13 @@ from numoe.quant.stored.checkpoint import open_checkpoint
 Checkpoints = Callable[[str], Path]
 
 ARCHITECTURES = {
+    "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
-         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b")  # fmt: skip
+         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
+         "qwen2_moe_a", "glm4_moe_a")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -228,7 +230,7 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         from_gguf(metadata, shapes, None, path)
 
 
-@pytest.mark.parametrize("case", ["mixtral_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
+@pytest.mark.parametrize("case", ["mixtral_a", "glm4_moe_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
     checkpoint: Checkpoints, tmp_path: Path, case: str
 ) -> None:
@@ -312,7 +314,7 @@ def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path
     config = tiny.load_golden("llama_a").config
     path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", "mamba")
     with pytest.raises(
-        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, qwen3'
+        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, .*qwen3moe'
     ):
         load(path)
 

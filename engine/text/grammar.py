@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numoe.engine.chat.thinking import TAGS, Tags
 from numoe.engine.layers.ops import Floats
+from numoe.engine.text.tags import TAGS
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,18 +109,6 @@ def regex_grammar(pattern: str) -> str:
     from llguidance import regex_to_lark
 
     return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
-
-
-def with_thinking(grammar: str, opened: bool, tags: Tags = TAGS[0]) -> str:
-    """A grammar for the answer alone, as one for the answer and the reasoning before it.
-
-    opened: the text begins inside a thinking block, see `opens_thinking`; else it may begin with a whole one.
-    """
-    opening, closing = map(json.dumps, tags)
-    begin = "reasoning" if opened else f"({opening} reasoning)?"
-    return (
-        f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{named(grammar)}"
-    )
 
 
 def named(grammar: str) -> str:
