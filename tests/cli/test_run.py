@@ -17,7 +17,7 @@ from tiny import write_model
 from numoe.cli.text import whole_prompt
 from numoe.engine import describe
 from numoe.quant.files import locked
-from numoe.quant.stored.checkpoint import Checkpoint
+from numoe.quant.stored.handle import Stored
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -164,7 +164,7 @@ def test_options_that_exclude_each_other(command: Run, model: str, arguments: li
 def test_a_context_without_room_is_refused_before_weights_are_read(
     ask: tuple[str, ...], command: Run, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Checkpoint, "matrix", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Stored, "matrix", lambda *_: pytest.fail("read"))
     ram = describe(model).plan(64).total_bytes
     name, *options = ask
     code, out, err = command(name, model, *options, "--ram", str(ram), stdin="hi")

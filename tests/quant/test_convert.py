@@ -299,11 +299,12 @@ def test_every_other_row_of_a_stack_is_copied(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(jobs, "_COPY_BYTES", 100)
     stack = normal(3, 10, 8)
     source = folder_of(tmp_path / "source", fused=raw("F32", stack))
-    cuts = [Matrix(f"e{e}.{odd}.weight", "experts", "fused", e, (odd, 10, 2)) for e in range(3) for odd in range(2)]
+    every = {f"e{e}.{odd}.weight": (e, odd) for e in range(3) for odd in range(2)}
+    cuts = [Matrix(name, "experts", source["fused"].expert(e).rows(odd, 10, 2)) for name, (e, odd) in every.items()]
     convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
     with open_checkpoint(tmp_path / "out") as made:
-        for cut in cuts:
-            np.testing.assert_array_equal(made.array(cut.name), stack[cut.index, cut.rows[0] :: 2])
+        for name, (e, odd) in every.items():
+            np.testing.assert_array_equal(made[name].array(), stack[e, odd::2])
 
 
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
