@@ -16,10 +16,6 @@ EXCEPTIONS = {
     "cli/run.py:run": OPTIONS,
     "engine/chat/answer.py:Answer.__init__": SETTINGS,
     "engine/chat/answer.py:answer": SETTINGS,
-    "engine/measure/bench.py:bench": STEPS,
-    "engine/measure/bench.py:bench_kernels": STEPS,
-    "engine/measure/perplexity.py:perplexity": STEPS,
-    "engine/pull.py:pull": STEPS,
     "quant/convert/convert.py:_write_shards": STEPS,
 }
 
