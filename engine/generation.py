@@ -62,7 +62,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 0:
-            raise InputError(f"--max-tokens must be 0 or more, not {self.max_tokens}")
+            raise InputError(f"`max_tokens` must be 0 or more, not {self.max_tokens}")
 
 
 @dataclass

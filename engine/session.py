@@ -35,7 +35,7 @@ def require_room(tokens: int, context: int, limit: int) -> None:
     if tokens > context:
         raise InputError(
             f"{tokens} tokens do not fit into the context of {context}; "
-            f"shorten the prompt or raise --ctx (this model reads up to {limit})"
+            f"shorten the prompt or raise `ctx` (this model reads up to {limit})"
         )
 
 

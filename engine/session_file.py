@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-
-import numpy as np
 
 from numoe.engine.layers.ops import Floats
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, write_whole
-from numoe.quant.stored.safetensors import TensorInfo, file_start, read_header
+from numoe.quant.files import TensorInfo
+from numoe.quant.stored.arrays import fill, listing, pieces, write_arrays
 
 FILE_VERSION = 2
 
@@ -35,23 +31,17 @@ def write(path: Path, model: str, context: int, tokens: list[int], arrays: Mappi
         "model": model,
         "context": str(context),
         "tokens": json.dumps(tokens),
-        "rows": _digest(_pieces(arrays)),
+        "rows": _digest(pieces(arrays)),
     }
-    start = file_start(((name, "F32", rows.shape) for name, rows in arrays.items()), header | proof(header))
     try:
-        write_whole(path, chain([start], _pieces(arrays)), private=True)
+        write_arrays(path, arrays, header | proof(header))
     except OSError as error:
         raise InputError(f"the session cannot be written to {path} ({error.strerror or error})") from error
 
 
-def _pieces(arrays: Mapping[str, Floats]) -> Iterator[memoryview]:
-    """The bytes of all rows, without a copy: those of a group lie side by side."""
-    return (group.reshape(-1).view(np.uint8).data for rows in arrays.values() for group in rows)
-
-
-def _digest(pieces: Iterable[bytes | memoryview]) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
+    for piece in parts:
         digest.update(piece)
     return digest.hexdigest()
 
@@ -80,13 +70,8 @@ class Kept:
         wanted = {name: ("F32", rows.shape) for name, rows in arrays.items()}
         if wanted != {name: (info.dtype, info.shape) for name, info in self._stored.items()}:
             raise _damaged(self.path)
-        with closing(Files()) as files:
-            for name, rows in arrays.items():
-                at = self._stored[name].offset
-                for group in rows:
-                    files.read_range(self.path, at, group.nbytes, group.reshape(-1).view(np.uint8))
-                    at += group.nbytes
-        if self._rows != _digest(_pieces(arrays)):
+        fill(arrays, self._stored)
+        if self._rows != _digest(pieces(arrays)):
             raise _damaged(self.path)
 
 
@@ -107,7 +92,7 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read; check its permissions")
     try:
-        stored, header = read_header(path)
+        stored, header = listing(path)
     except InputError:
         raise InputError(f"{path} is not a session file, or is damaged; start a new session") from None
     if header.get("numoe") != f"session {FILE_VERSION}":

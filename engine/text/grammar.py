@@ -128,7 +128,8 @@ def _sentence(error: str) -> str:
     """What is wrong, of a report that goes on with where it was found."""
     first, *others = error.splitlines()
     causes = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
-    return " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    said = " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    return said.replace("`", "'")  # which are around parameters of ours
 
 
 class Matcher:

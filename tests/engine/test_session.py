@@ -55,9 +55,9 @@ def test_feed_refuses_what_it_cannot_read(model: Models) -> None:
 
 def test_context_is_bounded_by_the_model(model: Models) -> None:
     limit = model("llama_a").spec.context
-    with pytest.raises(InputError, match=f"--ctx {limit + 1} is not possible"):
+    with pytest.raises(InputError, match=f"`ctx` {limit + 1} is not possible"):
         model("llama_a").session(limit + 1)
-    with pytest.raises(InputError, match="--ctx 0 is not possible"):
+    with pytest.raises(InputError, match="`ctx` 0 is not possible"):
         model("llama_a").session(0)
 
 
@@ -296,7 +296,7 @@ def test_sessions_of_models_that_differ_in_large_tensors_alone(checkpoint: Check
     inputs = calibrate(load(source), [5, 6, 7, 8] * 40, bos=None).inputs
     for number, moments in enumerate((None, inputs)):
         folder = tmp_path / str(number)
-        convert(description.checkpoint, description.matrices(moments), folder, "int4", Folder(source, "x"))
+        convert(description.checkpoint, description.weights(moments), folder, "int4", Folder(source, "x"))
     folders = [source, merged, tmp_path / "0", tmp_path / "1"]
     copied = Path(shutil.copytree(tmp_path / "0", tmp_path / "copied"))
     for file in copied.iterdir():
