@@ -7,14 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LINES, PARAMETERS = 60, 8
 SETTINGS = "a parameter a setting, with its default"
-STEPS = "one sequence of steps over the same few values"
 EXCEPTIONS = {
     "engine/chat/answer.py:Answer.__init__": SETTINGS,
     "engine/chat/answer.py:answer": SETTINGS,
-    "engine/measure/bench.py:bench": STEPS,
-    "engine/measure/bench.py:bench_kernels": STEPS,
-    "engine/measure/perplexity.py:perplexity": STEPS,
-    "engine/pull.py:pull": STEPS,
 }
 
 
