@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import UserDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +218,7 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
     config = tiny.load_golden("qwen3_a").config
     path = write_gguf(checkpoint("qwen3_a"), config, tmp_path / "model.gguf", "qwen3")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     left_out = ("qwen3.rope.freq_base", "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     metadata = {key: value for key, value in opened.metadata.items() if key not in left_out}
     _, _, spec = from_gguf(metadata, shapes, None, path)
@@ -237,7 +236,7 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
 ) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
     opened = open_checkpoint(written(checkpoint, case, tmp_path / "model.gguf", **scaling))
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
     assert from_gguf(metadata, shapes, None, opened.path)[2].routed_experts
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
@@ -305,7 +304,7 @@ def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Check
 
     path = write_gguf(checkpoint("llama_a"), tiny.load_golden("llama_a").config, tmp_path / "model.gguf", "llama")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = Lazy({**opened.metadata, "general.name": b"\xff", "tokenizer.ggml.tokens": ["a"]})
     del metadata["llama.vocab_size"]
     from_gguf(metadata, shapes, None, path)
@@ -331,10 +330,10 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
     writer.write_tensors_to_file()
     writer.close()
     opened = open_checkpoint(tmp_path / "model.gguf")
-    flat = opened.seen_as({"k": replace(opened.tensors["k"], shape=(12, 64))})
-    each = [opened.matrix("k", index).dequantize() for index in range(3)]
-    np.testing.assert_array_equal(flat.matrix("k").dequantize(), np.concatenate(each))
-    np.testing.assert_array_equal(flat.matrix("k", rows=(3, 9)).dequantize(), np.concatenate(each)[3:9])
-    turned = opened.seen_as({"k": replace(opened.tensors["k"], shape=(3, 64, 4), transposed=True)})
+    flat = opened["k"].flat()
+    each = [opened["k"].expert(index).matrix().dequantize() for index in range(3)]
+    assert flat.shape == (12, 64)
+    np.testing.assert_array_equal(flat.matrix().dequantize(), np.concatenate(each))
+    np.testing.assert_array_equal(flat.rows(3, 9).matrix().dequantize(), np.concatenate(each)[3:9])
     with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
-        turned.matrix("k", 0)
+        opened["k"].turned()
