@@ -87,6 +87,8 @@ def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
 def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
     """Run the converter in this process, without the vocabulary that these folders lack."""
     sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        del sys.modules[name]  # the converter needs its own
     import conversion
 
     conversion.load_all_models()
