@@ -56,6 +56,8 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("openai__gpt-oss-20b", 20.9e9, 3.6e9),
         ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
         ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
+        ("ibm-granite__granite-3.1-1b-a400m-instruct", 1.33e9, 0.4e9),
+        ("ibm-granite__granite-3.1-3b-a800m-instruct", 3.3e9, 0.8e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
