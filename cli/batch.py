@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, show
-from numoe.cli.request import FORMS, SETTINGS, Request, document
+from numoe.cli.reply import Interrupt, document, show
+from numoe.cli.request import Request
+from numoe.cli.settings import SETTINGS, May, in_group, settings_in, spelled
 from numoe.cli.text import read_text
 from numoe.engine.session import require_room
 from numoe.quant.documents import parse_json
@@ -41,29 +42,11 @@ LARGEST_BATCH = 4 << 30
 KEPT_POINTS = 4
 """Snapshots, longest first, of beginnings that prompts share: caches with windows cannot go back to them otherwise."""
 
-# What a line can say for itself, named as the options are, and the types of JSON it takes.
-_KEYS: Mapping[str, tuple[type, ...]] = {
-    "system": (str,),
-    "think": (bool,),
-    "think_budget": (int,),
-    "max_tokens": (int,),
-    "stop": (list,),
-    "temp": (int, float),
-    "top_p": (int, float),
-    "top_k": (int,),
-    "min_p": (int, float),
-    "repeat_penalty": (int, float),
-    "seed": (int,),
-    "schema": (dict, bool),
-    "choices": (list,),
-    "regex": (str,),
-    "logprobs": (int,),
-}
-
-
+_KEYS = settings_in(May.LINE)
+_FORMS = in_group("form")
 # What an answer comes from, beside the prompt and the model. The context is not among them: a longer one, as for a
 # prompt that had no room, leaves the other answers as they are.
-_KEYED = (*(name for name in SETTINGS if name != "ctx"), *FORMS, "raw", "logprobs")
+_KEYED = [setting.name for setting in SETTINGS if May.LINE in setting.may or setting.name == "raw"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ class Item:
 def read_batch(name: str, options: Mapping[str, Any], model: Description) -> list[Item]:
     """The prompts of a file, or of standard input for "-".
 
-    options: the values of `numoe run`'s options, where a line says nothing else. model: who is asked.
+    options: the values of `numoe run`'s settings, where a line says nothing else. model: who is asked.
 
     Raises:
         InputError: there are none, or a line is not what it should be; the message has its number.
@@ -109,11 +92,9 @@ def _item(number: int, line: Any, options: Mapping[str, Any], model: list[Any]) 
     for key, value in settings.items():
         if key not in _KEYS:
             raise InputError(f'there is no setting "{key}"; there are {", ".join(_KEYS)}')
-        texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
-        if type(value) not in _KEYS[key] or not texts or (type(value) is int and value < 0):
-            raise InputError(f'"{key}" cannot be {json.dumps(value)}; give what --{key.replace("_", "-")} takes')
-    if settings.keys() & set(FORMS):
-        settings = dict.fromkeys(FORMS) | settings
+        _KEYS[key].check(value, f'"{key}"')
+    if settings.keys() & _FORMS.keys():
+        settings = dict.fromkeys(_FORMS) | settings
     prompt = line.get("prompt")
     if "messages" in line:
         prompt = _messages(line["messages"], options["raw"])
@@ -300,7 +281,7 @@ def answer_batch(session: Session, items: Sequence[Item], answers: Answers, mode
             try:
                 line |= _answer(session, item.request, others, points, interrupt)
             except InputError as error:
-                line["error"] = str(error)
+                line["error"] = spelled(str(error))
             answers.add(number, line)
 
 

@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output, decimal
-
-DecodeTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Tokens to decode.")]
-PromptTokens = Annotated[int, typer.Option("--prompt-tokens", metavar="N", min=1, help="Tokens to read before them.")]
-Repetitions = Annotated[
-    int, typer.Option("--repetitions", metavar="N", min=1, help="Runs; the figures are their medians.")
-]
-Replay = Annotated[
-    Path | None,
-    typer.Option("--replay", metavar="FILE", help="Only tell how caches would have done on the trace of a run."),
-]
+from numoe.cli.settings import Options, takes
 
 
-def bench(
-    context: typer.Context,
-    model: options.ModelOrTiny = "tiny",
-    decode_tokens: DecodeTokens = 32,
-    prompt_tokens: PromptTokens = 512,
-    repetitions: Repetitions = 3,
-    threads: options.Threads = None,
-    ram: options.Ram = None,
-    replay: Replay = None,
-    json: options.Json = False,
-) -> None:
+@takes("speed", "threads", "ram", "replay", "json")
+def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
-    if replay is not None:
-        _replay(replay, json)
+    threads, repetitions = options["threads"], options["repetitions"]
+    if options["replay"] is not None:
+        _replay(options["replay"], options["json"])
         return
     if model == "kernels":
-        if any(options.given(context, name) for name in ("decode_tokens", "prompt_tokens", "ram")):
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram"}:
             raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
-        _kernels(threads, repetitions, json)
+        _kernels(threads, repetitions, options["json"])
         return
     with Output() as output:
         from numoe.engine import describe, load
@@ -51,22 +34,22 @@ def bench(
         output.status(f"loading {model}")
         begun = time.perf_counter()
         described = describe(model)
-        ctx = min(prompt_tokens + decode_tokens, described.spec.context)
-        loaded = load(described, ram=ram, threads=threads, ctx=ctx)
+        ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
+        loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(
             loaded,
             load_seconds=load_seconds,
-            prompt_tokens=prompt_tokens,
-            decode_tokens=decode_tokens,
+            prompt_tokens=options["prompt_tokens"],
+            decode_tokens=options["decode_tokens"],
             repetitions=repetitions,
             progress=lambda done, total: output.status(f"run {min(done + 1, total)} of {total}"),
         )
         output.clear_status()
         decode = result["decode"]
         record(loaded, decode["tokens"], decode["tokens"] / decode["tokens_per_s"])
-        if json:
+        if options["json"]:
             output.document({"model": model, **result})
             return
         output.table(

@@ -17,38 +17,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from numoe.cli.output import Output, print_error
+from numoe.cli.settings import May, Setting, settings_in
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
 
-KEYS: Mapping[str, type] = {
-    "system": str,
-    "think": bool,
-    "think_budget": int,
-    "show_thinking": bool,
-    "max_tokens": int,
-    "temp": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repeat_penalty": float,
-    "seed": int,
-    "ctx": int,
-    "ram": str,
-    "threads": int,
-    "quant": str,
-    "plain": bool,
-    "quiet": bool,
-}
-"""The options that can have another default, by their names in Python. Every command that has one follows it."""
+KEYS = settings_in(May.CONFIG)
+"""The settings that can have another default, by name. Every command that takes one follows it."""
 _PATIENCE = 20.0  # seconds to wait while another process writes the file
-_KINDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
-_BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Default:
     """A value and where it is from."""
 
     value: Any
@@ -62,9 +43,9 @@ def path() -> Path:
     return home() / "config.toml"
 
 
-def settings() -> tuple[dict[str, Setting], list[InputError]]:
+def settings() -> tuple[dict[str, Default], list[InputError]]:
     """Every key that is set, and what is wrong: a file that is not valid, unknown keys, values of another kind."""
-    found: dict[str, Setting] = {}
+    found: dict[str, Default] = {}
     wrong: list[InputError] = []
     file = path()
     try:
@@ -72,18 +53,16 @@ def settings() -> tuple[dict[str, Setting], list[InputError]]:
     except InputError as error:
         values, wrong = {}, [error]
     for key, value in values.items():
-        kind = KEYS.get(key)
-        if kind is None:
-            wrong.append(_unknown(key, f"{file}: "))
-        elif type(value) is not kind and not (kind is float and type(value) is int):
-            wrong.append(InputError(f"{file}: {key} is {_KINDS[kind]}, not {value!r}; correct it"))
-        else:
-            found[key] = Setting(value, str(file))
+        try:
+            _setting(key, f"{file}: ").check(value, f"{file}: {key}")
+            found[key] = Default(value, str(file))
+        except InputError as error:
+            wrong.append(error)
     for key in KEYS:
         variable = f"NUMOE_{key.upper()}"
         if text := os.environ.get(variable):
             try:
-                found[key] = Setting(_parsed(key, text, variable), variable)
+                found[key] = Default(_parsed(key, text, variable), variable)
             except InputError as error:
                 wrong.append(error)
     return found, wrong
@@ -115,17 +94,17 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _parsed(key: str, text: str, source: str) -> Any:
-    kind = KEYS[key]
-    if kind is str and re.search("[\ud800-\udfff]", text):
-        raise InputError(f"{source} is a text, and {text!a} is not UTF-8")
-    try:
-        return _BOOLS[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise InputError(f"{source} is {_KINDS[kind]}, not {text!r}") from None
+    value = KEYS[key].read(text, source)
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+        raise InputError(f"{source} takes a text, and {text!a} is not UTF-8")
+    KEYS[key].check(value, source)
+    return value
 
 
-def _unknown(key: str, where: str = "") -> InputError:
-    return InputError(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
+def _setting(key: str, where: str = "") -> Setting:
+    if key not in KEYS:
+        raise InputError(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
+    return KEYS[key]
 
 
 config = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -151,8 +130,8 @@ def show(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-def _row(setting: Setting) -> tuple[str, str]:
-    return _shown(setting.value), setting.source
+def _row(default: Default) -> tuple[str, str]:
+    return _shown(default.value), default.source
 
 
 def _own(commands: Mapping[str, Any], key: str) -> str:
@@ -175,8 +154,7 @@ def _shown(value: Any) -> str:
 def set_(key: Key, value: Value) -> None:
     """Write a default into config.toml."""
     name = key.replace("-", "_")
-    if name not in KEYS:
-        raise _unknown(key)
+    _setting(name)
     parsed = _parsed(name, value, key)
     with _changed() as document:
         document[name] = parsed

@@ -7,24 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, spelled, takes
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Plan
     from numoe.engine.hub.repository import Repository
     from numoe.engine.measure.machine import Forecast, Machine
-
-Reading = Annotated[
-    float | None,
-    typer.Option("--read-gb-s", metavar="X", min=0.001, help="Reckon with a disk that reads X GB a second."),
-]
-Cores = Annotated[int | None, typer.Option("--cores", metavar="N", min=1, help="Reckon with N such cores.")]
 
 _CONTEXTS = 8192, 32768
 
@@ -44,15 +39,10 @@ class _Column:
         return self.forecast.expert_bytes / self.plan.expert_bytes if self.plan.expert_bytes else 1.0
 
 
-def fit(
-    model: options.Model,
-    ram: options.Ram = None,
-    ctx: options.Context = None,
-    read_gb_s: Reading = None,
-    cores: Cores = None,
-    json: options.Json = False,
-) -> None:
+@takes("ram", "ctx", "read_gb_s", "cores", "json")
+def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
+    ram, ctx, json = options["ram"], options["ctx"], options["json"]
     with Output() as output:
         from numoe.engine import describe, home
         from numoe.engine.budget import Budget
@@ -78,14 +68,13 @@ def fit(
             except HubError:
                 raise
             except InputError as reason:
-                _tell_totals(output, remote, str(reason), json)
+                _tell_totals(output, remote, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
         else:
             raise home.unknown(model)
         plans = {quant: description.plan(ctx, quant) for quant in _quants(description)}
-        machine = _machine(
-            output, [p for p in plans.values() if p.verdict(room) is Verdict.FROM_DISK], read_gb_s, cores
-        )
+        streaming = [plan for plan in plans.values() if plan.verdict(room) is Verdict.FROM_DISK]
+        machine = _machine(output, streaming, options["read_gb_s"], options["cores"])
         columns = {
             quant: _column(description, remote, quant, plan, ctx, machine, room) for quant, plan in plans.items()
         }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from numoe.cli import options
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, takes
 
 
-def list_models(json: options.Json = False) -> None:
+@takes("json")
+def list_models(options: Options) -> None:
     """List the pulled models, and pulls that have not finished."""
     from numoe.engine import home
     from numoe.engine.plan import format_bytes
 
     output = Output()
     models = home.models()
-    if json:
+    if options["json"]:
         documents = [
             {
                 "model": one.repo_id,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from numoe.cli.settings import spelled
 from numoe.quant.errors import InputError
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
@@ -50,10 +51,10 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr; names that come from files may hold anything, and any amount of it."""
+    """One line on stderr, settings by their flags; names that come from files may hold anything, any amount of it."""
     with suppress(InputError, OSError):  # what went wrong first is told
         sys.stdout.flush()
-    text = printable(re.sub(r"\s*[\r\n]\s*", " ", message))
+    text = printable(re.sub(r"\s*[\r\n]\s*", " ", spelled(message)))
     if len(text) > _LONGEST_ERROR:  # the next step is at the end
         text = f"{text[: _LONGEST_ERROR // 2]} [...] {text[-_LONGEST_ERROR // 2 :]}"
     print("error:", text, file=sys.stderr)

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, takes
 from numoe.cli.text import read_text
 from numoe.quant.errors import InputError
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8; - reads what is piped in.")]
-Against = Annotated[
-    str | None,
-    typer.Option("--against", metavar="MODEL2", help="Compare with this model: KL divergence, top-1 agreement."),
-]
-Window = Annotated[
-    int | None,
-    typer.Option("--window", metavar="N", min=2, help="Tokens read at once; else 2048 or the model's limit, if lower."),
-]
-Stride = Annotated[
-    int | None,
-    typer.Option("--stride", metavar="N", min=1, help="Tokens from one window to the next; else half a window."),
-]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Read only so many tokens of the text.")]
+if TYPE_CHECKING:
+    from numoe.engine.measure.perplexity import Result
 
 
-def perplexity(
-    model: options.Model,
-    file: File,
-    against: Against = None,
-    window: Window = None,
-    stride: Stride = None,
-    limit: Limit = None,
-    json: options.Json = False,
-) -> None:
+@takes("against", "window", "stride", "limit", "json")
+def perplexity(model: arguments.Model, file: arguments.File, options: Options) -> None:
     """Measure how well a model predicts a text."""
     text = read_text(file)
     if not text.strip():
@@ -47,7 +27,7 @@ def perplexity(
 
         output.status(f"loading {model}")
         memory = Budget()  # of both models together
-        loaded, reference = load(model, ram=memory), None
+        loaded, reference, against = load(model, ram=memory), None, options["against"]
         tokenizer = loaded.tokenizer
         ids = tokenizer.encode(text)
         if against is not None:
@@ -60,33 +40,37 @@ def perplexity(
                 )
         result = measure(
             loaded,
-            ids[:limit],
-            window=window,
-            stride=stride,
+            ids[: options["limit"]],
+            window=options["window"],
+            stride=options["stride"],
             bos=tokenizer.bos_id if tokenizer.add_bos else None,
             against=reference,
             progress=output.reading,
         )
-        if json:
-            output.document(
-                {
-                    "model": model,
-                    "file": file,
-                    "tokens": result.tokens,
-                    "window": result.window,
-                    "stride": result.stride,
-                    "perplexity": result.perplexity,
-                    "nll": result.nll,
-                    "against": against,
-                    "kl": result.kl_mean,
-                    "top1_agreement": result.top1_agreement,
-                    "seconds": result.seconds,
-                }
-            )
-            return
-        read = f"{result.tokens}, in windows of {result.window} that move by {result.stride}; {result.seconds:.1f} s"
-        rows = [("perplexity", f"{result.perplexity:.4f} ({result.nll:.5f} nats a token)"), ("tokens", read)]
-        if result.kl_mean is not None and result.top1_agreement is not None:
-            agreed = f"KL divergence {result.kl_mean:.3g} nats a token, top-1 agreement {result.top1_agreement:.2%}"
-            rows.append(("against", f"{against}: {agreed}"))
-        output.table(rows)
+        if options["json"]:
+            output.document({"model": model, "file": file, **_document(result, against)})
+        else:
+            output.table(_rows(result, against))
+
+
+def _document(result: Result, against: str | None) -> dict[str, Any]:
+    return {
+        "tokens": result.tokens,
+        "window": result.window,
+        "stride": result.stride,
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "against": against,
+        "kl": result.kl_mean,
+        "top1_agreement": result.top1_agreement,
+        "seconds": result.seconds,
+    }
+
+
+def _rows(result: Result, against: str | None) -> list[tuple[str, str]]:
+    read = f"{result.tokens}, in windows of {result.window} that move by {result.stride}; {result.seconds:.1f} s"
+    rows = [("perplexity", f"{result.perplexity:.4f} ({result.nll:.5f} nats a token)"), ("tokens", read)]
+    if result.kl_mean is not None and result.top1_agreement is not None:
+        agreed = f"KL divergence {result.kl_mean:.3g} nats a token, top-1 agreement {result.top1_agreement:.2%}"
+        rows.append(("against", f"{against}: {agreed}"))
+    return rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output, duration
+from numoe.cli.settings import Options, Recipe, takes
 
 if TYPE_CHECKING:
     from numoe.engine.pull import Progress
@@ -14,25 +15,26 @@ if TYPE_CHECKING:
 _PAUSE = 0.1  # seconds between two status lines
 
 
-def pull(
-    model: options.HubId,
-    quant: options.Quant = options.Recipe.NATIVE,
-    keep: options.Keep = False,
-    revision: options.Revision = None,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-) -> None:
+@takes("quant", "keep", "revision", "threads", "quiet", quant=Recipe.NATIVE)
+def pull(model: arguments.HubId, options: Options) -> None:
     """Download a model. After an interruption the same command goes on where it was."""
-    with Output(quiet) as output:
+    with Output(options["quiet"]) as output:
         from numoe.engine.plan import format_bytes
         from numoe.engine.pull import pull as fetch
         from numoe.quant.compute import threads as kernel_threads
 
-        kernel_threads.use(threads or kernel_threads.usable_cores())
+        kernel_threads.use(options["threads"] or kernel_threads.usable_cores())
         output.status(f"asking the hub for {model}")
         display = _Display(output)
         try:
-            pulled = fetch(model, quant.value, revision, keep, display.show, tell=display.tell)
+            pulled = fetch(
+                model,
+                options["quant"].value,
+                options["revision"],
+                options["keep"],
+                display.show,
+                tell=display.tell,
+            )
         except KeyboardInterrupt:
             output.note("stopped; the same command goes on from here")
             raise

@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, Recipe, takes
 from numoe.cli.text import read_text
 
-Calibrate = Annotated[
-    str | None,
-    typer.Option("--calibrate", metavar="FILE", help="For int4: spare the weights that matter for this text."),
-]
+if TYPE_CHECKING:
+    from numoe.engine import Description
+    from numoe.engine.measure.calibrate import Calibration
 
 
-def quantize(
-    source: options.Source,
-    destination: options.Destination,
-    quant: options.Quant,
-    calibrate: Calibrate = None,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-) -> None:
+@takes("quant", "calibrate", "threads", "quiet")
+def quantize(source: arguments.Source, destination: arguments.Destination, options: Options) -> None:
     """Write a model into a new folder, its weights in fewer bits."""
-    if calibrate is not None and quant is not options.Recipe.INT4:
+    calibrate, threads = options["calibrate"], options["threads"]
+    if calibrate is not None and options["quant"] is not Recipe.INT4:
         raise typer.BadParameter("only int4 is calibrated; leave --calibrate out, or give --quant int4")
     text = None if calibrate is None else read_text(calibrate)
-    with Output(quiet) as output:
+    with Output(options["quiet"]) as output:
         from numoe.engine import describe
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant.compute import threads as kernel_threads
-        from numoe.quant.convert.convert import PART_SUFFIX, Folder, convert, refuse_existing
-
-        shown = -1
-
-        def progress(done: int, total: int) -> None:
-            nonlocal shown
-            percent = 100 * done // max(total, 1)
-            if percent != shown:
-                shown = percent
-                bar = "#" * (percent // 5) + "." * (20 - percent // 5)
-                output.status(f"writing [{bar}] {format_bytes(done)} of {format_bytes(total)}")
+        from numoe.quant.convert.convert import Folder, convert
+        from numoe.quant.convert.folder import PART_SUFFIX, refuse_existing
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
         destination = expanded(str(destination), "the folder to make is")
@@ -52,22 +39,13 @@ def quantize(
         origin = Folder(description.path, source)
         inputs, calibration = None, None
         if text is not None:
-            from numoe.engine import load
-            from numoe.engine.measure.calibrate import calibrate as measure
-
             output.status(f"loading {source}")
-            tokenizer = description.tokenizer
-            measured = measure(
-                load(description, threads=threads),
-                tokenizer.encode(text),
-                bos=tokenizer.bos_id if tokenizer.add_bos else None,
-                progress=output.reading,
-            )
+            measured = _measured(description, text, threads, output)
             inputs, calibration = measured.inputs, measured.text
             output.note(f"calibrated by {measured.tokens} tokens of {calibrate}")
-        matrices = description.matrices(inputs)
+        weights, quant = description.weights(inputs), options["quant"].value
         try:
-            made = convert(description.checkpoint, matrices, destination, quant.value, origin, progress, calibration)
+            made = convert(description.checkpoint, weights, destination, quant, origin, _bar(output), calibration)
         except KeyboardInterrupt:
             if destination.with_name(destination.name + PART_SUFFIX).exists():
                 output.note("stopped; the same command goes on from here")
@@ -76,3 +54,34 @@ def quantize(
         output.note(f"{before} of weights became {after} in {destination}")
         if made.remark:
             output.note(made.remark)
+
+
+def _measured(description: Description, text: str, threads: int | None, output: Output) -> Calibration:
+    """What a model reads of a text, by which its weights are rounded."""
+    from numoe.engine import load
+    from numoe.engine.measure.calibrate import calibrate
+
+    tokenizer = description.tokenizer
+    return calibrate(
+        load(description, threads=threads),
+        tokenizer.encode(text),
+        bos=tokenizer.bos_id if tokenizer.add_bos else None,
+        progress=output.reading,
+    )
+
+
+def _bar(output: Output) -> Callable[[int, int], None]:
+    """Progress in bytes, shown where it is another percent."""
+    from numoe.engine.plan import format_bytes
+
+    shown = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown:
+            shown = percent
+            bar = "#" * (percent // 5) + "." * (20 - percent // 5)
+            output.status(f"writing [{bar}] {format_bytes(done)} of {format_bytes(total)}")
+
+    return progress

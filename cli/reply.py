@@ -1,4 +1,4 @@
-"""From messages to a streamed reply: what `run` and `chat` share."""
+"""An answer as it is shown: in pieces, as figures, as a JSON document; and Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numoe.cli.output import Output, decimal
 if TYPE_CHECKING:
     from numoe.engine import Generation
     from numoe.engine.chat.answer import Answer, Turn
+    from numoe.engine.text.tokenizer import Tokenizer
 
 
 def show(answer: Answer, output: Output | None) -> Turn:
@@ -46,6 +47,40 @@ def statistics(generation: Generation, experts: dict[str, Any]) -> str:
         waited = f"{experts['wait_s']:.3g} s of waiting for the others"
         parts.append(f"{experts['hit_rate']:.0%} of experts found in memory and {waited}")
     return ", ".join(parts)
+
+
+def document(answer: Answer, prompt_tokens: int, reused_tokens: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What is known of an answer that has ended, as JSON.
+
+    reused_tokens: those of the prompt that were not read for it. tokenizer: for the log-probabilities of its tokens;
+    None leaves them out.
+    """
+    generation, turn = answer.generation, answer.turn.trimmed()
+    return {
+        "text": turn.text,
+        "thinking": turn.thinking,
+        "finish_reason": turn.finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "reused_tokens": reused_tokens,
+        "completion_tokens": len(generation.tokens),
+        "timings": {
+            "prompt_s": generation.prompt_seconds,
+            "first_token_s": generation.first_token_seconds,
+            "decode_s": generation.decode_seconds,
+        },
+        "seed": generation.seed,
+    } | ({"logprobs": _logprobs(answer, tokenizer)} if tokenizer else {})
+
+
+def _logprobs(answer: Answer, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+        text = tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+        return {"id": token_id, "token": text, "logprob": logprob}
+
+    return [
+        entry(token.id, token.logprob) | {"top": [entry(i, value) for i, value in token.alternatives]}
+        for token in answer.generation.tokens
+    ]
 
 
 class Interrupt:

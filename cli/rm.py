@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, takes
 from numoe.cli.text import typed
 from numoe.quant.errors import InputError
 
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a pulled model, as `numoe list` shows it.")]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
-
-def rm(model: Name, yes: Yes = False) -> None:
+@takes("yes")
+def rm(model: arguments.Pulled, options: Options) -> None:
     """Remove a pulled model, or what an unfinished pull has left."""
     from numoe.engine import home
     from numoe.engine.plan import format_bytes
@@ -25,7 +23,7 @@ def rm(model: Name, yes: Yes = False) -> None:
     one = home.only(model, found)
     size = format_bytes(one.nbytes)
     output = Output()
-    if not yes:
+    if not options["yes"]:
         if not typed():
             raise typer.BadParameter(f"there is nobody to ask whether {one.name} ({size}) may go; add -y")
         if not output.ask(f"remove {one.name} ({size}) from {one.path}?"):

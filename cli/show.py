@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
+from numoe.cli.settings import Options, takes
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description, ModelSpec, Plan
 
 
-def show(model: options.Model, ctx: options.Context = None, json: options.Json = False) -> None:
+@takes("ctx", "json")
+def show(model: arguments.Model, options: Options) -> None:
     """Tell what a model is made of, without reading its weights."""
     from numoe.engine import describe
 
     description = describe(model)
-    plan = description.plan(ctx)
-    if json:
+    plan = description.plan(options["ctx"])
+    if options["json"]:
         Output().document({"model": model, **_document(description, plan)})
     else:
         _print(model, description, plan)
@@ -37,8 +39,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "active_parameters": plan.active_parameters,
         "weights": [
-            {"role": role, "format": kind, "bytes": nbytes, "parameters": plan.sizes[role, kind]}
-            for (role, kind), nbytes in sorted(plan.weights.items())
+            {"role": role, "format": label, "bytes": nbytes, "parameters": parameters}
+            for (role, label), (nbytes, parameters) in sorted(_weights(plan).items())
         ],
         "weight_bytes": plan.stored_bytes,
         "context": spec.context,
@@ -72,10 +74,19 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("", ""),
         ]
     )
-    weights = sorted(plan.weights.items(), key=lambda entry: -entry[1])
-    rows = [(*key, format_bytes(nbytes), _bits(nbytes, plan.sizes[key])) for key, nbytes in weights]
+    weights = sorted(_weights(plan).items(), key=lambda entry: -entry[1][0])
+    rows = [(*key, format_bytes(nbytes), _bits(nbytes, parameters)) for key, (nbytes, parameters) in weights]
     everything = "all", "", format_bytes(plan.stored_bytes), _bits(plan.stored_bytes, plan.parameters)
     output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
+
+
+def _weights(plan: Plan) -> dict[tuple[str, str], tuple[int, int]]:
+    """Bytes and parameters by role and the name of the format, which several have in common."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for (role, stored), nbytes in plan.weights.items():
+        more = sums.get((role, str(stored)), (0, 0))
+        sums[role, str(stored)] = more[0] + nbytes, more[1] + plan.sizes[role, stored]
+    return sums
 
 
 def _experts(spec: ModelSpec) -> str:

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 
 _PATIENCE = 2.0  # seconds of silence on a pipe before we say what we wait for
@@ -43,6 +45,16 @@ def read_text(name: str, largest: int = LARGEST) -> str:
         raise InputError(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
     except ValueError as error:  # an InputError, or a name that no file can have
         raise InputError(str(error)) from None
+
+
+def read_schema(value: str) -> Any:
+    """The JSON schema that --schema gives, as it is or as the name of a file.
+
+    Raises:
+        InputError: it is neither.
+    """
+    given = value.lstrip().startswith("{")
+    return parse_json(value if given else read_text(value), "--schema" if given else value, "give a JSON schema")
 
 
 def attachment(name: str) -> str:

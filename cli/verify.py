@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output
-
-Repair = Annotated[
-    bool, typer.Option("--repair", help="Remove damaged files, so that `numoe pull` gets these and no others anew.")
-]
+from numoe.cli.settings import Options, takes
 
 
-def verify(model: options.Model, repair: Repair = False, json: options.Json = False) -> None:
+@takes("repair", "json")
+def verify(model: arguments.Model, options: Options) -> None:
     """Compare every byte of a model with its hashes."""
     with Output() as output:
         from numoe.engine import home
@@ -27,10 +23,10 @@ def verify(model: options.Model, repair: Repair = False, json: options.Json = Fa
         read = f"reading {folder.name}: {{}} of {{}}"
         found = check(folder, lambda done, total: output.status(read.format(format_bytes(done), format_bytes(total))))
         wrong = {"damaged": found.damaged, "missing": found.missing, "extra": found.extra}
-        repaired = repair and bool(found.damaged or found.missing)
+        repaired = options["repair"] and bool(found.damaged or found.missing)
         if repaired:
             reopen(folder, found)
-        if json:
+        if options["json"]:
             counts = {"model": model, "path": str(folder), "files": len(found.good), "bytes": found.nbytes}
             output.document(counts | wrong | {"repaired": repaired})
         else:

@@ -12,13 +12,14 @@ The names below are the whole public face.
 import warnings
 
 from numoe.engine.description import Description, describe
+from numoe.engine.generation import Generation
 
 # `load` and `plan` name modules too: imported here, the functions are what `numoe.engine` gives under these names.
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.load import load
 from numoe.engine.model import Model
 from numoe.engine.plan import Plan, plan
-from numoe.engine.session import Generation, Session
+from numoe.engine.session import Session
 from numoe.engine.text.sample import Sampling
 from numoe.quant.errors import InputError
 

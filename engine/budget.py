@@ -143,7 +143,7 @@ class Budget:
         source = "are free now; close other programs"
         if self.given:
             needed, room = max(enough, self.total + short), self.total
-            source = f"are allowed; raise --ram to {-(-needed // 10**6)}MB"
+            source = f"are allowed; raise `ram` to {-(-needed // 10**6)}MB"
         return DoesNotFit(
             f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
         )

@@ -6,12 +6,10 @@ Only configuration and headers are read; what does not fit is refused.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +23,14 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.places import Place
 from numoe.engine.plan import Plan, plan
-from numoe.quant.convert.convert import Matrix
+from numoe.quant.convert.jobs import Array, Matrix
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
+from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
-from numoe.quant.stored.checkpoint import Checkpoint, Rows, is_gguf, only_gguf, open_checkpoint
+from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -67,29 +66,24 @@ class Description:
         """
         limit = self.spec.context
         if context is not None and not 1 <= context <= limit:
-            raise InputError(f"--ctx {context} is not possible: this model reads from 1 to {limit} tokens")
+            raise InputError(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
-        held = {}
+        formats = {}
         for name, tensor in self.spec.tensors().items():
-            kind, nbytes, grown = self._held(tensor, self.places[name], quant)
-            held[name] = kind, nbytes
+            formats[name], grown = self._format(tensor, self.places[name], quant)
             disk += grown
-        return plan(self.spec, held, context, disk)
+        return plan(self.spec, formats, context, disk)
 
-    def _held(self, tensor: Tensor, place: Place, quant: str) -> tuple[str, int, int]:
-        """A weight's format and bytes in memory, and by how many bytes conversion makes it grow on disk."""
-        checkpoint = self.checkpoint
+    def _format(self, tensor: Tensor, place: Place, quant: str) -> tuple[Format, int]:
+        """A weight's format, and by how many bytes conversion to it makes it grow on disk."""
+        stored = place.stored
         if tensor.held == "array":  # held as float32 (tables of ids: int64), however it is stored
-            table = checkpoint.tensors[place.name].dtype.startswith(("I", "U"))
-            return ("i64", 8 * tensor.size, 0) if table else ("f32", 4 * tensor.size, 0)
-        whole = math.prod(checkpoint.shape(place.name))
-        stored = checkpoint.stored_nbytes(place.name)
-        wanted = target(quant, tensor.role, tensor.shape[1], 8 * stored / whole)
-        if wanted:
-            nbytes = wanted.nbytes(*tensor.shape)
-            return wanted.format, nbytes, nbytes - stored * tensor.size // whole
-        return checkpoint.format(place.name), checkpoint.loaded_nbytes(place.name) * tensor.size // whole, 0
+            return stored.array_format, 0
+        wanted = target(quant, tensor.role, tensor.shape[1], 8 * stored.nbytes / tensor.size)
+        if wanted is None:
+            return stored.format, 0
+        return wanted.format, wanted.format.nbytes(*tensor.shape) - stored.nbytes
 
     @cached_property
     def identity(self) -> str:
@@ -106,31 +100,27 @@ class Description:
             if name.endswith(".safetensors"):
                 digest.update(f"{name} {record.sha256}\n".encode())
         names = [n for n, tensor in self.spec.tensors().items() if tensor.expert is not None]
-        sources = {self.places[name].name for name in names}
-        experts = sorted(chain.from_iterable(map(checkpoint.companions, sources)))
+        experts = sorted({info.name for name in names for info in self.places[name].stored.parts})
         others = sorted(checkpoint.tensors.keys() - set(experts))
         for name in others + experts[:: -(-len(experts) // _MOST_EXPERTS) or 1]:
             digest.update(_sample(checkpoint.files, checkpoint.tensors[name]))
         return digest.hexdigest()
 
-    def matrices(self, inputs: Mapping[str, Moments] | None = None) -> list[Matrix]:
-        """What `quant.convert` may write anew; routed experts are units, with names of their own even if stacked.
+    def weights(self, inputs: Mapping[str, Moments] | None = None) -> list[Matrix | Array]:
+        """All weights, by their canonical names, for `quant.convert` to write anew; routed experts are units.
 
         inputs: those of a `Calibration`.
         """
-        kind = family(self.config["model_type"])
-        matrices = []
+        weights: list[Matrix | Array] = []
         for name, tensor in self.spec.tensors().items():
-            if tensor.held == "array":
-                continue
             place = self.places[name]
-            stored = place.name
-            if place.index is not None or place.rows is not None:
-                stored = next(s.name for s, _ in kind.sources(name) if not s.stacked and not s.fused)
-            unit = name.rpartition(".")[0] if tensor.expert is not None else ""
-            moments = inputs.get(name) if inputs else None
-            matrices.append(Matrix(stored, tensor.role, place.name, place.index, place.rows, unit, moments))
-        return matrices
+            if tensor.held == "array":
+                made = None if place.made is None else partial(place.array, tensor.shape)
+                weights.append(Array(name, place.stored, tensor.shape, place.columns, made))
+            else:
+                unit = name.rpartition(".")[0] if tensor.expert is not None else ""
+                weights.append(Matrix(name, tensor.role, place.stored, unit, inputs.get(name) if inputs else None))
+        return weights
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -167,8 +157,8 @@ def describe(model: str | Path) -> Description:
         checkpoint = open_checkpoint(path)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
-        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
-        divisors = checkpoint.array(ROPE_FREQS).ravel().tolist() if ROPE_FREQS in shapes else None
+        shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
+        divisors = checkpoint[ROPE_FREQS].array().ravel().tolist() if ROPE_FREQS in shapes else None
         return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
@@ -211,27 +201,23 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     config_name = "the file's metadata" if path.is_file() else "config.json"
     if not path.is_file():
         refuse_foreign(checkpoint.tensors, path)
-    if spec.tied and all(any(s.name in checkpoint for s, _ in kind.sources(name)) for name in ("embed", "head")):
+    if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
     tensors = {name: tensor for _, name, tensor in listing}
-    found = {}
-    for _, name, _ in listing:
+    places = {}
+    for layer, name, tensor in listing:
         names = (name, "head") if name == "embed" and spec.tied else (name,)
-        sources = chain.from_iterable(map(kind.sources, names))
-        source = next((source for source in sources if _holds(checkpoint, source[0])), None)
-        if source is None:
-            first, _ = next(kind.sources(name))
+        sources = (source for one in names for source in kind.sources(one, layer, tensor.expert))
+        found = next((source for source in sources if _holds(checkpoint, source)), None)
+        if found is None:
+            first = next(kind.sources(name, layer, tensor.expert))
             raise InputError(
                 f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
             )
-        found[name] = source
-    checkpoint = checkpoint.seen_as(dict(_seen(checkpoint, [source for source, _ in found.values()])))
-    places = {}
-    for layer, name, _ in listing:
         experts = routed[layer][0] if layer in routed else 0
-        places[name] = _place(name, tensors, *found[name], experts, checkpoint, path, config_name)
+        places[name] = _place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
 
@@ -241,28 +227,12 @@ def _holds(checkpoint: Checkpoint, source: Source) -> bool:
     return source.name in (checkpoint.tensors if source.transposed else checkpoint)
 
 
-def _seen(checkpoint: Checkpoint, sources: Iterable[Source]) -> Iterator[tuple[str, TensorInfo]]:
-    """The tensors that are matrices in another way than they are stored."""
-    for source in sources:
-        if not (source.transposed or source.flat):
-            continue
-        info = checkpoint.tensors[source.name]
-        *stacked, width = info.shape or (1,)
-        if source.flat:
-            yield source.name, replace(info, shape=(math.prod(stacked), width))
-        elif stacked:
-            shape = (*stacked[:-1], width, stacked[-1])
-            yield source.name, replace(info, shape=shape, transposed=True)
-
-
 def _place(
     name: str,
     tensors: Mapping[str, Tensor],
     source: Source,
-    expert: int | None,
     experts: int,
     checkpoint: Checkpoint,
-    path: Path,
     config_name: str,
 ) -> Place:
     """Where a tensor of the spec lies in one of its sources, which the checkpoint has.
@@ -276,20 +246,28 @@ def _place(
     want[axis] = sum(lengths)
     if source.stacked:
         want.insert(0, experts)
-    found = list(checkpoint.shape(source.name))
+    stored = checkpoint[source.name]
+    if source.flat:
+        stored = stored.flat()
+    if source.transposed:
+        stored = stored.turned()
+    found = list(stored.shape)
     same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
     if not same:
         raise InputError(
-            f"{path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
+            f"{checkpoint.path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
             "they do not belong together"
         )
-    index = siblings.index(name)
-    rows: Rows | None = None
+    expert, index = tensors[name].expert, siblings.index(name)
+    if source.stacked and expert is not None:
+        stored = stored.expert(expert)
     if source.alternating:
-        rows = index, sum(lengths), len(siblings)
-    elif source.fused:
-        rows = sum(lengths[:index]), sum(lengths[: index + 1])
-    return Place(source.name, expert if source.stacked else None, rows, source.made)
+        part = slice(index, sum(lengths), len(siblings))
+    else:
+        part = slice(sum(lengths[:index]), sum(lengths[: index + 1]))
+    if axis == -1:
+        return Place(stored, part if source.fused else None, source.made)
+    return Place(stored.rows(part.start, part.stop, part.step or 1) if source.fused else stored)
 
 
 def _refuse_leftovers(
@@ -302,7 +280,7 @@ def _refuse_leftovers(
     config_name: str,
 ) -> None:
     """A stored tensor without a place could change the numbers: refuse it, unless it is known to be unneeded."""
-    left = set(checkpoint.names()) - {place.name for place in places.values()}
+    left = set(checkpoint.names()) - {place.stored.name for place in places.values()}
     drafting = drafting_layers(kind.config(config))
     layers = len(spec.layers)
     for name in sorted(left):

@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from numoe.engine.hub.hub_id import is_hub_id
-from numoe.quant.convert.convert import PART_SUFFIX
+from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
 
@@ -202,7 +202,7 @@ def locate(model: str | Path) -> Path:
     if unfinished := find(name):
         one = only(name, unfinished)
         raise InputError(
-            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} --quant {one.quant}` goes on where it was"
+            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} quant={one.quant}` goes on where it was"
         )
     raise unknown(name)
 

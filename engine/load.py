@@ -6,21 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine.budget import Budget
 from numoe.engine.description import Description, describe
 from numoe.engine.experts.store import ExpertStore
-from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.engine.model import Memory, Model
-from numoe.engine.places import Place
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import InputError
 from numoe.quant.formats.resident import hold
+from numoe.quant.stored.handle import Stored
 
 
 def load(
@@ -49,7 +47,7 @@ def load(
     """
     budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, not {threads}")
+        raise InputError(f"`threads` must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     description = model if isinstance(model, Description) else describe(model)
     experts = _experts_on_disk(description)
@@ -60,16 +58,15 @@ def load(
     memory = _reserve(budget, planned, description.path.name, experts)
     wide = bool(memory.wide_bytes)
     weights = Weights()
-    checkpoint = description.checkpoint
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
-            weights.arrays[name] = _array(checkpoint.array(place.name), place, tensor)
+            weights.arrays[name] = place.array(tensor.shape)
             if tensor.below is not None:
-                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.name}")
+                _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.stored.name}")
         elif tensor.expert is None:
             weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
-                checkpoint.matrix(place.name, place.index, place.rows), multiplied=tensor.held == "matrix", wide=wide
+                place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide
             )
     if experts and memory.experts is None:
         experts.allow(experts.total_bytes)
@@ -81,11 +78,11 @@ def load(
 
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:
-    experts: dict[tuple[int, int], dict[str, Place]] = {}
+    experts: dict[tuple[int, int], dict[str, Stored]] = {}
     for layer, name, tensor in description.spec.listing():
         if layer is not None and tensor.expert is not None:
-            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name]
-    return ExpertStore(description.checkpoint, experts) if experts else None
+            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name].stored
+    return ExpertStore(description.checkpoint.files, experts) if experts else None
 
 
 def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | None) -> Memory:
@@ -123,12 +120,3 @@ def _check_numbers(values: NDArray[Any], below: int, where: str) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= below:
         raise InputError(f"{where} names expert {low if low < 0 else high} of {below}; download the model again")
-
-
-def _array(values: NDArray[Any], place: Place, tensor: Tensor) -> NDArray[Any]:
-    """What a tensor of the spec is of what is stored."""
-    if place.rows is not None:
-        values = np.ascontiguousarray(values[..., slice(*place.rows)])
-    if place.made is not None:
-        values = place.made(values)
-    return values.reshape(tensor.shape)

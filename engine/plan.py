@@ -11,6 +11,7 @@ from enum import StrEnum
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import InputError
+from numoe.quant.formats.format import Format
 from numoe.quant.formats.resident import held_nbytes
 
 
@@ -28,11 +29,11 @@ class Plan:
 
     layers: int
     parameters: int
-    weights: Mapping[tuple[str, str], int]
+    weights: Mapping[tuple[str, Format], int]
     """Bytes by (role, format)."""
-    sizes: Mapping[tuple[str, str], int]
+    sizes: Mapping[tuple[str, Format], int]
     """Parameters by (role, format)."""
-    active: Mapping[str, int]
+    active: Mapping[Format, int]
     """Parameters that one token's computation touches, by format."""
     active_experts: Mapping[int, int]
     """Bytes of the routed experts that one token takes, by layer."""
@@ -124,26 +125,27 @@ class Plan:
         return min(max(0, room - self.beside_experts), self.expert_bytes)
 
 
-def plan(spec: ModelSpec, stored: Mapping[str, tuple[str, int]], context: int, disk_bytes: int = 0) -> Plan:
+def plan(spec: ModelSpec, stored: Mapping[str, Format], context: int, disk_bytes: int = 0) -> Plan:
     """Add up a model.
 
     Args:
-        stored: canonical tensor name -> (format, bytes), of a local folder or of a remote listing.
+        stored: canonical tensor name -> its format, of a local folder or of a remote listing.
         context: tokens that a session holds.
         disk_bytes: passed on.
     """
-    weights: Counter[tuple[str, str]] = Counter()
-    sizes: Counter[tuple[str, str]] = Counter()
-    active: Counter[str] = Counter()
+    weights: Counter[tuple[str, Format]] = Counter()
+    sizes: Counter[tuple[str, Format]] = Counter()
+    active: Counter[Format] = Counter()
     taken: Counter[int] = Counter()
     float32 = wide = 0
     for layer, name, tensor in spec.listing():
-        kind, nbytes = stored[name]
+        kind = stored[name]
+        nbytes = kind.nbytes(*tensor.shape)
         weights[tensor.role, kind] += nbytes
         sizes[tensor.role, kind] += tensor.size
         if tensor.held == "matrix":
             rows, columns = tensor.shape
-            plain, widest = held_nbytes(kind, (rows, columns), nbytes, routed=tensor.expert is not None)
+            plain, widest = held_nbytes(kind, (rows, columns), routed=tensor.expert is not None)
             float32 += plain - nbytes
             wide += widest - plain
         if tensor.active:

@@ -117,7 +117,7 @@ def pull(
         downloads = _Downloads(name, repository, shards, keep, report, stop)
         return Pulled(
             folder,
-            convert(description.checkpoint, description.matrices(), folder, quant, downloads, downloads.count_written),
+            convert(description.checkpoint, description.weights(), folder, quant, downloads, downloads.count_written),
         )
     except NoSuchRevision as error:
         if begun and one and wanted == begun.revision:
@@ -181,7 +181,7 @@ class _Downloads:
         if sum(missing) > free:
             raise InputError(
                 f"{cache} needs {sum(missing) / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; make room, "
-                "set HF_HOME to another disk, or pull without --keep"
+                "set HF_HOME to another disk, or pull without `keep`"
             )
         return sum(missing) if cache.stat().st_dev == folder.stat().st_dev else 0
 

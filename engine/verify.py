@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from numoe.engine.home import models_folder
-from numoe.quant.convert.convert import PART_SUFFIX
+from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
 from numoe.quant.stored.manifest import MANIFEST_NAME, read_manifest

@@ -2,9 +2,11 @@
 
 
 class InputError(ValueError):
-    """A file, key, flag or value was refused.
+    """A file, key, parameter or value was refused.
 
-    The message is one sentence for the person at the terminal: it names what was refused and the next step.
+    The message is one sentence for the person who asked: it names what was refused and the next step. Parameters stand
+    in backquotes, as `ram`, and in commands that are a next step, as `numoe pull NAME quant=int8`, as assignments: the
+    terminal makes flags of them.
     """
 
 

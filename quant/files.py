@@ -38,7 +38,6 @@ class TensorInfo:
     """Where a stored tensor lies: `nbytes` from `offset` of `path` hold `shape` in row-major order.
 
     `dtype` is the file format's own name: "BF16", "F8_E4M3", "Q4_K", ...
-    `transposed`: the last two dimensions of `shape` lie there in the other order.
     """
 
     name: str
@@ -47,7 +46,6 @@ class TensorInfo:
     path: Path
     offset: int
     nbytes: int
-    transposed: bool = False
 
 
 class Extent(NamedTuple):

@@ -75,7 +75,8 @@ def together(tensors: Arrays) -> Arrays:
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
-            out[f"{name}.weight" if name.endswith("experts.down_proj") else name] = values
+            name = f"{name}.weight" if name.endswith("experts.down_proj") else name
+            out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
 
@@ -96,7 +97,7 @@ def as_deepseek2(tensors: Arrays, config: dict[str, Any]) -> Arrays:
             out[name.replace("kv_b", "k_b")] = parts[:, :nope].swapaxes(1, 2)
             out[name.replace("kv_b", "v_b")] = parts[:, nope:]
         else:
-            out[name.replace("correction_bias", "correction.bias")] = values
+            out[name] = values
     return out
 
 
@@ -172,6 +173,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         "expert_count": c("num_local_experts") or c("num_experts") or c("n_routed_experts"),
         "expert_used_count": c("num_experts_per_tok"),
         "expert_feed_forward_length": c("moe_intermediate_size"),
+        "expert_shared_feed_forward_length": c("shared_expert_intermediate_size"),
     }
     if rope.get("rope_type") == "yarn":
         found |= {
@@ -180,6 +182,16 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
             "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
             "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+        }
+    if architecture in ("deepseek2", "glm4moe"):
+        found |= {
+            "leading_dense_block_count": c("first_k_dense_replace", 1),
+            "expert_shared_count": c("n_shared_experts"),
+            "expert_weights_scale": float(config["routed_scaling_factor"]),
+            "expert_weights_norm": c("norm_topk_prob") or None,
+            "expert_group_count": c("n_group"),
+            "expert_group_used_count": c("topk_group"),
+            "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
     if architecture == "deepseek2":
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
@@ -192,13 +204,6 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "attention.key_length_mla": config["qk_nope_head_dim"] + rotary,
             "attention.value_length_mla": value,
             "rope.dimension_count": rotary,
-            "leading_dense_block_count": c("first_k_dense_replace", 1),
-            "expert_shared_count": c("n_shared_experts"),
-            "expert_weights_scale": float(config["routed_scaling_factor"]),
-            "expert_weights_norm": c("norm_topk_prob") or None,
-            "expert_group_count": c("n_group"),
-            "expert_group_used_count": c("topk_group"),
-            "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
         if rope.get("mscale_all_dim"):
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
@@ -214,10 +219,10 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.inner_size": values * config["linear_value_head_dim"],
             "full_attention_interval": 4,
             "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
-            "rope.dimension_count": int(config["head_dim"] * rope["partial_rotary_factor"]),
             "rope.dimension_sections": [*rope["mrope_section"], 0],
-            "expert_shared_feed_forward_length": c("shared_expert_intermediate_size"),
         }
+    if "partial_rotary_factor" in rope:
+        found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     return found
 
 
@@ -249,7 +254,7 @@ def write_gguf(
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
         theirs = NAMES[part] if kind != "A_log" else "ssm_a"
-        if theirs == "ffn_norm" and architecture in ("gpt-oss", "qwen35", "qwen35moe"):
+        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe"):
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + (f".{kind}" if kind != "A_log" else "")] = values
     for name, values in {**change(named), **besides}.items():

@@ -6,23 +6,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LINES, PARAMETERS = 60, 8
-OPTIONS = "a parameter an option of the command, from which typer reads them"
 SETTINGS = "a parameter a setting, with its default"
 STEPS = "one sequence of steps over the same few values"
 EXCEPTIONS = {
-    "cli/bench.py:bench": OPTIONS,
-    "cli/chat/loop.py:chat": OPTIONS,
-    "cli/perplexity.py:perplexity": OPTIONS,
-    "cli/run.py:run": OPTIONS,
     "engine/chat/answer.py:Answer.__init__": SETTINGS,
     "engine/chat/answer.py:answer": SETTINGS,
     "engine/measure/bench.py:bench": STEPS,
     "engine/measure/bench.py:bench_kernels": STEPS,
     "engine/measure/perplexity.py:perplexity": STEPS,
     "engine/pull.py:pull": STEPS,
-    "engine/session.py:Generation.__init__": SETTINGS,
-    "engine/session.py:Session.generate": SETTINGS,
-    "quant/convert/convert.py:_write_shards": STEPS,
 }
 
 

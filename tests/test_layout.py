@@ -14,18 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from numoe.cli.settings import SETTINGS
+
 ROOT = Path(__file__).parent.parent
 PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
 # A library -> the modules that may import it.
 HOME = {
-    "gguf": {"quant/stored/gguf.py"},
+    "gguf": {"quant/stored/gguf.py", "quant/stored/gguf_blocks.py"},
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
     "jinja2": {"engine/chat/formats/jinja.py"},
     "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/budget.py"},
     "platformdirs": {"engine/home.py"},
-    "llguidance": {"engine/chat/constrain.py"},
+    "llguidance": {"engine/text/grammar.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
 }
 READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]
@@ -83,11 +85,42 @@ def named(file: Path) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}" if inner else node.module
 
 
+def test_a_setting_is_declared_once() -> None:
+    found = [file.name for file in (ROOT / "cli").rglob("*.py") for _ in re.findall(r"\bmin_p\b", file.read_text())]
+    assert len(found) <= 2, found
+
+
+def test_messages_below_the_terminal_have_no_flags() -> None:
+    """They name parameters, `ctx`, of which the terminal makes flags."""
+    short = "|".join(setting.short for setting in SETTINGS if setting.short)
+    flag = re.compile(rf"(?<![\w-])--[a-z]|(?<!\S)({short})(?![\w-])")
+    for file in modules():
+        if file.relative_to(ROOT).parts[0] == "cli":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not flag.search(node.value), f"{file}:{node.lineno} names a flag: {node.value}"
+
+
 def test_families_know_only_specifications() -> None:
     for file in (ROOT / "engine" / "families").glob("*.py"):
         for name in imported(file):
-            allowed = r"numoe\.engine\.(layers|families)\b.*|numoe\.quant\.(errors|stored\.checkpoint)"
+            allowed = r"numoe\.engine\.(layers|families)\b.*|numoe\.quant\.errors"
             assert not name.startswith("numoe") or re.fullmatch(allowed, name), f"{file.name} imports {name}"
+
+
+def test_only_quant_knows_formats() -> None:
+    """How matrices of a kind are computed with, and how a file keeps them, is behind faces that all have in common."""
+    faces = {
+        "formats": {"format", "pack", "qtensor", "resident", "samples"},
+        "stored": {"arrays", "checkpoint", "handle", "manifest", "shards"},
+    }
+    for file in [file for file in modules() if "quant" not in file.relative_to(ROOT).parts]:
+        for name in named(file):
+            room, _, module = name.removeprefix("numoe.quant.").partition(".")
+            assert not name.startswith("numoe.quant.") or room not in faces or module in faces[room], (
+                f"{file.relative_to(ROOT)} imports {name}"
+            )
 
 
 def test_every_golden_file_has_the_script_that_made_it() -> None:

@@ -7,16 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, show, statistics
+from numoe.cli.settings import May, filled, settings_in, spelled
 from numoe.cli.text import attachment
-from numoe.engine import Model, Sampling, describe
-from numoe.engine.chat.answer import Answer, Settings
+from numoe.engine import Model, describe
+from numoe.engine.chat.answer import Answer
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
 from numoe.engine.home import TINY, expanded
@@ -50,30 +51,9 @@ KEYS = (
     ("Ctrl-G", "opens the editor"),
     ("Tab", "completes commands and files"),
 )
-SETTINGS: Mapping[str, tuple[str, type]] = {
-    "temp": ("temperature", float),
-    "top_p": ("top_p", float),
-    "top_k": ("top_k", int),
-    "min_p": ("min_p", float),
-    "repeat_penalty": ("repetition_penalty", float),
-    "seed": ("seed", int),
-    "max_tokens": ("max_tokens", int),
-    "think_budget": ("think_budget", int),
-    "ctx": ("context", int),
-}
-"""Names as in the options -> fields of Settings and Sampling, and their types."""
-_OPTIONAL = ("seed", "max_tokens", "think_budget", "ctx")
-
-
-def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """Settings with these values; names as in the options.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-    named = {SETTINGS[name][0] if name in SETTINGS else name: value for name, value in values.items()}
-    sampling = {field.name: named.pop(field.name) for field in fields(Sampling) if field.name in named}
-    return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
+_SETTINGS = settings_in(May.TALK)
+SPELLINGS = {name: f"/set {name}" for name in _SETTINGS}
+"""How settings are given here, for `spelled`."""
 
 
 def chat_rows() -> list[tuple[str, str]]:
@@ -84,7 +64,7 @@ def chat_rows() -> list[tuple[str, str]]:
             chat, when = Chat.read(path), datetime.fromtimestamp(path.stat().st_mtime)
             what = f"{when:%Y-%m-%d %H:%M}, {len(chat.turns)} turn{'s' * (len(chat.turns) != 1)}, {chat.model}"
         except (InputError, OSError) as error:  # damaged, or removed meanwhile
-            what = str(error)
+            what = spelled(str(error))
         rows.append((path.stem, what))
     return rows
 
@@ -151,7 +131,7 @@ class Talk:
         """The commands; the words that may follow each, and whether a file may."""
         names = [path.stem for path in chats()]
         words: dict[str, tuple[list[str], bool]] = {name: ([], False) for name in (*COMMANDS, "exit")}
-        words |= {"set": ([*SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
+        words |= {"set": ([*_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
         return words | {"save": (names, True), "load": (names, True), "file": ([], True), "model": ([], True)}
 
     def leave(self) -> None:
@@ -219,7 +199,7 @@ class Talk:
         if conversation.restored:
             self.output.note(f"{said}, of which {conversation.restored} are restored.")
         else:
-            why = f" ({conversation.reason})" if conversation.reason else ""
+            why = f" ({spelled(conversation.reason)})" if conversation.reason else ""
             self.output.note(f"{said}, which are read again with the next question{why}.")
 
     def _open(self, chat: Chat, cache: Path | None = None) -> None:
@@ -239,7 +219,7 @@ class Talk:
 
     def _change(self, values: Mapping[str, Any]) -> None:
         chat = self.conversation.chat
-        chat = replace(chat, settings=changed(chat.settings, values))
+        chat = replace(chat, settings=filled(chat.settings, values))
         if "ctx" in values:
             self._open(chat)
         else:
@@ -249,7 +229,7 @@ class Talk:
     def _settings(self) -> list[tuple[str, str]]:
         settings = self.conversation.chat.settings
         values = {**asdict(settings), **asdict(settings.sampling)}
-        return [(name, str(values[field]).lower()) for name, (field, _) in SETTINGS.items()]
+        return [(name, str(values[setting.field]).lower()) for name, setting in _SETTINGS.items()]
 
     # ------------------------------------------------------------------------------------------- commands
 
@@ -266,15 +246,9 @@ class Talk:
         if not name:
             self.output.notes(self._settings())
             return
-        if name not in SETTINGS:
-            raise InputError(f"there is no setting {name}; there are {', '.join(SETTINGS)}")
-        kind = SETTINGS[name][1]
-        try:
-            parsed = None if name in _OPTIONAL and value == "none" else kind(value)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise InputError(f"{name} takes {wanted}{' or none' * (name in _OPTIONAL)}, not {value!r}") from None
-        self._change({name: parsed})
+        if name not in _SETTINGS:
+            raise InputError(f"there is no setting {name}; there are {', '.join(_SETTINGS)}")
+        self._change({name: _SETTINGS[name].read(value, name, none="none")})
 
     def do_show(self, text: str) -> None:
         chat, session = self.conversation.chat, self.conversation.session

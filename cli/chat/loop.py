@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from numoe.cli import options
+from numoe.cli import arguments
 from numoe.cli.output import Output, print_error
+from numoe.cli.settings import Options, filled, spelled, takes
 from numoe.cli.text import typed
 from numoe.quant.errors import InputError
 
@@ -24,121 +25,119 @@ if TYPE_CHECKING:
     from numoe.engine import Model
     from numoe.engine.chat.files import Chat
 
-Continue = Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last chat.")]
-Listing = Annotated[bool, typer.Option("--list", help="List the chats that are kept, and leave.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Show answers as the model writes them, not as Markdown.")]
 
-
-def chat(
-    context: typer.Context,
-    model: options.ModelOrLast = None,
-    continue_: Continue = False,
-    session: options.Session = None,
-    listing: Listing = False,
-    plain: Plain = False,
-    system: options.System = None,
-    think: options.Think = False,
-    think_budget: options.ThinkBudget = None,
-    max_tokens: options.MaxTokens = None,
-    stop: options.Stop = None,
-    temp: options.Temperature = 0.6,
-    top_p: options.TopP = 0.95,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repeat_penalty: options.RepeatPenalty = 1.0,
-    seed: options.Seed = None,
-    ctx: options.Context = None,
-    ram: options.Ram = None,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
-) -> None:
+@takes(
+    "continue_", "session", "list", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
+    temp=0.6, top_p=0.95,
+)  # fmt: skip
+def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     """Talk with a model.
 
     Chats keep themselves and go on with -c or --session, with the settings they had where no option says otherwise.
     Piped input is one turn a line, and is kept only with these options.
     """
-    if continue_ and session is not None:
+    session, goes_on = options["session"], options["continue_"]
+    if goes_on and session is not None:
         raise typer.BadParameter("-c goes on with the last chat and --session with a named one; give one of them")
     typed_in = typed() and sys.stderr.isatty()
-    rendered = typed_in and sys.stdout.isatty() and not plain and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
-        output = stack.enter_context(_screen(quiet) if rendered else Output(quiet))
-        from numoe.cli.chat.commands import Talk, changed, chat_rows, model_name
-        from numoe.engine import describe, load
-        from numoe.engine.chat.files import Chat, alone, chat_path, chats
-        from numoe.engine.home import home, lookup
+        output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
+        from numoe.cli.chat.commands import Talk, chat_rows
+        from numoe.engine.chat.files import alone, chat_path, chats
 
-        if listing:
+        if options["list"]:
             if rows := chat_rows():
                 output.table(rows)
             else:
                 output.note("No chats are kept yet.")
             return
         kept = chats()
-        if continue_ and not kept:
+        if goes_on and not kept:
             raise InputError("no chat is kept yet; `numoe chat` begins one")
-        path = kept[0] if continue_ else chat_path(session) if session is not None else None
+        path = kept[0] if goes_on else chat_path(session) if session is not None else None
         held = stack.enter_context(ExitStack())
         if path is not None:
             held.enter_context(alone(path))
-        resumed = path is not None and path.exists()
-        if path is not None and resumed:
-            past = Chat.read(path)
-            if model is None and lookup(past.model) is None:
-                raise InputError(
-                    f'the chat "{path.stem}" is one with {past.model}, which is not here any more; give another MODEL'
-                )
-        else:
-            past = Chat(_last_model(kept, output.note) if model is None else model)
-        if model is not None:
-            past = replace(past, model=model_name(model))
-        values: dict[str, Any] = {"system": system, "think": think, "think_budget": think_budget}
-        values |= {"max_tokens": max_tokens, "stop": tuple(stop or ()), "temp": temp, "top_p": top_p, "top_k": top_k}
-        values |= {"min_p": min_p, "repeat_penalty": repeat_penalty, "seed": seed, "ctx": ctx}
-        if resumed:
-            values = {name: value for name, value in values.items() if options.given(context, name)}
-        past = replace(past, settings=changed(past.settings, values))
-
-        def loaded(chat: Chat) -> Model:
-            output.status(f"loading {chat.model}")
-            described = describe(chat.model)
-            room = described.plan(chat.settings.context).context
-            made = load(described, ram=ram, threads=threads, ctx=room)
-            output.clear_status()
-            for told in made.tokenizer.notes:
-                output.note(told)
-            return made
-
-        talk = Talk(output, loaded, past, path, held, keeps=typed_in or path is not None)
+        begun = _begun(path, model, options, output.note)
+        talk = Talk(output, _loader(options, output), begun, path, held, keeps=typed_in or path is not None)
         stack.callback(talk.leave)
-        lines = _piped_lines()
-        if typed_in:
-            from numoe.cli.chat.prompt import Prompt
-
-            if hasattr(signal, "SIGHUP"):  # the terminal is closed
-                signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
-            _introduce(talk)
-            prompt = Prompt(home() / "history", talk.completions)
-            lines = _typed_lines(stack.enter_context(prompt), talk)
-        for line in lines:
-            try:
-                talk.hear(line)
-            except EOFError:
-                return
-            except (InputError, KeyboardInterrupt) as error:
-                if not typed_in:
-                    raise
-                output.settle()
-                if isinstance(error, InputError):
-                    print_error(str(error))
-                else:
-                    output.note("Stopped.")
+        _talk(talk, stack, typed_in)
 
 
-def _screen(quiet: bool) -> Output:
+def _screen(options: Options) -> Output:
+    if not sys.stdout.isatty() or options["plain"] or os.environ.get("TERM") == "dumb":
+        return Output(options["quiet"])
     from numoe.cli.chat.screen import Screen
 
-    return Screen(quiet)
+    return Screen(options["quiet"])
+
+
+def _begun(path: Path | None, model: str | None, options: Options, note: Callable[[str], None]) -> Chat:
+    """The chat that is gone on with, or a new one. One that was kept has its settings where no option says otherwise.
+
+    path: its file, which need not be there yet. model: another one than it had.
+    """
+    from numoe.cli.chat.commands import model_name
+    from numoe.engine.chat.files import Chat, chats
+    from numoe.engine.home import lookup
+
+    resumed = path is not None and path.exists()
+    if path is not None and resumed:
+        chat = Chat.read(path)
+        if model is None and lookup(chat.model) is None:
+            raise InputError(
+                f'the chat "{path.stem}" is one with {chat.model}, which is not here any more; give another MODEL'
+            )
+    else:
+        chat = Chat(_last_model(chats(), note) if model is None else model)
+    if model is not None:
+        chat = replace(chat, model=model_name(model))
+    return replace(chat, settings=filled(chat.settings, options.stated if resumed else options))
+
+
+def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
+    from numoe.engine import describe, load
+
+    def loaded(chat: Chat) -> Model:
+        output.status(f"loading {chat.model}")
+        described = describe(chat.model)
+        room = described.plan(chat.settings.context).context
+        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
+        output.clear_status()
+        for told in made.tokenizer.notes:
+            output.note(told)
+        return made
+
+    return loaded
+
+
+def _talk(talk: Talk, stack: ExitStack, typed_in: bool) -> None:
+    """Do what every line says, to the last. Of lines that are typed in, one that fails is told of."""
+    from numoe.cli.chat.commands import SPELLINGS
+
+    lines = _piped_lines()
+    if typed_in:
+        from numoe.cli.chat.prompt import Prompt
+        from numoe.engine.home import home
+
+        if hasattr(signal, "SIGHUP"):  # the terminal is closed
+            signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
+        _introduce(talk)
+        prompt = Prompt(home() / "history", talk.completions)
+        lines = _typed_lines(stack.enter_context(prompt), talk)
+    for line in lines:
+        try:
+            talk.hear(line)
+        except EOFError:
+            return
+        except (InputError, KeyboardInterrupt) as error:
+            if not typed_in:
+                raise
+            talk.output.settle()
+            if isinstance(error, InputError):
+                print_error(spelled(str(error), SPELLINGS))
+            else:
+                talk.output.note("Stopped.")
 
 
 def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
@@ -156,7 +155,7 @@ def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
         except (InputError, OSError) as error:
             passed += 1
             if passed == 1:
-                note(f"The model is not that of the last chat, {path.stem}: {error}")
+                note(f"The model is not that of the last chat, {path.stem}: {spelled(str(error))}")
     return TINY
 
 

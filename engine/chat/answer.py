@@ -7,12 +7,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.chat.thinking import TAGS, Splitter, Tags, ThinkSplitter
+from numoe.engine.chat.thinking import Splitter, ThinkSplitter
 from numoe.engine.text.sample import Sampling, StopMatcher
+from numoe.engine.text.tags import TAGS, Tags
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
-    from numoe.engine.session import Generation, Session
+    from numoe.engine.generation import Generation
+    from numoe.engine.session import Session
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def answer(
         unread: what the session has not read yet of the prompt.
         opened: whether the prompt ends inside a thinking block; None: it is plain text, which is continued.
         turn: what the prompt ends with of the answer, to be continued.
-        grammar: the form of the answer, see `constrain`.
+        grammar: the form of the answer, see `text.grammar`.
         dropped, ended: as in `Answer`.
         options: as in `Session.generate`, beside those in `Settings`.
 

@@ -191,7 +191,7 @@ class Conversation:
         if len(ids) >= context:
             raise InputError(
                 f"the question takes {len(ids)} tokens with all that comes before it, and the context has room for "
-                f"{context}; shorten it or raise --ctx (this model reads up to {self.model.spec.context})"
+                f"{context}; shorten it or raise `ctx` (this model reads up to {self.model.spec.context})"
             )
         return ids, opened, forgotten
 

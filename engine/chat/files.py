@@ -62,7 +62,7 @@ class Chat:
         Raises:
             InputError: there is no such file, or it is none of this version's chats.
         """
-        shown = "`numoe chat --list` shows those that are kept"
+        shown = "`numoe chat list=true` shows those that are kept"
         if not path.is_file():
             raise InputError(f"there is no chat {path}; {shown}")
         try:

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, Self
 
-from numoe.engine.chat.constrain import with_thinking
-from numoe.engine.chat.thinking import Splitter, Tags, ThinkSplitter
+from numoe.engine.chat.thinking import Splitter, ThinkSplitter, with_thinking
+from numoe.engine.text.tags import Tags
 from numoe.engine.text.tokenizer import Tokenizer
 
 

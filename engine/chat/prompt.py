@@ -75,7 +75,7 @@ def _rendered(
             return shaped, prompt
     raise InputError(
         "The model's chat template leaves out the question, so the model has no chat template that numoe can use; "
-        "continue plain text with `numoe run --raw`."
+        "continue plain text with `numoe run raw=true`."
     )
 
 

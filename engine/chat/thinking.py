@@ -1,27 +1,12 @@
 """Reasoning and answers in one stream of text: the tags between them, and which is which."""
 
+import json
 from collections.abc import Collection
 from typing import Protocol
 
+from numoe.engine.text.grammar import named
 from numoe.engine.text.sample import partial_match
-
-Tags = tuple[str, str]
-"""What opens a thinking block, and what closes it."""
-
-TAGS: tuple[Tags, ...] = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<mm:think>", "</mm:think>"),
-    ("<longcat_think>", "</longcat_think>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-"""Those that models are trained with; the first are taken where a model names none."""
+from numoe.engine.text.tags import TAGS, Tags
 
 QUOTES = "`'\""
 
@@ -38,6 +23,18 @@ def tags_of(template: str, vocabulary: Collection[str] = ()) -> Tags:
 def opens_thinking(prompt: str, tags: Tags = TAGS[0]) -> bool:
     """Whether a rendered prompt ends inside a thinking block, so that the completion begins with reasoning."""
     return prompt.rstrip().endswith(tags[0])
+
+
+def with_thinking(grammar: str, opened: bool, tags: Tags = TAGS[0]) -> str:
+    """A grammar for the answer alone, as one for the answer and the reasoning before it.
+
+    opened: the text begins inside a thinking block, see `opens_thinking`; else it may begin with a whole one.
+    """
+    opening, closing = map(json.dumps, tags)
+    begin = "reasoning" if opened else f"({opening} reasoning)?"
+    return (
+        f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{named(grammar)}"
+    )
 
 
 class Splitter(Protocol):

@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
-from numoe.engine.places import Place
 from numoe.quant.compute.memory import ALIGNMENT, lasting, unshared
 from numoe.quant.dtypes import UInt8
-from numoe.quant.files import Extent
-from numoe.quant.formats.columns import can_lay_out, laid_out, widened
+from numoe.quant.files import Extent, Files
 from numoe.quant.formats.qtensor import QTensor
-from numoe.quant.formats.resident import apart, settled
-from numoe.quant.stored.checkpoint import Checkpoint
+from numoe.quant.formats.resident import apart, fastest, settled
+from numoe.quant.stored.handle import Stored
 
 Key = tuple[int, int]
 """(layer, expert)."""
@@ -45,7 +43,7 @@ _GUESS_PAYS = 0.5
 HALF_LIFE = 4
 """A use counts half as much after this many times as many uses as the cache holds units.
 
-Of 1 to 64, on traces of `tiny`, this gave the most hits at nearly every size; see `numoe bench --replay`.
+Of 1 to 64, on traces of `tiny`, this gave the most hits at nearly every size; see `numoe.engine.measure.replay`.
 """
 
 
@@ -77,7 +75,7 @@ class _Unit:
 
     runs: tuple[tuple[Extent, int], ...]
     """Ranges to read, and the place of each in the buffer."""
-    matrices: Mapping[str, tuple[Place, tuple[slice, ...]]]
+    matrices: Mapping[str, tuple[Stored, tuple[slice, ...]]]
     """gate, up and down: codes, scales and minimums in the buffer."""
     buffer_bytes: int
     decoded_bytes: int
@@ -140,16 +138,16 @@ class ExpertStore:
     ahead: whether `expect` fetches anything. It changes speed alone.
     """
 
-    def __init__(self, checkpoint: Checkpoint, experts: Mapping[Key, Mapping[str, Place]]):
-        """Lay out the units without reading them; `allow` says how much memory there is.
+    def __init__(self, files: Files, experts: Mapping[Key, Mapping[str, Stored]]):
+        """Lay out the units, which `files` reads, without reading them; `allow` says how much memory there is.
 
         Raises:
             InputError: a matrix is missing or of a type that cannot be multiplied with.
         """
         self.budget = 0
         self.ahead = True
-        self._checkpoint = checkpoint
-        self._units = {key: _lay_out(checkpoint, stored) for key, stored in experts.items()}
+        self._files = files
+        self._units = {key: _lay_out(stored) for key, stored in experts.items()}
         self.largest: dict[int, int] = {}
         """For each layer, the most bytes that one of its units takes."""
         for (layer, _), unit in self._units.items():
@@ -249,7 +247,7 @@ class ExpertStore:
             grown = 0
             for entry in self._resident.values():
                 for part, matrix in entry.matrices.items():
-                    wide = widened(matrix)
+                    wide = fastest(matrix, wide=True)
                     if wide is not matrix:
                         entry.matrices[part] = settled(wide)
                         grown += wide.nbytes - matrix.nbytes
@@ -494,18 +492,18 @@ class ExpertStore:
             self._change.notify_all()
 
     def _read(self, entry: _Entry) -> dict[str, QTensor]:
-        checkpoint, buffer = self._checkpoint, entry.buffer
+        buffer = entry.buffer
         assert buffer is not None
         for extent, at in entry.unit.runs:
-            checkpoint.files.read_range(*extent, out=buffer[at : at + extent.nbytes])
+            self._files.read_range(*extent, out=buffer[at : at + extent.nbytes])
             if self.budget < self.total_bytes:
-                checkpoint.files.drop_cached(*extent)
+                self._files.drop_cached(*extent)
         check = entry.key not in self._checked
         matrices = {
-            part: checkpoint.assemble(at.name, at.index, at.rows, [buffer[p] for p in places], check=check)
-            for part, (at, places) in entry.unit.matrices.items()
+            part: stored.assemble([buffer[p] for p in places], check=check)
+            for part, (stored, places) in entry.unit.matrices.items()
         }
-        used = {part: laid_out(matrix) for part, matrix in matrices.items()}
+        used = {part: fastest(matrix) for part, matrix in matrices.items()}
         if entry.unit.keeps_buffer:
             return used
         if self.budget == self.total_bytes:
@@ -518,8 +516,8 @@ def _buffer(nbytes: int, stays: bool) -> UInt8:
     return lasting(nbytes) if stays else unshared(nbytes)
 
 
-def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
-    extents = {part: checkpoint.extents(at.name, at.index, at.rows) for part, at in stored.items()}
+def _lay_out(stored: Mapping[str, Stored]) -> _Unit:
+    extents = {part: one.extents() for part, one in stored.items()}
     flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
     gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
     joined: list[Extent] = []
@@ -544,15 +542,6 @@ def _lay_out(checkpoint: Checkpoint, stored: Mapping[str, Place]) -> _Unit:
         raise AssertionError("every range is part of a run")
 
     matrices = {part: (stored[part], tuple(map(place, parts))) for part, parts in extents.items()}
-    decoded = 0
-    keeps = False
-    for part, parts in extents.items():
-        name = stored[part].name
-        rows = range(*(stored[part].rows or (0, checkpoint.shape(name)[-2])))
-        moved = not checkpoint.by_columns and can_lay_out(checkpoint.format(name), len(rows))
-        if checkpoint.kept_as_stored(name) and not moved and rows.step == 1:
-            keeps = True
-        else:
-            share = sum(extent.nbytes for extent in parts), checkpoint.stored_nbytes(name) * rows.step
-            decoded += checkpoint.loaded_nbytes(name) * share[0] // share[1]
+    decoded = sum(one.read_nbytes for one in stored.values() if not one.stays_as_read)
+    keeps = any(one.stays_as_read for one in stored.values())
     return _Unit(tuple(runs), matrices, used, decoded, keeps)

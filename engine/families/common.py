@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
+from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, shown
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
 from numoe.engine.layers.ffn import SwiGLU
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.residual import PlainResidual, Residual
+from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
@@ -32,16 +33,45 @@ DEFAULTS: dict[str, Any] = {
 
 
 def grouped_query_attention(
-    config: Config, *, window: int | None = None, head_norm: bool = False, biases: str = ""
+    config: Config,
+    *,
+    window: int | None = None,
+    head_norm: bool = False,
+    biases: str = "",
+    turn: Callable[[Config, int], Rope] = rope,
 ) -> GroupedQueryAttention:
-    """The attention of llama-like configs; a `head_dim` of null is hidden / heads."""
+    """The attention of llama-like configs; a `head_dim` of null is hidden / heads. `turn` reads the rope of a head."""
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", null=heads)
     check_heads(config, heads, kv_heads)
     head_dim = config.size("head_dim", null=None) or hidden // heads
     if head_dim < 1:
         raise InputError(f"{config.where}: a hidden size of {hidden} is too small for {heads} attention heads")
-    return GroupedQueryAttention(heads, kv_heads, head_dim, rope(config, head_dim), window, head_norm, biases)
+    return GroupedQueryAttention(heads, kv_heads, head_dim, turn(config, head_dim), window, head_norm, biases)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def windowed(config: Config, attention: GroupedQueryAttention) -> list[GroupedQueryAttention]:
+    """That of each layer: with a window where `layer_types` says so, or from layer `max_window_layers` on."""
+    layers = layer_count(config)
+    window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
+    first = config.count("max_window_layers")
+    kinds = config.kinds("layer_types", layers, (FULL, SLIDING))
+    if kinds is None:
+        kinds = [SLIDING if window and i >= first else FULL for i in range(layers)]
+    config.ignore(["sliding_window"])
+    of_kind = {FULL: attention, SLIDING: replace(attention, window=window)}
+    return [of_kind[kind] for kind in kinds]
+
+
+def sparse_layers(config: Config) -> list[bool]:
+    """Which layers have experts: every `decoder_sparse_step`-th but for `mlp_only_layers`."""
+    step, dense = config.size("decoder_sparse_step"), config.listing("mlp_only_layers") or []
+    if wrong := [layer for layer in dense if type(layer) is not int]:
+        raise config.refusal("mlp_only_layers", f"has {shown(wrong[0])}, which is not the number of a layer")
+    return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
 
 
 def check_heads(config: Config, heads: int, kv_heads: int) -> None:

@@ -231,6 +231,15 @@ def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     return replace(made, **config.arranged.get("rope", {}))
 
 
+def partial_rope(config: Config, head_dim: int) -> Rope:
+    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text."""
+    block = rope_block(config)
+    block.ignore(["mrope_section", "mrope_interleaved"])
+    source = block if block.values.get("partial_rotary_factor") is not None else config
+    dim = int(head_dim * source.number("partial_rotary_factor"))
+    return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
+
+
 def rope_block(config: Config) -> Config:
     """The table that says how rotary embeddings are made, `rope_theta` included.
 

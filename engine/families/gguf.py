@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import nextafter
 from typing import Any
 
 from numoe.engine.families.config import Arrangement, shown
@@ -103,6 +104,15 @@ def neighbours(file: GgufFile) -> Arrangement:
     return {"rope": rope}
 
 
+def rotate_first(config: dict[str, Any], file: GgufFile) -> None:
+    """Of architectures that rotate the first `rope.dimension_count` channels of a head."""
+    head_dim = _head_dim(config)
+    rotary = file.keys.get("rope.dimension_count", head_dim)
+    if type(rotary) is not int or not 0 < rotary <= head_dim:
+        raise InputError(f"{file.path}: rope.dimension_count is {shown(rotary)}, and heads have {head_dim} channels")
+    config["partial_rotary_factor"] = nextafter(rotary / head_dim, 2)  # of which a head has exactly that many
+
+
 def _check_divisors(config: Mapping[str, Any], file: GgufFile) -> None:
     if "rope_scaling" in config:
         raise InputError(f"{file.path} has both {ROPE_FREQS} and rope scaling in its metadata, which is not supported")
@@ -142,7 +152,7 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     config["tie_word_embeddings"] = "output.weight" not in shapes
     biased = [name for name in shapes if re.fullmatch(r"blk\.\d+\.attn_q\.bias", name)]
     config["attention_bias"] = bool(biased)
-    if any(name.replace("attn_q", "attn_output") not in shapes for name in biased):
+    if "o" in gguf.biases and any(name.replace("attn_q", "attn_output") not in shapes for name in biased):
         raise InputError(f"{path} has biases on queries, keys and values alone, which is not supported yet")
     if "blk.0.ffn_gate.bias" in shapes:
         config["mlp_bias"] = True

@@ -10,6 +10,7 @@ from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Arrangement, Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families.names import Gguf, GgufFile, Source
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.block import Kind
 from numoe.engine.layers.rope import Yarn
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -63,7 +64,7 @@ def sigmoid(config: Config) -> Router:
 
 def model(
     config: Config,
-    attention: MultiHeadLatentAttention,
+    attention: Kind,
     experts: int,
     router: Router,
     sparse: Sequence[bool] | None = None,
@@ -114,34 +115,35 @@ _GGUF_NAMES = gguf.names(
 )  # fmt: skip
 
 
+EXPERT_KEYS = {
+    "leading_dense_block_count": "first_k_dense_replace",
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_gating_func": "scoring_func",
+}
+EXPERT_OPTIONAL = {
+    "leading_dense_block_count": 0,
+    "expert_weights_scale": 1.0,
+    "expert_weights_norm": False,
+    "expert_group_count": 1,
+    "expert_group_used_count": 1,
+    "expert_gating_func": None,
+}
+
+
 def deepseek2(*marks: Callable[[GgufFile], bool]) -> Gguf:
     """Files of that architecture for which all marks hold."""
     return Gguf(
         "deepseek2",
         _GGUF_NAMES,
-        {
-            "attention.q_lora_rank": "q_lora_rank",
-            "attention.kv_lora_rank": "kv_lora_rank",
-            "leading_dense_block_count": "first_k_dense_replace",
-            "expert_count": "n_routed_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "moe_intermediate_size",
-            "expert_shared_count": "n_shared_experts",
-            "expert_weights_scale": "routed_scaling_factor",
-            "expert_weights_norm": "norm_topk_prob",
-            "expert_group_count": "n_group",
-            "expert_group_used_count": "topk_group",
-            "expert_gating_func": "scoring_func",
-        },
-        optional={
-            "attention.q_lora_rank": None,
-            "leading_dense_block_count": 0,
-            "expert_weights_scale": 1.0,
-            "expert_weights_norm": False,
-            "expert_group_count": 1,
-            "expert_group_used_count": 1,
-            "expert_gating_func": None,
-        },
+        {"attention.q_lora_rank": "q_lora_rank", "attention.kv_lora_rank": "kv_lora_rank"} | EXPERT_KEYS,
+        optional={"attention.q_lora_rank": None} | EXPERT_OPTIONAL,
         unread=("attention.key_length", "attention.value_length", "attention.key_length_mla",
                 "attention.value_length_mla", "attention.head_count_kv", "rope.dimension_count",
                 "rope.scaling.yarn_log_multiplier"),
@@ -157,14 +159,19 @@ def scores_by_sigmoid(file: GgufFile) -> bool:
     return gating == 2 or (not gating and any(".exp_probs_b" in name for name in file.shapes))
 
 
+def name_gating(config: dict[str, Any]) -> None:
+    """Say the number of `expert_gating_func` as config.json does."""
+    if config["scoring_func"] in range(len(_GATING)):
+        config["scoring_func"] = _GATING[config["scoring_func"]]
+
+
 def _settle(config: dict[str, Any], file: GgufFile) -> None:
     rotary = _size(file, "rope.dimension_count")
     whole, value = (
         _size(file, f"attention.{part}_length_mla", f"attention.{part}_length") for part in ("key", "value")
     )
     config |= {"qk_rope_head_dim": rotary, "qk_nope_head_dim": whole - rotary, "v_head_dim": value}
-    if config["scoring_func"] in range(len(_GATING)):
-        config["scoring_func"] = _GATING[config["scoring_func"]]
+    name_gating(config)
     multiplier = file.keys.get("rope.scaling.yarn_log_multiplier")
     if multiplier and "rope_scaling" in config:  # the converter writes a tenth of `mscale_all_dim`
         if not isinstance(multiplier, float):

@@ -63,6 +63,7 @@ class Gguf:
     `unread`: keys that restate others, or that `settle` reads.
     `settle`: puts into a config what follows from several keys or from tensors; may raise InputError.
     `arranged`: as in `Config`, where converters store weights in another order.
+    `biases`: the projections that have one where queries have.
     `marks`: what holds for its files alone. Of several families of an architecture the one with the most that all
     hold is meant.
     """
@@ -75,6 +76,7 @@ class Gguf:
     unread: tuple[str, ...] = ()
     settle: Callable[[dict[str, Any], GgufFile], None] = lambda config, file: None
     arranged: Callable[[GgufFile], Arrangement] = lambda file: {}
+    biases: str = "qkvo"
     marks: tuple[Callable[[GgufFile], bool], ...] = ()
 
 
@@ -127,18 +129,17 @@ class Family:
         merged = text | {"model_type": values.get("model_type")} | ({"tie_word_embeddings": ties[0]} if ties else {})
         return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
 
-    def sources(self, canonical: str) -> Iterator[tuple[Source, int | None]]:
-        """The places where a tensor may be, names filled in, with the expert's index if it is one's.
+    def sources(self, canonical: str, layer: int | None = None, expert: int | None = None) -> Iterator[Source]:
+        """The places where a tensor may be, names filled in; after the family's own its canonical name, in conversions.
 
-        The last one is its canonical name: what a conversion calls parts of stacked or fused tensors.
+        layer, expert: those in its name, as `ModelSpec.listing` tells them.
         """
-        parts = canonical.split(".")
-        layer = expert = None
-        for i in range(len(parts) - 1):
-            if parts[i] == "layers":
-                layer, parts[i + 1] = int(parts[i + 1]), "{layer}"
-            elif parts[i] == "experts" and parts[i + 1].isdecimal():
-                expert, parts[i + 1] = int(parts[i + 1]), "{expert}"
-        for source in self.names[".".join(parts)]:
-            yield replace(source, name=source.name.format(layer=layer, expert=expert)), expert
-        yield Source(f"{canonical}.weight"), expert
+        known = canonical
+        if layer is not None:
+            known = known.replace(f"layers.{layer}.", "layers.{layer}.", 1)
+        if expert is not None:
+            known = known.replace(f".experts.{expert}.", ".experts.{expert}.", 1)
+        for source in self.names[known]:
+            yield replace(source, name=source.name.format(layer=layer, expert=expert))
+        yield Source(canonical)
+        yield Source(f"{canonical}.weight")  # a part of a stacked tensor, in conversions up to format 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
@@ -18,22 +16,13 @@ DEFAULTS = common.DEFAULTS | {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def read(config: Config) -> ModelSpec:
-    layers = common.layer_count(config)
     attention = common.grouped_query_attention(config, head_norm=True, biases=common.attention_biases(config))
     ffn = common.swiglu(config)
     config.expect("use_qk_norm", True)
-    window = config.size("sliding_window", null=None) if config.flag("use_sliding_window") else None
-    first = config.count("max_window_layers")
-    kinds = config.kinds("layer_types", layers, (FULL, SLIDING))
-    if kinds is None:
-        kinds = [SLIDING if window and i >= first else FULL for i in range(layers)]
-    config.ignore(["sliding_window"])
-    of_kind = {FULL: decoder_layer(attention, ffn), SLIDING: decoder_layer(replace(attention, window=window), ffn)}
-    return common.model(config, [of_kind[kind] for kind in kinds])
+    return common.model(config, [decoder_layer(one, ffn) for one in common.windowed(config, attention)])
 
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import nextafter
 from typing import Any
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import Config, rope_block, scaled_rope
+from numoe.engine.families.config import Config, partial_rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
-from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import InputError
@@ -55,16 +53,9 @@ def _attention(config: Config) -> GroupedQueryAttention:
     common.check_heads(config, heads, kv_heads)
     head_dim = config.size("head_dim")
     biases = common.attention_biases(config)
-    return GroupedQueryAttention(heads, kv_heads, head_dim, _rope(config, head_dim), None, True, biases, gate=True)
-
-
-def _rope(config: Config, head_dim: int) -> Rope:
-    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text."""
-    block = rope_block(config)
-    block.ignore(["mrope_section", "mrope_interleaved"])
-    source = block if block.values.get("partial_rotary_factor") is not None else config
-    dim = int(head_dim * source.number("partial_rotary_factor"))
-    return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
+    return GroupedQueryAttention(
+        heads, kv_heads, head_dim, partial_rope(config, head_dim), None, True, biases, gate=True
+    )
 
 
 def _delta_net(config: Config) -> GatedDeltaNet:
@@ -138,12 +129,11 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
     if isinstance(recurrent, list):  # layers that only draft tokens may follow
         kinds = [LINEAR if one else FULL for one in recurrent]
         config["layer_types"] = kinds[: config["num_hidden_layers"]]
-    sizes = [config[key] for key in ("linear_value_head_dim", "linear_num_value_heads", "head_dim")]
-    rotary = file.keys.get("rope.dimension_count", sizes[2])
-    if any(type(size) is not int or size < 1 for size in (*sizes, rotary)):
+    heads, inner = config["linear_num_value_heads"], config["linear_value_head_dim"]
+    if any(type(size) is not int or size < 1 for size in (heads, inner)):
         raise InputError(f"{file.path}: a size of its heads is missing or no positive number; take another file")
-    config["linear_value_head_dim"] = sizes[0] // sizes[1]
-    config["partial_rotary_factor"] = nextafter(rotary / sizes[2], 2)  # of which a head has exactly that many channels
+    config["linear_value_head_dim"] = inner // heads
+    gguf.rotate_first(config, file)
 
 
 def _gguf(architecture: str, model_type: str, keys: dict[str, str]) -> Gguf:

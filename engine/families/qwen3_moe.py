@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import Config, shown
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -35,10 +35,7 @@ def read(config: Config) -> ModelSpec:
         common.swiglu(config, "moe_intermediate_size"),
         Router("softmax", normalize=config.flag("norm_topk_prob")),
     )
-    step, dense_layers = config.size("decoder_sparse_step"), config.listing("mlp_only_layers") or []
-    if wrong := [layer for layer in dense_layers if type(layer) is not int]:
-        raise config.refusal("mlp_only_layers", f"has {shown(wrong[0])}, which is not the number of a layer")
-    sparse = [i not in dense_layers and (i + 1) % step == 0 for i in range(common.layer_count(config))]
+    sparse = common.sparse_layers(config)
     dense = moe.expert if all(sparse) else common.swiglu(config)
     config.ignore(["intermediate_size"])  # of dense layers alone
     return common.model(config, [decoder_layer(attention, moe if is_sparse else dense) for is_sparse in sparse])

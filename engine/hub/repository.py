@@ -25,14 +25,13 @@ from numoe.engine.hub.network import HubError, Wait
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
 from numoe.quant.errors import InputError
 from numoe.quant.files import lock, shortened
-from numoe.quant.stored import safetensors
+from numoe.quant.stored import shards
 from numoe.quant.stored.checkpoint import PICKLES, Checkpoint
-from numoe.quant.stored.safetensors import INDEX_NAME, model_shards
+from numoe.quant.stored.shards import INDEX_NAME, model_shards
 
 LARGEST_SMALL = 64 << 20
 """Bytes of what is read into memory as a whole: the listing, config.json, vocabularies."""
 
-_HEADER_BYTES = 1 << 18  # more than most shards' headers take
 _PARALLEL = 8
 _BLOCK = 1 << 20
 
@@ -123,11 +122,11 @@ class Repository:
         folder = Path(self.repo_id)
         weight_map = None
         if INDEX_NAME in self.files:
-            weight_map = safetensors.parse_index(self.read(INDEX_NAME), folder / INDEX_NAME)
-        shards = sorted(set(weight_map.values())) if weight_map else model_shards(self.files, self.repo_id)
+            weight_map = shards.parse_index(self.read(INDEX_NAME), folder / INDEX_NAME)
+        names = sorted(set(weight_map.values())) if weight_map else model_shards(self.files, self.repo_id)
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            headers = dict(zip(shards, pool.map(self._header, shards), strict=True))
-        return Checkpoint(folder, *safetensors.join_shards(folder, headers, weight_map), fp8_block)
+            headers = dict(zip(names, pool.map(self._header, names), strict=True))
+        return Checkpoint(folder, *shards.join_shards(folder, headers, weight_map), fp8_block)
 
     def fetch(self, name: str, folder: Path, received: Callable[[int], None] = lambda count: None) -> Path:
         """Download a file into a folder that exists, or take it as it is there; gives its path.
@@ -198,15 +197,9 @@ class Repository:
 
     def _header(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors and metadata of a shard."""
-        size = self._file(name).size
-        start = self._range(name, 0, min(size, _HEADER_BYTES))
-        end = 8 + int.from_bytes(start[:8], "little")
-        path = Path(self.repo_id) / name
-        if len(start) < 8 or end > min(size, 8 + safetensors.HEADER_LIMIT):
-            raise InputError(f"{path} is not a whole safetensors file; tell the model's authors")
-        if end > len(start):
-            start += self._range(name, len(start), end)
-        return safetensors.parse_header(start[8:end], path, size)
+        return shards.distant_header(
+            lambda start, stop: self._range(name, start, stop), Path(self.repo_id) / name, self._file(name).size
+        )
 
     def _range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes start..stop of a file."""
@@ -335,10 +328,10 @@ def cached_snapshot(repo_id: str, whole: bool = True) -> Path | None:
     index = folder / INDEX_NAME
     try:
         names = [path.name for path in folder.iterdir()]
-        shards = set(safetensors.read_index(index).values()) if index.exists() else model_shards(names, folder)
+        wanted = set(shards.read_index(index).values() if index.exists() else model_shards(names, folder))
     except InputError:  # what is missing is the index, or a part of it
-        shards = []
-    there = shards and all((folder / shard).exists() for shard in shards)
+        wanted = set()
+    there = wanted and all((folder / shard).exists() for shard in wanted)
     return folder if there or not whole else None
 
 

@@ -90,8 +90,8 @@ def top_k(scores: Floats, k: int) -> Ids:
     border = ranked[:, n - k, None]  # (T, 1) the k-th largest
     above = scores > border
     level = scores == border
-    room = k - np.add.reduce(above, axis=-1, keepdims=True)
-    chosen = above | (level & (np.add.accumulate(level, axis=-1) <= room))
+    room = k - np.add.reduce(above, axis=-1, keepdims=True, dtype=np.int32)
+    chosen = above | (level & (np.add.accumulate(level, axis=-1, dtype=np.int32) <= room))
     indices = chosen.nonzero()[1]
     if len(indices) != len(scores) * k:
         raise InputError(

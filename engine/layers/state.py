@@ -33,6 +33,8 @@ class _Place:
     """Where a sequence stands: tokens read, and the buffer that recurrent states are in, replaced as one."""
 
     at: tuple[int, int] = (0, 0)
+    before: int | None = None
+    """The position that the other buffer has the state of, where the last pass began; None: it has none."""
 
 
 class State(Protocol):
@@ -215,7 +217,7 @@ class RecurrentState:
         return values
 
     def reaches(self, position: int) -> bool:
-        return position == self._place.at[0]
+        return position in (self._place.at[0], self._place.before)
 
     def forget(self) -> None:
         self._buffers[:] = 0
@@ -254,7 +256,8 @@ class Cache:
         self.blocks = [{name: one.make(context, self._place) for name, one in block.items()} for block in specs]
         self._sets_point = any(one.only_now for block in specs for one in block.values())
         self._point: Snapshot | None = None
-        self._widest = 0  # tokens of the last pass
+        self.prompted = False
+        """Whether the last pass was of a prompt, which several tokens are; whoever reads others says so."""
 
     def _states(self) -> Iterator[State]:
         for block in self.blocks:
@@ -272,13 +275,22 @@ class Cache:
     @contextmanager
     def step(self, count: int) -> Iterator[None]:
         """A pass over `count` more tokens: they count when it has ended, and not when it raises."""
-        # Where a prompt ends one comes back to most often: the next prompt goes on from there in another way.
-        if self._sets_point and count == 1 and self._widest > 1:
-            self._point = self.snapshot()
+        if count == 1:
+            self.end_prompt()
+        if self.position == 0:  # where one is, too, that was interrupted while it forgot or went back
+            self._forget()
+        self._place.before = None
         yield
-        self._widest = count
+        self.prompted = count > 1
         position, buffer = self._place.at
         self._place.at = position + count, 1 - buffer
+        self._place.before = position
+
+    def end_prompt(self) -> None:
+        """Remember where a prompt ends, if one was read last: the next one goes on from there in another way."""
+        if self._sets_point and self.prompted:
+            self._point = self.snapshot()
+        self.prompted = False
 
     def _reaches(self, position: int) -> bool:
         return position <= self.position and all(state.reaches(position) for state in self._states())
@@ -287,6 +299,9 @@ class Cache:
         """The latest position up to `position` that `rewind` can go to; 0 is always one."""
         if self._reaches(position):
             return position
+        before = self._place.before
+        if before is not None and before <= position and self._reaches(before):
+            return before
         return self._point.position if self._point and self._point.position <= position else 0
 
     def rewind(self, position: int) -> None:
@@ -294,18 +309,24 @@ class Cache:
         if position == 0:
             self.clear()
         elif self._reaches(position):
-            self._place.at = position, self._place.at[1]
+            now, buffer = self._place.at
+            if position != now:  # of recurrent states, then, the other buffer has it
+                self._place.before = None
+                self._place.at = position, 1 - buffer
         else:
             assert self._point and self._point.position == position
             self.restore(self._point)
 
     def clear(self) -> None:
         """Forget everything."""
+        self._place.at, self._place.before = (0, 0), None
+        self._point = None
+        self.prompted = False
+        self._forget()
+
+    def _forget(self) -> None:
         for state in self._states():
             state.forget()
-        self._place.at = 0, 0
-        self._point = None
-        self._widest = 0
 
     def snapshot(self) -> Snapshot:
         """Copies only what later tokens push out; valid while the kept rows below its position are not rewritten."""
@@ -313,9 +334,10 @@ class Cache:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to a snapshot's state."""
+        self._place.at, self._place.before = (0, 0), None  # while some states are back and some are not
         for state, passed in zip(self._states(), snapshot.passed, strict=True):
             state.put_back(passed)
-        self._place.at = snapshot.position, self._place.at[1]
+        self._place.at = snapshot.position, 0
         if self._point and self._point.position > snapshot.position:
             self._point = None  # what follows is read anew, below it
 

@@ -20,27 +20,14 @@ from numoe.quant.compute import workers
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.kernels import FEW
 from numoe.quant.compute.threads import in_use, run, usable_cores, use
-from numoe.quant.convert.recipe import Target
 from numoe.quant.errors import InputError
-from numoe.quant.formats.columns import laid_out
-from numoe.quant.formats.pack import pack_bf16, pack_fp8, pack_mxfp4
-from numoe.quant.formats.qtensor import F32, QTensor, matmul_all
-from numoe.quant.formats.resident import settled
+from numoe.quant.formats.qtensor import QTensor, matmul_all
+from numoe.quant.formats.resident import fastest, settled
+from numoe.quant.formats.samples import PACKS
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
 
-PACKS: tuple[Callable[[Floats], QTensor], ...] = (
-    F32,
-    pack_bf16,
-    pack_fp8,
-    pack_mxfp4,
-    Target("int8", 32).pack,
-    Target("int4", 32).pack,
-    Target("int4", 64).pack,
-    Target("int4", 128).pack,
-)
-"""From float32 weights (out, in) to each format that `bench_kernels` measures."""
 SHAPES = (1408, 2048), (2048, 4096)
 """(out, in) of experts' matrices in DeepSeek-V2-Lite and DeepSeek-V4-Flash."""
 TOKENS = 1, 4, 512
@@ -76,14 +63,15 @@ def bench(
     Raises:
         InputError: a count below 1, or more tokens than the model's context.
     """
-    for flag, count in [("--prompt-tokens", prompt_tokens), ("-n", decode_tokens), ("--repetitions", repetitions)]:
+    counts = {"prompt_tokens": prompt_tokens, "decode_tokens": decode_tokens, "repetitions": repetitions}
+    for name, count in counts.items():
         if count < 1:
-            raise InputError(f"{flag} must be at least 1, not {count}")
+            raise InputError(f"`{name}` must be at least 1, not {count}")
     context = prompt_tokens + decode_tokens
     if context > model.spec.context:
         raise InputError(
             f"{prompt_tokens} tokens of prompt and {decode_tokens} to decode do not fit into this model's context of "
-            f"{model.spec.context}; lower --prompt-tokens or -n"
+            f"{model.spec.context}; lower `prompt_tokens` or `decode_tokens`"
         )
     # Raw words of PCG64 are the same in every NumPy.
     words = np.random.PCG64(0).random_raw(repetitions * context) % np.uint64(model.spec.vocab)
@@ -141,7 +129,7 @@ def bench_kernels(
         InputError: fewer than one repetition.
     """
     if repetitions < 1:
-        raise InputError(f"--repetitions must be at least 1, not {repetitions}")
+        raise InputError(f"`repetitions` must be at least 1, not {repetitions}")
     count = threads or usable_cores()
     nbytes = working_set_bytes()
     reading = _reads(np.ones(nbytes // 8, np.uint64), 4 * count)
@@ -150,7 +138,7 @@ def bench_kernels(
     kinds = [(pack, shape) for shape in SHAPES for pack in PACKS]
     for done, (pack, shape) in enumerate(kinds, 1):
         stored = pack(np.random.default_rng(0).standard_normal(shape, np.float32))
-        fast = laid_out(stored)
+        fast = fastest(stored)
         ours_copies = copies(fast, nbytes)
         workers.know(ours_copies)
         turns, plain_turns = cycle(ours_copies), cycle(copies(stored, nbytes))
@@ -167,7 +155,7 @@ def bench_kernels(
         for tokens, alone, simple_rate, rate in zip(TOKENS, *np.median(samples, axis=0).tolist(), strict=True):
             rows.append(
                 {
-                    "format": stored.format,
+                    "format": str(stored.format),
                     "shape": list(shape),
                     "tokens": tokens,
                     "weights_per_s": rate,
@@ -217,8 +205,8 @@ def plain_products(matrices: Iterator[QTensor], x: Floats) -> Iterator[int]:
     """The same as anybody would write it: the whole matrix to float32, then NumPy's product, all on one thread."""
     for matrix in matrices:
         rows, columns = matrix.shape
-        if isinstance(matrix, F32):
-            weights = matrix.values
+        if matrix.format.kind == "f32":
+            (weights,) = matrix.arrays().values()
         else:
             weights = np.empty((rows, columns), np.float32)
             matrix.dequantize_rows(0, rows, weights)

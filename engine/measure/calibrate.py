@@ -25,6 +25,7 @@ from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.threads import Task
 from numoe.quant.errors import InputError
+from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.formats.qtensor import QTensor
 
@@ -145,7 +146,7 @@ class _Watched(QTensor):
         return self.matrix.nbytes
 
     @property
-    def format(self) -> str:
+    def format(self) -> Format:
         return self.matrix.format
 
     def dequantize_rows(self, start: int, stop: int, out: Floats) -> None:

@@ -24,19 +24,19 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numoe.engine.experts.store import READERS
 from numoe.engine.home import home
-from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute import threads, workers
 from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
-from numoe.quant.formats.columns import laid_out, widened
-from numoe.quant.formats.qtensor import BF16, F16, F32, FP8, INT4, INT8, MXFP4, QTensor
+from numoe.quant.formats.format import Format
+from numoe.quant.formats.qtensor import QTensor
+from numoe.quant.formats.resident import fastest
+from numoe.quant.formats.samples import samples
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
@@ -84,7 +84,7 @@ class Machine:
     name: str
     cores: int
     weights_per_s: Mapping[str, float]
-    """Weights that one token is multiplied with in a second, by the first word of a `QTensor.format`."""
+    """Weights that one token is multiplied with in a second, by `Format.kind`."""
     macs_per_s: float
     """Multiply-adds a second of further tokens with the same weights, all tokens of a chunk."""
     expert_macs_per_s: float
@@ -168,20 +168,20 @@ class Machine:
 
     def _prefill(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
         """The same for tokens that a model reads, `CHUNK` at a time: together they take all experts once."""
-        weights: Counter[str] = Counter()
-        for (role, kind), size in plan.sizes.items():
-            if kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
-                weights[kind] += size
+        weights: Counter[Format] = Counter()
+        for (role, stored), size in plan.sizes.items():
+            if stored.kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
+                weights[stored] += size
         macs = (CHUNK - 1) * plan.active_parameters
         rate = self.expert_macs_per_s if plan.active_experts else self.macs_per_s
         kernels = self._kernels(weights, wide) + macs / rate
         missing = plan.expert_bytes * (1 - share)
         return self._range(CHUNK, plan, kernels, missing, missing)
 
-    def _kernels(self, weights: Mapping[str, int], wide: bool) -> float:
+    def _kernels(self, weights: Mapping[Format, int], wide: bool) -> float:
         """Seconds for one token."""
         rates = {**self.weights_per_s, **self.wide_weights_per_s} if wide else self.weights_per_s
-        return sum(count / rates[kind.split()[0]] for kind, count in weights.items())
+        return sum(count / rates[stored.kind] for stored, count in weights.items())
 
     def _range(self, tokens: int, plan: Plan, kernels: float, missing: float, fewer: float) -> tuple[float, float]:
         compute = plan.layers * self.layer_s + kernels
@@ -248,7 +248,7 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
         except OSError as error:
             raise InputError(
                 f"{home()} cannot be written ({error.strerror or error}), which it takes to measure how fast its disk "
-                "reads; give that with --read-gb-s, make room there, or set NUMOE_HOME to a folder that can be written"
+                "reads; give that with `read_gb_s`, make room there, or set NUMOE_HOME to a folder that can be written"
             ) from error
         for piece, rate in speeds.items():
             machine = machine.with_reading(piece, rate)
@@ -301,19 +301,18 @@ def _piece(nbytes: int) -> int:
 def _measure() -> Machine:
     cores = threads.usable_cores()
     threads.use(cores)
-    normal = np.tile(np.random.default_rng(0).standard_normal(1 << 20, np.float32), _WORKING_SET >> 22)
-    matrices = _matrices(normal)
+    matrices = samples(_SHAPE, _WORKING_SET)
     rates: dict[str, float] = {}
     wide_rates: dict[str, float] = {}
     for kind, stored in matrices.items():
-        dense = [laid_out(matrix) for matrix in stored]
+        dense = [fastest(matrix) for matrix in stored]
         rates[kind] = _one_token_weights_per_s(dense)
-        wide = [widened(matrix) for matrix in dense]
+        wide = [fastest(matrix, wide=True) for matrix in dense]
         if wide[0] is not dense[0]:
             wide_rates[kind] = _one_token_weights_per_s(wide)
     macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
     probe = _probe()
-    kernels = sum(count / rates[kind.split()[0]] for kind, count in probe["active"].items())
+    kernels = sum(count / rates[kind] for kind, count in probe["active"])
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
     return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates)
 
@@ -343,7 +342,7 @@ import json, statistics, time
 import numpy as np
 from numoe.engine import load
 from numoe.quant.compute import workers
-from numoe.quant.formats.qtensor import F32
+from numoe.quant.formats.samples import samples
 model = load("tiny")
 session = model.session(64)
 for _ in session.generate("Hello", max_tokens=8):
@@ -354,36 +353,14 @@ for token in range(24):
     session.feed([token], last=True)
     times.append(time.perf_counter() - begun)
 plan = model.plan(64)
-large = F32(np.ones((4096, 256), np.float32))  # enough for workers to be started
+large = samples((4096, 256), 1 << 22)["f32"][0]  # enough for workers to be started
 workers.know([large])
 large.matmul(np.ones((1, 256), np.float32))
 process = model.stats()["peak_rss_bytes"] - plan.total_bytes - large.nbytes
-figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": plan.active, "process_bytes": process}
+active = [(stored.kind, count) for stored, count in plan.active.items()]
+figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": active, "process_bytes": process}
 print(json.dumps(figures))
 """
-
-
-def _matrices(normal: Floats) -> dict[str, list[QTensor]]:
-    """For each format so many matrices that they fill the working set; values do not matter, but denormals would."""
-    rows, columns = _SHAPE
-    raw = normal.view(np.uint8)
-    f16 = np.tile(normal.astype(np.float16), 2)
-    bf16 = np.tile((normal.view(np.uint32) >> np.uint32(16)).astype(np.uint16), 2)
-    groups, blocks = (rows, columns // 32), (rows // 128, columns // 128)
-    ones = np.ones(groups, np.float16)
-
-    def cut(values: NDArray[Any], width: int = columns) -> NDArray[Any]:
-        return values.reshape(-1, rows, width)
-
-    return {
-        "f32": [F32(values) for values in cut(normal)],
-        "f16": [F16(values) for values in cut(f16)],
-        "bf16": [BF16(codes) for codes in cut(bf16)],
-        "fp8": [FP8(codes, np.full(blocks, 127, np.uint8)) for codes in cut(raw | np.uint8(0x40))],
-        "mxfp4": [MXFP4(codes, np.full(groups, 127, np.uint8)) for codes in cut(raw, columns // 2)],
-        "int8": [INT8(codes, ones) for codes in cut(raw.view(np.int8))],
-        "int4": [INT4(codes, ones) for codes in cut(raw, columns // 2)],
-    }
 
 
 def _one_token_weights_per_s(matrices: list[QTensor]) -> float:

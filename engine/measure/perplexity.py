@@ -79,7 +79,7 @@ def perplexity(
     if against is not None and against.spec.vocab != vocab:
         raise InputError(
             f"the models have vocabularies of {vocab} and {against.spec.vocab} tokens; "
-            "--against needs a model with the same vocabulary"
+            "`against` needs a model with the same vocabulary"
         )
     ids = np.asarray(token_ids, np.int64)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab):
@@ -137,11 +137,11 @@ def _sizes(models: Sequence[Model], window: int | None, stride: int | None) -> t
     if window is None:
         window = min(limit, DEFAULT_WINDOW)
     if not 2 <= window <= limit:
-        raise InputError(f"--window {window} is not possible; give 2 to {limit} tokens, the limit of the context")
+        raise InputError(f"`window` {window} is not possible; give 2 to {limit} tokens, the limit of the context")
     if stride is None:
         stride = window // 2
     if not 1 <= stride < window:
-        raise InputError(f"--stride {stride} is not possible; a window of {window} tokens moves by 1 to {window - 1}")
+        raise InputError(f"`stride` {stride} is not possible; a window of {window} tokens moves by 1 to {window - 1}")
     return window, stride
 
 

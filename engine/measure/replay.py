@@ -39,7 +39,7 @@ class RouteTrace:
     def __init__(self, path: Path, experts: int):
         """`experts`: routed experts of all layers together."""
         if experts == 0:
-            raise InputError("the model has no routed experts to trace; leave --trace out")
+            raise InputError("the model has no routed experts to trace; leave out `trace`")
         try:
             # Nobody else reads it, for it tells of what was asked.
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -80,13 +80,13 @@ def read_trace(path: Path) -> Trace:
     """
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file; make a trace with numoe run --trace")
+            raise InputError(f"{path} is not a file; make a trace with `numoe run trace=FILE`")
         head, *lines = path.read_text(encoding="ascii").splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a trace ({error}); make one with numoe run --trace") from None
+        raise InputError(f"{path} cannot be read as a trace ({error}); make one with `numoe run trace=FILE`") from None
     count = re.fullmatch(r"# ([1-9]\d{0,8}) routed experts", head)
     if not count:
-        raise InputError(f"{path} does not begin as a trace does; make one with numoe run --trace")
+        raise InputError(f"{path} does not begin as a trace does; make one with `numoe run trace=FILE`")
     accesses: list[Key] = []
     taken: dict[Key, None] = {}  # of one request, in order
     before = None

@@ -58,7 +58,8 @@ def library(what: str, remedy: str) -> Iterator[None]:
             isinstance(error, Exception) or type(error).__name__ == "PanicException"
         ):
             raise
-        raise InputError(f"{what} ({error}); {remedy}") from None
+        said = str(error).replace("`", "'")  # which are around parameters of ours
+        raise InputError(f"{what} ({said}); {remedy}") from None
 
 
 @contextmanager

@@ -186,3 +186,16 @@ def _any(values: NDArray, test: Callable[[NDArray], NDArray]) -> bool:
     flat = values.reshape(-1)
     pieces = (flat[at : at + _CHECK_ELEMENTS] for at in range(0, flat.size, _CHECK_ELEMENTS))
     return any(bool(test(piece).any()) for piece in pieces)
+
+
+def transposed(codes: NDArray) -> NDArray:
+    """codes (n, m) of one byte -> (m, n), several times faster than copying `.T`: first eight at a time."""
+    rows, columns = codes.shape
+    if columns % 8:
+        return np.ascontiguousarray(codes.T)
+    eights = np.empty((columns // 8, rows), np.uint64)
+    for row in range(0, rows, 16):  # what is read stays in the cache until all of it is
+        eights[:, row : row + 16] = codes[row : row + 16].view(np.uint64).T
+    out = np.empty((columns, rows), codes.dtype)
+    np.copyto(out.reshape(-1, 8, rows), eights.view(codes.dtype).reshape(-1, rows, 8).transpose(0, 2, 1))
+    return out

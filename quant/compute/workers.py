@@ -215,7 +215,7 @@ class _Pool:
             # Left for `close` to collect: until then no other process can get its number.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 raise InputError(
-                    "a process that computes for numoe was ended from outside; start again, with a smaller --ram if "
+                    "a process that computes for numoe was ended from outside; start again, with a smaller `ram` if "
                     "memory was short"
                 )
 

@@ -8,16 +8,17 @@ bits for what every token passes through, which is a small share of a mixture of
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import Literal
 
 from numoe.quant.dtypes import Float32
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
-from numoe.quant.formats.qtensor import BF16, INT4, INT8
-from numoe.quant.stored.safetensors import DTYPE_BITS
+from numoe.quant.formats.format import Format
+from numoe.quant.formats.integer import INT4, INT8, integer_format
+from numoe.quant.formats.plain import BF16
 
 Kind = Literal["bf16", "int8", "int4"]
+_BITS = {"int8": 8, "int4": 4}
 
 # Weights that share a scale and a minimum, float16 both.
 _GROUPS = {"int8": 32, "int4": 64}
@@ -57,18 +58,9 @@ class Target:
     group: int = 1
 
     @property
-    def bits(self) -> float:
-        """What a weight takes, its share of scales and minimums included."""
-        return {"bf16": 16.0, "int8": 8 + 32 / self.group, "int4": 4 + 32 / self.group}[self.kind]
-
-    @property
-    def format(self) -> str:
-        """The `QTensor.format` of what `pack` gives."""
-        return self.kind if self.kind == "bf16" else f"{self.kind} g{self.group}"
-
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Bytes of a matrix in this format, on disk and in memory."""
-        return sum(prod(shape) * DTYPE_BITS[dtype] // 8 for dtype, shape in self.layout(rows, columns))
+    def format(self) -> Format:
+        """That of what `pack` gives."""
+        return BF16.format if self.kind == "bf16" else integer_format(_BITS[self.kind], self.group, 16, True)
 
     def pack(self, weights: Float32, inputs: pack.Moments | None = None) -> BF16 | INT8 | INT4:
         """weights (out, in) float32 -> that matrix in this format. Raises InputError for NaN or infinity.
@@ -109,4 +101,4 @@ def target(quant: str, role: str, columns: int, stored_bits: float) -> Target | 
     if group is None:
         return None
     chosen = Target(kind, group)
-    return chosen if chosen.bits < stored_bits else None
+    return chosen if chosen.format.bits_each < stored_bits else None

@@ -21,11 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute.activations import Activations
-from numoe.quant.compute.kernels import FEW, equal_spans, pack_nibbles
+from numoe.quant.compute.kernels import FEW, equal_spans, pack_nibbles, transposed
 from numoe.quant.compute.memory import scratch
 from numoe.quant.compute.threads import Task, run
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
-from numoe.quant.formats.qtensor import INT4, INT8, MXFP4, QTensor, finite_scales
+from numoe.quant.formats.format import Format
+from numoe.quant.formats.integer import INT4, INT8, integer_format
+from numoe.quant.formats.mxfp4 import MXFP4
+from numoe.quant.formats.qtensor import QTensor, finite_scales
 
 SLAB_ROWS = 1024
 """Most rows of a slab. Folders that numoe writes are laid out by this and the next number."""
@@ -71,10 +74,6 @@ class Columns(QTensor):
     def group(self) -> int:
         """Weights of a row that share a scale."""
         return self.shape[0] * self.shape[1] // self.scales.size
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     @property
     def offset(self) -> int:
@@ -216,8 +215,8 @@ class INT8Columns(Columns):
     codes: NDArray[np.int8]
 
     @property
-    def format(self) -> str:
-        return f"int8 g{self.group}"
+    def format(self) -> Format:
+        return integer_format(8, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
     def plain(self) -> INT8:
         bias = None if self.bias is None else _by_rows(self, "bias")
@@ -240,8 +239,8 @@ class INT4Columns(Columns):
     codes: UInt8
 
     @property
-    def format(self) -> str:
-        return f"int4 g{self.group}"
+    def format(self) -> Format:
+        return integer_format(4, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
     @property
     def offset(self) -> int:
@@ -275,7 +274,7 @@ class MXFP4Columns(Columns):
     """
 
     codes: UInt16
-    format = "mxfp4"
+    format = MXFP4.format
     unit = 0.5
 
     def plain(self) -> MXFP4:
@@ -306,6 +305,10 @@ class INT4Wide(INT4Columns):
 
     _bytes = _as_stored
 
+    @property
+    def format(self) -> Format:
+        return super().format.wide
+
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
 
@@ -315,6 +318,7 @@ class MXFP4Wide(MXFP4Columns):
     """The same with a byte a weight: codes int8, (in, rows) a slab, twice the values."""
 
     codes: NDArray[Any]
+    format = MXFP4.format.wide
 
     _bytes = _as_stored
 
@@ -345,24 +349,6 @@ def widened(matrix: QTensor) -> QTensor:
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
 
 
-def wide_nbytes(format: str, rows: int, columns: int, nbytes: int) -> int:
-    """Memory of a matrix of a `QTensor.format` and so many bytes when `widened`.
-
-    As if the scales and bias of integers were float16 before. Where they are float32, as those of GGUF's K-quants, it
-    takes less.
-    """
-    kind = format.partition(" ")[0]
-    if kind not in ("int8", "int4", "mxfp4") or not can_lay_out(format, rows):
-        return nbytes
-    codes = rows * columns // (1 if kind == "int8" else 2)
-    return rows * columns + (1 if kind == "mxfp4" else 2) * (nbytes - codes)
-
-
-def can_lay_out(format: str, rows: int) -> bool:
-    """Whether matrices of a `QTensor.format` with so many rows have a form by columns."""
-    return format.startswith(("int8", "int4")) or (format == MXFP4.format and rows % 4 == 0)
-
-
 def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
     """The rows of each slab; all but the last have the same number, a multiple of 4."""
     slabs = max(-(-rows // SLAB_ROWS), 1 if rows * columns < SMALL else 2)
@@ -371,51 +357,37 @@ def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
 
 
 def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
-    """The rows of one slab, in a format that `can_lay_out`, laid out: flat codes, scales, and bias if there is one."""
-    assert isinstance(rows, INT4 | INT8 | MXFP4)
-    factors = [rows.scales] if isinstance(rows, MXFP4) or rows.bias is None else [rows.scales, rows.bias]
-    codes = _mxfp4_words(rows) if isinstance(rows, MXFP4) else _transposed(rows.codes)
-    return [codes.reshape(-1), *(values.T.reshape(-1) for values in factors)]
+    """The rows of one slab, of a format with a form by columns: flat codes, scales, and bias if there is one."""
+    codes, *factors = rows.arrays().values()
+    words = _mxfp4_words(rows) if isinstance(rows, MXFP4) else transposed(codes)
+    return [words.reshape(-1), *(values.T.reshape(-1) for values in factors)]
 
 
 def laid_out(matrix: QTensor) -> QTensor:
     """The matrix by columns where there is such a form of it, else the matrix itself."""
-    if not isinstance(matrix, INT4 | INT8 | MXFP4) or not can_lay_out(matrix.format, matrix.shape[0]):
+    if isinstance(matrix, Columns) or not matrix.format.by_columns(matrix.shape[0]):
         return matrix
     slabs = [slab_arrays(matrix.slice_rows(*span)) for span in slab_spans(*matrix.shape)]
     return from_arrays(matrix.format, [np.concatenate(parts) for parts in zip(*slabs, strict=True)], matrix.shape)
 
 
-def from_arrays(format: str, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
-    """The matrix of a `QTensor.format` that the arrays of all its slabs make, those of a kind one after another."""
+def from_arrays(format: Format, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
+    """The matrix of a format that the arrays of all its slabs make, those of a kind one after another."""
     codes, scales, *bias = arrays
     kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint8), "mxfp4": (MXFP4Columns, np.uint16)}
-    kind, dtype = kinds[format.split()[0]]
+    kind, dtype = kinds[format.kind]
     return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
 
 
 def _mxfp4_words(matrix: MXFP4) -> UInt16:
     rows, columns = matrix.shape
-    packed = _transposed(matrix.codes)  # (in/2, rows), the column of even number in the low bits
+    packed = transposed(matrix.codes)  # (in/2, rows), the column of even number in the low bits
     codes = np.empty((columns, rows // 4), np.uint16)
     stored = codes.view(np.uint8).reshape(columns // 2, 2, -1)
     even, odd = packed[:, 0::2], packed[:, 1::2]
     stored[:, 0] = even & np.uint8(15) | odd << np.uint8(4)
     stored[:, 1] = even >> np.uint8(4) | odd & np.uint8(0xF0)
     return codes
-
-
-def _transposed(codes: NDArray[Any]) -> NDArray[Any]:
-    """codes (n, m) of one byte -> (m, n), several times faster than copying `.T`: first eight at a time."""
-    rows, columns = codes.shape
-    if columns % 8:
-        return np.ascontiguousarray(codes.T)
-    eights = np.empty((columns // 8, rows), np.uint64)
-    for row in range(0, rows, 16):  # what is read stays in the cache until all of it is
-        eights[:, row : row + 16] = codes[row : row + 16].view(np.uint64).T
-    out = np.empty((columns, rows), codes.dtype)
-    np.copyto(out.reshape(-1, 8, rows), eights.view(codes.dtype).reshape(-1, rows, 8).transpose(0, 2, 1))
-    return out
 
 
 def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:

@@ -22,7 +22,10 @@ from numoe.quant.dtypes import (
     encode_e8m0,
 )
 from numoe.quant.errors import InputError
-from numoe.quant.formats.qtensor import BF16, FP8, INT4, INT8, MX_GROUP, MXFP4
+from numoe.quant.formats.fp8 import FP8
+from numoe.quant.formats.integer import INT4, INT8
+from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
+from numoe.quant.formats.plain import BF16
 
 # The largest magnitudes that still round to the largest code when the next binade is not there.
 _E4M3_REACH = np.float32(E4M3_MAX + 16)

@@ -1,13 +1,13 @@
-"""One interface over weight matrices however they are stored: float32, float16, bf16, fp8, mxfp4, int8, int4.
+"""One interface over weight matrices however they are held; each kind of them is a file beside this one.
 
-A QTensor is a matrix W of shape (out, in). Users multiply with it and never ask for its format. Each format adds
-only how a range of its rows becomes float32 and how a range of its rows is cut out.
+A QTensor is a matrix W of shape (out, in). Users multiply with it and never ask for its format. Each kind adds its
+`Format`, how a range of its rows becomes float32, and how a range of its rows is cut out.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from numoe.quant.compute import kernels, threads, workers
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.kernels import FEW
 from numoe.quant.compute.threads import Task
-from numoe.quant.dtypes import E8M0_NAN, Float32, UInt8, UInt16, decode_bf16, decode_e8m0, decode_f16
+from numoe.quant.dtypes import E8M0_NAN, Float32
 from numoe.quant.errors import InputError
+from numoe.quant.formats.format import Format
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -25,14 +26,12 @@ _FLOAT32 = np.dtype(np.float32)
 _WORTH_WORKERS = 1 << 19
 _WORTH_THREADS = 1 << 21
 
-_FOLDED_ROWS = 32  # of weights that share scales; with fewer, scaling x takes longer than scaling the weights
-
-MX_GROUP = 32
-"""Weights that share one e8m0 scale in the OCP microscaling formats."""
-
 
 class QTensor(ABC):
-    """A weight matrix of shape (out, in), stored in some format, that computes in float32."""
+    """A weight matrix of shape (out, in), held in some format, that computes in float32.
+
+    A kind of them is a frozen dataclass of arrays.
+    """
 
     @property
     @abstractmethod
@@ -41,13 +40,18 @@ class QTensor(ABC):
 
     @property
     @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and biases."""
+    def format(self) -> Format:
+        """How the weights are held here."""
 
     @property
-    @abstractmethod
-    def format(self) -> str:
-        """The format for people to read, such as "int4 g32"."""
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and biases."""
+        return sum(values.nbytes for values in self.arrays().values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What the matrix is made of, by the names of its fields: values, or codes, scales and perhaps a bias."""
+        every = ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        return {name: values for name, values in every if isinstance(values, np.ndarray)}
 
     @abstractmethod
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
@@ -127,269 +131,24 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
     return [out for _, _, out in given]
 
 
-@dataclass(frozen=True, eq=False)
-class F32(QTensor):
-    """values (out, in) float32."""
-
-    values: Float32
-    format = "f32"
-
-    @cached_property
-    def shape(self) -> tuple[int, int]:
-        return _pair(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        np.copyto(out, self.values[start:stop])
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> "F32":
-        return F32(_rows(self.values, start, stop, step))
-
-    def finite(self) -> bool:
-        return kernels.all_finite(self.values)
-
-    def products(self, x: Activations, out: Float32) -> list[Task]:
-        return kernels.products_of_float32(x.x, self.values, out)
-
-
-@dataclass(frozen=True, eq=False)
-class F16(QTensor):
-    """values (out, in) float16, finite ones."""
-
-    values: NDArray[np.float16]
-    format = "f16"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return _pair(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        decode_f16(self.values[start:stop], out)
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> "F16":
-        return F16(_rows(self.values, start, stop, step))
-
-    def finite(self) -> bool:
-        return not kernels.has_bits(self.values.view(np.uint16), 0x7C00)
-
-
-@dataclass(frozen=True, eq=False)
-class BF16(QTensor):
-    """codes (out, in) uint16: the upper halves of float32 values."""
-
-    codes: UInt16
-    format = "bf16"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return _pair(self.codes)
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        decode_bf16(self.codes[start:stop], out)
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> "BF16":
-        return BF16(_rows(self.codes, start, stop, step))
-
-    def finite(self) -> bool:
-        return not kernels.has_bits(self.codes, 0x7F80)
-
-
-@dataclass(frozen=True, eq=False)
-class FP8(QTensor):
-    """e4m3 codes (out, in) uint8 with one scale a block of (height, width) weights.
-
-    scales (ceil(out / height), ceil(in / width)): e8m0 codes when uint8, else float32. The blocks at the lower and
-    right edge may be partial.
-    """
-
-    codes: UInt8
-    scales: UInt8 | Float32
-    block: tuple[int, int] = (128, 128)
-
-    def __post_init__(self) -> None:
-        expected = tuple(-(-size // step) for size, step in zip(self.codes.shape, self.block, strict=True))
-        if self.scales.shape != expected:
-            raise InputError(
-                f"fp8 weights of shape {self.codes.shape} in blocks of {self.block} need scales of shape {expected}, "
-                f"not {self.scales.shape}; check the checkpoint's block size"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return _pair(self.codes)
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
-
-    @property
-    def format(self) -> str:
-        return f"fp8 {self.block[0]}x{self.block[1]}"
-
-    @cached_property
-    def _factors(self) -> Float32:
-        return _decode_scales(self.scales)
-
-    @cached_property
-    def folds(self) -> bool:
-        """Whether x can take the scales: blocks are whole in a row and high, and scales neither huge nor tiny."""
-        height, width = self.block
-        if self.codes.shape[1] % width or height < _FOLDED_ROWS:
-            return False
-        scales = np.abs(self._factors[self._factors != 0])
-        return not scales.size or bool(scales.min() >= 2.0**-30 and scales.max() <= 2.0**20)
-
-    def products(self, x: Activations, out: Float32) -> list[Task]:
-        if len(out) > FEW or not self.folds:
-            return super().products(x, out)
-        return kernels.few_products_of_fp8(x.x, self.codes, self._factors, self.block, out)
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        kernels.dequantize_fp8(self.codes[start:stop], self._factors, self.block, start, out)
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> "FP8":
-        height, width = self.block
-        if start % height == 0 and step == 1:
-            return FP8(self.codes[start:stop], self.scales[start // height : -(-stop // height)], self.block)
-        # A range that starts inside a block keeps the codes shared and gets one row of scales a row of codes.
-        scales = self.scales[np.arange(start, stop, step) // height]
-        return FP8(_rows(self.codes, start, stop, step), scales, (1, width))
-
-    def finite(self) -> bool:
-        return not kernels.has_bits(self.codes, 0x7F) and finite_scales(self.scales)
-
-
-@dataclass(frozen=True, eq=False)
-class MXFP4(QTensor):
-    """e2m1 codes (out, in/2) uint8, two a byte, low nibble first, with e8m0 scales (out, in/32) uint8."""
-
-    codes: UInt8
-    scales: UInt8
-    format = "mxfp4"
-
-    def __post_init__(self) -> None:
-        _check_groups(self.format, self.shape, MX_GROUP, self.scales)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], 2 * self.codes.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        kernels.dequantize_mxfp4(self.codes[start:stop], decode_e8m0(self.scales[start:stop]), out)
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> "MXFP4":
-        return MXFP4(_rows(self.codes, start, stop, step), _rows(self.scales, start, stop, step))
-
-    def finite(self) -> bool:
-        return finite_scales(self.scales)
-
-
-@dataclass(frozen=True, eq=False)
-class _Grouped(QTensor):
-    """Integer codes with a scale and perhaps a bias a group of weights along a row.
-
-    scales and bias are (out, in / group), float16 or float32; the group size follows from their shape.
-    """
-
-    codes: NDArray
-    scales: NDArray[np.float16] | Float32
-    bias: NDArray[np.float16] | Float32 | None = None
-
-    def __post_init__(self) -> None:
-        _check_groups(type(self).__name__.lower(), self.shape, self.group, self.scales)
-        if self.bias is not None:
-            _check_groups(type(self).__name__.lower(), self.shape, self.group, self.bias)
-
-    @property
-    def group(self) -> int:
-        """Weights that share one scale."""
-        return self.shape[1] // max(1, self.scales.shape[1])
-
-    @property
-    def format(self) -> str:
-        return f"{type(self).__name__.lower()} g{self.group}"
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
-        bias = None if self.bias is None else _rows(self.bias, start, stop, step)
-        return type(self)(_rows(self.codes, start, stop, step), _rows(self.scales, start, stop, step), bias)
-
-    def finite(self) -> bool:
-        return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
-
-
-@dataclass(frozen=True, eq=False)
-class INT8(_Grouped):
-    """value = scale * code + bias (0 without one); codes (out, in) int8."""
-
-    codes: NDArray[np.int8]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return _pair(self.codes)
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        bias = None if self.bias is None else self.bias[start:stop]
-        kernels.dequantize_int8(self.codes[start:stop], self.scales[start:stop], bias, out)
-
-
-@dataclass(frozen=True, eq=False)
-class INT4(_Grouped):
-    """value = scale * q + bias, or scale * (q - 8) without a bias; q is 0..15.
-
-    codes (out, in/2) uint8: in each group's group/2 bytes, the low nibbles are its first half and the high nibbles
-    its second.
-    """
-
-    codes: UInt8
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.codes.shape[0], 2 * self.codes.shape[1]
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        bias = None if self.bias is None else self.bias[start:stop]
-        kernels.dequantize_int4(self.codes[start:stop], self.scales[start:stop], bias, out)
-
-
-def _rows(values: NDArray, start: int, stop: int, step: int) -> NDArray:
+def taken(values: NDArray, start: int, stop: int, step: int) -> NDArray:
     """Rows one after another, as kernels take them: without a copy where they are so already."""
     return values[start:stop] if step == 1 else np.ascontiguousarray(values[start:stop:step])
 
 
-def _pair(values: NDArray) -> tuple[int, int]:
+def pair(values: NDArray) -> tuple[int, int]:
+    """The shape of an array of two axes."""
     rows, columns = values.shape
     return rows, columns
 
 
-def _check_groups(kind: str, shape: tuple[int, int], group: int, scales: NDArray) -> None:
+def check_groups(kind: str, shape: tuple[int, int], group: int, scales: NDArray) -> None:
+    """Raises InputError unless scales of this shape are one for each group of a row."""
     if group < 2 or group % 2 or scales.shape != (shape[0], shape[1] // group) or shape[1] % group:
         raise InputError(
             f"{kind} weights of shape {shape} do not fit scales of shape {scales.shape} in groups of {group}; "
             "the row length must be a multiple of an even group size"
         )
-
-
-def _decode_scales(scales: NDArray) -> Float32:
-    return decode_e8m0(scales) if scales.dtype == np.uint8 else scales
 
 
 def finite_scales(scales: NDArray) -> bool:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from numoe.quant.compute import memory
-from numoe.quant.formats.columns import SMALL, laid_out, wide_nbytes, widened
-from numoe.quant.formats.qtensor import F32, QTensor
+from numoe.quant.formats.columns import SMALL, laid_out, widened
+from numoe.quant.formats.format import Format
+from numoe.quant.formats.plain import F32
+from numoe.quant.formats.qtensor import QTensor
 
 
 def hold(matrix: QTensor, *, multiplied: bool, wide: bool) -> QTensor:
@@ -25,45 +27,42 @@ def hold(matrix: QTensor, *, multiplied: bool, wide: bool) -> QTensor:
         wide: whether there is room for the form that takes more memory.
     """
     if multiplied:
-        if matrix.shape[0] * matrix.shape[1] < SMALL:
-            matrix = F32(matrix.dequantize())
-        else:
-            matrix = widened(laid_out(matrix)) if wide else laid_out(matrix)
+        small = matrix.shape[0] * matrix.shape[1] < SMALL
+        matrix = F32(matrix.dequantize()) if small else fastest(matrix, wide=wide)
     return settled(matrix)
 
 
-def held_nbytes(kind: str, shape: tuple[int, int], nbytes: int, *, routed: bool = False) -> tuple[int, int]:
+def fastest(matrix: QTensor, *, wide: bool = False) -> QTensor:
+    """The form in which a matrix is multiplied fastest; `wide`: though it takes more memory, to the same digits."""
+    return widened(laid_out(matrix)) if wide else laid_out(matrix)
+
+
+def held_nbytes(format: Format, shape: tuple[int, int], *, routed: bool = False) -> tuple[int, int]:
     """Bytes that `hold` makes of a matrix that is multiplied with, without and with room for the wide form.
 
     Args:
-        kind, nbytes: its format and bytes as it is stored.
+        format: that in which it is read.
         routed: whether it is a routed expert's, which is not made float32 however small it is.
     """
     rows, columns = shape
     if not routed and rows * columns < SMALL:
         return 4 * rows * columns, 4 * rows * columns
-    return nbytes, wide_nbytes(kind, rows, columns, nbytes)
+    return format.nbytes(*shape), (format.wide if format.by_columns(rows) else format).nbytes(*shape)
 
 
 def settled(matrix: QTensor) -> QTensor:
     """The same matrix, which is to stay, in memory where it is read fastest."""
     copies = {}
-    for one in fields(matrix):  # type: ignore[arg-type]
-        values = getattr(matrix, one.name)
-        if isinstance(values, np.ndarray) and values.nbytes < memory.HUGE:
-            copies[one.name] = memory.lasting(values.nbytes).view(values.dtype).reshape(values.shape)
-            np.copyto(copies[one.name], values)
+    for name, values in matrix.arrays().items():
+        if values.nbytes < memory.HUGE:
+            copies[name] = memory.lasting(values.nbytes).view(values.dtype).reshape(values.shape)
+            np.copyto(copies[name], values)
     return replace(matrix, **copies)  # type: ignore[type-var]
 
 
 def apart(matrices: Mapping[str, QTensor]) -> dict[str, QTensor]:
     """The same matrices in memory that workers do not see: they would keep what is evicted."""
-    arrays = {
-        (part, one.name): values
-        for part, matrix in matrices.items()
-        for one in fields(matrix)  # type: ignore[arg-type]
-        if isinstance(values := getattr(matrix, one.name), np.ndarray)
-    }
+    arrays = {(part, name): values for part, matrix in matrices.items() for name, values in matrix.arrays().items()}
     line = memory.ALIGNMENT
     sizes = [-(-values.nbytes // line) * line for values in arrays.values()]
     taken = memory.unshared(sum(sizes))

@@ -11,7 +11,8 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import plain_names, shortened, write_whole
 
 MANIFEST_NAME = "numoe.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+_READ = (4, FORMAT_VERSION)  # 4 has the names of the source, and its manifest says the same
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Manifest:
     files: dict[str, FileRecord]
     revision: str | None = None
     calibration: str | None = None
+    version: int = FORMAT_VERSION
 
     @property
     def format(self) -> str:
@@ -43,7 +45,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes numoe.json into `folder`, in one step and safe on disk."""
-        document = {"format": FORMAT_VERSION, **asdict(self), "files": dict(sorted(asdict(self)["files"].items()))}
+        entries = asdict(self)
+        document = {"format": entries.pop("version"), **entries, "files": dict(sorted(entries["files"].items()))}
         write_whole(folder / MANIFEST_NAME, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -65,11 +68,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     version = document.get("format") if isinstance(document, dict) else None
     if type(version) is not int:
         raise damaged
-    if version != FORMAT_VERSION:
+    if version not in _READ:
         remedy = "convert or download the model again" if version in range(FORMAT_VERSION) else "update numoe"
-        raise InputError(
-            f"{path} has format {shortened(version)}, and this numoe reads format {FORMAT_VERSION}; {remedy}"
-        )
+        formats = " and ".join(map(str, _READ))
+        raise InputError(f"{path} has format {shortened(version)}, and this numoe reads formats {formats}; {remedy}")
     source, recipe, revision, calibration, files = (
         document.get(key) for key in ("source", "recipe", "revision", "calibration", "files")
     )
@@ -80,7 +82,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     ):
         raise damaged
     records = {name: FileRecord(files[name]["size"], files[name]["sha256"]) for name in plain_names(files, path)}
-    return Manifest(source, recipe, records, revision, calibration)
+    return Manifest(source, recipe, records, revision, calibration, version)
 
 
 def _is_record(value: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from numoe.engine import load
-from numoe.engine.chat.constrain import Matcher, json_grammar
+from numoe.engine.text.grammar import Matcher, json_grammar
 
 PERSON = {
     "type": "object",

@@ -76,7 +76,7 @@ def write_base(source: Path, folder: Path) -> None:
     config, checkpoint = description.config, description.checkpoint
 
     def weights(name: str) -> Floats:
-        return checkpoint.matrix(description.places[name].name).dequantize()
+        return description.places[name].stored.matrix().dequantize()
 
     def halves(name: str, heads: int) -> Floats:
         """A head's rows: GGUF has the two channels that are rotated together side by side, safetensors in halves."""
@@ -85,7 +85,7 @@ def write_base(source: Path, folder: Path) -> None:
 
     tensors = {
         "model.embed_tokens.weight": weights("embed"),
-        "model.norm.weight": checkpoint.array("output_norm.weight"),
+        "model.norm.weight": checkpoint["output_norm.weight"].array(),
     }
     for i in range(config["num_hidden_layers"]):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
@@ -98,7 +98,7 @@ def write_base(source: Path, folder: Path) -> None:
         for name in ("gate", "up", "down"):
             tensors[f"{theirs}.mlp.{name}_proj.weight"] = weights(f"{ours}.ffn.{name}")
         for name, norm in (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
-            tensors[f"{theirs}.{norm}.weight"] = checkpoint.array(f"blk.{i}.{name}.weight")
+            tensors[f"{theirs}.{norm}.weight"] = checkpoint[f"blk.{i}.{name}.weight"].array()
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
@@ -157,8 +157,8 @@ def put_back(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     checkpoint = description.checkpoint
-    tensors = {name: checkpoint.array(name) for name in checkpoint.names()}
-    for matrix in description.matrices(inputs):
+    tensors = {name: checkpoint[name].array() for name in checkpoint.names()}
+    for matrix in description.weights(inputs):
         if matrix.role in ROUNDED:
             tensors[matrix.name] = rounding(matrix, tensors[matrix.name])
     save_file(tensors, folder / "model.safetensors")
@@ -171,16 +171,16 @@ def quantized(description: Description, made: Path, quant: str, calibration: Cal
     shutil.rmtree(made, ignore_errors=True)
     inputs, text = (None, None) if calibration is None else (calibration.inputs, calibration.text)
     origin = Folder(description.path, description.path.name)
-    convert(description.checkpoint, description.matrices(inputs), made, quant, origin, calibration=text)
+    convert(description.checkpoint, description.weights(inputs), made, quant, origin, calibration=text)
     return made
 
 
 def bits(description: Description) -> float:
     """What a weight takes in the file, of the matrices that are rounded."""
     checkpoint = description.checkpoint
-    names = [matrix.source for matrix in description.matrices() if matrix.role in ROUNDED]
-    weights = sum(math.prod(checkpoint.shape(name)) for name in names)
-    return 8 * sum(checkpoint.stored_nbytes(name) for name in names) / weights
+    names = [matrix.source for matrix in description.weights() if matrix.role in ROUNDED]
+    weights = sum(math.prod(checkpoint[name].shape) for name in names)
+    return 8 * sum(checkpoint[name].nbytes for name in names) / weights
 
 
 def int4_everywhere(description: Description, folder: Path, inputs: Mapping[str, Moments]) -> tuple[Path, float]:

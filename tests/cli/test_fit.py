@@ -121,7 +121,7 @@ def test_numbers_are_those_of_the_downloaded_model(
     document = json.loads(command("fit", tiny_repository, "--json", "--ctx", "100")[1])
     source = describe(checkpoint("qwen3_moe_a"))
     for quant, told in document["formats"].items():
-        convert(source.checkpoint, source.matrices(), tmp_path / quant, quant, Folder(source.path, "x"))
+        convert(source.checkpoint, source.weights(), tmp_path / quant, quant, Folder(source.path, "x"))
         made = describe(tmp_path / quant).plan(100)
         assert (told["disk_bytes"], told["resident_bytes"]) == (made.disk_bytes, made.resident_bytes)
         assert told["kv_bytes"] == {"100": made.kv_bytes}
@@ -274,7 +274,7 @@ def test_a_pulled_model_is_not_asked_for_again(
     source = describe(checkpoint("qwen3_moe_a"))
     folder = home.folder_for(tiny_repository, "int4")
     folder.parent.mkdir()
-    convert(source.checkpoint, source.matrices(), folder, "int4", Folder(source.path, "x"))
+    convert(source.checkpoint, source.weights(), folder, "int4", Folder(source.path, "x"))
     out = command("fit", tiny_repository, "--json")[1]
     assert list(json.loads(out)["formats"]) == ["int4"]
     assert hub.log == []

@@ -641,7 +641,7 @@ def test_values_that_settings_cannot_have(
 
 
 def test_shells_complete_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> None:
-    from numoe.cli.options import models_here
+    from numoe.cli.arguments import models_here
 
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "models" / "some--tiny-moe-int8").mkdir(parents=True)

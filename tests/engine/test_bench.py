@@ -74,9 +74,9 @@ def test_figures_follow_from_each_other(model: Models) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"prompt_tokens": 0}, "--prompt-tokens must be at least 1"),
-        ({"decode_tokens": 0}, "-n must be at least 1"),
-        ({"repetitions": 0}, "--repetitions must be at least 1"),
+        ({"prompt_tokens": 0}, "`prompt_tokens` must be at least 1"),
+        ({"decode_tokens": 0}, "`decode_tokens` must be at least 1"),
+        ({"repetitions": 0}, "`repetitions` must be at least 1"),
         ({"prompt_tokens": 1000, "decode_tokens": 25}, "do not fit into this model's context of 1024"),
     ],
 )
@@ -108,8 +108,8 @@ def test_kernels_of_every_format_shape_and_batch_are_measured(small: None) -> No
     measured = [(row["format"], row["shape"], row["tokens"]) for row in result["kernels"]]
     assert measured == [(kind, shape, t) for shape in ([64, 128], [32, 256]) for kind in FORMATS for t in (1, 12)]
     assert told == [(done, 16) for done in range(1, 17)]
-    bits = {"f32": 32, "bf16": 16, "fp8 128x128": None, "mxfp4": 4.25, "int8 g32": Target("int8", 32).bits}
-    bits |= {f"int4 g{group}": Target("int4", group).bits for group in (32, 64, 128)}
+    bits = {"f32": 32, "bf16": 16, "fp8 128x128": None, "mxfp4": 4.25, "int8 g32": Target("int8", 32).format.bits_each}
+    bits |= {f"int4 g{group}": Target("int4", group).format.bits_each for group in (32, 64, 128)}
     for row in result["kernels"]:
         assert row["times_plain"] > 0 and row["scaling"] > 0
         wanted = bits[row["format"]]

@@ -72,7 +72,7 @@ def test_parts_take_what_was_set_aside_first() -> None:
     aside = budget.reserve("sessions", 30)
     one, other = aside.reserve("a session", 20), aside.reserve("a session", 25)
     assert (budget.reserved, aside.parts_bytes) == (45, 45)
-    with pytest.raises(DoesNotFit, match=r"^a session needs 101 B of memory and 100 B are allowed; raise --ram to 1MB"):
+    with pytest.raises(DoesNotFit, match=r"^a session needs 101 B of memory and 100 B are allowed; raise `ram` to 1MB"):
         aside.reserve("a session", 56)
     one.release()
     one.release()
@@ -180,7 +180,7 @@ def test_sessions_share_one_memory_and_no_digit_changes(
         if step == "open" and len(sessions) < 3:
             sessions.append(tested.session(24))
         elif step == "open":
-            with pytest.raises(DoesNotFit, match=r"^a context of 24 tokens needs .* are allowed; raise --ram to \d+MB"):
+            with pytest.raises(DoesNotFit, match=r"^a context of 24 tokens needs .* are allowed; raise `ram` to \d+MB"):
                 tested.session(24)
         elif step == "feed" and one and one.position < len(ids):
             np.testing.assert_array_equal(one.feed([ids[one.position]])[0], expected[one.position - 1])
@@ -243,7 +243,7 @@ def test_the_amount_that_a_refusal_names_is_enough(case: str, form: str, checkpo
             sessions += [model.session(ctx) for ctx in (64, 100, 1000)]
             break
         except DoesNotFit as error:
-            ram = str(error).split("raise --ram to ")[1].split()[0]
+            ram = str(error).split("raise `ram` to ")[1].split()[0]
     model.session(1).close()
     assert len(sessions) == 3
 
@@ -298,7 +298,7 @@ def test_several_models_share_a_budget(checkpoint: Checkpoints, model: Callable[
         ids = tiny.load_golden(case).ids[:20]
         np.testing.assert_array_equal(one.session(64).feed(ids), model(case).session(64).feed(ids))
         assert budget.reserved <= budget.total
-    with pytest.raises(DoesNotFit, match=r"^llama_a needs .* are allowed; raise --ram to"):
+    with pytest.raises(DoesNotFit, match=r"^llama_a needs .* are allowed; raise `ram` to"):
         load(checkpoint("llama_a"), ram=budget, ctx=64)
     store = models["v4_a"].experts
     assert store

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.calibrate import MOST_TOKENS, calibrate
-from numoe.quant.convert import convert as converter
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.convert.folder import Part
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.manifest import read_manifest
 
@@ -95,7 +95,7 @@ def test_sums_are_taken_from_the_memory_for_sessions(case: str, checkpoint: Call
     calibrate(tight, ids)
     assert tight.memory.sessions.parts_bytes == before == 0
     taken = tight.session(planned.context - 64)
-    with pytest.raises(InputError, match=r"^calibrating needs .* are allowed; raise --ram to \d+MB"):
+    with pytest.raises(InputError, match=r"^calibrating needs .* are allowed; raise `ram` to \d+MB"):
         calibrate(tight, ids)
     taken.close()
     calibrate(tight, ids)
@@ -121,11 +121,11 @@ def test_products_with_another_text_change_less(tmp_path: Path) -> None:
     cost = {}
     for name, inputs, text in [("plain", None, None), ("calibrated", calibration.inputs, calibration.text)]:
         folder, origin = tmp_path / name, Folder(MASTER, "master")
-        convert(described.checkpoint, described.matrices(inputs), folder, "int4", origin, calibration=text)
+        convert(described.checkpoint, described.weights(inputs), folder, "int4", origin, calibration=text)
         made = describe(folder)
         for weight, tensor in described.spec.tensors().items():
             if tensor.role == "experts" and tensor.held == "matrix":
-                before, after = (d.checkpoint.matrix(d.places[weight].name).dequantize() for d in (described, made))
+                before, after = (d.places[weight].stored.matrix().dequantize() for d in (described, made))
                 key, met, error = (name, weight.rpartition(".")[2]), other.inputs[weight], after - before
                 squares = error**2 @ (met.square - met.mean**2) + (error @ met.mean) ** 2
                 cost[key] = cost.get(key, 0.0) + float(squares.sum())
@@ -162,7 +162,7 @@ def test_the_command_calibrates(source: Path, tmp_path: Path, numoe: Run) -> Non
     found = calibrate(load(described), described.tokenizer.encode(TEXT))
     made = read_manifest(tmp_path / "made")
     assert made is not None and (made.recipe, made.calibration) == ("int4", found.text)
-    matrices = described.matrices(found.inputs)
+    matrices = described.weights(found.inputs)
     convert(described.checkpoint, matrices, tmp_path / "again", "int4", Folder(source, str(source)))
     weights = "model.safetensors"
     assert (tmp_path / "made" / weights).read_bytes() == (tmp_path / "again" / weights).read_bytes()
@@ -176,12 +176,12 @@ def test_another_text_does_not_go_on(tmp_path: Path, numoe: Run, monkeypatch: py
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    give_up = converter._Part.give_up
-    monkeypatch.setattr(converter._Part, "give_up", lambda part: None)
-    monkeypatch.setattr(converter, "_write_shards", lambda *_: stop(0, 0))
+    give_up = Part.give_up
+    monkeypatch.setattr(Part, "give_up", lambda part: None)
+    monkeypatch.setattr("numoe.quant.convert.convert._Shards.write", lambda *_: stop(0, 0))
     assert numoe("--quant", "int4", "--calibrate", str(one))[0] == 130
     monkeypatch.undo()
-    assert converter._Part.give_up is give_up
+    assert Part.give_up is give_up
     for options, reason in ([], "this is one to int4 of"), (["--calibrate", str(other)], "(calibrated by text "):
         code, _, err = numoe("--quant", "int4", *options)
         assert code == 1 and "unfinished conversion to int4 (calibrated by text " in err and err.count(reason) >= 1

@@ -12,10 +12,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from numoe.engine.chat import formats
 from numoe.engine.chat.formats import chat_format
-from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, DSML, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
+from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.prompt import encode
-from numoe.engine.chat.thinking import TAGS, ThinkSplitter, opens_thinking, split_thinking, tags_of
+from numoe.engine.chat.thinking import ThinkSplitter, opens_thinking, split_thinking, tags_of
+from numoe.engine.text.tags import DSML, TAGS
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -273,7 +274,7 @@ def test_a_model_s_format() -> None:
     assert isinstance(chat_format("deepseek_v4", vocabulary()), DeepSeekV4Chat)
     assert chat_format("deepseek_v4", vocabulary("own")).render([user("x")]) == "own"
     for blank in (None, "", " \n", "\ufeff\n"):
-        with pytest.raises(InputError, match=r"no chat template.*--raw"):
+        with pytest.raises(InputError, match=r"no chat template.*raw=true"):
             chat_format("llama", vocabulary(blank))
 
 
@@ -399,7 +400,7 @@ PARTS = "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %
 def test_a_question_that_the_template_leaves_out_is_told(template: str) -> None:
     """Also where its text stands in the template itself."""
     tokenizer = vocabulary(template)
-    with pytest.raises(InputError, match=r"leaves out the question.*--raw"):
+    with pytest.raises(InputError, match=r"leaves out the question.*raw=true"):
         messages = [{"role": "system", "content": "be"}, user("You")]
         encode(chat_format("llama", tokenizer), tokenizer, messages, thinking=False)
 

@@ -18,7 +18,8 @@ from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat
 from numoe.engine.chat.formats import chat_format
 from numoe.engine.chat.formats.harmony import MARKERS, TAGS, HarmonyChat, HarmonySplitter
-from numoe.engine.session import Generation, Session
+from numoe.engine.generation import Generation
+from numoe.engine.session import Session
 from numoe.engine.text.tokenizer import load_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]

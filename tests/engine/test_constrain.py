@@ -12,7 +12,8 @@ from tiny import write_model
 from vocabularies import BACKEND, plain, sentencepiece_folder
 
 from numoe.engine import Model, load
-from numoe.engine.chat.constrain import Matcher, choice_grammar, json_grammar, regex_grammar, with_thinking
+from numoe.engine.chat.thinking import with_thinking
+from numoe.engine.text.grammar import Matcher, choice_grammar, json_grammar, regex_grammar
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 

@@ -16,9 +16,9 @@ from tiny import write_checkpoint
 from numoe.engine import InputError, Model, Sampling, load
 from numoe.engine.chat import conversation as conversations
 from numoe.engine.chat.answer import Answer, Settings, Turn
-from numoe.engine.chat.constrain import choice_grammar
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, cache_path, chat_path, chats, new_path
+from numoe.engine.text.grammar import choice_grammar
 
 VOCAB = {"llama_a": 90, "v4_a": 96}
 
@@ -185,7 +185,7 @@ def test_the_oldest_turns_are_dropped_whole_and_never_in_silence(
 def test_a_question_longer_than_the_context(talker: Talker) -> None:
     conversation = Conversation(talker(), Chat("", Settings(max_tokens=3, context=64)))
     told(conversation.ask("hi"))
-    with pytest.raises(InputError, match=r"the question takes .* room for 64; shorten it or raise --ctx"):
+    with pytest.raises(InputError, match=r"the question takes .* room for 64; shorten it or raise `ctx`"):
         conversation.ask("long" * 20)
     assert len(conversation.chat.turns) == 1
     assert conversation.ask("and").dropped == 0
@@ -349,7 +349,7 @@ def test_files_that_are_no_chats(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.json"
     for make in (lambda: None, path.mkdir):
         make()
-        with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat --list`"):
+        with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat list=true`"):
             Chat.read(path)
     path.rmdir()
     path.write_text(text)

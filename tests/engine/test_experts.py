@@ -29,7 +29,6 @@ from safetensors.numpy import load_file, save_file
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
-from numoe.engine.places import Place
 from numoe.quant.compute import threads
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files
@@ -125,7 +124,7 @@ def variant(checkpoint: Checkpoints, tmp_path_factory: pytest.TempPathFactory) -
         if form == "gguf":
             return write_gguf(checkpoint(case), tiny.load_golden(case).config, folder.with_suffix(".gguf"), "llama")
         described = describe(checkpoint(case))
-        convert(described.checkpoint, described.matrices(), folder, form, Folder(described.path, case))
+        convert(described.checkpoint, described.weights(), folder, form, Folder(described.path, case))
         return folder
 
     return write
@@ -187,7 +186,7 @@ def test_the_wide_form_replaces_what_was_read(
 ) -> None:
     """The memory that experts were read to goes, where they are no views of it any more."""
     source = describe(checkpoint("qwen3_moe_a"))
-    convert(source.checkpoint, source.matrices(), tmp_path / "int4", "int4", Folder(source.path, "source"))
+    convert(source.checkpoint, source.weights(), tmp_path / "int4", "int4", Folder(source.path, "source"))
     read: list[weakref.ref[np.ndarray]] = []
 
     def lasting(nbytes: int) -> np.ndarray:
@@ -257,11 +256,11 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
     assert model.experts is not None
     assert model.experts.budget == least < model.experts.total_bytes
     model.session(256).feed([1, 2, 3])
-    with pytest.raises(InputError, match=r"a context of 512 tokens needs .* raise --ram to \d+MB"):
+    with pytest.raises(InputError, match=r"a context of 512 tokens needs .* raise `ram` to \d+MB"):
         model.session(512)
-    with pytest.raises(InputError, match=r"raise --ram to (\d+)MB") as caught:
+    with pytest.raises(InputError, match=r"raise `ram` to (\d+)MB") as caught:
         load(path, ram=others + least - 1, ctx=256)
-    named = str(caught.value).split("raise --ram to ")[1].split()[0]
+    named = str(caught.value).split("raise `ram` to ")[1].split()[0]
     assert load(path, ram=named, ctx=256).session(256).feed([1]).shape == (1, model.spec.vocab)
 
 
@@ -308,8 +307,9 @@ def store_of(path: Path, units: float) -> ExpertStore:
     """Over such a file, with room for so many of the largest units."""
     parts = ("gate", "up", "down")
     keys = [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)]
-    stored = {(i, e): {part: Place(f"{i}.{e}.{part}") for part in parts} for i, e in keys}
-    store = ExpertStore(open_checkpoint(path), stored)
+    checkpoint = open_checkpoint(path)
+    stored = {(i, e): {part: checkpoint[f"{i}.{e}.{part}"] for part in parts} for i, e in keys}
+    store = ExpertStore(checkpoint.files, stored)
     store.allow(int(units * least_bytes(store)))
     return store
 
@@ -494,7 +494,8 @@ def test_stacks_of_a_gguf_file(tmp_path: Path, kind: str) -> None:
     checkpoint = open_checkpoint(path)
     for count in (1, 2.5, EXPERTS + experts.READERS):
         parts = ("gate", "up", "down")
-        store = ExpertStore(checkpoint, {(0, e): {p: Place(p, e) for p in parts} for e in range(EXPERTS)})
+        stored = {(0, e): {part: checkpoint[part].expert(e) for part in parts} for e in range(EXPERTS)}
+        store = ExpertStore(checkpoint.files, stored)
         store.allow(int(count * least_bytes(store)))
         assert store.complete == (count > EXPERTS)
         for _ in range(2):
@@ -502,11 +503,11 @@ def test_stacks_of_a_gguf_file(tmp_path: Path, kind: str) -> None:
                 for e, matrices in chain.from_iterable(units):
                     assert store.held_bytes <= store.budget
                     for part, matrix in matrices.items():
-                        expected = checkpoint.matrix(part, e)
+                        expected = checkpoint[part].expert(e).matrix()
                         assert matrix.format == expected.format
                         np.testing.assert_array_equal(matrix.dequantize(), expected.dequantize())
         if store.complete:
-            wanted = sum(checkpoint.loaded_nbytes(part) for part in parts)
+            wanted = sum(checkpoint[part].read_nbytes for part in parts)
             assert store.stats()["resident_bytes"] == wanted
             assert store.stats()["misses"] == 0
 

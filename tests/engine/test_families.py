@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from numoe.engine.layers.rope import frequencies
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.formats.plain import BF16
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -62,7 +62,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
     model = spec(config(name))
-    planned = plan(model, dict.fromkeys(model.tensors(), ("bf16", 0)), 1)
+    planned = plan(model, dict.fromkeys(model.tensors(), BF16.format), 1)
     assert planned.parameters == pytest.approx(total, rel=0.02)
     # Cards differ in whether they count embedding and head among the active parameters.
     assert planned.active_parameters == pytest.approx(active, rel=0.12)
@@ -89,7 +89,7 @@ def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
 
 def test_v4_flash_cache_of_a_long_context_grows_as_the_architecture_promises() -> None:
     model = spec(config("deepseek-ai__DeepSeek-V4-Flash"))
-    stored = dict.fromkeys(model.tensors(), ("bf16", 0))
+    stored = dict.fromkeys(model.tensors(), BF16.format)
     per_token = (plan(model, stored, 1_048_576).kv_bytes - plan(model, stored, 131_072).kv_bytes) / (
         1_048_576 - 131_072
     )
@@ -278,10 +278,15 @@ def test_every_setting_that_passes_has_names_for_its_tensors() -> None:
             continue
         passed.add(name)
         numbers = {layer: number for number, layer in enumerate(spec.layers)}.values()
-        tensors = {"embed", "norm", "head"}.union(*(spec.layer_tensors(number) for number in numbers))
-        for tensor in {re.sub(r"experts\.\d+", "experts.0", tensor) for tensor in tensors}:
+        tensors: list[tuple[str, int | None, int | None]] = [
+            (tensor, None, None) for tensor in ("embed", "norm", "head")
+        ]
+        for number in numbers:
+            table = spec.layer_tensors(number)
+            tensors += [(tensor, number, one.expert) for tensor, one in table.items() if one.expert in (None, 0)]
+        for tensor in tensors:
             for one in (kind, *(replace(kind, names=gguf.names) for gguf in kind.gguf)):
-                assert list(one.sources(tensor)), f"{name}: {tensor}"
+                assert list(one.sources(*tensor)), f"{name}: {tensor}"
     assert "qwen3_a attention_bias" in passed
     assert "mistralai__Mixtral-8x7B-v0.1 mlp_bias" not in passed
 
@@ -459,7 +464,7 @@ def test_a_conversion_of_transposed_experts_is_one_of_turned_ones(
 ) -> None:
     golden = tiny.load_golden("gpt_oss_a")
     source = describe(dequantized(checkpoint("gpt_oss_a"), tmp_path / "model", "BF16"))
-    convert(source.checkpoint, source.matrices(), tmp_path / quant, quant, Folder(source.path, "x"))
+    convert(source.checkpoint, source.weights(), tmp_path / quant, quant, Folder(source.path, "x"))
     logits = load(tmp_path / quant).session(512).feed(golden.ids)
     assert np.abs(logits - golden.logits).max() < {"native": 2e-4, "int8": 0.6, "int4": 4}[quant]
     assert not any("gate_up" in name for name in describe(tmp_path / quant).checkpoint.tensors if "bias" not in name)

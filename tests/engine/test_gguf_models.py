@@ -4,7 +4,6 @@ import json
 import shutil
 from collections import UserDict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from numoe.quant.stored.checkpoint import open_checkpoint
 Checkpoints = Callable[[str], Path]
 
 ARCHITECTURES = {
+    "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
-         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b")  # fmt: skip
+         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
+         "qwen2_moe_a", "glm4_moe_a")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -217,7 +218,7 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
     config = tiny.load_golden("qwen3_a").config
     path = write_gguf(checkpoint("qwen3_a"), config, tmp_path / "model.gguf", "qwen3")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     left_out = ("qwen3.rope.freq_base", "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     metadata = {key: value for key, value in opened.metadata.items() if key not in left_out}
     _, _, spec = from_gguf(metadata, shapes, None, path)
@@ -229,13 +230,13 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         from_gguf(metadata, shapes, None, path)
 
 
-@pytest.mark.parametrize("case", ["mixtral_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
+@pytest.mark.parametrize("case", ["mixtral_a", "glm4_moe_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
     checkpoint: Checkpoints, tmp_path: Path, case: str
 ) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
     opened = open_checkpoint(written(checkpoint, case, tmp_path / "model.gguf", **scaling))
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
     assert from_gguf(metadata, shapes, None, opened.path)[2].routed_experts
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
@@ -303,7 +304,7 @@ def test_names_that_are_not_utf8_and_vocabularies_are_not_read(checkpoint: Check
 
     path = write_gguf(checkpoint("llama_a"), tiny.load_golden("llama_a").config, tmp_path / "model.gguf", "llama")
     opened = open_checkpoint(path)
-    shapes = {name: opened.shape(name) for name in opened.names()}
+    shapes = {name: opened[name].shape for name in opened.names()}
     metadata = Lazy({**opened.metadata, "general.name": b"\xff", "tokenizer.ggml.tokens": ["a"]})
     del metadata["llama.vocab_size"]
     from_gguf(metadata, shapes, None, path)
@@ -313,7 +314,7 @@ def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path
     config = tiny.load_golden("llama_a").config
     path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", "mamba")
     with pytest.raises(
-        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, qwen3'
+        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, .*qwen3moe'
     ):
         load(path)
 
@@ -329,10 +330,10 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
     writer.write_tensors_to_file()
     writer.close()
     opened = open_checkpoint(tmp_path / "model.gguf")
-    flat = opened.seen_as({"k": replace(opened.tensors["k"], shape=(12, 64))})
-    each = [opened.matrix("k", index).dequantize() for index in range(3)]
-    np.testing.assert_array_equal(flat.matrix("k").dequantize(), np.concatenate(each))
-    np.testing.assert_array_equal(flat.matrix("k", rows=(3, 9)).dequantize(), np.concatenate(each)[3:9])
-    turned = opened.seen_as({"k": replace(opened.tensors["k"], shape=(3, 64, 4), transposed=True)})
+    flat = opened["k"].flat()
+    each = [opened["k"].expert(index).matrix().dequantize() for index in range(3)]
+    assert flat.shape == (12, 64)
+    np.testing.assert_array_equal(flat.matrix().dequantize(), np.concatenate(each))
+    np.testing.assert_array_equal(flat.rows(3, 9).matrix().dequantize(), np.concatenate(each)[3:9])
     with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
-        turned.matrix("k", 0)
+        opened["k"].turned()

@@ -23,6 +23,7 @@ from numoe.engine.hub import network
 from numoe.engine.hub import repository as client
 from numoe.engine.hub.repository import RemoteFile, Repository, repository
 from numoe.quant.errors import InputError
+from numoe.quant.stored import shards
 from numoe.quant.stored.checkpoint import open_checkpoint
 
 ID = "owner/model"
@@ -72,14 +73,14 @@ def test_a_repository_is_listed_as_its_folder(hub: Hub, folder: Path) -> None:
         assert (info.dtype, info.shape, info.offset, info.nbytes, info.path.name) == (
             (there.dtype, there.shape, there.offset, there.nbytes, there.path.name)
         )
-    assert hub.sent < 2 * client._HEADER_BYTES + 10_000  # of 2.4 MB
+    assert hub.sent < 2 * shards._FIRST_BYTES + 10_000  # of 2.4 MB
     assert repository(ID, commit).files == found.files
 
 
 def test_headers_longer_than_the_first_request_are_read_whole(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_HEADER_BYTES", 20)
+    monkeypatch.setattr(shards, "_FIRST_BYTES", 20)
     hub.add(ID, folder)
     assert list(repository(ID).checkpoint().tensors) == list(open_checkpoint(folder).tensors)
 
@@ -88,7 +89,8 @@ def test_a_repository_without_an_index_is_its_only_shard(hub: Hub, checkpoint: C
     hub.add(ID, checkpoint("mixtral_a"))
     remote, local = describe_repository(repository(ID)), describe(checkpoint("mixtral_a"))
     assert remote.plan() == local.plan()
-    assert remote.matrices() == local.matrices()
+    assert remote.weights() == local.weights()
+    assert [one.stored.name for one in remote.weights()] == [one.stored.name for one in local.weights()]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ PARTS: dict[str, Callable[[int, int], tuple[int, int] | None]] = {
 def test_other_parts_than_were_asked_for_do_no_harm(
     part: str, hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_HEADER_BYTES", 20)
+    monkeypatch.setattr(shards, "_FIRST_BYTES", 20)
     hub.add(ID, folder)
     right = tensors(repository(ID))
     hub.part = PARTS[part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
-from numoe.quant.formats.qtensor import F32
+from numoe.quant.formats.plain import F32
 
 Wide = NDArray[np.float64]
 HIDDEN, EPS = 24, 1e-6
@@ -170,6 +171,18 @@ def test_attention_in_turn_is_attention_at_once(sink: bool, own: bool, monkeypat
     at_once = softmax.attend(q, parts, 0.7, sinks)
     monkeypatch.setattr(softmax, "SCORE_BYTES", 4 * groups * count * share * 3)
     np.testing.assert_allclose(softmax.attend(q, parts, 0.7, sinks), at_once, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_attention_holds_few_scores_at_once(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of one query, whose keys are many."""
+    q, keys = random(1, 2, 8, 2), random(2 if own else 1, 50_000, 2)
+    monkeypatch.setattr(softmax, "SCORE_BYTES", 1 << 18)
+    tracemalloc.start()
+    softmax.attend(q, [(keys, keys, None)], 1.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * softmax.SCORE_BYTES
 
 
 @pytest.mark.parametrize(("limit", "alpha", "shift"), [(None, 1.0, 0.0), (0.5, 1.0, 0.0), (0.7, 1.702, 1.0)])
@@ -348,6 +361,21 @@ def test_a_recurrent_state_goes_back_to_where_the_prompt_ended() -> None:
     assert other.position == 14 and other.blocks[0]["count"].now.tolist() == [14, 14]
     cache.rewind(0)
     stands_at(0)
+
+
+def test_the_latest_rows_reach_back_by_the_slack_though_they_have_moved() -> None:
+    rows = Rows(1, 1, 10)
+    cache = Cache([{"rows": rows}], 10**4)
+    state = cache.blocks[0]["rows"]
+    last = rows.capacity(10**4) + 5
+    for position in range(last):  # the last rows but five fill the memory, and the others have moved
+        with cache.step(1):
+            state.write(np.full((1, 1, 1), position, np.float32), position)
+    moved = last - 5
+    assert cache.reach(moved - SLACK) == moved - SLACK and cache.reach(moved - SLACK - 1) == 0
+    cache.rewind(moved - SLACK)
+    seen = state.view(moved - SLACK - 10, moved - SLACK)
+    np.testing.assert_array_equal(seen[0, :, 0], np.arange(moved - SLACK - 10, moved - SLACK))
 
 
 def test_states_take_what_they_say() -> None:

@@ -150,7 +150,7 @@ def test_fused_projections_are_the_same_model(copy: Checkpoints, tmp_path: Path,
     assert any("qkv_proj.weight" in name for name in load_file(folder / "model.safetensors"))
     np.testing.assert_array_equal(logits(folder, case), apart)
     described = describe(folder)
-    convert(described.checkpoint, described.matrices(), tmp_path / "out", "native", Folder(folder, "source"))
+    convert(described.checkpoint, described.weights(), tmp_path / "out", "native", Folder(folder, "source"))
     np.testing.assert_array_equal(logits(tmp_path / "out", case), apart)
 
 
@@ -338,7 +338,7 @@ def test_describing_reads_no_weights(checkpoint: Checkpoints, tmp_path: Path) ->
 
 
 def test_models_that_exceed_the_memory_allowed_are_refused(checkpoint: Checkpoints) -> None:
-    with pytest.raises(InputError, match=r"needs .* of memory and 10 kB are allowed; raise --ram"):
+    with pytest.raises(InputError, match=r"needs .* of memory and 10 kB are allowed; raise `ram`"):
         load(checkpoint("llama_a"), ram="10kB")
     loaded = load(checkpoint("llama_a"), ram=describe(checkpoint("llama_a")).plan(64).total_bytes)
     loaded.session(64)

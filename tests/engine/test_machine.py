@@ -20,11 +20,13 @@ from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.machine import Machine, calibrate, known, record
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute import threads
+from numoe.quant.convert.recipe import Target
 
 Models = Callable[[str], Model]
 
 MACHINE = import_module("numoe.engine.measure.machine")
 GIGA = 10**9
+INT8_G32 = Target("int8", 32).format
 
 
 def a_plan() -> Plan:
@@ -32,9 +34,9 @@ def a_plan() -> Plan:
     return Plan(
         layers=10,
         parameters=101 * GIGA,
-        weights={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
-        sizes={("attention", "int8 g32"): GIGA, ("experts", "int8 g32"): 100 * GIGA},
-        active={"int8 g32": 2 * GIGA},
+        weights={("attention", INT8_G32): GIGA, ("experts", INT8_G32): 100 * GIGA},
+        sizes={("attention", INT8_G32): GIGA, ("experts", INT8_G32): 100 * GIGA},
+        active={INT8_G32: 2 * GIGA},
         active_experts=dict.fromkeys(range(10), GIGA // 10),
         largest_expert=12_000_000,
         disk_bytes=101 * GIGA,
@@ -362,7 +364,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(MACHINE, "_measure", a_machine)
     assert calibrate() == a_machine()
     with pytest.raises(
-        InputError, match=r"file cannot be written .* give that with --read-gb-s, .* set NUMOE_HOME to a folder"
+        InputError, match=r"file cannot be written .* give that with `read_gb_s`, .* set NUMOE_HOME to a folder"
     ):
         calibrate([1 << 20])
     record(load("tiny"), 100, 2.0)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_sequences_that_share_a_pass_are_computed_as_if_alone(model: Models, cas
     assert [cache.position for _, cache in parts] == [48, 2, 11]
     last = decoder.forward_all([(after[:1], cache) for after, cache in parts])
     assert last.shape == (3, decoder.spec.vocab)
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_sessions_of_several_threads_share_a_model(model: Models, case: str) -> None:
+    """What a pass keeps for its layers, as the angles of its positions, is its own."""
+    shared, ids = model(case), tiny.load_golden(case).ids
+
+    def read(first: int) -> np.ndarray:
+        return feed_all(shared.session(64), ids[first : first + 30], [3])
+
+    alone = [read(first) for first in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for ours, right in zip(pool.map(read, range(4)), alone, strict=True):
+            assert np.array_equal(ours, right)
 
 
 @pytest.mark.parametrize("case", STATES)

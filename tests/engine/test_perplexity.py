@@ -127,9 +127,9 @@ def test_divergence_is_taken_from_the_reference(model: Models) -> None:
 @pytest.mark.parametrize(
     ("ids", "options", "reason"),
     [
-        ([1, 2, 3], {"window": 1}, "--window 1 is not possible"),
+        ([1, 2, 3], {"window": 1}, "`window` 1 is not possible"),
         ([1, 2, 3], {"window": 1025}, "give 2 to 1024 tokens"),
-        ([1, 2, 3], {"window": 8, "stride": 0}, "--stride 0 is not possible"),
+        ([1, 2, 3], {"window": 8, "stride": 0}, "`stride` 0 is not possible"),
         ([1, 2, 3], {"window": 8, "stride": 8}, "moves by 1 to 7"),
         ([1], {}, "too short"),
         ([], {"bos": 1}, "too short"),

@@ -36,7 +36,7 @@ PLAN = import_module("numoe.engine.plan")
 @pytest.mark.parametrize("quant", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_recipe_is_planned_as_it_is_written(case: str, quant: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
     source = describe(checkpoint(case))
-    convert(source.checkpoint, source.matrices(), tmp_path / "made", quant, Folder(source.path, case))
+    convert(source.checkpoint, source.weights(), tmp_path / "made", quant, Folder(source.path, case))
     assert source.plan(64, quant) == describe(tmp_path / "made").plan(64)
     with open_checkpoint(tmp_path / "made") as made:
         assert source.plan(64, quant).disk_bytes == sum(info.nbytes for info in made.tensors.values())
@@ -129,8 +129,8 @@ def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
     kind = family(config["model_type"])
     normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32) / 32
     tensors = {}
-    for name, tensor in kind.spec(config).tensors().items():
-        source = next(s for s, _ in kind.sources(name) if not s.stacked and not s.fused)
+    for layer, name, tensor in kind.spec(config).listing():
+        source = next(s for s in kind.sources(name, layer, tensor.expert) if not s.stacked and not s.fused)
         values = normal[: math.prod(tensor.shape)]
         raw = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values
         tensors[source.name] = dtype, tensor.shape, raw.tobytes()
@@ -165,7 +165,7 @@ def test_peak_memory_is_predicted(
 def test_the_wide_form_is_taken_where_there_is_room(checkpoint: Checkpoints, tmp_path: Path) -> None:
     """Then weights take as much more as was planned, and give the same logits."""
     source = describe(checkpoint("qwen3_moe_a"))
-    convert(source.checkpoint, source.matrices(), tmp_path / "int4", "int4", Folder(source.path, "source"))
+    convert(source.checkpoint, source.weights(), tmp_path / "int4", "int4", Folder(source.path, "source"))
     ids = tiny.load_golden("qwen3_moe_a").ids[:12]
     planned = describe(tmp_path / "int4").plan(64)
     full = planned.total_bytes + planned.wide_bytes

@@ -74,7 +74,7 @@ def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 def convert_folder(source: Path, destination: Path, quant: str) -> None:
     described = describe(source)
-    convert(described.checkpoint, described.matrices(), destination, quant, Folder(source, "source"))
+    convert(described.checkpoint, described.weights(), destination, quant, Folder(source, "source"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -500,7 +500,7 @@ def test_kept_files_need_room_in_the_cache(hub: Hub, source: Path, monkeypatch: 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(
-        InputError, match=r"cache needs 0\.00 GB .* set HF_HOME to another disk, or pull without --keep"
+        InputError, match=r"cache needs 0\.00 GB .* set HF_HOME to another disk, or pull without `keep`"
     ):
         pull(ID, "int4", keep=True)
 

@@ -35,7 +35,7 @@ def test_every_byte_of_a_release_has_its_place(name: str, total_size: int, tenso
     checkpoint = Checkpoint(Path(name), infos, {})
     kind = family("deepseek_v4")
     described = arrange(Path(name), config, kind, kind.spec(config), checkpoint)
-    used = {stored for place in described.places.values() for stored in checkpoint.companions(place.name)}
+    used = {info.name for place in described.places.values() for info in place.stored.parts}
     assert all(stored.startswith("mtp.") for stored in set(infos) - used)
 
     mtp = sum(info.nbytes for stored, info in infos.items() if stored.startswith("mtp."))
@@ -47,5 +47,5 @@ def test_every_byte_of_a_release_has_its_place(name: str, total_size: int, tenso
     assert 0 < plan.weight_bytes - plan.stored_bytes < 1e-4 * total_size
 
     one = [place for n, place in described.places.items() if n.startswith("layers.4.ffn.experts.7.")]
-    expert = sum(checkpoint.stored_nbytes(place.name) for place in one)
+    expert = sum(place.stored.nbytes for place in one)
     assert expert == {"V4-Flash": 13_369_344, "V4-Pro": 35_094_528}[name]

@@ -2,9 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
+from numoe.engine.layers.state import KeptRows, RecurrentState
 from numoe.engine.measure.calibrate import calibrate
-from numoe.engine.session import _proof
+from numoe.engine.session_file import proof
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.stored.safetensors import read_header
 
@@ -52,9 +55,9 @@ def test_feed_refuses_what_it_cannot_read(model: Models) -> None:
 
 def test_context_is_bounded_by_the_model(model: Models) -> None:
     limit = model("llama_a").spec.context
-    with pytest.raises(InputError, match=f"--ctx {limit + 1} is not possible"):
+    with pytest.raises(InputError, match=f"`ctx` {limit + 1} is not possible"):
         model("llama_a").session(limit + 1)
-    with pytest.raises(InputError, match="--ctx 0 is not possible"):
+    with pytest.raises(InputError, match="`ctx` 0 is not possible"):
         model("llama_a").session(0)
 
 
@@ -110,22 +113,83 @@ def test_any_walk_of_feeds_and_rewinds_ends_at_the_fresh_logits(model: Models, d
         session.rewind(data.draw(st.integers(0, session.position)))
 
 
-def test_an_interrupted_feed_leaves_the_session_where_it_was(model: Models, case: str, monkeypatch) -> None:
-    loaded = model(case)
+@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize("block", [0, -1], ids=["first block", "last block"])
+def test_an_interrupted_feed_leaves_the_session_where_it_was(
+    model: Models, case: str, block: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, bound = model(case), 1e-3 if case == RECURRENT else 1e-4
     ids = tiny.load_golden(case).ids.tolist()[:140]
     fresh = loaded.session(256).feed(ids)
     session = loaded.session(256)
-    session.feed(ids[:100])
+    session.feed(ids[:90])
+    snapshot = session.snapshot()
+    session.feed(ids[90:100])
+    with interrupted(monkeypatch, loaded, block):
+        session.feed([(token + 1) % 60 for token in ids[100 : 100 + count]])
+    assert session.position == 100 and session.tokens == ids[:100]
+    later = session.snapshot()
+    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < bound
+    for point, at in ((later, 100), (snapshot, 90)):
+        session.restore(point)
+        assert session.tokens == ids[:at]
+        assert np.abs(session.feed(ids[at:]) - fresh[at:]).max() < bound
 
-    def interrupt(*_: object) -> None:
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, model: Model, block: int = -1) -> Iterator[None]:
+    """What is within ends with a KeyboardInterrupt, in its first pass and when a block has changed its states."""
+    compute = model.decoder.blocks[block].compute
+
+    def interrupt(*arguments: Any) -> None:
+        compute(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loaded.decoder.blocks[-1], "compute", interrupt)
+        patch.setattr(model.decoder.blocks[block], "compute", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            session.feed(ids[100:120])
-    assert session.position == 100
-    assert np.abs(session.feed(ids[100:]) - fresh[100:]).max() < (1e-3 if case == RECURRENT else 1e-4)
+            yield
+
+
+@pytest.mark.parametrize("case", ["v4_b", RECURRENT])
+def test_going_back_that_is_interrupted_is_done_when_it_matters(
+    model: Models, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tokens are read again, and where states are put back one after the other."""
+    loaded, bound = model(case), 1e-3 if case == RECURRENT else 1e-4
+    ids = tiny.random_ids("back", 700, loaded.spec.vocab).tolist()
+    fresh = loaded.session(700).feed(ids)
+    session = loaded.session(700)
+    session.feed(ids[:500])
+    snapshot = session.snapshot()
+    session.feed(ids[500:600])
+    session.feed(ids[600:])
+    with interrupted(monkeypatch, loaded):
+        session.rewind(300)
+    assert session.tokens == ids[:400]
+    with interrupted(monkeypatch, loaded):
+        session.feed(ids[400:])
+    assert session.tokens == ids[:400]
+    assert np.abs(session.feed(ids[400:]) - fresh[400:]).max() < bound
+    real = {kind: kind.put_back for kind in (KeptRows, RecurrentState)}
+    back = []
+
+    def put_back(state: Any, passed: Any) -> None:
+        real[type(state)](state, passed)
+        back.append(state)
+        if len(back) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for kind in real:
+            patch.setattr(kind, "put_back", put_back)
+        with pytest.raises(KeyboardInterrupt):
+            session.restore(snapshot)
+    assert session.tokens == ids
+    session.rewind(100)
+    assert np.abs(session.feed(ids[600:]) - fresh[600:]).max() < bound
+    session.restore(snapshot)
+    assert np.abs(session.feed(ids[500:]) - fresh[500:]).max() < bound
 
 
 def test_restoring_an_overwritten_snapshot_is_refused(model: Models, case: str) -> None:
@@ -212,7 +276,7 @@ def test_headers_that_nobody_writes_are_refused(change: dict[str, str | None], m
     header = {key: value for key, value in (header | change).items() if value is not None}
     data = (tmp_path / "chat").read_bytes()
     raw = {i.name: (i.dtype, i.shape, data[i.offset : i.offset + i.nbytes]) for i in tensors.values()}
-    write_safetensors(tmp_path / "chat", raw, header | _proof(header))
+    write_safetensors(tmp_path / "chat", raw, header | proof(header))
     with pytest.raises(InputError, match="is damaged; start a new session"):
         loaded.restore(tmp_path / "chat")
     write_safetensors(tmp_path / "chat", raw, {"numoe": "session 1", "model": loaded.identity})
@@ -232,7 +296,7 @@ def test_sessions_of_models_that_differ_in_large_tensors_alone(checkpoint: Check
     inputs = calibrate(load(source), [5, 6, 7, 8] * 40, bos=None).inputs
     for number, moments in enumerate((None, inputs)):
         folder = tmp_path / str(number)
-        convert(description.checkpoint, description.matrices(moments), folder, "int4", Folder(source, "x"))
+        convert(description.checkpoint, description.weights(moments), folder, "int4", Folder(source, "x"))
     folders = [source, merged, tmp_path / "0", tmp_path / "1"]
     copied = Path(shutil.copytree(tmp_path / "0", tmp_path / "copied"))
     for file in copied.iterdir():

@@ -66,7 +66,7 @@ def test_cut_into_equal_experts_it_is_the_same_model(smollm2: Model, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     def weights(name: str) -> np.ndarray:
-        return source.checkpoint.matrix(source.places[name].name).dequantize()
+        return source.places[name].stored.matrix().dequantize()
 
     def halves(rows: np.ndarray, heads: int) -> np.ndarray:
         """GGUF's order of a head's rows, rotated channels side by side, back to llama's: first all first ones."""

@@ -69,7 +69,7 @@ def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, tokens: in
     ids = master.tokenizer.encode(HELD_OUT.read_text(encoding="utf-8"))[:tokens]
     exact = perplexity(master, ids, window=512).perplexity
     for quant, bound in (("int8", 1.005), ("int4", 1.04)):
-        convert(described.checkpoint, described.matrices(), tmp_path / quant, quant, Folder(MASTER, "master"))
+        convert(described.checkpoint, described.weights(), tmp_path / quant, quant, Folder(MASTER, "master"))
         rounded = perplexity(load(tmp_path / quant), ids, window=512).perplexity
         print(f"{quant}: {rounded:.4f} against {exact:.4f}, {rounded / exact - 1:+.2%}")
         assert rounded < bound * exact
@@ -77,7 +77,7 @@ def test_quantized_it_predicts_as_well(master: Model, tmp_path: Path, tokens: in
 
 def test_the_package_holds_the_int8_form_of_the_trained_weights(tmp_path: Path) -> None:
     described = describe(MASTER)
-    convert(described.checkpoint, described.matrices(), tmp_path / "tiny", "int8", Folder(MASTER, "master"))
+    convert(described.checkpoint, described.weights(), tmp_path / "tiny", "int8", Folder(MASTER, "master"))
     shipped = describe("tiny").path
     assert (shipped / "model.safetensors").read_bytes() == (tmp_path / "tiny" / "model.safetensors").read_bytes()
     assert sum(file.stat().st_size for file in shipped.iterdir()) < 6e6

@@ -21,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(checkpoint: Checkpoints, tmp_path: Path) -> Path:
     source = describe(checkpoint("mixtral_a"))
-    convert(source.checkpoint, source.matrices(), tmp_path / "model", "int4", Folder(source.path, "x"))
+    convert(source.checkpoint, source.weights(), tmp_path / "model", "int4", Folder(source.path, "x"))
     return tmp_path / "model"
 
 
@@ -145,7 +145,7 @@ def test_a_repair_gets_the_damaged_file_and_no_other(
         code, out, _ = command("verify", "model", "--repair")
         assert code == 1
         assert out.splitlines()[-1] == "Get what is missing: numoe pull Org/Model --quant int8"
-        with pytest.raises(InputError, match="numoe pull Org/Model --quant int8"):
+        with pytest.raises(InputError, match="numoe pull Org/Model quant=int8"):
             home.locate("Org/Model")
 
         hub.log.clear()

@@ -17,9 +17,10 @@ from numoe.quant import files
 from numoe.quant.dtypes import decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
-from numoe.quant.formats.qtensor import FP8, MXFP4
+from numoe.quant.formats.fp8 import FP8
+from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.stored.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.stored.safetensors import model_shards
+from numoe.quant.stored.shards import model_shards
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -32,6 +33,7 @@ def raw(dtype: str, values: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 W = normal(300, 160)
 FP8_E8M0, FP8_F32 = pack.pack_fp8(W), pack.pack_fp8(W, float_scales=True)
+FP8_BF16 = FP8(FP8_F32.codes, decode_bf16(pack.pack_bf16(FP8_F32.scales).codes))
 FP4 = pack.pack_mxfp4(W)
 BF = pack.pack_bf16(W)
 EXPERTS = [pack.pack_mxfp4(normal(12, 64, seed=expert)) for expert in range(3)]
@@ -54,6 +56,8 @@ TENSORS = {
     "v4.scale": raw("F8_E8M0", FP8_E8M0.scales),
     "v3.weight": raw("F8_E4M3", FP8_F32.codes),
     "v3.weight_scale_inv": raw("F32", FP8_F32.scales),
+    "bf.weight": raw("F8_E4M3", FP8_BF16.codes),
+    "bf.weight_scale_inv": raw("BF16", pack.pack_bf16(FP8_BF16.scales).codes),
     "expert.weight": raw("I8", FP4.codes.view(np.int8)),
     "expert.scale": raw("F8_E8M0", FP4.scales),
     "gate_up_proj_blocks": raw("U8", blocks(EXPERTS)[0]),
@@ -71,6 +75,7 @@ EXPECTED = {
     "f64.weight": ("f32", W),
     "v4.weight": ("fp8 128x128", FP8_E8M0.dequantize()),
     "v3.weight": ("fp8 128x128", FP8_F32.dequantize()),
+    "bf.weight": ("fp8 128x128", FP8_BF16.dequantize()),
     "expert.weight": ("mxfp4", FP4.dequantize()),
 }
 
@@ -94,54 +99,77 @@ def checkpoint(request, tmp_path_factory):
 
 def test_matrices_keep_their_format(checkpoint):
     for name, (kind, values) in EXPECTED.items():
-        tensor = checkpoint.matrix(name)
-        assert tensor.format == checkpoint.format(name) == kind
-        assert tensor.shape == checkpoint.shape(name) == values.shape
+        tensor = checkpoint[name].matrix()
+        assert tensor.format == checkpoint[name].format
+        assert str(tensor.format) == kind
+        assert tensor.nbytes == checkpoint[name].read_nbytes
+        assert tensor.shape == checkpoint[name].shape == values.shape
         np.testing.assert_array_equal(tensor.dequantize(), values)
-        np.testing.assert_array_equal(checkpoint.array(name), values)
-        if name != "f64.weight":
-            assert tensor.nbytes == checkpoint.stored_nbytes(name)
+        np.testing.assert_array_equal(checkpoint[name].array(), values)
+        if name not in ("f64.weight", "bf.weight"):  # which become float32
+            assert tensor.nbytes == checkpoint[name].nbytes
 
 
 def test_row_ranges(checkpoint):
     for name, (_, values) in EXPECTED.items():
         for start, stop in ((0, 5), (128, 300), (100, 130), (255, 257), (299, 300)):
-            tensor = checkpoint.matrix(name, rows=(start, stop))
+            tensor = checkpoint[name].rows(start, stop).matrix()
             np.testing.assert_array_equal(tensor.dequantize(), values[start:stop])
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(EXPECTED)), turned=st.booleans(), data=st.data())
+def test_rows_of_rows_take_what_they_say(checkpoint, name, turned, data):
+    """Also of what is stored (in, out)."""
+    part, values = checkpoint[name], EXPECTED[name][1]
+    if turned and len(part.parts) == 1:
+        part, values = part.turned(), values.T
+        np.testing.assert_array_equal(part.array(), values)
+    for _ in range(2):
+        start = data.draw(st.integers(0, len(values) - 1))
+        stop, step = data.draw(st.integers(start + 1, len(values))), data.draw(st.sampled_from([1, 1, 2, 3]))
+        part, values = part.rows(start, stop, step), values[start:stop:step]
+        matrix = part.matrix()
+        np.testing.assert_array_equal(matrix.dequantize(), values)
+        assert part.shape == matrix.shape == values.shape
+        assert (part.format, part.read_nbytes) == (matrix.format, matrix.nbytes)
+
+
 def test_stacked_experts(checkpoint):
-    assert checkpoint.shape("gate_up_proj") == (3, 12, 64)
+    assert checkpoint["gate_up_proj"].shape == (3, 12, 64)
     for expert, made in enumerate(EXPERTS):
-        tensor = checkpoint.matrix("gate_up_proj", index=expert)
+        tensor = checkpoint["gate_up_proj"].expert(expert).matrix()
         np.testing.assert_array_equal(tensor.codes, made.codes)
         np.testing.assert_array_equal(tensor.scales, made.scales)
-        np.testing.assert_array_equal(checkpoint.matrix("stack", index=expert).dequantize(), STACK[expert])
-        part = checkpoint.matrix("gate_up_proj", index=expert, rows=(3, 9))
+        np.testing.assert_array_equal(checkpoint["stack"].expert(expert).matrix().dequantize(), STACK[expert])
+        part = checkpoint["gate_up_proj"].expert(expert).rows(3, 9).matrix()
         np.testing.assert_array_equal(part.dequantize(), made.dequantize()[3:9])
-    np.testing.assert_array_equal(checkpoint.array("gate_up_proj")[2], EXPERTS[2].dequantize())
+    np.testing.assert_array_equal(checkpoint["gate_up_proj"].array()[2], EXPERTS[2].dequantize())
 
 
 def test_arrays(checkpoint):
-    np.testing.assert_array_equal(checkpoint.array("tid2eid"), np.arange(12).reshape(4, 3))
-    assert checkpoint.array("tid2eid").dtype == checkpoint.array("mask").dtype == np.int64
-    assert checkpoint.array("mask").tolist() == [1, 0]
-    np.testing.assert_array_equal(checkpoint.array("norm.weight"), decode_bf16(BF.codes[0]))
-    assert checkpoint.array("scalar").shape == () and checkpoint.array("scalar") == 2.5
-    assert checkpoint.array("empty").shape == (0, 4)
-    np.testing.assert_array_equal(checkpoint.array("v4.scale"), decode_e8m0(FP8_E8M0.scales))
+    np.testing.assert_array_equal(checkpoint["tid2eid"].array(), np.arange(12).reshape(4, 3))
+    assert checkpoint["tid2eid"].array().dtype == checkpoint["mask"].array().dtype == np.int64
+    assert checkpoint["mask"].array().tolist() == [1, 0]
+    np.testing.assert_array_equal(checkpoint["norm.weight"].array(), decode_bf16(BF.codes[0]))
+    assert checkpoint["scalar"].array().shape == () and checkpoint["scalar"].array() == 2.5
+    assert checkpoint["empty"].array().shape == (0, 4)
+    np.testing.assert_array_equal(checkpoint["v4.scale"].array(), decode_e8m0(FP8_E8M0.scales))
     for name in TENSORS:
-        assert checkpoint.array(name).dtype in (np.float32, np.int64) or name == "v4.scale"
+        assert checkpoint[name].array().dtype in (np.float32, np.int64) or name == "v4.scale"
 
 
 def test_names_fold_scales_into_their_weight(checkpoint):
-    scales = {"v4.scale", "v3.weight_scale_inv", "expert.scale", "gate_up_proj_scales", "gate_up_proj_blocks"}
+    scales = {"v4.scale", "v3.weight_scale_inv", "bf.weight_scale_inv", "expert.scale"}
+    scales |= {"gate_up_proj_scales", "gate_up_proj_blocks"}
     assert set(checkpoint.names()) == set(TENSORS) - scales | {"gate_up_proj"}
-    assert checkpoint.companions("v4.weight") == ("v4.weight", "v4.scale")
-    assert checkpoint.companions("gate_up_proj") == ("gate_up_proj_blocks", "gate_up_proj_scales")
-    assert checkpoint.companions("norm.weight") == ("norm.weight",)
+    parts = {name: [info.name for info in checkpoint[name].parts] for name in checkpoint.names()}
+    assert parts["v4.weight"] == ["v4.weight", "v4.scale"]
+    assert parts["gate_up_proj"] == ["gate_up_proj_blocks", "gate_up_proj_scales"]
+    assert parts["norm.weight"] == ["norm.weight"]
     assert "gate_up_proj" in checkpoint and "v4.weight" in checkpoint and "v5.weight" not in checkpoint
-    assert sum(map(checkpoint.stored_nbytes, checkpoint.names())) == sum(len(data) for *_, data in TENSORS.values())
+    nbytes = sum(checkpoint[name].nbytes for name in checkpoint.names())
+    assert nbytes == sum(len(data) for *_, data in TENSORS.values())
 
 
 def test_metadata(tmp_path):
@@ -155,10 +183,10 @@ def test_fp8_blocks_of_another_size(tmp_path):
     tensors = {"a.weight": raw("F8_E4M3", made.codes), "a.scale": raw("F8_E8M0", made.scales)}
     path = write_safetensors(tmp_path / "a.safetensors", tensors)
     with open_checkpoint(path, fp8_block=(64, 32)) as opened:
-        tensor = opened.matrix("a.weight", rows=(70, 200))
+        tensor = opened["a.weight"].rows(70, 200).matrix()
         np.testing.assert_array_equal(tensor.dequantize(), made.dequantize()[70:200])
     with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"a\.scale.*\(3, 2\).*block size"):
-        opened.matrix("a.weight")
+        opened["a.weight"].matrix()
 
 
 def test_stacked_fp8_with_scales(tmp_path):
@@ -168,7 +196,7 @@ def test_stacked_fp8_with_scales(tmp_path):
         "gate_up_proj_scale_inv": raw("F32", np.stack([each.scales for each in made])),
     }
     with open_checkpoint(write_safetensors(tmp_path / "a.safetensors", tensors)) as opened:
-        tensor = opened.matrix("gate_up_proj", index=1)
+        tensor = opened["gate_up_proj"].expert(1).matrix()
         assert isinstance(tensor, FP8)
         np.testing.assert_array_equal(tensor.dequantize(), made[1].dequantize())
 
@@ -176,18 +204,18 @@ def test_stacked_fp8_with_scales(tmp_path):
 def test_planning_needs_no_file(checkpoint):
     listing = Checkpoint(Path("nowhere"), dict(checkpoint.tensors), {})
     assert list(listing.names()) == list(checkpoint.names())
-    assert all(listing.stored_nbytes(name) == checkpoint.stored_nbytes(name) for name in listing.names())
+    assert all(listing[name].nbytes == checkpoint[name].nbytes for name in listing.names())
 
 
 def test_concurrent_reads(checkpoint):
     with ThreadPoolExecutor(4) as pool:
-        for name, got in pool.map(lambda name: (name, checkpoint.matrix(name)), list(EXPECTED) * 5):
+        for name, got in pool.map(lambda name: (name, checkpoint[name].matrix()), list(EXPECTED) * 5):
             np.testing.assert_array_equal(got.dequantize(), EXPECTED[name][1])
 
 
 def test_closing_and_reading_again(checkpoint):
     checkpoint.close()
-    assert checkpoint.array("scalar") == 2.5
+    assert checkpoint["scalar"].array() == 2.5
 
 
 def test_read_range_without_preadv_and_with_short_reads(tmp_path, monkeypatch):
@@ -400,22 +428,23 @@ def one(tmp_path: Path, **tensors) -> Checkpoint:
 
 def test_matrix_refusals_name_the_tensor(checkpoint):
     cases = [
-        ({"name": "nothing"}, "'nothing'"),
-        ({"name": "norm.weight"}, r"'norm.weight'.*\(160,\)"),
-        ({"name": "stack"}, r"'stack'.*\(3, 10, 64\)"),
-        ({"name": "embed.weight", "index": 0}, "'embed.weight'.*E, out, in"),
-        ({"name": "stack", "index": 3}, "no matrix 3"),
-        ({"name": "stack", "index": -1}, "no matrix -1"),
-        ({"name": "f32.weight", "rows": (0, 301)}, "no rows 0 to 301"),
-        ({"name": "f32.weight", "rows": (5, 5)}, "no rows 5 to 5"),
-        ({"name": "tid2eid"}, "'tid2eid'.*I64"),
-        ({"name": "empty"}, "'empty'"),
+        (lambda: checkpoint["nothing"], "'nothing'"),
+        (lambda: checkpoint["norm.weight"].matrix(), r"'norm.weight'.*\(160,\)"),
+        (lambda: checkpoint["stack"].matrix(), r"'stack'.*\(3, 10, 64\)"),
+        (lambda: checkpoint["stack"].rows(0, 1), r"'stack'.*\(3, 10, 64\)"),
+        (lambda: checkpoint["embed.weight"].expert(0), "'embed.weight'.*E, out, in"),
+        (lambda: checkpoint["stack"].expert(0).expert(0), "'stack'.*E, out, in"),
+        (lambda: checkpoint["stack"].expert(3), "no matrix 3"),
+        (lambda: checkpoint["stack"].expert(-1), "no matrix -1"),
+        (lambda: checkpoint["f32.weight"].rows(0, 301), "no rows 0 to 301"),
+        (lambda: checkpoint["f32.weight"].rows(5, 5), "no rows 5 to 5"),
+        (lambda: checkpoint["f32.weight"].rows(5, 9).rows(0, 5), "no rows 0 to 5: it has 4"),
+        (lambda: checkpoint["tid2eid"].matrix(), "'tid2eid'.*I64"),
+        (lambda: checkpoint["empty"].matrix(), "'empty'"),
     ]
-    for arguments, message in cases:
+    for ask, message in cases:
         with pytest.raises(InputError, match=message):
-            checkpoint.matrix(**arguments)
-    with pytest.raises(InputError, match="'nothing'"):
-        checkpoint.array("nothing")
+            ask()
 
 
 def test_unsupported_dtypes_are_refused_by_name(tmp_path):
@@ -425,9 +454,9 @@ def test_unsupported_dtypes_are_refused_by_name(tmp_path):
     ) as opened:
         for name, dtype in (("a.weight", "F8_E5M2"), ("b.weight", "F8_E4M3"), ("c", "U64")):
             with pytest.raises(InputError, match=dtype):
-                opened.matrix(name)
+                opened[name].matrix()
             with pytest.raises(InputError, match=dtype):
-                opened.array(name)
+                opened[name].array()
 
 
 def test_scales_that_do_not_fit_are_refused(tmp_path):
@@ -441,11 +470,11 @@ def test_scales_that_do_not_fit_are_refused(tmp_path):
     ]
     for tensors in bad:
         with one(tmp_path, **tensors) as opened, pytest.raises(InputError, match=r"a\.(weight|scale)"):
-            opened.matrix("a.weight")
+            opened["a.weight"].matrix()
     odd = np.zeros((2, 4, 2, 15), np.uint8)
     opened = one(tmp_path, x_blocks=raw("U8", odd), x_scales=raw("U8", odd[..., 0]))
     with pytest.raises(InputError, match="x_blocks"):
-        opened.shape("x")
+        opened["x"].matrix()
 
 
 def test_weights_that_are_nan_are_refused_by_name(tmp_path):
@@ -460,11 +489,11 @@ def test_weights_that_are_nan_are_refused_by_name(tmp_path):
     with one(tmp_path, **tensors) as opened:
         for name in ("a.weight", "b", "c"):
             with pytest.raises(InputError, match=f"a.safetensors.*'{name}' contains NaN or infinity"):
-                opened.matrix(name)
+                opened[name].matrix()
         for name in ("a.weight", "b", "c", "d"):
             with pytest.raises(InputError, match=f"'{name}' contains NaN or infinity"):
-                opened.array(name)
-        opened.matrix("b", rows=(5, 20))
+                opened[name].array()
+        opened["b"].rows(5, 20).matrix()
 
 
 def test_a_file_truncated_while_open_is_refused(tmp_path):
@@ -473,7 +502,7 @@ def test_a_file_truncated_while_open_is_refused(tmp_path):
         with path.open("r+b") as file:
             file.truncate(5000)
         with pytest.raises(InputError, match="ends at byte 5000"):
-            opened.matrix("w")
+            opened["w"].matrix()
 
 
 def test_importing_does_not_import_gguf():
@@ -483,7 +512,7 @@ def test_importing_does_not_import_gguf():
 
 def read_all(path: Path) -> dict[str, np.ndarray]:
     with open_checkpoint(path) as opened:
-        return {name: opened.array(name) for name in opened.names()}
+        return {name: opened[name].array() for name in opened.names()}
 
 
 SMALL = {

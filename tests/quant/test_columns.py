@@ -13,9 +13,11 @@ from numoe.quant.compute import threads
 from numoe.quant.compute.activations import Activations
 from numoe.quant.dtypes import E2M1
 from numoe.quant.formats import columns
-from numoe.quant.formats.columns import FEW, Columns, can_lay_out, laid_out, wide_nbytes, widened
+from numoe.quant.formats.columns import FEW, Columns, laid_out, widened
+from numoe.quant.formats.integer import INT4
+from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
-from numoe.quant.formats.qtensor import INT4, MXFP4, QTensor, matmul_all
+from numoe.quant.formats.qtensor import QTensor, matmul_all
 
 Pack = Callable[..., QTensor]
 
@@ -157,8 +159,9 @@ def test_the_wide_form_gives_the_same_digits(
         patch.setattr(columns, "SLAB_ROWS", slab)
         dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, group))
         wide = widened(dense)
-        assert wide.nbytes == wide_nbytes(dense.format, *dense.shape, dense.nbytes) > dense.nbytes
-        assert wide.format == dense.format
+        assert wide.nbytes == dense.format.wide.nbytes(*dense.shape) > dense.nbytes
+        assert wide.format == dense.format.wide == wide.format.wide
+        assert str(wide.format) == str(dense.format)
         x = np.random.default_rng(1).standard_normal((tokens, group * groups), np.float32)
         np.testing.assert_array_equal(wide.matmul(x), dense.matmul(x))
         np.testing.assert_array_equal(wide.dequantize(), dense.dequantize())
@@ -191,16 +194,10 @@ def test_slices_of_whole_slabs_share_their_bytes(kind: str, monkeypatch: pytest.
         assert not np.shares_memory(matrix.slice_rows(4, 68).codes, matrix.codes)  # type: ignore[attr-defined]
 
 
-def test_what_has_no_wide_form_stays_as_it_is() -> None:
-    for matrix in (pack_mxfp4(weights_of(6, 32)), pack_bf16(weights_of(8, 32))):
-        assert widened(matrix) is matrix
-        assert wide_nbytes(matrix.format, *matrix.shape, matrix.nbytes) == matrix.nbytes
-
-
 def test_what_has_no_such_form_stays_as_it_is() -> None:
     for matrix in (pack_bf16(weights_of(8, 32)), pack_mxfp4(weights_of(6, 32))):
-        assert laid_out(matrix) is matrix
-        assert not can_lay_out(matrix.format, matrix.shape[0])
+        assert laid_out(matrix) is widened(matrix) is matrix
+        assert not matrix.format.by_columns(matrix.shape[0])
     assert isinstance(laid_out(pack_int8(weights_of(7, 32))), Columns)
     assert isinstance(laid_out(symmetric(weights_of(7, 32))), Columns)
 

@@ -11,7 +11,6 @@ import sys
 import tracemalloc
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,28 +25,45 @@ from safetensors.numpy import load_file, save_file
 
 from numoe.cli.main import main
 from numoe.engine import Model, describe, load
+from numoe.engine.families import family
 from numoe.quant.compute import threads
-from numoe.quant.convert import convert as converter
-from numoe.quant.convert.convert import Conversion, Folder, Matrix, convert
+from numoe.quant.convert import jobs
+from numoe.quant.convert.convert import Conversion, Folder, convert
+from numoe.quant.convert.folder import Part
+from numoe.quant.convert.jobs import Matrix
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
 from numoe.quant.stored.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.stored.conventions import LAYOUT, companion
+from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
+from numoe.quant.stored.shards import INDEX_NAME
 
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
-DENSE = [case for case in tiny.cases() if case.startswith(("llama", "qwen3_a", "qwen3_b", "qwen3_5_a", "qwen3_5_b"))]
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+DENSE = [case for case in tiny.cases() if not EXPERTS & tiny.load_golden(case).config.keys()]
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
     description = describe(source)
     with description.checkpoint as checkpoint:
-        return convert(checkpoint, description.matrices(), destination, quant, Folder(source, source.name), **options)
+        return convert(checkpoint, description.weights(), destination, quant, Folder(source, source.name), **options)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """The tensors of a model, whatever their order."""
+    with open_checkpoint(folder) as opened:
+        read = opened.files.read_range
+        return {
+            name: (info.dtype, info.shape, read(info.path, info.offset, info.nbytes).tobytes())
+            for name, info in opened.tensors.items()
+        }
 
 
 def raw(dtype: str, values: NDArray) -> tuple[str, tuple[int, ...], bytes]:
@@ -81,25 +97,21 @@ def source(checkpoint: Checkpoints) -> Path:
 def test_native_keeps_every_weight_and_every_logit(
     case: str, checkpoint: Checkpoints, model: Models, tmp_path: Path
 ) -> None:
-    """Every byte too, but where 4-bit codes are laid out by columns."""
+    """Under the names that the model's own specification has for them."""
     made = quantize(checkpoint(case), tmp_path / "native", "native")
     assert made.source_bytes == made.result_bytes
-    with open_checkpoint(checkpoint(case)) as before, open_checkpoint(tmp_path / "native") as after:
-        parts = (one for one in describe(checkpoint(case)).matrices() if one.index is not None or one.rows is not None)
-        stacked = {name for one in parts for name in before.companions(one.source)}  # which are taken apart
-        assert before.tensors.keys() - stacked <= after.tensors.keys()
-        assert stacked or before.tensors.keys() == after.tensors.keys()
-        for name, info in before.tensors.items():
-            if name in stacked:
-                continue
-            copy = after.tensors[name]
-            assert (info.dtype, info.shape) == (copy.dtype, copy.shape)
-            old, new = (c.files.read_range(i.path, i.offset, i.nbytes) for c, i in ((before, info), (after, copy)))
-            assert len(old) == len(new)
-            if before.by_columns == after.by_columns or info.dtype not in ("I8", "F8_E8M0"):
-                np.testing.assert_array_equal(old, new)
-        for name in set(before.names()) & set(after.names()):
-            np.testing.assert_array_equal(before.array(name), after.array(name))
+    before, after = describe(checkpoint(case)), describe(tmp_path / "native")
+    assert before.spec == after.spec
+    left = set(before.checkpoint.names()) - {place.stored.name for place in before.places.values()}
+    assert set(after.checkpoint.names()) == {*before.places, *left}
+    for name, tensor in before.spec.tensors().items():
+        old, new = before.places[name], after.places[name]
+        assert (new.stored.name, new.columns, new.made) == (name, None, None)
+        if tensor.held == "array":
+            np.testing.assert_array_equal(new.array(tensor.shape), old.array(tensor.shape))
+        else:
+            assert (new.stored.format, new.stored.nbytes) == (old.stored.format, old.stored.nbytes)
+            np.testing.assert_array_equal(new.stored.matrix().dequantize(), old.stored.matrix().dequantize())
     ids = tiny.load_golden(case).ids[:40]
     copied, original = load(tmp_path / "native"), load(checkpoint(case))
     np.testing.assert_array_equal(copied.session(256).feed(ids), original.session(256).feed(ids))
@@ -122,24 +134,24 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
         print(f"{case} {quant}: KL {found:.2e}")
         assert found < bound
         assert loaded.plan().weight_bytes + loaded.wide_bytes == loaded.stats()["weight_bytes"]
-        formats = {role: {kind for r, kind in loaded.plan().weights if r == role} for role, _ in loaded.plan().weights}
-        bulk = formats.get("experts", formats.get("dense ffn", set()))
-        assert compact or any(kind.startswith(quant) for kind in bulk)
-        assert formats["router"] <= {"f32", "bf16", "i64"} if "router" in formats else case in DENSE
-        assert formats["norms"] == {"f32"}
+        held = loaded.plan().weights
+        kinds = {role: {stored.kind for r, stored in held if r == role} for role, _ in held}
+        assert compact or quant in kinds.get("experts", kinds.get("dense ffn", set()))
+        assert kinds["router"] <= {"f32", "bf16", "i64"} if "router" in kinds else case in DENSE
+        assert kinds["norms"] == {"f32"}
     assert sizes["int4"] < sizes["int8"] or case == "v4_released"
 
 
 def test_every_weight_is_what_the_quantizer_makes_of_it(checkpoint: Checkpoints, tmp_path: Path) -> None:
     quantize(checkpoint("qwen3_moe_a"), tmp_path / "int4", "int4")
-    with open_checkpoint(checkpoint("qwen3_moe_a")) as before, open_checkpoint(tmp_path / "int4") as after:
-        assert set(before.names()) == set(after.names())
-        for name in [n for n in before.names() if n.endswith(("experts.3.up_proj.weight", "q_proj.weight"))]:
-            weights = before.matrix(name).dequantize()
-            routed = ".experts." in name
-            expected = pack.pack_int4(weights, 64) if routed else pack.pack_int8(weights, 64)
-            assert after.format(name) == expected.format
-            np.testing.assert_array_equal(after.matrix(name).dequantize(), expected.dequantize())
+    before, after = describe(checkpoint("qwen3_moe_a")), describe(tmp_path / "int4")
+    for name in [n for n in before.places if n.endswith(("experts.3.up", "attention.q"))]:
+        weights = before.places[name].stored.matrix().dequantize()
+        routed = ".experts." in name
+        expected = pack.pack_int4(weights, 64) if routed else pack.pack_int8(weights, 64)
+        made = after.places[name].stored
+        assert made.format == expected.format
+        np.testing.assert_array_equal(made.matrix().dequantize(), expected.dequantize())
 
 
 def test_converting_again_changes_nothing(source: Path, tmp_path: Path) -> None:
@@ -153,8 +165,8 @@ def test_bytes_do_not_depend_on_threads_or_blocks(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize(source, tmp_path / "a", "int4")
-    monkeypatch.setattr(converter, "_BLOCK_ELEMENTS", 1000)
-    monkeypatch.setattr(converter, "_COPY_BYTES", 999)
+    monkeypatch.setattr(jobs, "_BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(jobs, "_COPY_BYTES", 999)
     before = threads.in_use()
     for count in (1, 3):
         threads.use(count)
@@ -169,15 +181,15 @@ def test_bytes_do_not_depend_on_threads_or_blocks(
 def experts_ranges(folder: Path) -> Iterator[list[tuple[Path, int, int]]]:
     """For each routed expert, the (file, start, stop) of all its tensors."""
     description = describe(folder)
-    units: dict[str, list[str]] = {}
-    for matrix in description.matrices():
+    units: dict[str, list[Stored]] = {}
+    for matrix in description.weights():
         if matrix.unit:
-            units.setdefault(matrix.unit, []).append(matrix.source)
+            units.setdefault(matrix.unit, []).append(matrix.stored)
     assert units
-    for names in units.values():
-        assert len(set(names)) == 3
-        stored = [description.checkpoint.tensors[s] for name in names for s in description.checkpoint.companions(name)]
-        yield sorted((info.path, info.offset, info.offset + info.nbytes) for info in stored)
+    for unit in units.values():
+        assert len({stored.name for stored in unit}) == 3
+        parts = [info for stored in unit for info in stored.parts]
+        yield sorted((info.path, info.offset, info.offset + info.nbytes) for info in parts)
 
 
 @pytest.mark.parametrize("quant", ["native", "int8", "int4"])
@@ -196,7 +208,7 @@ def test_an_expert_is_one_byte_range(
         assert files == ["model.safetensors"]
     else:
         assert files == [f"model-{i:05d}-of-00007.safetensors" for i in range(1, 8)]
-        index = json.loads((tmp_path / "out" / converter.INDEX_NAME).read_text())
+        index = json.loads((tmp_path / "out" / INDEX_NAME).read_text())
         assert set(index["weight_map"].values()) == set(files)
         assert index["metadata"]["total_size"] == sum(
             info.nbytes for info in describe(tmp_path / "out").checkpoint.tensors.values()
@@ -209,15 +221,9 @@ def test_scales_may_be_far_from_their_codes(quant: str, checkpoint: Checkpoints,
     apart = reshard(checkpoint("v3_fp8"), tmp_path / "apart", 6, key=lambda name: ("scale" in name, name[::-1]))
     quantize(apart, tmp_path / "from apart", quant)
     quantize(checkpoint("v3_fp8"), tmp_path / "from one", quant)
-    with open_checkpoint(tmp_path / "from apart") as one, open_checkpoint(tmp_path / "from one") as other:
-        assert set(one.names()) == set(other.names())
-        for name, info in one.tensors.items():
-            there = other.tensors[name]
-            assert (info.dtype, info.shape) == (there.dtype, there.shape)
-            values = [c.files.read_range(i.path, i.offset, i.nbytes) for c, i in ((one, info), (other, there))]
-            np.testing.assert_array_equal(*values)
+    assert contents(tmp_path / "from apart") == contents(tmp_path / "from one")
     with open_checkpoint(apart) as before:
-        homes = [{before.tensors[stored].path for stored in before.companions(name)} for name in before.names()]
+        homes = [{info.path for info in before[name].parts} for name in before.names()]
     assert any(len(home) > 1 for home in homes)
 
 
@@ -242,7 +248,17 @@ def test_stacked_experts_become_the_files_of_single_ones(source: Path, quant: st
     np.testing.assert_array_equal(*logits)
     for ranges in experts_ranges(tmp_path / "from stacked"):
         assert all(before[2] == after[1] for before, after in pairwise(ranges))
-    assert "model.layers.0.mlp.experts.1.gate_proj.weight" in open_checkpoint(tmp_path / "from stacked")
+    assert contents(tmp_path / "from stacked") == contents(tmp_path / "from single")
+
+
+def test_a_family_may_store_its_experts_stacked_alone(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    golden = checkpoint("gpt_oss_a")
+    known = family("gpt_oss").names
+    alone = {ours for ours, sources in known.items() if "experts.{expert}" in ours and all(s.stacked for s in sources)}
+    assert {name.rpartition(".")[2] for name in alone} == {"gate", "up", "down"}
+    quantize(golden, tmp_path / "out", "int4")
+    routed = [w for w in describe(tmp_path / "out").weights() if w.unit]
+    assert routed and all(w.stored.shape == w.stored.whole for w in routed)
 
 
 def folder_of(folder: Path, **tensors: tuple[str, tuple[int, ...], bytes]) -> Checkpoint:
@@ -262,19 +278,32 @@ def test_stacked_codes_are_cut_with_their_scales(tmp_path: Path) -> None:
         fused=raw("F8_E4M3", np.stack([each.codes for each in fp8])),
         fused_scale_inv=raw("F32", np.stack([each.scales for each in fp8])),
     )
-    cuts = [Matrix(f"e{e}.up.weight", "experts", "up", e, unit=f"{e}") for e in range(3)]
-    cuts += [Matrix(f"e{e}.half.weight", "experts", "fused", e, (128, 256), unit=f"{e} half") for e in range(3)]
+    cuts = [Matrix(f"e{e}.up.weight", "experts", source["up"].expert(e), unit=f"{e}") for e in range(3)]
+    halves = [source["fused"].expert(e).rows(128, 256) for e in range(3)]
+    cuts += [Matrix(f"e{e}.half.weight", "experts", half, unit=f"{e} half") for e, half in enumerate(halves)]
     convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
     with open_checkpoint(tmp_path / "out") as made:
         assert set(made.names()) == {cut.name for cut in cuts}
         for e in range(3):
-            assert made.format(f"e{e}.up.weight") == "mxfp4"
-            np.testing.assert_array_equal(made.matrix(f"e{e}.up.weight").dequantize(), fp4[e].dequantize())
-            np.testing.assert_array_equal(made.matrix(f"e{e}.half.weight").dequantize(), fp8[e].dequantize()[128:])
-    inside = [Matrix("half.weight", "experts", "fused", 0, (100, 200))]
+            assert made[f"e{e}.up.weight"].format == fp4[e].format
+            np.testing.assert_array_equal(made[f"e{e}.up.weight"].matrix().dequantize(), fp4[e].dequantize())
+            np.testing.assert_array_equal(made[f"e{e}.half.weight"].matrix().dequantize(), fp8[e].dequantize()[128:])
+    inside = [Matrix("half.weight", "experts", source["fused"].expert(0).rows(100, 200))]
     with pytest.raises(InputError, match=r"'fused' cannot be cut at row 100.*quantize it to int4"):
         convert(source, inside, tmp_path / "other", "native", Folder(source.path, "source"))
     convert(source, inside, tmp_path / "other", "int4", Folder(source.path, "source"))
+
+
+def test_every_other_row_of_a_stack_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces are in which it is copied."""
+    monkeypatch.setattr(jobs, "_COPY_BYTES", 100)
+    stack = normal(3, 10, 8)
+    source = folder_of(tmp_path / "source", fused=raw("F32", stack))
+    cuts = [Matrix(f"e{e}.{odd}.weight", "experts", "fused", e, (odd, 10, 2)) for e in range(3) for odd in range(2)]
+    convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
+    with open_checkpoint(tmp_path / "out") as made:
+        for cut in cuts:
+            np.testing.assert_array_equal(made.array(cut.name), stack[cut.index, cut.rows[0] :: 2])
 
 
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
@@ -298,8 +327,8 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 5}', "has format 5, and this numoe reads format 4; update numoe"),
-        ('{"format": 3}', "has format 3, and this numoe reads format 4; convert or download the model again"),
+        ('{"format": 6}', "has format 6, and this numoe reads formats 4 and 5; update numoe"),
+        ('{"format": 3}', "has format 3, and this numoe reads formats 4 and 5; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"format": 4, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
@@ -310,6 +339,43 @@ def test_folders_of_another_format_are_refused(source: Path, text: str, message:
     (folder / "numoe.json").write_text(text)
     with pytest.raises(InputError, match=f"numoe.json {message}"):
         open_checkpoint(folder)
+
+
+def made_by_format_4(source: Path, folder: Path, quant: str) -> None:
+    """A conversion as it was: matrices named as in the source, parts of stacked ones with .weight, arrays untouched."""
+    quantize(source, folder, quant)
+    described, made, before = describe(source), contents(folder), contents(source)
+    for name, place in described.places.items():
+        if described.spec.tensors()[name].held == "array":
+            made |= {info.name: before[info.name] for info in place.stored.parts}
+            made.pop(name)
+            continue
+        old = place.stored.name if place.stored.shape == place.stored.whole else f"{name}.weight"
+        for new, former in ((name, old), *((companion(name, p), companion(old, p)) for p in ("scale", "minimum"))):
+            if new in made:
+                made[former] = made.pop(new)
+    write_safetensors(folder / "model.safetensors", made, LAYOUT)
+    manifest = json.loads((folder / "numoe.json").read_text())
+    (folder / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+
+
+@pytest.mark.parametrize("case", ["mixtral_a", "v3_fp8", "gpt_oss_a"])
+def test_conversions_of_before_still_load_and_are_renewed(case: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    made_by_format_4(checkpoint(case), tmp_path / "old", "int4")
+    quantize(checkpoint(case), tmp_path / "new", "int4")
+    ids = tiny.load_golden(case).ids[:40]
+    logits = [load(tmp_path / made).session(128).feed(ids) for made in ("old", "new")]
+    np.testing.assert_array_equal(*logits)
+    quantize(tmp_path / "old", tmp_path / "renewed", "int4")
+    assert contents(tmp_path / "renewed") == contents(tmp_path / "new")
+
+
+def test_what_an_earlier_version_began_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quantize(reshard(source, tmp_path / "source", 3), tmp_path / "out", "int4", progress=interruption(0.6))
+    manifest = json.loads((tmp_path / "out.part" / "numoe.json").read_text())
+    (tmp_path / "out.part" / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+    refused(tmp_path / "source", tmp_path / "out", "an earlier numoe began", "remove the folder and repeat the command")
 
 
 RECORD = {"size": 1, "sha256": "0" * 64}
@@ -339,7 +405,7 @@ def test_a_manifest_names_plain_files_only(name: str, source: Path, tmp_path: Pa
     (tmp_path / "x").write_text("mine")
     part = tmp_path / "a" / "out.part"
     part.mkdir(parents=True)
-    document = {"format": 4, "source": source.name, "recipe": "int4", "revision": Folder(source, "").revision}
+    document = {"format": 5, "source": source.name, "recipe": "int4", "revision": Folder(source, "").revision}
     (part / "numoe.json").write_text(json.dumps(document | {"files": {name: RECORD}}))
     with pytest.raises(InputError, match=r"numoe\.json names the file .*: do not use it"):
         read_manifest(part)
@@ -397,14 +463,14 @@ def test_grouped_weights_are_read_in_every_way(name: str, tmp_path: Path) -> Non
         index = None if name == "a.weight" else 1
         with open_checkpoint(path) as opened:
             assert list(opened.names()) == [name]
-            assert opened.companions(name) == tuple(parts)
-            assert opened.format(name) == stack[1].format
-            assert opened.shape(name) == ((9, 96) if index is None else (2, 9, 96))
-            assert opened.stored_nbytes(name) == opened.loaded_nbytes(name) == sum(len(t[2]) for t in tensors.values())
-            np.testing.assert_array_equal(opened.matrix(name, index).dequantize(), stack[1].dequantize())
-            part = opened.matrix(name, index, rows=(2, 7))
-            np.testing.assert_array_equal(part.dequantize(), stack[1].dequantize()[2:7])
-            np.testing.assert_array_equal(opened.array(name)[..., -1, :], whole_values(stack, index)[..., -1, :])
+            assert [info.name for info in opened[name].parts] == list(parts)
+            assert opened[name].format == stack[1].format
+            assert opened[name].shape == ((9, 96) if index is None else (2, 9, 96))
+            assert opened[name].nbytes == opened[name].read_nbytes == sum(len(t[2]) for t in tensors.values())
+            one = opened[name] if index is None else opened[name].expert(index)
+            np.testing.assert_array_equal(one.matrix().dequantize(), stack[1].dequantize())
+            np.testing.assert_array_equal(one.rows(2, 7).matrix().dequantize(), stack[1].dequantize()[2:7])
+            np.testing.assert_array_equal(opened[name].array()[..., -1, :], whole_values(stack, index)[..., -1, :])
 
 
 def whole_values(stack: list[Any], index: int | None) -> NDArray[np.float32]:
@@ -419,7 +485,7 @@ def test_scales_that_do_not_fit_are_refused(dtype: str, codes: Any, scales: Any,
     tensors = {"a.weight": raw(dtype, np.zeros(codes, np.uint8)), "a.scale": raw("F16", np.zeros(scales, np.float16))}
     path = write_safetensors(tmp_path / "a.safetensors", tensors)
     with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"a\.(weight|scale)"):
-        opened.matrix("a.weight")
+        opened["a.weight"].matrix()
 
 
 @pytest.mark.parametrize("dtype", ["I8", "U8"])
@@ -428,7 +494,7 @@ def test_infinite_scales_are_refused(dtype: str, tmp_path: Path) -> None:
     tensors = {"a.weight": raw(dtype, codes), "a.scale": raw("F16", scales)}
     path = write_safetensors(tmp_path / "a.safetensors", tensors)
     with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"'a\.weight' contains NaN or infinity"):
-        opened.matrix("a.weight")
+        opened["a.weight"].matrix()
 
 
 # Never half a model
@@ -513,7 +579,7 @@ def test_the_second_of_two_finds_the_first_finished(
 
     monkeypatch.setattr(shutil, "rmtree", meanwhile(shutil.rmtree))
     monkeypatch.setattr(Path, "rename", meanwhile(Path.rename))
-    monkeypatch.setattr(converter._Part, "give_up", meanwhile(converter._Part.give_up))
+    monkeypatch.setattr(Part, "give_up", meanwhile(Part.give_up))
     quantize(source, tmp_path / "out", "int4")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert "work" not in [path.name for path in (tmp_path / "out").iterdir()]
@@ -557,8 +623,8 @@ def test_an_interrupted_conversion_goes_on(
     folder = reshard(checkpoint(case), tmp_path / "source", 5)
     quantize(folder, tmp_path / "whole", "int4")
     made: list[str] = []
-    write = converter._Part.write
-    monkeypatch.setattr(converter._Part, "write", lambda part, name, data: (write(part, name, data), made.append(name)))
+    write = Part.write
+    monkeypatch.setattr(Part, "write", lambda part, name, data: (write(part, name, data), made.append(name)))
     part = tmp_path / "out.part"
     for share in (0.3, 0.5, 0.5, 0.9, 1):
         with pytest.raises(KeyboardInterrupt):
@@ -601,7 +667,7 @@ def test_one_lost_file_is_made_anew(checkpoint: Checkpoints, tmp_path: Path) -> 
     folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 5)
     quantize(folder, tmp_path / "out", "native")
     whole = tree(tmp_path / "out")
-    for name in ("model-00003-of-00005.safetensors", "config.json", converter.INDEX_NAME):
+    for name in ("model-00003-of-00005.safetensors", "config.json", INDEX_NAME):
         (tmp_path / "out").rename(tmp_path / "out.part")
         (tmp_path / "out.part" / name).write_bytes(b"damaged")
         quantize(folder, tmp_path / "out", "native")
@@ -706,12 +772,10 @@ def test_what_float16_scales_cannot_hold_stays_as_it_is(quant: str, factor: floa
     weights = normal(64, 128) * np.float32(factor)
     fused = np.concatenate([normal(32, 128), weights[:32]])
     source = folder_of(tmp_path / "source", a__weight=raw("F32", weights), fused=raw("F32", np.stack([fused, fused])))
-    matrices = [Matrix("a.weight", "experts", "a.weight", unit="a")]
-    matrices += [
-        Matrix(f"e{i}.weight", "experts", "fused", i, rows, unit="e")
-        for i, rows in ((0, (0, 32)), (0, (32, 64)), (1, None))
-    ]
-    matrices[2:] = [replace(one, name=f"{one.name[:2]}{k}.weight") for k, one in enumerate(matrices[2:])]
+    matrices = [Matrix("a.weight", "experts", source["a.weight"], unit="a")]
+    first, second = (source["fused"].expert(i) for i in range(2))
+    parts = {"e0": first.rows(0, 32), "e00": first.rows(32, 64), "e11": second}
+    matrices += [Matrix(f"{name}.weight", "experts", part, unit="e") for name, part in parts.items()]
     made = convert(source, matrices, tmp_path / "out", quant, Folder(source.path, "source"))
     wanted = {"a.weight": weights, "e0.weight": fused[:32], "e00.weight": fused[32:], "e11.weight": fused}
     assert set(made.kept) >= {"a.weight", "e00.weight"} if kept else made.kept == ()
@@ -720,8 +784,8 @@ def test_what_float16_scales_cannot_hold_stays_as_it_is(quant: str, factor: floa
     with open_checkpoint(tmp_path / "out") as opened:
         assert made.result_bytes == sum(info.nbytes for info in opened.tensors.values())
         for name, values in wanted.items():
-            stored = opened.matrix(name)
-            assert stored.format.startswith("f32" if name in made.kept else quant)
+            stored = opened[name].matrix()
+            assert stored.format.kind == ("f32" if name in made.kept else quant)
             error = (stored.dequantize() - values).astype(np.float64)
             assert np.linalg.norm(error) <= {"int8": 0.01, "int4": 0.12}[quant] * np.linalg.norm(values.astype(float))
 
@@ -732,10 +796,10 @@ def test_few_small_weights_among_others_do_not_keep_a_matrix(tmp_path: Path) -> 
     weights[3] *= np.float32(1e-9)
     weights[5, 32:64] *= np.float32(1e-7)
     source = folder_of(tmp_path / "source", a__weight=raw("F32", weights))
-    matrices = [Matrix("a.weight", "experts", "a.weight")]
+    matrices = [Matrix("a.weight", "experts", source["a.weight"])]
     assert convert(source, matrices, tmp_path / "out", "int8", Folder(source.path, "source")).kept == ()
     with open_checkpoint(tmp_path / "out") as opened:
-        error = np.abs(opened.matrix("a.weight").dequantize() - weights)
+        error = np.abs(opened["a.weight"].matrix().dequantize() - weights)
     assert max(error[3].max(), error[5, 32:64].max()) <= 2**-24
 
 
@@ -751,12 +815,13 @@ def test_a_matrix_that_stays_is_told_of(source: Path, tmp_path: Path, command: C
         quantize(folder, tmp_path / "out", "int4", progress=interruption(0.9))
     seen: list[tuple[int, int]] = []
     made = quantize(folder, tmp_path / "out", "int4", progress=lambda *counts: seen.append(counts))
-    assert sorted(made.kept) == names
+    assert sorted(made.kept) == ["layers.1.ffn.experts.0.down", "layers.1.ffn.experts.3.down"]
     assert seen[-1] == (made.result_bytes, made.result_bytes)
     assert all(done <= total for done, total in seen)
     code, _, err = command("quantize", str(folder), str(tmp_path / "whole"), "--quant", "int4")
     assert code == 0
-    assert f"2 too small or too large for the recipe's scales stay as they were stored: {names[0]}, {names[1]}" in err
+    names = ", ".join(sorted(made.kept))
+    assert f"2 too small or too large for the recipe's scales stay as they were stored: {names}" in err
     assert tree(tmp_path / "out").keys() == tree(tmp_path / "whole").keys()
     for ranges in experts_ranges(tmp_path / "out"):
         assert all(before[2] == after[1] for before, after in pairwise(ranges))
@@ -771,14 +836,18 @@ def test_single_files_are_refused(source: Path) -> None:
 
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "in_use", lambda: 2)
-    monkeypatch.setattr(converter, "_BLOCK_ELEMENTS", 1 << 15)
-    monkeypatch.setattr(converter, "_COPY_BYTES", 1 << 17)
+    monkeypatch.setattr(jobs, "_BLOCK_ELEMENTS", 1 << 15)
+    monkeypatch.setattr(jobs, "_COPY_BYTES", 1 << 17)
     weights = normal(16384, 512)
     source = folder_of(tmp_path / "source", a__weight=raw("F32", weights), b__weight=raw("F32", weights))
     tracemalloc.start()
     try:
         convert(
-            source, [Matrix("a.weight", "experts", "a.weight")], tmp_path / "out", "int4", Folder(source.path, "source")
+            source,
+            [Matrix("a.weight", "experts", source["a.weight"])],
+            tmp_path / "out",
+            "int4",
+            Folder(source.path, "source"),
         )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -798,12 +867,13 @@ from pathlib import Path
 from numoe.engine.budget import peak_rss
 from numoe.quant.compute import threads
 from numoe.quant.stored.checkpoint import open_checkpoint
-from numoe.quant.convert.convert import Folder, Matrix, convert
+from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.convert.jobs import Matrix
 source, destination, quant = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 threads.use(2)
 before = peak_rss()
-matrices = [Matrix("a.weight", "experts", "a.weight")]
-convert(open_checkpoint(source), matrices, destination, quant, Folder(source, "source"))
+opened = open_checkpoint(source)
+convert(opened, [Matrix("a.weight", "experts", opened["a.weight"])], destination, quant, Folder(source, "source"))
 print(peak_rss() - before)
 """
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "out"), quant]
@@ -838,7 +908,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = reshard(checkpoint("mixtral_a"), tmp_path / "source", 3)
-    write = converter._Part.write
+    write = Part.write
 
     def interrupt(part: Any, name: str, pieces: Any) -> None:
         write(part, name, pieces)
@@ -846,7 +916,7 @@ def test_ctrl_c_says_how_to_go_on(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(converter._Part, "write", interrupt)
+        patched.setattr(Part, "write", interrupt)
         code, _, err = command("quantize", str(folder), str(tmp_path / "out"), "--quant", "int8")
     assert (code, err) == (130, "stopped; the same command goes on from here\n")
     assert command("quantize", str(folder), str(tmp_path / "out"), "--quant", "int8")[0] == 0

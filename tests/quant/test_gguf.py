@@ -56,16 +56,17 @@ def test_block_types_equal_the_reference_dequantizer(dtype, tmp_path):
     raw = random_blocks(dtype, 300, 512)  # 300 rows: more than one block of rows
     reference = gguf.quants.dequantize(raw, GGMLQuantizationType[dtype])
     with open_checkpoint(write(tmp_path / "a.gguf", {"w": (dtype, raw)})) as opened:
-        tensor = opened.matrix("w")
-        assert tensor.shape == opened.shape("w") == (300, 512)
-        assert tensor.nbytes == opened.loaded_nbytes("w")
-        assert tensor.format == opened.format("w") == LOSSLESS.get(dtype, "int8 g32")
-        assert opened.tensors["w"].dtype == dtype and opened.stored_nbytes("w") == raw.nbytes
+        tensor = opened["w"].matrix()
+        assert tensor.shape == opened["w"].shape == (300, 512)
+        assert tensor.nbytes == opened["w"].read_nbytes
+        assert tensor.format == opened["w"].format
+        assert str(tensor.format) == LOSSLESS.get(dtype, "int8 g32")
+        assert opened.tensors["w"].dtype == dtype and opened["w"].nbytes == raw.nbytes
         got = tensor.dequantize()
         if dtype in LOSSLESS:
             np.testing.assert_array_equal(got, reference)
-            np.testing.assert_array_equal(opened.array("w"), reference)
-            np.testing.assert_array_equal(opened.matrix("w", rows=(7, 9)).dequantize(), reference[7:9])
+            np.testing.assert_array_equal(opened["w"].array(), reference)
+            np.testing.assert_array_equal(opened["w"].rows(7, 9).matrix().dequantize(), reference[7:9])
         else:
             half_step = np.abs(reference).reshape(300, -1, 32).max(axis=2).repeat(32, axis=1) / 254
             assert (np.abs(got - reference) <= half_step * 1.2).all()
@@ -77,11 +78,11 @@ def test_block_types_equal_the_reference_dequantizer(dtype, tmp_path):
 def test_stacked_experts_read_one_slice(dtype, tmp_path):
     raw = random_blocks(dtype, 3, 6, 256)
     with open_checkpoint(write(tmp_path / "a.gguf", {"experts": (dtype, raw)})) as opened:
-        assert opened.shape("experts") == (3, 6, 256)
+        assert opened["experts"].shape == (3, 6, 256)
         for expert in range(3):
             reference = gguf.quants.dequantize(raw[expert], GGMLQuantizationType[dtype])
-            np.testing.assert_array_equal(opened.matrix("experts", index=expert).dequantize(), reference)
-        assert opened.array("experts").shape == (3, 6, 256)
+            np.testing.assert_array_equal(opened["experts"].expert(expert).matrix().dequantize(), reference)
+        assert opened["experts"].array().shape == (3, 6, 256)
 
 
 def test_plain_floats_and_integers(tmp_path):
@@ -93,14 +94,14 @@ def test_plain_floats_and_integers(tmp_path):
     }  # fmt: skip
     with open_checkpoint(write(tmp_path / "a.gguf", tensors)) as opened:
         assert list(opened.names()) == list(tensors)
-        np.testing.assert_array_equal(opened.matrix("f32").dequantize(), values)
-        np.testing.assert_array_equal(opened.matrix("f16").dequantize(), values.astype(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(opened["f32"].matrix().dequantize(), values)
+        np.testing.assert_array_equal(opened["f16"].matrix().dequantize(), values.astype(np.float16).astype(np.float32))
         np.testing.assert_array_equal(
-            opened.matrix("bf16").dequantize(), gguf.quants.dequantize(bf16, GGMLQuantizationType.BF16)
+            opened["bf16"].matrix().dequantize(), gguf.quants.dequantize(bf16, GGMLQuantizationType.BF16)
         )
-        assert [opened.format(name) for name in ("f32", "f16", "bf16")] == ["f32", "f16", "bf16"]
-        np.testing.assert_array_equal(opened.array("norm"), values[0])
-        assert opened.array("ids").tolist() == list(range(7))
+        assert [str(opened[name].format) for name in ("f32", "f16", "bf16")] == ["f32", "f16", "bf16"]
+        np.testing.assert_array_equal(opened["norm"].array(), values[0])
+        assert opened["ids"].array().tolist() == list(range(7))
 
 
 def add_metadata(writer: gguf.GGUFWriter) -> None:
@@ -140,7 +141,7 @@ def test_shards_are_opened_together(tmp_path):
     reference = gguf.quants.dequantize(random_blocks("Q8_0", 4, 64), GGMLQuantizationType.Q8_0)
     with open_checkpoint(first) as opened:
         assert list(opened.names()) == ["w0", "w1"]
-        np.testing.assert_array_equal(opened.matrix("w1").dequantize(), reference)
+        np.testing.assert_array_equal(opened["w1"].matrix().dequantize(), reference)
     with pytest.raises(InputError, match="00001-of-"):
         open_checkpoint(second)
     second.unlink()
@@ -205,14 +206,14 @@ def test_weights_that_are_nan_are_refused_by_name(tmp_path):
         raw[1, HALVES[dtype][0] : HALVES[dtype][0] + 2] = 0xFF
         path = write(tmp_path / "a.gguf", {"w": (dtype, raw)})
         with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"a\.gguf.*'w'.*NaN or infinity"):
-            opened.matrix("w")
+            opened["w"].matrix()
 
 
 def test_a_type_that_cannot_be_dequantized_is_refused_by_name(tmp_path):
     size = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_K][1]
     path = write(tmp_path / "a.gguf", {"w": ("Q8_K", np.zeros((2, size), np.uint8))})
     with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"'w'.*Q8_K"):
-        opened.matrix("w")
+        opened["w"].matrix()
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +234,6 @@ def test_damage_is_refused_or_harmless(data, tmp_path, whole):
         with open_checkpoint(path) as opened:
             dict(opened.metadata)
             for name in opened.names():
-                opened.array(name)
+                opened[name].array()
     except InputError:
         pass

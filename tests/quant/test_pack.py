@@ -58,7 +58,7 @@ def steps(tensor, weights: np.ndarray) -> np.ndarray:
 def test_error_is_at_most_half_a_step(name, seed, scale):
     weights = draw(seed, scale)
     tensor = PACKERS[name](weights)
-    assert tensor.format == name
+    assert str(tensor.format) == name
     error = np.abs(tensor.dequantize() - weights)
     assert (error <= steps(tensor, weights) / 2 * (1 + 1e-4) + 1e-12).all()
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.cli.options import Recipe
+from numoe.cli.settings import Recipe
 from numoe.quant.convert.recipe import RECIPES, Target, target
 from numoe.quant.errors import InputError
 
@@ -63,6 +63,7 @@ def test_packed_weights_have_the_layout_that_was_promised(quant: str, rows: int,
         assert all(columns % group for group in range(16, 129, 2))
         return
     packed = wanted.pack(np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32))
-    assert packed.nbytes == pytest.approx(rows * columns * wanted.bits / 8)
+    assert packed.nbytes == pytest.approx(rows * columns * wanted.format.bits_each / 8)
+    assert (packed.format, packed.nbytes) == (wanted.format, wanted.format.nbytes(rows, columns))
     layout = [shape for _, shape in wanted.layout(rows, columns)]
     assert [packed.codes.shape, packed.scales.shape, packed.bias.shape] == layout

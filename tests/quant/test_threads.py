@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from numoe.engine import Model
 from numoe.quant.compute import kernels, threads
 from numoe.quant.formats.pack import pack_bf16, pack_fp8, pack_int4, pack_int8, pack_mxfp4
-from numoe.quant.formats.qtensor import F32
+from numoe.quant.formats.plain import F32
 
 
 @pytest.fixture(autouse=True)

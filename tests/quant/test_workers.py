@@ -24,7 +24,8 @@ from numoe.quant.errors import InputError
 from numoe.quant.formats import qtensor
 from numoe.quant.formats.columns import laid_out, widened
 from numoe.quant.formats.pack import pack_bf16, pack_fp8, pack_int4, pack_int8, pack_mxfp4
-from numoe.quant.formats.qtensor import F32, QTensor, matmul_all
+from numoe.quant.formats.plain import F32
+from numoe.quant.formats.qtensor import QTensor, matmul_all
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forks, on Linux alone")
 
@@ -262,7 +263,7 @@ import numpy as np
 from numoe.quant.compute import threads
 from numoe.quant.compute import workers
 from numoe.quant.compute.activations import Activations
-from numoe.quant.formats.qtensor import F32
+from numoe.quant.formats.plain import F32
 matrix = F32(np.ones((64, 64), np.float32))
 workers.know([matrix])
 threads.use(3)

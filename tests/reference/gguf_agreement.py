@@ -30,7 +30,8 @@ ARCHITECTURES = {
     "deepseek_v2": "DeepseekV2ForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM",
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM", "gpt_oss": "GptOssForCausalLM", "llama": "LlamaForCausalLM",
     "mixtral": "MixtralForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
-    "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
+    "mistral": "MistralForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }  # fmt: skip
 
 
@@ -38,7 +39,10 @@ ARCHITECTURES = {
 CHANGES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
+    "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
+    "qwen2_b": {"use_sliding_window": False, "layer_types": None},
+    "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_moe_b": {"norm_topk_prob": True},

@@ -27,5 +27,5 @@ def chat_format(model_type: str, tokenizer: Tokenizer) -> ChatFormat:
         if chat := kind.of(model_type, template, tokenizer):
             return chat
     raise InputError(
-        "The model has no chat template, so it may be a base model; continue plain text with `numoe run --raw`."
+        "The model has no chat template, so it may be a base model; continue plain text with `numoe run raw=true`."
     )

@@ -13,13 +13,13 @@ from typing import Any, Self
 
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.thinking import ThinkSplitter, split_thinking
+from numoe.engine.text.tags import DSML
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>"
 THINK, END_THINK = "<think>", "</think>"
-DSML = "｜DSML｜"
 
 # A message's "task" asks for one short answer of a fixed kind instead of a reply.
 TASKS = {

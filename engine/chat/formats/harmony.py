@@ -14,10 +14,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from numoe.engine.chat.constrain import named
 from numoe.engine.chat.formats.jinja import JinjaChat
-from numoe.engine.chat.thinking import Splitter, Tags
+from numoe.engine.chat.thinking import Splitter
+from numoe.engine.text.grammar import named
 from numoe.engine.text.sample import partial_match
+from numoe.engine.text.tags import Tags
 from numoe.engine.text.tokenizer import Tokenizer
 
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"

@@ -42,7 +42,7 @@ class JinjaChat(ChatFormat):
                 self._template = environment.from_string(template.removeprefix("\ufeff"))
         except Exception as error:  # a template can fail in any way Python can
             raise InputError(
-                f"The model's chat template is not valid ({_reason(error)}); go without it by `numoe run --raw`."
+                f"The model's chat template is not valid ({_reason(error)}); go without it by `numoe run raw=true`."
             ) from error
         self._special_tokens = dict(special_tokens)
         self.tags = tags_of(template, markers)
@@ -71,7 +71,7 @@ class JinjaChat(ChatFormat):
         except Exception as error:  # a template can fail in any way Python can
             raise InputError(
                 f"The model's chat template refused the conversation: {_reason(error)}; change it, or continue plain "
-                "text with `numoe run --raw`."
+                "text with `numoe run raw=true`."
             ) from error
 
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
@@ -95,6 +95,7 @@ def _tojson(
 def _reason(error: Exception) -> str:
     """What an error says, in a line that can be printed; some say nothing, and some go on without end."""
     said = "".join(c if c.isprintable() else "?" for c in " ".join(str(error)[:200].split())).rstrip(".")
+    said = said.replace("`", "'")  # which are around parameters of ours
     return said or type(error).__name__
 
 

@@ -110,18 +110,17 @@ class Compressed:
         self.rotation.apply(q, turned)
         ops.rms_norm(row, self.w.arrays["kv_norm"], self.norm_eps, out=row)
         self.rotation.apply(row[:, None], turned)
-        entries = self.compress.project(given) if self.compress else None
-        keys = self.indexer.compress.project(given) if self.indexer else None
-        index = self.indexer.queries(given, q_latent, step) if self.indexer else None
+        if self.compress:
+            self.compress(given, step, self.states, "compressor.")
+        index = None
+        if self.indexer:
+            self.indexer.compress(given, step, self.states, "indexer.")
+            index = self.indexer.queries(given, q_latent, step)
 
         out = np.empty_like(q)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["window"].write(row[None, own], segment.start)
-            if self.compress and entries is not None:
-                self.compress.take_in(entries[own], states, "compressor.", segment, step)
-            if self.indexer and keys is not None:
-                self.indexer.compress.take_in(keys[own], states, "indexer.", segment, step)
             asked = None if index is None else (index[0][own], index[1][own])
             self._attend(q[own], states, segment, asked, out[own])
         # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.

@@ -4,7 +4,7 @@ lightning indexer that picks some of them. Formulas: DeepSeek-V4 report, section
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,15 +63,18 @@ class WindowCompressor:
         self.rotation = shared.rotation(rope)
         self.norm_eps = shared.norm_eps
 
-    def project(self, x: Activations) -> Floats:
-        """kv and gate of tokens (T, D): (T, 2 width)."""
+    def __call__(
+        self, x: Activations, step: Step, states: Callable[[Segment], Mapping[str, KeptRows]], prefix: str
+    ) -> None:
+        """Take in tokens x (T, D): keep their kv and gate in each sequence's states, whose names begin with `prefix`,
+        and the rows of the windows that they close."""
         width = self.spec.width
         both = np.empty((len(x), 2 * width), np.float32)
         matmul_all([(self.w.matrices["kv"], x, both[:, :width]), (self.w.matrices["gate"], x, both[:, width:])])
-        return both
+        for segment in step.segments:
+            self._take_in(both[segment.rows], states(segment), prefix, segment, step)
 
-    def take_in(self, both: Floats, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
-        """Keep what `project` gave of one sequence's tokens, and the rows of the windows that they close."""
+    def _take_in(self, both: Floats, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
         spec, start = self.spec, segment.start
         open_rows = states[f"{prefix}open"]
         open_rows.write(both[None], start)

@@ -60,6 +60,7 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     scores = np.empty(shape, np.float32)
     for part, (a, b) in zip(parts, spans, strict=True):
         _score(q, part, scores[..., a:b])
+    del q  # as large as what is to come
     if sink is None:
         ops.softmax(scores)
     else:
@@ -85,10 +86,11 @@ def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats
         top = np.maximum(top, sink)
         total += np.exp(sink - top)
     out = np.zeros((*shape, parts[0][1].shape[-1]), np.float32)  # (G, T, R, Cv)
+    space = np.empty((*shape, step), np.float32)
     for keys, values, hidden in parts:
         for a in range(0, keys.shape[1], step):
             b = min(a + step, keys.shape[1])
-            scores = np.empty((*shape, b - a), np.float32)
+            scores = space[..., : b - a]
             _score(q, (keys[:, a:b], values, None if hidden is None else hidden[:, a:b]), scores)
             higher = np.maximum(top, scores.max(axis=-1))
             fade = np.exp(top - higher)

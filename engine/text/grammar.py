@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numoe.engine.chat.thinking import TAGS, Tags
 from numoe.engine.layers.ops import Floats
+from numoe.engine.text.tags import TAGS
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,18 +111,6 @@ def regex_grammar(pattern: str) -> str:
     return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
 
 
-def with_thinking(grammar: str, opened: bool, tags: Tags = TAGS[0]) -> str:
-    """A grammar for the answer alone, as one for the answer and the reasoning before it.
-
-    opened: the text begins inside a thinking block, see `opens_thinking`; else it may begin with a whole one.
-    """
-    opening, closing = map(json.dumps, tags)
-    begin = "reasoning" if opened else f"({opening} reasoning)?"
-    return (
-        f"start: {begin} answer\nreasoning: block /\\n{{1,2}}/?\nblock[suffix={closing}]: /(?s:.*)/\n{named(grammar)}"
-    )
-
-
 def named(grammar: str) -> str:
     """A grammar as a rule `answer` of another one."""
     return re.sub(r"\Astart:", "answer:", grammar)
@@ -140,7 +128,8 @@ def _sentence(error: str) -> str:
     """What is wrong, of a report that goes on with where it was found."""
     first, *others = error.splitlines()
     causes = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
-    return " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    said = " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    return said.replace("`", "'")  # which are around parameters of ours
 
 
 class Matcher:

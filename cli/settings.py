@@ -1,0 +1,335 @@
+"""Every setting of the commands, declared once: options, config.toml, NUMOE_*, batches and /set all follow from here.
+
+A command names the settings that it takes, by groups or alone, and gets their values as `Options`:
+
+    @takes("system", "sampling", "json", temp=0.6)
+    def command(model: arguments.Model, options: Options) -> None: ...
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Flag, StrEnum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from numoe.cli.text import read_schema
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.chat.answer import Settings
+
+
+class May(Flag):
+    """Where a setting can be given beside the command line."""
+
+    NOWHERE = 0
+    CONFIG = auto()
+    """config.toml and NUMOE_*"""
+    LINE = auto()
+    """A line of a batch."""
+    TALK = auto()
+    """/set in a chat."""
+    ANYWHERE = CONFIG | LINE | TALK
+
+
+class Recipe(StrEnum):
+    """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    NATIVE = "native"
+
+
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,)}
+_WANTED: Mapping[Any, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of texts",
+    dict: "an object",
+    Recipe: " or ".join(Recipe),
+}
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be said of how a command does its work.
+
+    name: in Python, in files and in /set. kind: the type of what its flag takes.
+    group: of settings that commands take together.
+    default: where a command names no other; None: it has no value, ...: it must be given.
+    short, long: its flags; without `long` it is the name with dashes. metavar: what --help calls the value.
+    least, most: the bounds of a number.
+    field: of the engine's `Settings` or `Sampling`, which it fills.
+    may: where else it can be given.
+    parse: makes the value of what the flag takes. json: the types of that value; none: those of `kind`.
+    """
+
+    name: str
+    kind: Any
+    help: str
+    group: str = ""
+    default: Any = None
+    metavar: str | None = None
+    short: str = ""
+    long: str = ""
+    least: float | None = None
+    most: float | None = None
+    field: str = ""
+    may: May = May.NOWHERE
+    parse: Callable[[str], Any] | None = None
+    json: tuple[type, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """As the command line has it: --max-tokens."""
+        return self.long.partition("/")[0] or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """Those that its value can have in JSON and TOML."""
+        return self.json or _JSON.get(self.kind) or (self.kind,)
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """What Typer makes an option of."""
+        flags = [flag for flag in (self.short, self.long or self.flag) if flag]
+        option = typer.Option(self.default, *flags, metavar=self.metavar, help=self.help, min=self.least, max=self.most)
+        kind = self.kind | None if self.default is None else self.kind
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+    def value(self, given: Any) -> Any:
+        """The value that a flag means by what Typer makes of it.
+
+        Raises:
+            InputError: it cannot be parsed.
+        """
+        if self.kind == list[str]:
+            return tuple(given or ())
+        return given if given is None or self.parse is None else self.parse(given)
+
+    def read(self, text: str, named: str, none: str = "") -> Any:
+        """The value that a text stands for.
+
+        Args:
+            named: begins the error.
+            none: the text that stands for no value, of a setting that need not have one.
+
+        Raises:
+            InputError: it is of another type.
+        """
+        none = none if self.default is None else ""
+        if none and text == none:
+            return None
+        try:
+            return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
+        except (KeyError, ValueError):
+            raise self._refusal(f" or {none}" if none else "", named, repr(text)) from None
+
+    def check(self, value: Any, named: str) -> None:
+        """Refuse what a document gives and this setting cannot have; `named` begins the error.
+
+        Raises:
+            InputError: it is of another type, or out of bounds.
+        """
+        fits = type(value) in self.types
+        if isinstance(value, list):
+            fits &= all(isinstance(one, str) for one in value)
+        elif self.kind is Recipe:
+            fits &= value in list(Recipe)
+        elif fits and self.least is not None:
+            fits = self.least <= value and (self.most is None or value <= self.most)
+        if not fits:
+            raise self._refusal("", named, json.dumps(value, default=str))
+
+    def _refusal(self, more: str, named: str, value: str) -> InputError:
+        wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
+        if self.least is not None:
+            wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
+        return InputError(f"{named} takes {wanted}{more}, not {value}")
+
+
+def _filling(name: str, kind: Any, help: str, group: str = "", field: str = "", **more: Any) -> Setting:
+    """A setting that fills a field of the engine: of the same name, where no other is given."""
+    return Setting(name, kind, help, group, field=field or name, **more)
+
+
+def _sampling(name: str, kind: type, help: str, **more: Any) -> Setting:
+    """A setting of how the next token is chosen, which can be given everywhere."""
+    metavar = "X" if kind is float else "N"
+    return _filling(name, kind, help, "sampling", metavar=metavar, may=May.ANYWHERE, **more)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    # What is asked.
+    Setting("prompt", str, "The prompt. Piped text comes before it.", short="-p", metavar="TEXT"),
+    Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
+    Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
+    Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
+    Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
+    Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
+    Setting("list", bool, "List the chats that are kept, and leave.", default=False),
+    # How it is answered.
+    _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
+             may=May.CONFIG | May.LINE),
+    _filling("think", bool, "Ask models that can for reasoning before the answer.", "reasoning", default=False,
+             long="--think/--no-think", may=May.CONFIG | May.LINE),
+    _filling("think_budget", int, "Most tokens of reasoning; else until it ends.", "reasoning", metavar="N", least=0,
+             may=May.ANYWHERE),
+    Setting("show_thinking", bool, "Print the reasoning too, between <think> and </think>.", default=False,
+            may=May.CONFIG),
+    _filling("max_tokens", int, "Most tokens in an answer; else until it ends.", "ending", short="-n", metavar="N",
+             least=0, may=May.ANYWHERE),
+    _filling("stop", list[str], "End the answer before this text. Can be repeated.", "ending", metavar="TEXT",
+             may=May.LINE),
+    _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, field="temperature"),
+    _sampling("top_p", float, "Keep the likeliest tokens up to this sum; 1 is off.", default=1.0, least=0, most=1),
+    _sampling("top_k", int, "Keep so many of the likeliest; 0 is off.", default=0, least=0),
+    _sampling("min_p", float, "Keep tokens this likely beside the best; 0 is off.", default=0.0, least=0, most=1),
+    _sampling("repeat_penalty", float, "Above 1 avoids repeats; 1 is off.", default=1.0, least=0,
+              field="repetition_penalty"),
+    _sampling("seed", int, "The same seed gives the same text; else drawn each time.", least=0),
+    Setting("schema", str, "The answer is JSON that this JSON Schema accepts.", "form", metavar="FILE|JSON",
+            may=May.LINE, parse=read_schema, json=(dict, bool)),
+    Setting("choices", str, "The answer is one of these texts, cut at the commas.", "form", metavar="A,B,C",
+            may=May.LINE, parse=lambda text: [choice.strip() for choice in text.split(",")], json=(list,)),
+    Setting("regex", str, "The answer matches this regular expression as a whole.", "form", metavar="R", may=May.LINE),
+    Setting("raw", bool, "Continue the prompt as it is, without the chat template.", default=False),
+    Setting("logprobs", int, "In JSON: log-probabilities of each token and of the K likeliest.", "", 0, "K", least=0,
+            may=May.LINE),
+    # What the model gets of the machine.
+    _filling("ctx", int, "Tokens of context; else 8192 or the model's limit, if lower.", "room", metavar="N", least=1,
+             field="context", may=May.CONFIG | May.TALK),
+    Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",
+            may=May.CONFIG),
+    Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,
+            may=May.CONFIG),
+    Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
+    Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
+    # Models on the disk.
+    Setting("quant", Recipe, "int4 or int8 rounds the weights that are many; native keeps them as stored.",
+            default=..., may=May.CONFIG),
+    Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
+    Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
+    Setting("revision", str, "A branch, tag or commit; else the main branch.", metavar="R"),
+    Setting("repair", bool, "Remove damaged files, so that `numoe pull` gets these and no others anew.", default=False),
+    Setting("yes", bool, "Do not ask.", default=False, short="-y"),
+    # What is measured.
+    Setting("decode_tokens", int, "Tokens to decode.", "speed", 32, "N", short="-n", long="--max-tokens", least=1),
+    Setting("prompt_tokens", int, "Tokens to read before them.", "speed", 512, "N", least=1),
+    Setting("repetitions", int, "Runs; the figures are their medians.", "speed", 3, "N", least=1),
+    Setting("replay", Path, "Only tell how caches would have done on the trace of a run.", metavar="FILE"),
+    Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2"),
+    Setting("window", int, "Tokens read at once; else 2048 or the model's limit, if lower.", metavar="N", least=2),
+    Setting("stride", int, "Tokens from one window to the next; else half a window.", metavar="N", least=1),
+    Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
+    # What is shown, and where it goes.
+    Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("json", bool, "Print one JSON document.", default=False),
+    Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
+            default=False),
+    Setting("out", Path, "With --batch: add the answers that this file lacks, one line each.", metavar="FILE"),
+    Setting("trace", Path, "Write which experts each token takes, for bench --replay.", metavar="FILE"),
+    Setting("quiet", bool, "Nothing but the answer, and errors.", default=False, short="-q", may=May.CONFIG),
+)  # fmt: skip
+"""In the order in which `numoe config` and /set list them."""
+
+
+def settings_in(place: May) -> dict[str, Setting]:
+    """The settings that can be given there too, by name."""
+    return {setting.name: setting for setting in SETTINGS if place in setting.may}
+
+
+def in_group(name: str) -> dict[str, Setting]:
+    """The settings of a group, by name, or the one that is called so itself. Raises KeyError when there are none."""
+    found = {setting.name: setting for setting in SETTINGS if name in (setting.group, setting.name)}
+    if not found:
+        raise KeyError(name)
+    return found
+
+
+class Options(dict[str, Any]):
+    """The values of the settings that a command takes, by name."""
+
+    stated: Mapping[str, Any] = {}
+    """Those that the command line gives itself."""
+
+
+def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator for a command that takes these settings, beside arguments that its signature has.
+
+    names: of settings or groups, in the order of --help. defaults: those that are other than declared.
+    The command gets the values as `options`.
+    """
+    taken = {name: setting for one in names for name, setting in in_group(one).items()}
+    taken |= {name: replace(taken[name], default=default) for name, default in defaults.items()}
+
+    def made(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
+
+        @functools.wraps(command)
+        def call(context: typer.Context, **values: Any) -> None:
+            options = Options({name: setting.value(values[name]) for name, setting in taken.items()})
+            options.stated = {name: value for name, value in options.items() if _on_command_line(context, name)}
+            command(**{name: values[name] for name in own}, options=options)
+
+        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        rest = [setting.parameter for setting in taken.values()]
+        call.__annotations__ = {}
+        call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[first, *own.values(), *rest]
+        )
+        return call
+
+    return made
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The engine's settings with these values, by names of ours; those that fill no field are passed over.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    from numoe.engine import Sampling
+
+    named = {setting.field: values[setting.name] for setting in SETTINGS if setting.field and setting.name in values}
+    sampling = {field.name: named.pop(field.name) for field in fields(Sampling) if field.name in named}
+    return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
+
+
+def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
+    """What the engine says, with settings as they are given where it is read: by their flags.
+
+    The engine writes `ctx`, and `numoe pull NAME quant=int8` or `numoe run raw=true` where a command is the next step.
+
+    names: how to spell those that are given in another way.
+    """
+    flags = {setting.name: setting.flag for setting in SETTINGS}
+    alone = flags | dict(names or {})
+
+    def given(found: re.Match[str]) -> str:
+        flag, value = flags.get(found[1]), found[2]
+        return found[0] if flag is None else f" {flag}" if value == "true" else f" {flag} {value}"
+
+    def quoted(found: re.Match[str]) -> str:
+        if found[1].startswith("numoe "):
+            return re.sub(r" (\w+)=([^\s`]+)", given, found[0])
+        return alone.get(found[1], found[0])
+
+    return re.sub("`([^`]*)`", quoted, message)
