@@ -17,7 +17,7 @@ from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Compute, Kind, Shared
-from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
@@ -196,6 +196,16 @@ def test_feed_forward(limit: float | None, alpha: float, shift: float) -> None:
             gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         right = (gate / (1 + np.exp(-alpha * gate)) * (up + shift)) @ m["down"].T + a["down_bias"]
         np.testing.assert_allclose(out, right, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_squared_relu(bias: bool) -> None:
+    kind = SquaredReLU(16, bias)
+    parts = [(weights_of(kind, seed), Activations(random(seed, HIDDEN))) for seed in (1, 4)]
+    for (w, x), out in zip(parts, kind.forward(parts), strict=True):
+        m = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}
+        up = np.maximum(x.x @ m["up"].T + w.arrays.get("up_bias", 0), 0)
+        np.testing.assert_allclose(out, up**2 @ m["down"].T + w.arrays.get("down_bias", 0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
