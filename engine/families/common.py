@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
-from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.ffn import FeedForward, SwiGLU
 from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.residual import PlainResidual, Residual
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
@@ -102,9 +103,9 @@ def drafting_layers(config: Config) -> int:
 def mixture(
     config: Config,
     experts: int,
-    expert: SwiGLU,
+    expert: FeedForward,
     router: Router,
-    shared: SwiGLU | None = None,
+    shared: FeedForward | None = None,
     *,
     shared_gate: bool = False,
 ) -> MixtureOfExperts:
@@ -121,6 +122,18 @@ def mixture(
     if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
         raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
     return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
+
+
+def mamba2(
+    config: Config, keys: Mapping[str, str], head_dim: int, biases: str, step_limits: tuple[float, float]
+) -> Mamba2:
+    """`keys`: what sizes of it are called, heads, groups, states and kernel."""
+    heads, groups, states, kernel = (config.size(keys[name]) for name in ("heads", "groups", "states", "kernel"))
+    if heads % groups:
+        raise config.refusal(keys["groups"], f"is {groups}, which does not divide {heads} heads")
+    if kernel < 2:
+        raise config.refusal(keys["kernel"], f"is {kernel}, and only 2 and more are supported")
+    return Mamba2(heads, head_dim, groups, states, kernel, biases, step_limits)
 
 
 def model(
@@ -153,6 +166,14 @@ GROUPED_QUERY = {
     **{f"attention.{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
     **{f"attention.{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"},
 }
+SUFFIXES = (("", "weight"), ("_bias", "bias"))
+"""What ends a canonical name -> what ends a stored one."""
+MAMBA2 = {
+    "decay": "A_log", "skip": "D", "dt_bias": "dt_bias", "norm": "norm.weight",
+    **{f"in{ours}": f"in_proj.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"conv{ours}": f"conv1d.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"o{ours}": f"out_proj.{theirs}" for ours, theirs in SUFFIXES},
+}  # fmt: skip
 # Stored name below a layer -> the tensors whose rows it holds one after another.
 FUSED = {
     "self_attn.qkv_proj.weight": ("attention.q", "attention.k", "attention.v"),

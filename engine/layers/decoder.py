@@ -90,11 +90,19 @@ class Decoder:
             each = zip(wanted, step.segments, strict=True)
             state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
         x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
-        return x if wanted == "hidden" else self.head.matmul(x)
+        if wanted == "hidden":
+            return x
+        logits = self.head.matmul(x)
+        if self.spec.logit_scale != 1:
+            logits *= np.float32(self.spec.logit_scale)
+        return logits
 
     def _states(self, step: Step) -> Floats:
         """The residual's state after the last layer, of every token."""
-        state = self.spec.residual.open(self.embedding.rows(step.ids))  # (T, D) or (T, N, D)
+        x = self.embedding.rows(step.ids)  # (T, D)
+        if self.spec.embedding_scale != 1:
+            x *= np.float32(self.spec.embedding_scale)
+        state = self.spec.residual.open(x)  # (T, D) or (T, N, D)
         for begin in self.shared.beginnings:
             begin(step)
         for block in self.blocks:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.block import Compute, Kind, Shared
-from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.ffn import FeedForward
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.step import Step
@@ -23,15 +22,17 @@ from numoe.engine.layers.weights import Weights
 
 @dataclass(frozen=True)
 class MixtureOfExperts(Kind):
-    """K of E expert SwiGLUs a token, weighted by the router."""
+    """K of E experts a token, weighted by the router."""
 
     experts: int
     top_k: int
-    expert: SwiGLU
+    expert: FeedForward
     router: Router
-    shared: SwiGLU | None = None
+    shared: FeedForward | None = None
     shared_gate: bool = False
     """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
+    latent: int | None = None
+    """Routed experts work on so many channels, projected from and back to the hidden ones (Nemotron 3 Super)."""
 
     @property
     def routed(self) -> tuple[int, int]:
@@ -51,7 +52,10 @@ class MixtureOfExperts(Kind):
             table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
         if self.shared_gate:
             table["shared_gate"] = Tensor((1, hidden), "router")
-        of_expert = self.expert.tensors(hidden, "experts")
+        if self.latent:
+            table["latent"] = Tensor((self.latent, hidden), "shared experts")
+            table["hidden"] = Tensor((hidden, self.latent), "shared experts")
+        of_expert = self.expert.tensors(self.latent or hidden, "experts")
         for name, tensor in of_expert.items():
             if tensor.held == "array":  # a bias of all experts lies in one array
                 touched = self.top_k * tensor.size
@@ -77,9 +81,10 @@ class Mixture:
         self.route = Routing(spec.router, spec.top_k, weights)
         self.dense = spec.shared.build(weights.below("shared."), shared) if spec.shared else None
         self.gate = weights.matrices["shared_gate"] if spec.shared_gate else None
+        self.latent, self.hidden = (weights.matrices.get(name) for name in ("latent", "hidden"))
         self.bank = shared.bank
         biases = {n.removeprefix("experts."): a for n, a in weights.arrays.items() if n.startswith("experts.")}
-        self.bank.define(shared.layer, partial(feed_forward, spec.expert), biases)
+        self.bank.define(shared.layer, spec.expert.forward, biases)
         self.layer = shared.layer
         self.shared = shared
         self.guess_next: Callable[[Floats, Step], None] | None = None
@@ -103,8 +108,11 @@ class Mixture:
             if self.dense:
                 always.append(self._always(x, step))
 
-        outputs = self.bank.apply(self.layer, x, chosen, meanwhile)  # (T * K, D)
+        latent = x if self.latent is None else self.latent.matmul(x)
+        outputs = self.bank.apply(self.layer, latent, chosen, meanwhile)  # (T * K, D), or so many as are latent
         out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
+        if self.hidden is not None:
+            out = self.hidden.matmul(out)
         for one in always:
             out += one
         return out

@@ -29,6 +29,10 @@ class ModelSpec:
     tied: bool = False
     """The embedding serves as output head too."""
     residual: Residual = PlainResidual()
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied with it before the first layer."""
+    logit_scale: float = 1.0
+    """And logits, after the head."""
 
     def blocks(self) -> Iterator[Block]:
         """Those of all layers, in the order in which they compute."""

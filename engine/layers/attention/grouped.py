@@ -38,6 +38,8 @@ class GroupedQueryAttention(Kind):
     """A learned score a head that takes part in the softmax and has no value (gpt-oss)."""
     gate: bool = False
     """Each head's output is multiplied with the sigmoid of a gate; Wq has a query and a gate a head (Qwen3-Next)."""
+    scale: float | None = None
+    """What scores are multiplied with; None: head_dim^-1/2."""
 
     @property
     def label(self) -> str:
@@ -75,6 +77,7 @@ class GroupedQuery:
         self.norm_eps = shared.norm_eps
         self.states = shared.states()
         self.rotation = shared.rotation(spec.rope) if spec.rope else None
+        self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
         self.sink = weights.arrays["sink"].reshape(spec.kv_heads, 1, -1) if spec.sinks else None  # (G, 1, R)
 
     def __call__(self, x: Floats, step: Step) -> Floats:
@@ -133,4 +136,4 @@ class GroupedQuery:
             block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window)
             part = keys.view(first, start + b), values.view(first, start + b), hidden
-            grouped[a:b] = attend(block, [part], spec.head_dim**-0.5, self.sink).transpose(1, 0, 2, 3)
+            grouped[a:b] = attend(block, [part], self.scale, self.sink).transpose(1, 0, 2, 3)
