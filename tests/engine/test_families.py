@@ -56,6 +56,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("openai__gpt-oss-20b", 20.9e9, 3.6e9),
         ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
         ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
+        ("Qwen__Qwen3-Next-80B-A3B-Instruct", 80e9, 3.9e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -500,7 +501,10 @@ assert model.description.chat_format
     [
         (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
         (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
-        (("qwen3_5", "qwen3_5_moe"), ("families/qwen3_5.py", "layers/recurrent/deltanet.py")),
+        (
+            ("qwen3_5", "qwen3_5_moe", "qwen3_next"),
+            ("families/qwen3_5.py", "families/qwen3_next.py", "families/deltanet.py", "layers/recurrent/deltanet.py"),
+        ),
     ],
 )
 def test_nothing_else_knows_a_family(model_types: tuple[str, ...], files: tuple[str, ...], tmp_path: Path) -> None:
