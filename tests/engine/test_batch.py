@@ -6,6 +6,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
