@@ -35,7 +35,7 @@ NAMES = {
     # gated DeltaNet
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm",
-    "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt",
+    "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     # gpt-oss
@@ -129,6 +129,25 @@ def as_qwen35(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out
 
 
+def as_qwen3next(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Norms with their one, and queries, keys, values and gates apart."""
+    key, groups = config["linear_key_head_dim"], config["linear_num_key_heads"]
+    value = config["linear_value_head_dim"] * config["linear_num_value_heads"] // groups
+    out: Arrays = {}
+    for name, values in together(tensors).items():
+        if name.endswith("in_proj_qkvz.weight"):
+            parts = np.split(values.reshape(groups, -1, values.shape[-1]), [key, 2 * key, 2 * key + value], axis=1)
+            *qkv, z = (part.reshape(-1, values.shape[-1]) for part in parts)
+            out |= {name.replace("qkvz", "qkv"): np.concatenate(qkv), name.replace("qkvz", "z"): z}
+            continue
+        if name.endswith("A_log"):
+            values = -np.exp(values)
+        elif name.endswith("norm.weight") and "linear_attn" not in name:
+            values = values + 1
+        out[name.replace("dt_bias", "dt.bias")] = values.squeeze()
+    return out
+
+
 def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     """MXFP4 in ggml's order: a scale, then codes of which a byte has number j and number j + 16."""
     out: Arrays = {}
@@ -151,6 +170,7 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
+    "qwen3next": as_qwen3next,
 }  # fmt: skip
 
 
@@ -209,7 +229,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
-    if architecture.startswith("qwen35"):
+    if architecture.startswith(("qwen35", "qwen3next")):
         values = config["linear_num_value_heads"]
         found |= {
             "ssm.conv_kernel": config["linear_conv_kernel_dim"],
@@ -219,7 +239,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.inner_size": values * config["linear_value_head_dim"],
             "full_attention_interval": 4,
             "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
-            "rope.dimension_sections": [*rope["mrope_section"], 0],
+            "rope.dimension_sections": [*rope["mrope_section"], 0] if "mrope_section" in rope else None,
         }
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
@@ -254,7 +274,7 @@ def write_gguf(
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
         theirs = NAMES[part] if kind != "A_log" else "ssm_a"
-        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe"):
+        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next"):
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + (f".{kind}" if kind != "A_log" else "")] = values
     for name, values in {**change(named), **besides}.items():

@@ -62,6 +62,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("nvidia__Nemotron-H-56B-Base-8K", 56e9, 56e9),
         ("ibm-granite__granite-3.1-1b-a400m-instruct", 1.33e9, 0.4e9),
         ("ibm-granite__granite-3.1-3b-a800m-instruct", 3.3e9, 0.8e9),
+        ("Qwen__Qwen3-Next-80B-A3B-Instruct", 80e9, 3.9e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -536,7 +537,10 @@ assert model.description.chat_format
     [
         (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
         (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
-        (("qwen3_5", "qwen3_5_moe"), ("families/qwen3_5.py", "layers/recurrent/deltanet.py")),
+        (
+            ("qwen3_5", "qwen3_5_moe", "qwen3_next"),
+            ("families/qwen3_5.py", "families/qwen3_next.py", "families/deltanet.py", "layers/recurrent/deltanet.py"),
+        ),
     ],
 )
 def test_nothing_else_knows_a_family(model_types: tuple[str, ...], files: tuple[str, ...], tmp_path: Path) -> None:

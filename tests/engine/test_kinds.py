@@ -422,6 +422,25 @@ def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
 
 
+def test_a_deltanet_whose_projections_are_joined() -> None:
+    """Rows of each key head, with those of the value heads that it serves, beside one another."""
+    apart = GatedDeltaNet(2, 6, 4, 5, 3)
+    weights, x = weights_of(apart), random(9, HIDDEN, seed=9)
+    rows = {name: matrix.dequantize() for name, matrix in weights.matrices.items()}
+    by_head = {name: rows[name].reshape(2, -1, HIDDEN) for name in ("gate", "b", "a")}
+    q, k, v = (part.reshape(2, -1, HIDDEN) for part in np.split(rows["qkv"], [8, 16]))
+    for name, parts in {"qkvz": (q, k, v, by_head["gate"]), "ba": (by_head["b"], by_head["a"])}.items():
+        weights.matrices[name] = F32(np.concatenate(parts, axis=1).reshape(-1, HIDDEN))
+    right = run(apart, replace(weights, matrices={name: weights.matrices[name] for name in rows}), x, (4,))
+    for joined, names in {("qkvz", "ba"): ("qkvz", "ba", "o"), ("ba",): ("qkv", "gate", "ba", "o")}.items():
+        kind = replace(apart, joined=joined)
+        own = Weights({name: weights.matrices[name] for name in names}, weights.arrays)
+        assert {name: t.shape for name, t in kind.tensors(HIDDEN).items() if t.held == "matrix"} == {
+            name: matrix.shape for name, matrix in own.matrices.items()
+        }
+        np.testing.assert_allclose(run(kind, own, x, (4,)), right, atol=1e-5)
+
+
 @pytest.mark.parametrize("cuts", [(), (1, 2, 3, 17), tuple(range(1, 20))])
 @pytest.mark.parametrize("bias", [False, True])
 def test_short_convolution(cuts: tuple[int, ...], bias: bool) -> None:

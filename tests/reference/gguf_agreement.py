@@ -11,6 +11,7 @@ it back. `CHANGES` are of what it cannot say at all; transformers computes those
 
 import argparse
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -31,7 +32,8 @@ ARCHITECTURES = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM", "gpt_oss": "GptOssForCausalLM", "llama": "LlamaForCausalLM",
     "mixtral": "MixtralForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
-    "mistral": "MistralForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "mistral": "MistralForCausalLM", "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }  # fmt: skip
 
 
@@ -44,6 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
+    "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_moe_b": {"norm_topk_prob": True},
     "v2_b": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 32,
@@ -99,7 +102,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         if "set_vocab" in vars(one):
             one.set_vocab = lambda self: None
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
-    if "qwen3_5" in (folder / "config.json").read_text():
+    if re.search("qwen3_(5|next)", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
