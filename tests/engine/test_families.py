@@ -88,6 +88,14 @@ def test_v4_flash_layers_are_of_the_released_kinds() -> None:
     assert hashed == [True] * 3 + [False] * 40
 
 
+def test_granite_4_tiny_is_mamba_and_attention_without_rope() -> None:
+    model = spec(config("ibm-granite__granite-4.0-h-tiny"))
+    mixers = [layer[0].kind for layer in model.layers]
+    assert [mixer.label for mixer in mixers].count("Mamba-2") == 36
+    assert [mixers[i].rope for i in (5, 15, 25, 35)] == [None] * 4
+    assert sum(tensor.size for tensor in model.tensors().values()) == pytest.approx(6.94e9, rel=1e-3)
+
+
 def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
     assert spec(config("deepseek-ai__DeepSeek-V4-Flash-0731")) == spec(config("deepseek-ai__DeepSeek-V4-Flash"))
 
@@ -155,6 +163,9 @@ def test_unknown_model_types_are_named_with_the_known_ones() -> None:
         ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"conv_kernel": 1}, '"conv_kernel" is 1, and only 2 and more'),
         ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"mlp_hidden_act": "silu"}, "\"mlp_hidden_act\" is 'silu'"),
         ("nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-BF16", {"mlp_bias": True}, '"mlp_bias" is true, and projections'),
+        ("ibm-granite__granite-4.0-h-tiny", {"mamba_n_heads": 47}, '"mamba_n_heads" is 47, which 3072 channels'),
+        ("ibm-granite__granite-4.0-h-tiny", {"position_embedding_type": "alibi"}, "is 'alibi', and only 'rope' and"),
+        ("ibm-granite__granite-4.0-h-tiny", {"time_step_limit": [0.1]}, '"time_step_limit" must be two numbers'),
         ("ibm-granite__granite-3.1-1b-a400m-instruct", {"logits_scaling": 0}, '"logits_scaling" must be a positive'),
         ("mistralai__Mixtral-8x7B-v0.1", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" is 0.5, and only 1'),
     ],
@@ -346,6 +357,13 @@ def test_kinds_of_layers_are_read_under_all_their_spellings(names: dict[str, str
     old = config("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
     new = {one: value for one, value in old.items() if one not in ("hybrid_override_pattern", "num_hidden_layers")}
     assert spec(new | {key: [names[letter] for letter in old["hybrid_override_pattern"]]}) == spec(old)
+
+
+@pytest.mark.parametrize("most", [float("inf"), {"__float__": "Infinity"}])
+def test_infinity_is_read_as_it_is_written(most: object) -> None:
+    values = config("ibm-granite__granite-4.0-h-tiny")
+    assert spec(values | {"time_step_limit": [0.0, most]}) == spec(values)
+    assert spec(values | {"mamba_d_head": "auto"}) == spec(values)
 
 
 def test_the_harmless_keys_touch_no_setting_of_a_family() -> None:

@@ -312,6 +312,23 @@ CASES = {
         max_position_embeddings=1024, attention_bias=True, attention_multiplier=0.4, embedding_multiplier=0.8,
         residual_multiplier=1.2, logits_scaling=0.7, rms_norm_eps=1e-5,
     ),
+    # No rope, two groups of heads, steps bounded on both sides.
+    "granitemoehybrid_a": define("granitemoehybrid", 150,
+        vocab_size=74, hidden_size=60, intermediate_size=26, shared_intermediate_size=34, num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        num_attention_heads=6, num_key_value_heads=2, num_local_experts=7, num_experts_per_tok=3, mamba_n_heads=8,
+        mamba_n_groups=2, mamba_d_state=9, mamba_d_conv=3, mamba_proj_bias=True, time_step_limit=[0.3, 1.2],
+        attention_multiplier=0.25, embedding_multiplier=0.6, residual_multiplier=1.4, logits_scaling=0.9,
+        tie_word_embeddings=True, max_position_embeddings=1024,
+    ),
+    # With rope, and without experts.
+    "granitemoehybrid_b": define("granitemoehybrid", 120,
+        vocab_size=66, hidden_size=54, shared_intermediate_size=70, num_hidden_layers=4, num_attention_heads=3,
+        layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention"],
+        num_key_value_heads=1, num_local_experts=0, mamba_n_heads=6, mamba_n_groups=1, mamba_d_state=12,
+        mamba_conv_bias=False, position_embedding_type="rope", attention_bias=True, attention_multiplier=0.4,
+        embedding_multiplier=0.8, residual_multiplier=1.2, logits_scaling=0.7, max_position_embeddings=1024,
+    ),
     # All four kinds of layers, groups of heads, biases, all tokens through one shared expert.
     "nemotron_h_a": define("nemotron_h", 150,
         vocab_size=78, hidden_size=60, intermediate_size=70, moe_intermediate_size=36, n_routed_experts=8,
