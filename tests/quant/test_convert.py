@@ -42,7 +42,6 @@ from numoe.quant.stored.shards import INDEX_NAME
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
-EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
