@@ -22,13 +22,17 @@ PARTS = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class SwiGLU(Kind):
-    """down(gate * sigmoid(alpha gate) * (up + shift)); with `limit`, gate is clipped above and up on both sides."""
+    """down(gate * sigmoid(alpha gate) * (up + shift)); with `limit`, gate is clipped above and up on both sides.
+
+    With `gelu`, down(gelu(gate) * up): GeGLU (arXiv 2002.05202), of the approximation by tanh.
+    """
 
     width: int
     limit: float | None = None
     bias: bool = False
     alpha: float = 1.0
     shift: float = 0.0
+    gelu: bool = False
     label = "dense"
 
     def tensors(self, hidden: int, role: str = "dense ffn") -> dict[str, Tensor]:
@@ -61,7 +65,8 @@ def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> 
         for (w, _), own in zip(parts, rows, strict=True):
             gate[own] += w.arrays["gate_bias"]
             up[own] += w.arrays["up_bias"]
-    hidden = Activations(ops.swiglu(gate, up, spec.limit, spec.alpha, spec.shift))
+    mixed = ops.geglu(gate, up) if spec.gelu else ops.swiglu(gate, up, spec.limit, spec.alpha, spec.shift)
+    hidden = Activations(mixed)
     outs = matmul_all([(w.matrices["down"], hidden.take(own), None) for (w, _), own in zip(parts, rows, strict=True)])
     if spec.bias:
         for (w, _), out in zip(parts, outs, strict=True):

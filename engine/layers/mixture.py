@@ -32,6 +32,8 @@ class MixtureOfExperts(Kind):
     shared: SwiGLU | None = None
     shared_gate: bool = False
     """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
+    expert_norm: bool = False
+    """An RMS norm comes before the experts, and not before the router (Gemma 4)."""
 
     @property
     def routed(self) -> tuple[int, int]:
@@ -51,6 +53,8 @@ class MixtureOfExperts(Kind):
             table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
         if self.shared_gate:
             table["shared_gate"] = Tensor((1, hidden), "router")
+        if self.expert_norm:
+            table["experts_norm"] = Tensor((hidden,), "norms", "array")
         of_expert = self.expert.tensors(hidden, "experts")
         for name, tensor in of_expert.items():
             if tensor.held == "array":  # a bias of all experts lies in one array
@@ -74,7 +78,8 @@ class Mixture:
     def __init__(self, spec: MixtureOfExperts, weights: Weights, shared: Shared):
         assert shared.bank is not None
         self.spec = spec
-        self.route = Routing(spec.router, spec.top_k, weights)
+        self.route = Routing(spec.router, spec.top_k, weights, shared.norm_eps)
+        self.norm = weights.arrays["experts_norm"] if spec.expert_norm else None
         self.dense = spec.shared.build(weights.below("shared."), shared) if spec.shared else None
         self.gate = weights.matrices["shared_gate"] if spec.shared_gate else None
         self.bank = shared.bank
@@ -103,7 +108,8 @@ class Mixture:
             if self.dense:
                 always.append(self._always(x, step))
 
-        outputs = self.bank.apply(self.layer, x, chosen, meanwhile)  # (T * K, D)
+        inputs = x if self.norm is None else ops.rms_norm(x, self.norm, self.shared.norm_eps)
+        outputs = self.bank.apply(self.layer, inputs, chosen, meanwhile)  # (T * K, D)
         out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
         for one in always:
             out += one
