@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
-from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.ffn import FeedForward, SwiGLU
 from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.residual import PlainResidual, Residual
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
@@ -102,9 +103,9 @@ def drafting_layers(config: Config) -> int:
 def mixture(
     config: Config,
     experts: int,
-    expert: SwiGLU,
+    expert: FeedForward,
     router: Router,
-    shared: SwiGLU | None = None,
+    shared: FeedForward | None = None,
     *,
     shared_gate: bool = False,
     expert_norm: bool = False,
@@ -125,8 +126,20 @@ def mixture(
     return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate, expert_norm)
 
 
+def mamba2(
+    config: Config, keys: Mapping[str, str], head_dim: int, biases: str, step_limits: tuple[float, float]
+) -> Mamba2:
+    """`keys`: what sizes of it are called, heads, groups, states and kernel."""
+    heads, groups, states, kernel = (config.size(keys[name]) for name in ("heads", "groups", "states", "kernel"))
+    if heads % groups:
+        raise config.refusal(keys["groups"], f"is {groups}, which does not divide {heads} heads")
+    if kernel < 2:
+        raise config.refusal(keys["kernel"], f"is {kernel}, and only 2 and more are supported")
+    return Mamba2(heads, head_dim, groups, states, kernel, biases, step_limits)
+
+
 def model(
-    config: Config, layers: list[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
+    config: Config, layers: Sequence[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
 ) -> ModelSpec:
     """The keys every decoder has, of which one goes by several names; refuses what nobody took."""
     config.expect("is_causal", True)
@@ -155,6 +168,14 @@ GROUPED_QUERY = {
     **{f"attention.{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
     **{f"attention.{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"},
 }
+SUFFIXES = (("", "weight"), ("_bias", "bias"))
+"""What ends a canonical name -> what ends a stored one."""
+MAMBA2 = {
+    "decay": "A_log", "skip": "D", "dt_bias": "dt_bias", "norm": "norm.weight",
+    **{f"in{ours}": f"in_proj.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"conv{ours}": f"conv1d.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"o{ours}": f"out_proj.{theirs}" for ours, theirs in SUFFIXES},
+}  # fmt: skip
 # Stored name below a layer -> the tensors whose rows it holds one after another.
 FUSED = {
     "self_attn.qkv_proj.weight": ("attention.q", "attention.k", "attention.v"),
@@ -193,7 +214,7 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
     return table
 
 
-def inside(names: Names, places: Mapping[str, str]) -> Names:
+def inside(names: Names, places: Mapping[str, str]) -> dict[str, tuple[Source, ...]]:
     """The same names, where what begins as one of these below a layer begins in another way there; no others."""
     table: dict[str, tuple[Source, ...]] = {}
     for ours, sources in names.items():

@@ -240,7 +240,7 @@ def partial_rope(config: Config, head_dim: int) -> Rope:
     return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
 
 
-def rope_of_kind(config: Config, tables: Mapping[str, Any], kind: str, head_dim: int) -> Rope:
+def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str) -> Rope:
     """Of the layers of a kind, of `rope_parameters` that hold a table for each."""
     if not isinstance(block := tables.get(kind), dict):
         raise config.refusal("rope_parameters", f"has no table {kind}, and there are such layers")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from numoe.engine.families import common
@@ -48,7 +50,7 @@ def read(config: Config) -> ModelSpec:
             window=config.size("sliding_window") if kind == SLIDING else None,
             head_norm=True,
             biases=common.attention_biases(config),
-            turn=lambda config, head_dim, kind=kind: rope_of_kind(config, ropes, kind, head_dim),
+            turn=partial(rope_of_kind, tables=ropes, kind=kind),
         )
         mixers[kind] = replace(mixers[kind], scale=config.number("query_pre_attn_scalar") ** -0.5)
     ffn = Block("ffn", geglu(config), after=Norm())
@@ -76,7 +78,7 @@ def geglu(config: Config, width: str = "intermediate_size") -> SwiGLU:
     return SwiGLU(config.size(width), gelu=True)
 
 
-def model(config: Config, layers: list[Layer]) -> ModelSpec:
+def model(config: Config, layers: Sequence[Layer]) -> ModelSpec:
     """`common.model`, with embeddings times the root of their size, and bounded logits if the config says so."""
     capped = config.take("final_logit_softcapping", null=None) is not None
     cap = config.number("final_logit_softcapping") if capped else None

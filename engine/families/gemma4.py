@@ -62,7 +62,7 @@ def _attentions(config: Config, kinds: list[str]) -> list[GroupedQueryAttention]
         common.check_heads(config, heads, sizes[0])
         made.append(
             GroupedQueryAttention(
-                heads, *sizes, rope_of_kind(config, tables, kind, sizes[1]), window if kind == SLIDING else None,
+                heads, *sizes, rope_of_kind(config, sizes[1], tables, kind), window if kind == SLIDING else None,
                 head_norm=True, biases=biases, scale=1.0, value_norm=True, shared_values=shared and kind == FULL,
             )
         )  # fmt: skip
@@ -83,7 +83,7 @@ def _own_sizes(config: Config, kinds: list[str]) -> list[Config]:
         raise config.refusal("per_layer_config", f"has {shown(wrong[0])}, which is no layer with a table")
     neutral = {"num_key_value_heads": None, "head_dim": None}
     return [
-        Config(own.get(str(i), {}), neutral, config.where, lambda key, i=i: f"per_layer_config.{i}.{key}")
+        Config(own.get(str(i), {}), neutral, config.where, config.spelt(f"per_layer_config.{i}.").__add__)
         for i in range(len(kinds))
     ]
 
@@ -117,7 +117,7 @@ def _names() -> Names:
         "ffn.router_scale": "router.per_expert_scale",
     }
     table = common.names(layer, experts="experts")
-    names = table | common.inside(
+    names: Names = table | common.inside(
         table, {"ffn.router": "ffn.routed.router", "ffn.experts": "ffn.routed.experts"}
         | {f"ffn.{n}": f"ffn.dense.{n}" for n in ("gate", "up", "down")},
     )  # fmt: skip

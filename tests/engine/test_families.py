@@ -57,6 +57,11 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
         ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
         ("google__gemma-4-26B-A4B", 25.2e9, 3.8e9),
+        ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 31.6e9, 3.2e9),
+        ("nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 120.6e9, 12.7e9),
+        ("nvidia__Nemotron-H-56B-Base-8K", 56e9, 56e9),
+        ("ibm-granite__granite-3.1-1b-a400m-instruct", 1.33e9, 0.4e9),
+        ("ibm-granite__granite-3.1-3b-a800m-instruct", 3.3e9, 0.8e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -134,6 +139,22 @@ def test_unknown_model_types_are_named_with_the_known_ones() -> None:
         ("Qwen__Qwen3-30B-A3B", {"num_attention_heads": 33}, "33 attention heads cannot share 4"),
         ("Qwen__Qwen3-30B-A3B", {"vocab_size": -1}, '"vocab_size" must be a positive integer'),
         ("Qwen__Qwen3-30B-A3B", {"rms_norm_eps": "small"}, '"rms_norm_eps" must be a positive number'),
+        (
+            "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+            {"hybrid_override_pattern": "MEX" + 49 * "M"},
+            "\"hybrid_override_pattern\" has 'X', and only",
+        ),
+        (
+            "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+            {"layers_block_type": ["mamba"] * 3},
+            '"layers_block_type" is about 3 layers, but has to be about 52',
+        ),
+        ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"hybrid_override_pattern": None}, 'block_type" is missing'),
+        ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"n_groups": 7}, '"n_groups" is 7, which does not divide 64'),
+        ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"conv_kernel": 1}, '"conv_kernel" is 1, and only 2 and more'),
+        ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"mlp_hidden_act": "silu"}, "\"mlp_hidden_act\" is 'silu'"),
+        ("nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-BF16", {"mlp_bias": True}, '"mlp_bias" is true, and projections'),
+        ("ibm-granite__granite-3.1-1b-a400m-instruct", {"logits_scaling": 0}, '"logits_scaling" must be a positive'),
         ("mistralai__Mixtral-8x7B-v0.1", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" is 0.5, and only 1'),
     ],
 )
@@ -323,6 +344,20 @@ def test_every_setting_that_passes_has_names_for_its_tensors() -> None:
 )
 def test_keys_without_influence_are_no_obstacle(name: str, change: dict[str, Any]) -> None:
     assert spec(config(name) | change) == spec(config(name))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"M": "mamba", "E": "moe", "*": "attention"},
+        {"M": "linear_attention", "E": "moe", "*": "full_attention"},
+    ],
+)
+@pytest.mark.parametrize("key", ["layers_block_type", "layer_types"])
+def test_kinds_of_layers_are_read_under_all_their_spellings(names: dict[str, str], key: str) -> None:
+    old = config("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
+    new = {one: value for one, value in old.items() if one not in ("hybrid_override_pattern", "num_hidden_layers")}
+    assert spec(new | {key: [names[letter] for letter in old["hybrid_override_pattern"]]}) == spec(old)
 
 
 def test_the_harmless_keys_touch_no_setting_of_a_family() -> None:

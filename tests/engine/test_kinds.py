@@ -18,10 +18,11 @@ from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Block, Compute, Kind, Shared
-from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
+from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation, frequencies
@@ -110,8 +111,7 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
                 return rotated(values, position, kind.rope) if kind.rope else values
 
             query = turn(q[t, h], t)
-            scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)])
-            scores *= dim**-0.5 if kind.scale is None else kind.scale
+            scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)]) * (kind.scale or dim**-0.5)
             share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
             out[t, h] = share @ v[first : t + 1, group]
     if kind.gate:
@@ -129,7 +129,7 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, rope=Rope(8, 100.0, interleaved=True)),
         replace(PLAIN, rope=Rope(4, 100.0), window=5),
         replace(PLAIN, rope=Rope(4, 100.0, first=True), head_norm=True),
-        replace(PLAIN, rope=None, biases="qkv"),
+        replace(PLAIN, rope=None, biases="qkv", scale=0.8),
         replace(PLAIN, sinks=True, biases="qkvo", window=3),
         replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
         replace(PLAIN, head_norm=True, value_norm=True, shared_values=True, biases="qkvo", scale=1.0),
@@ -235,6 +235,16 @@ def test_proportional_rope_turns_the_first_pairs_alone() -> None:
     np.testing.assert_allclose(frequencies(rope), right, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_squared_relu(bias: bool) -> None:
+    kind = SquaredReLU(16, bias)
+    parts = [(weights_of(kind, seed), Activations(random(seed, HIDDEN))) for seed in (1, 4)]
+    for (w, x), out in zip(parts, kind.forward(parts), strict=True):
+        m = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}
+        up = np.maximum(x.x @ m["up"].T + w.arrays.get("up_bias", 0), 0)
+        np.testing.assert_allclose(out, up**2 @ m["down"].T + w.arrays.get("down_bias", 0), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "router",
     [
@@ -304,11 +314,12 @@ def test_hyper_connections() -> None:
     np.testing.assert_allclose(mixed, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_plain_residual_adds() -> None:
-    mixer = PlainResidual().connect(Weights(), EPS)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_plain_residual_adds(scale: float) -> None:
+    mixer = PlainResidual(scale).connect(Weights(), EPS)
     state, out = random(3, HIDDEN), random(3, HIDDEN, seed=1)
     x, carried = mixer.enter(state.copy())
-    np.testing.assert_array_equal(mixer.leave(x, out, carried), state + out)
+    np.testing.assert_array_equal(mixer.leave(x, out, carried), state + scale * out)
 
 
 def test_angles_of_far_positions_are_turned_back() -> None:
@@ -463,3 +474,34 @@ def test_short_convolution(cuts: tuple[int, ...], bias: bool) -> None:
     padded, kernel = np.concatenate([np.zeros((2, 10)), b * u]), weights.arrays["conv"].T
     mixed = np.array([(padded[t : t + 3] * kernel).sum(axis=0) for t in range(count)]) + a["conv_bias"]
     np.testing.assert_allclose(run(kind, weights, x, cuts), (c * mixed) @ m["o"].T + a["o_bias"], atol=2e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 80), tuple(range(1, 150))])
+@pytest.mark.parametrize(
+    "kind",
+    [Mamba2(6, 5, 2, 7, 3, "co", (0.4, 1.1)), Mamba2(4, 3, 1, 5, 4, "i"), Mamba2(3, 6, 3, 4, 2)],
+    ids=["two groups, limits", "one group", "a head a group"],
+)
+def test_mamba2(kind: Mamba2, cuts: tuple[int, ...]) -> None:
+    count, values, share = 150, kind.heads * kind.head_dim, kind.heads // kind.groups
+    weights, x = weights_of(kind), random(150, HIDDEN, seed=9)
+    weights.arrays["decay"] = -np.exp(weights.arrays["decay"])
+    a = {f"{name}_bias": np.zeros(1) for name in ("in", "conv", "o")}
+    a |= {name: array.astype(np.float64) for name, array in weights.arrays.items()}
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    gate, mixed, d = np.split(x @ m["in"].T + a["in_bias"], (values, values + kind.channels), axis=1)
+    d = np.clip(np.log1p(np.exp(d + a["dt_bias"])), *kind.step_limits)
+    padded, kernel = np.concatenate([np.zeros((kind.kernel - 1, kind.channels)), mixed]), a["conv"].T
+    seen = np.array([(padded[t : t + kind.kernel] * kernel).sum(axis=0) for t in range(count)]) + a["conv_bias"]
+    seen /= 1 + np.exp(-seen)
+    u = seen[:, :values].reshape(count, kind.heads, -1)
+    b, c = np.split(seen[:, values:].reshape(count, 2 * kind.groups, -1), 2, axis=1)
+    memory, y = np.zeros((kind.heads, kind.states, kind.head_dim)), np.zeros((count, kind.heads, kind.head_dim))
+    for t in range(count):
+        for h in range(kind.heads):
+            memory[h] *= np.exp(d[t, h] * a["decay"][h])
+            memory[h] += d[t, h] * np.outer(b[t, h // share], u[t, h])
+            y[t, h] = memory[h].T @ c[t, h // share] + a["skip"][h] * u[t, h]
+    y = y.reshape(count, -1) * gate / (1 + np.exp(-gate))
+    y = normed(y.reshape(count, kind.groups, -1), a["norm"].reshape(kind.groups, -1)).reshape(count, -1)
+    np.testing.assert_allclose(run(kind, weights, x, cuts), y @ m["o"].T + a["o_bias"], atol=3e-5)

@@ -335,6 +335,35 @@ CASES = {
             "full_attention": {"rope_type": "linear", "rope_theta": 8000.0, "factor": 4.0},
         },
     ),
+    "granitemoe_a": define("granitemoe", 140,
+        vocab_size=75, hidden_size=60, intermediate_size=28, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, num_local_experts=7, num_experts_per_tok=3, max_position_embeddings=1024,
+        attention_multiplier=0.25, embedding_multiplier=0.6, residual_multiplier=1.4, logits_scaling=0.9,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    ),
+    "granitemoe_b": define("granitemoeshared", 130,
+        vocab_size=66, hidden_size=54, intermediate_size=22, shared_intermediate_size=38, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, num_local_experts=5, num_experts_per_tok=2,
+        max_position_embeddings=1024, attention_bias=True, attention_multiplier=0.4, embedding_multiplier=0.8,
+        residual_multiplier=1.2, logits_scaling=0.7, rms_norm_eps=1e-5,
+    ),
+    # All four kinds of layers, groups of heads, biases, all tokens through one shared expert.
+    "nemotron_h_a": define("nemotron_h", 150,
+        vocab_size=78, hidden_size=60, intermediate_size=70, moe_intermediate_size=36, n_routed_experts=8,
+        layers_block_type=["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"],
+        num_attention_heads=4, num_key_value_heads=2, head_dim=14, ssm_state_size=10, mamba_num_heads=6,
+        mamba_head_dim=9, n_groups=3, conv_kernel=4, num_experts_per_tok=3, routed_scaling_factor=1.6,
+        moe_shared_expert_intermediate_size=44, mlp_bias=True, use_bias=True, max_position_embeddings=1024,
+    ),
+    # Experts on latent channels, chosen from two groups of four; steps bounded from below.
+    "nemotron_h_b": define("nemotron_h", 120,
+        vocab_size=66, hidden_size=52, intermediate_size=40, moe_intermediate_size=30, n_routed_experts=12,
+        layers_block_type=["moe", "full_attention", "linear_attention", "moe", "linear_attention"],
+        num_attention_heads=3, num_key_value_heads=1, head_dim=16, ssm_state_size=6, mamba_num_heads=4,
+        mamba_head_dim=12, n_groups=1, conv_kernel=3, use_conv_bias=False, num_experts_per_tok=2, n_group=4,
+        topk_group=2, norm_topk_prob=False, moe_latent_size=28, moe_shared_expert_intermediate_size=34,
+        time_step_min=0.7, layer_norm_epsilon=1e-4, max_position_embeddings=1024,
+    ),
     # Grouped sigmoid routing with a bias, low-rank queries, YaRN with the softmax scale of mscale_all_dim.
     "v3_a": define("deepseek_v3", 220,
         vocab_size=72, hidden_size=60, intermediate_size=88, moe_intermediate_size=28, num_hidden_layers=4,
@@ -606,8 +635,8 @@ def load_reference(folder: Path) -> transformers.PreTrainedModel:
     if left:
         raise SystemExit(f"{folder}: not loaded cleanly: {left}")
     rope = json.loads((folder / "config.json").read_text()).get("rope_scaling") or {}
-    parameters = model.config.rope_parameters
-    if rope and parameters.get("compress", parameters)["rope_type"] != "yarn":
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    if rope and parameters.get("compress", parameters).get("rope_type") != "yarn":
         raise SystemExit(f"{folder}: the rope scaling was not understood")
     return model.eval()
 
@@ -664,7 +693,8 @@ def make(name: str, case: Case) -> None:
             continue
         logits = logits_of(model, ids)
         noise = rounding_noise(model, ids, logits)
-        if noise > (MAX_NOISE_RECURRENT if "qwen3_5" in case.model_type else MAX_NOISE):
+        recurrent = case.model_type.startswith(("qwen3_5", "nemotron_h", "granitemoehybrid"))
+        if noise > (MAX_NOISE_RECURRENT if recurrent else MAX_NOISE):
             continue
         np.savez_compressed(tiny.GOLDEN / f"{name}.npz", ids=ids, logits=logits, greedy=greedy)
         print(
