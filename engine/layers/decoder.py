@@ -48,7 +48,7 @@ class Decoder:
         self.spec = spec
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
-        self.norm = weights.arrays["norm"]
+        self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
         parts = weights.numbered("layers.", len(spec.layers))
@@ -89,7 +89,7 @@ class Decoder:
         elif not isinstance(wanted, str):
             each = zip(wanted, step.segments, strict=True)
             state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
-        x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
+        x = self.norm(self.collapse(state))  # (T, D)
         if wanted == "hidden":
             return x
         logits = self.head.matmul(x)

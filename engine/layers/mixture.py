@@ -33,6 +33,8 @@ class MixtureOfExperts(Kind):
     """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
     expert_norm: bool = False
     """An RMS norm comes before the experts, and not before the router (Gemma 4)."""
+    scale: float = 1.0
+    """The sum of what routed and shared experts give is multiplied with it."""
     latent: int | None = None
     """Routed experts work on so many channels, projected from and back to the hidden ones (Nemotron 3 Super)."""
 
@@ -122,6 +124,8 @@ class Mixture:
             out = self.hidden.matmul(out)
         for one in always:
             out += one
+        if self.spec.scale != 1:
+            out *= np.float32(self.spec.scale)
         return out
 
     def _always(self, x: Floats, step: Step) -> Floats:

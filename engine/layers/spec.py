@@ -29,6 +29,8 @@ class ModelSpec:
     tied: bool = False
     """The embedding serves as output head too."""
     residual: Residual = PlainResidual()
+    norm: Norm = Norm()
+    """The last one, before the head."""
     embedding_scale: float = 1.0
     """Embeddings are multiplied with it before the first layer."""
     logit_scale: float = 1.0
@@ -65,7 +67,7 @@ class ModelSpec:
             for name, tensor in self.layer_tensors(number).items():
                 yield number, name, tensor
         ends = prefixed("head_residual.", self.residual.head_tensors(self.hidden))
-        ends |= prefixed("norm", Norm().tensors(self.hidden))
+        ends |= prefixed("norm", self.norm.tensors(self.hidden))
         if not self.tied:
             ends["head"] = Tensor(shape, "head")
         for name, tensor in ends.items():

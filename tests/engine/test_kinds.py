@@ -286,10 +286,15 @@ def test_routing(router: Router) -> None:
         np.testing.assert_allclose(weights[t], right, rtol=1e-5)
 
 
-def test_norms() -> None:
-    x, weight = random(5, HIDDEN), random(HIDDEN, seed=1)
-    norm = Norm().build(Weights(arrays={"norm": weight}), "norm", EPS)
-    np.testing.assert_allclose(norm(x), normed(x.astype(np.float64), weight), rtol=1e-5)
+@pytest.mark.parametrize("spec", [Norm(), Norm(center=True), Norm(bias=True), Norm(center=True, bias=True)], ids=str)
+def test_norms(spec: Norm) -> None:
+    x = random(5, HIDDEN) + 1
+    arrays = {f"norm{name}": random(*one.shape, seed=len(name) + 1) for name, one in spec.tensors(HIDDEN).items()}
+    centered = x - x.mean(axis=1, keepdims=True, dtype=np.float64) if spec.center else x.astype(np.float64)
+    right = normed(centered, arrays["norm"]) + arrays.get("norm_bias", 0)
+    norm, before = spec.build(Weights(arrays=arrays), "norm", EPS), x.copy()
+    np.testing.assert_allclose(norm(x), right, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_hyper_connections() -> None:

@@ -571,6 +571,21 @@ CASES = {
             "original_max_position_embeddings": 256,
         },
     ),
+    # Attention beside the feed-forward: a dense layer that turns and sees all, LayerNorm, averages; RMS norms, sums.
+    "cohere2_moe_a": define("cohere2_moe", 150,
+        vocab_size=73, hidden_size=52, intermediate_size=28, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=14, num_experts=7, num_experts_per_tok=3, num_shared_experts=2,
+        first_k_dense_replace=1, prefix_dense_intermediate_size=60, sliding_window=30, sliding_window_pattern=3,
+        expert_selection_fn="sigmoid", logit_scale=0.8, eos_token_id=2, max_position_embeddings=1024,
+    ),
+    "cohere2_moe_b": define("cohere2_moe", 130,
+        vocab_size=64, hidden_size=44, intermediate_size=36, num_hidden_layers=4, num_attention_heads=3,
+        head_dim=12, num_experts=5, num_experts_per_tok=2, num_shared_experts=1, sliding_window=19,
+        shared_expert_combination_strategy="sum", rms_norm_eps=1e-6, attention_bias=True, eos_token_id=2,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        mlp_layer_types=["sparse", "dense", "sparse", "sparse"], prefix_dense_sliding_window_pattern=2,
+        tie_word_embeddings=False, logit_scale=1.3, max_position_embeddings=1024,
+    ),
 }  # fmt: skip
 
 
