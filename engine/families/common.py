@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,9 +108,11 @@ def mixture(
     shared: FeedForward | None = None,
     *,
     shared_gate: bool = False,
+    expert_norm: bool = False,
+    chosen: str = "num_experts_per_tok",
 ) -> MixtureOfExperts:
-    """The choice of `num_experts_per_tok` among experts, which must be possible."""
-    layers, top_k = layer_count(config), config.size("num_experts_per_tok")
+    """The choice of a few among experts, which must be possible."""
+    layers, top_k = layer_count(config), config.size(chosen)
     if experts * layers > MOST_EXPERTS:
         raise InputError(f"{config.where}: {experts} experts in {layers} layers are more than any model has")
     if experts % router.groups or router.top_groups > router.groups:
@@ -120,8 +122,8 @@ def mixture(
         )
     group = experts // router.groups
     if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
-        raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
-    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
+        raise config.refusal(chosen, f"is {top_k}, more than the experts that can be chosen")
+    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate, expert_norm)
 
 
 def mamba2(
@@ -137,7 +139,7 @@ def mamba2(
 
 
 def model(
-    config: Config, layers: list[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
+    config: Config, layers: Sequence[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
 ) -> ModelSpec:
     """The keys every decoder has, of which one goes by several names; refuses what nobody took."""
     config.expect("is_causal", True)
@@ -209,6 +211,16 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
             both = Source(f"{stored}.gate_up_proj", True, ("gate", "up"))
             stack = Source(f"{stored}.down_proj", True) if part == "down" else both
             table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, stack)
+    return table
+
+
+def inside(names: Names, places: Mapping[str, str]) -> dict[str, tuple[Source, ...]]:
+    """The same names, where what begins as one of these below a layer begins in another way there; no others."""
+    table: dict[str, tuple[Source, ...]] = {}
+    for ours, sources in names.items():
+        place = next((p for p in places if ours.startswith(f"layers.{{layer}}.{p}")), None)
+        if place is not None:
+            table[ours.replace(place, places[place], 1)] = sources
     return table
 
 

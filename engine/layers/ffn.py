@@ -41,13 +41,17 @@ class FeedForward(Kind):
 
 @dataclass(frozen=True)
 class SwiGLU(FeedForward):
-    """down(gate * sigmoid(alpha gate) * (up + shift)); with `limit`, gate is clipped above and up on both sides."""
+    """down(gate * sigmoid(alpha gate) * (up + shift)); with `limit`, gate is clipped above and up on both sides.
+
+    With `gelu`, down(gelu(gate) * up): GeGLU (arXiv 2002.05202), of the approximation by tanh.
+    """
 
     width: int
     limit: float | None = None
     bias: bool = False
     alpha: float = 1.0
     shift: float = 0.0
+    gelu: bool = False
 
     def tensors(self, hidden: int, role: str = "dense ffn") -> dict[str, Tensor]:
         table = {
@@ -76,8 +80,8 @@ def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> 
         for (w, _), own in zip(parts, rows, strict=True):
             gate[own] += w.arrays["gate_bias"]
             up[own] += w.arrays["up_bias"]
-    hidden = Activations(ops.swiglu(gate, up, spec.limit, spec.alpha, spec.shift))
-    return _down(parts, rows, hidden)
+    mixed = ops.geglu(gate, up) if spec.gelu else ops.swiglu(gate, up, spec.limit, spec.alpha, spec.shift)
+    return _down(parts, rows, Activations(mixed))
 
 
 def _down(parts: Sequence[tuple[Weights, Activations]], rows: Sequence[slice], hidden: Activations) -> list[Floats]:

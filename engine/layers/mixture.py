@@ -31,6 +31,10 @@ class MixtureOfExperts(Kind):
     shared: FeedForward | None = None
     shared_gate: bool = False
     """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
+    expert_norm: bool = False
+    """An RMS norm comes before the experts, and not before the router (Gemma 4)."""
+    scale: float = 1.0
+    """The sum of what routed and shared experts give is multiplied with it."""
     latent: int | None = None
     """Routed experts work on so many channels, projected from and back to the hidden ones (Nemotron 3 Super)."""
 
@@ -52,6 +56,8 @@ class MixtureOfExperts(Kind):
             table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
         if self.shared_gate:
             table["shared_gate"] = Tensor((1, hidden), "router")
+        if self.expert_norm:
+            table["experts_norm"] = Tensor((hidden,), "norms", "array")
         if self.latent:
             table["latent"] = Tensor((self.latent, hidden), "shared experts")
             table["hidden"] = Tensor((hidden, self.latent), "shared experts")
@@ -78,7 +84,8 @@ class Mixture:
     def __init__(self, spec: MixtureOfExperts, weights: Weights, shared: Shared):
         assert shared.bank is not None
         self.spec = spec
-        self.route = Routing(spec.router, spec.top_k, weights)
+        self.route = Routing(spec.router, spec.top_k, weights, shared.norm_eps)
+        self.norm = weights.arrays["experts_norm"] if spec.expert_norm else None
         self.dense = spec.shared.build(weights.below("shared."), shared) if spec.shared else None
         self.gate = weights.matrices["shared_gate"] if spec.shared_gate else None
         self.latent, self.hidden = (weights.matrices.get(name) for name in ("latent", "hidden"))
@@ -108,13 +115,17 @@ class Mixture:
             if self.dense:
                 always.append(self._always(x, step))
 
-        latent = x if self.latent is None else self.latent.matmul(x)
-        outputs = self.bank.apply(self.layer, latent, chosen, meanwhile)  # (T * K, D), or so many as are latent
+        inputs = x if self.norm is None else ops.rms_norm(x, self.norm, self.shared.norm_eps)
+        if self.latent is not None:
+            inputs = self.latent.matmul(inputs)
+        outputs = self.bank.apply(self.layer, inputs, chosen, meanwhile)  # (T * K, D), or so many as are latent
         out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
         if self.hidden is not None:
             out = self.hidden.matmul(out)
         for one in always:
             out += one
+        if self.spec.scale != 1:
+            out *= np.float32(self.spec.scale)
         return out
 
     def _always(self, x: Floats, step: Step) -> Floats:

@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from numoe.engine.families.config import Config, scaled_rope
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
-from numoe.engine.layers.block import Compute, Kind, Shared
+from numoe.engine.layers.block import Block, Compute, Kind, Shared
 from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
-from numoe.engine.layers.rope import Rope, Rotation
+from numoe.engine.layers.rope import Rope, Rotation, frequencies
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
 from numoe.engine.layers.step import Step
@@ -90,12 +92,15 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     m = {name: matrix.dequantize().astype(np.float64) for name, matrix in w.matrices.items()}
     a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
     count, dim = len(x), kind.head_dim
-    projected = {name: x @ m[name].T + a.get(f"{name}_bias", 0) for name in "qkv"}
+    projected = {name: x @ m[name].T + a.get(f"{name}_bias", 0) for name in "qkv" if name in m}
+    projected.setdefault("v", projected["k"])
     q = projected["q"].reshape(count, kind.heads, -1)
     q, gate = q[..., :dim], q[..., dim:]
     k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
     if kind.head_norm:
         q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
+    if kind.value_norm:
+        v = normed(v)
     out = np.zeros((count, kind.heads, dim))
     for t in range(count):
         first = 0 if kind.window is None else max(0, t - kind.window + 1)
@@ -127,8 +132,9 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, rope=None, biases="qkv", scale=0.8),
         replace(PLAIN, sinks=True, biases="qkvo", window=3),
         replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
+        replace(PLAIN, head_norm=True, value_norm=True, shared_values=True, biases="qkvo", scale=1.0),
     ],
-    ids=["plain", "interleaved", "window, last channels", "first channels", "no rope", "sinks", "gate"],
+    ids=["plain", "interleaved", "window, last channels", "first channels", "no rope", "sinks", "gate", "k is v"],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
 def test_grouped_query_attention(kind: GroupedQueryAttention, cuts: tuple[int, ...]) -> None:
@@ -198,6 +204,37 @@ def test_feed_forward(limit: float | None, alpha: float, shift: float) -> None:
         np.testing.assert_allclose(out, right, atol=1e-5)
 
 
+def test_gelu_feed_forward() -> None:
+    kind = SwiGLU(16, gelu=True)
+    w, x = weights_of(kind), random(5, HIDDEN) * 3
+    m = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}
+    gate, up = x @ m["gate"].T, x @ m["up"].T
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    np.testing.assert_allclose(run(kind, w, x, (2,)), (gelu * up) @ m["down"].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
+def test_parallel_blocks(cuts: tuple[int, ...]) -> None:
+    """Each with its own norms, of the same input; what one of them keeps is kept."""
+    blocks = Block("attention", PLAIN, after=Norm()), Block("ffn", SwiGLU(16), before=None)
+    kind, x = Parallel(blocks), random(12, HIDDEN, seed=9)
+    w, before = weights_of(kind), x.copy()
+    a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
+    attention = grouped_by_formula(PLAIN, w.below("attention."), normed(x, a["attention_norm"]))
+    ffn = run(SwiGLU(16), w.below("ffn."), x, ())
+    right = normed(attention, a["attention_post_norm"]) + ffn
+    np.testing.assert_allclose(run(kind, w, x, cuts), right, atol=5e-5)
+    np.testing.assert_array_equal(x, before)
+    assert [name for name, _ in kind.parts("both")] == ["attention", "ffn"]
+
+
+def test_proportional_rope_turns_the_first_pairs_alone() -> None:
+    config = {"rope_type": "proportional", "rope_theta": 100.0, "partial_rotary_factor": 0.5, "factor": 4.0}
+    rope = scaled_rope(Config({}, {}), Config(config, {}), 12, interleaved=False)
+    right = np.append(100.0 ** (-np.arange(0, 6, 2) / 12) / 4, [0, 0, 0])
+    np.testing.assert_allclose(frequencies(rope), right, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_squared_relu(bias: bool) -> None:
     kind = SquaredReLU(16, bias)
@@ -217,6 +254,7 @@ def test_squared_relu(bias: bool) -> None:
         Router("sigmoid", bias=True, groups=4, top_groups=2, group_score="top2"),
         Router("softmax", groups=4, top_groups=2, normalize=False),
         Router("sqrtsoftplus", bias=True),
+        Router("softmax", norm=True, expert_scale=True),
     ],
     ids=str,
 )
@@ -224,10 +262,12 @@ def test_routing(router: Router) -> None:
     experts, top_k, x = 12, 3, random(20, HIDDEN)
     w = Weights({"router": F32(random(experts, HIDDEN) / 5)})
     for name in router.tensors(HIDDEN, experts, top_k).keys() - {"router"}:
-        w.arrays[name] = random(experts, seed=len(name)) / 4
-    chosen, weights = Routing(router, top_k, w)(x, np.zeros(20, np.int64))
+        w.arrays[name] = random(HIDDEN if name == "router_norm" else experts, seed=len(name)) / 4
+    chosen, weights = Routing(router, top_k, w, EPS)(x, np.zeros(20, np.int64))
     for t in range(20):
-        logits = w.matrices["router"].dequantize() @ x[t].astype(np.float64) + w.arrays.get("router_logit_bias", 0)
+        row = x[t].astype(np.float64)
+        row = normed(row, w.arrays["router_norm"]) if router.norm else row
+        logits = w.matrices["router"].dequantize() @ row + w.arrays.get("router_logit_bias", 0)
         scores = {
             "softmax": softmaxed(logits),
             "sigmoid": 1 / (1 + np.exp(-logits)),
@@ -241,14 +281,20 @@ def test_routing(router: Router) -> None:
             ranked = np.where(np.isin(np.arange(experts) // (experts // router.groups), kept), ranked, -np.inf)
         picked = np.sort(np.argsort(-ranked)[:top_k])
         right = scores[picked] / (scores[picked].sum() if router.normalize else 1) * router.scale
+        right *= w.arrays["router_scale"][picked] if router.expert_scale else 1
         assert chosen[t].tolist() == picked.tolist()
         np.testing.assert_allclose(weights[t], right, rtol=1e-5)
 
 
-def test_norms() -> None:
-    x, weight = random(5, HIDDEN), random(HIDDEN, seed=1)
-    norm = Norm().build(Weights(arrays={"norm": weight}), "norm", EPS)
-    np.testing.assert_allclose(norm(x), normed(x.astype(np.float64), weight), rtol=1e-5)
+@pytest.mark.parametrize("spec", [Norm(), Norm(center=True), Norm(bias=True), Norm(center=True, bias=True)], ids=str)
+def test_norms(spec: Norm) -> None:
+    x = random(5, HIDDEN) + 1
+    arrays = {f"norm{name}": random(*one.shape, seed=len(name) + 1) for name, one in spec.tensors(HIDDEN).items()}
+    centered = x - x.mean(axis=1, keepdims=True, dtype=np.float64) if spec.center else x.astype(np.float64)
+    right = normed(centered, arrays["norm"]) + arrays.get("norm_bias", 0)
+    norm, before = spec.build(Weights(arrays=arrays), "norm", EPS), x.copy()
+    np.testing.assert_allclose(norm(x), right, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_hyper_connections() -> None:

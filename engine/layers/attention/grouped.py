@@ -40,6 +40,10 @@ class GroupedQueryAttention(Kind):
     """Each head's output is multiplied with the sigmoid of a gate; Wq has a query and a gate a head (Qwen3-Next)."""
     scale: float | None = None
     """What scores are multiplied with; None: head_dim^-1/2."""
+    value_norm: bool = False
+    """RMS norm over each value head, without a weight (Gemma 4)."""
+    shared_values: bool = False
+    """v = x Wk: values are what keys are before norm and rope (Gemma 4)."""
 
     @property
     def label(self) -> str:
@@ -53,9 +57,15 @@ class GroupedQueryAttention(Kind):
             "v": Tensor((kv, hidden), "attention"),
             "o": Tensor((hidden, q), "attention"),
         }
+        if self.shared_values:
+            del table["v"]
         if self.head_norm:
             table |= {name: Tensor((self.head_dim,), "norms", "array") for name in ("q_norm", "k_norm")}
-        table |= {f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array") for name in self.biases}
+        table |= {
+            f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array")
+            for name in self.biases
+            if name in table
+        }
         if self.sinks:
             table["sink"] = Tensor((self.heads,), "attention", "array")
         return table
@@ -89,6 +99,8 @@ class GroupedQuery:
         if spec.head_norm:
             ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
             ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
+        if spec.value_norm:
+            ops.rms_norm(v, None, self.norm_eps, out=v)
         if self.rotation:
             self.rotation.apply(heads[:, :rotated], angles(self.rotation, step))
         out = np.empty((count, spec.heads, spec.head_dim), np.float32)
@@ -113,12 +125,16 @@ class GroupedQuery:
         first = spec.heads * spec.head_dim
         second = first + spec.kv_heads * spec.head_dim
         parts = {"q": channels[:, :first], "k": channels[:, first:second], "v": channels[:, second:]}
+        if spec.shared_values:
+            del parts["v"]
         if spec.gate:
             parts["q"] = np.empty((count, 2 * first), np.float32)
         matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
         for name, part in parts.items():
             if name in spec.biases:
                 part += self.w.arrays[f"{name}_bias"]
+        if spec.shared_values:
+            channels[:, second:] = channels[:, first:second]
         if not spec.gate:
             return heads, None
         both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
