@@ -11,15 +11,12 @@ from pathlib import Path
 from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tiny import GOLDEN
-
-from numoe.engine.families import FAMILIES
+from make_golden import ALIASES
+from tiny import GOLDEN, cases, load_golden
 
 table = {}
-for model_type in sorted(FAMILIES):
-    if f"{model_type}_text" in FAMILIES:
-        continue
-    made = type(AutoConfig.for_model(model_type))
+for model_type in sorted({load_golden(case).config["model_type"] for case in cases()}):
+    made = type(AutoConfig.for_model(ALIASES.get(model_type, model_type)))
     keys = {field.name: field.default for field in dataclasses.fields(made)}
     keys.setdefault("rope_theta", made.default_theta)
     # DeepSeek-V4 has defaults for keys that its released configs use and its class renames.
