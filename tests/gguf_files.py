@@ -32,6 +32,8 @@ NAMES = {
     "mlp.gate.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm", "self_attn.indexer.weights_proj": "indexer.proj",
     # gated DeltaNet
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm",
@@ -170,7 +172,7 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
-    "qwen3next": as_qwen3next,
+    "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
 }  # fmt: skip
 
 
@@ -203,17 +205,17 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
             "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
         }
-    if architecture in ("deepseek2", "glm4moe"):
+    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", 1),
-            "expert_shared_count": c("n_shared_experts"),
+            "expert_shared_count": c("n_shared_experts", 1),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
             "expert_group_used_count": c("topk_group"),
             "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
-    if architecture == "deepseek2":
+    if WAYS.get(architecture) is as_deepseek2:
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
         found |= {
             "attention.head_count_kv": 1,
@@ -227,6 +229,14 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
         if rope.get("mscale_all_dim"):
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    if "index_topk" in config:
+        types = c("indexer_types")
+        found |= {
+            "attention.indexer.head_count": c("index_n_heads"),
+            "attention.indexer.key_length": c("index_head_dim"),
+            "attention.indexer.top_k": c("index_topk"),
+            "attention.indexer.types": types and [kind == "full" for kind in types],
+        }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
     if architecture.startswith(("qwen35", "qwen3next")):

@@ -63,6 +63,11 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("ibm-granite__granite-3.1-1b-a400m-instruct", 1.33e9, 0.4e9),
         ("ibm-granite__granite-3.1-3b-a800m-instruct", 3.3e9, 0.8e9),
         ("Qwen__Qwen3-Next-80B-A3B-Instruct", 80e9, 3.9e9),
+        ("deepseek-ai__DeepSeek-V3.2", 671e9, 37e9),
+        ("zai-org__GLM-5", 744e9, 40e9),
+        ("zai-org__GLM-5.2", 744e9, 40e9),
+        ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
+        ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -184,9 +189,12 @@ def outcome(values: dict[str, Any]) -> ModelSpec | str:
 
 
 DEFAULTS = json.loads((tiny.GOLDEN / "defaults.json").read_text())
-DECODERS = [model_type for model_type in FAMILIES if f"{model_type}_text" not in FAMILIES]
-SMALL = {model_type: next(c for c in tiny.cases() if tiny.load_golden(c).config["model_type"] == model_type)
-         for model_type in DECODERS}  # fmt: skip
+SMALL = {tiny.load_golden(case).config["model_type"]: case for case in reversed(tiny.cases())}
+DECODERS = list(SMALL)
+
+
+def test_every_family_has_a_golden_case() -> None:
+    assert all(SMALL.keys() & set(family.model_types) for family in FAMILIES.values())
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -553,6 +561,22 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
     with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
         spec(whole)
+
+
+@pytest.mark.parametrize("moved", ["language_model.{}", "{}"])
+def test_the_text_part_of_kimi_k25_is_read(checkpoint: Callable[[str], Path], tmp_path: Path, moved: str) -> None:
+    """As it was released, and as transformers saves it."""
+    golden = tiny.load_golden("v3_b")
+    text = golden.config | {"model_type": "kimi_k2"}
+    tensors = {"vision_tower.encoder.blocks.0.wo.weight": np.zeros(3, np.float32), "mm_projector.proj.0.weight":
+               np.zeros(3, np.float32)}  # fmt: skip
+    for name, values in load_file(checkpoint("v3_b") / "model.safetensors").items():
+        name = name.replace("model.", "model.language_model.", 1) if moved == "{}" else name
+        tensors[moved.format(name)] = values
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "kimi_k25", "text_config": text}))
+    save_file(tensors, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])

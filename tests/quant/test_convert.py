@@ -43,7 +43,6 @@ Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
 
-
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
     description = describe(source)
     with description.checkpoint as checkpoint:
