@@ -312,8 +312,8 @@ def scaled_rope(
         scaling = _proportional(block, dim)
     elif kind == "llama3":
         factor, low, high = (block.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        if high <= low:
-            raise block.refusal("high_freq_factor", f"must be above low_freq_factor {low}, not {high}")
+        if high < low:
+            raise block.refusal("high_freq_factor", f"must not be below low_freq_factor {low}, not {high}")
         scaling = Llama3Scaling(factor, low, high, block.size("original_max_position_embeddings"))
     elif kind == "yarn":
         factor = block.number("factor")

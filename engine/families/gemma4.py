@@ -63,7 +63,7 @@ def _attentions(config: Config, kinds: list[str]) -> list[GroupedQueryAttention]
         made.append(
             GroupedQueryAttention(
                 heads, *sizes, rope_of_kind(config, sizes[1], tables, kind), window if kind == SLIDING else None,
-                head_norm=True, biases=biases, scale=1.0, value_norm=True, shared_values=shared and kind == FULL,
+                head_norm=True, biases=biases, scale=1.0, plain_norms="v", shared_values=shared and kind == FULL,
             )
         )  # fmt: skip
     return made

@@ -35,6 +35,8 @@ class MixtureOfExperts(Kind):
     """An RMS norm comes before the experts, and not before the router (Gemma 4)."""
     scale: float = 1.0
     """The sum of what routed and shared experts give is multiplied with it."""
+    weighted_inputs: bool = False
+    """A chosen expert's input is multiplied with its weight, not its output (Llama 4)."""
     latent: int | None = None
     """Routed experts work on so many channels, projected from and back to the hidden ones (Nemotron 3 Super)."""
 
@@ -118,7 +120,13 @@ class Mixture:
         inputs = x if self.norm is None else ops.rms_norm(x, self.norm, self.shared.norm_eps)
         if self.latent is not None:
             inputs = self.latent.matmul(inputs)
-        outputs = self.bank.apply(self.layer, inputs, chosen, meanwhile)  # (T * K, D), or so many as are latent
+        if self.spec.weighted_inputs:
+            rows = (inputs[:, None] * weights[..., None]).reshape(-1, inputs.shape[-1])  # (T * K, D)
+            outputs = self.bank.apply(self.layer, rows, chosen.reshape(-1, 1), meanwhile)
+            weights = np.ones_like(weights)
+        else:
+            outputs = self.bank.apply(self.layer, inputs, chosen, meanwhile)
+        # (T * K, D), or so many channels as are latent
         out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
         if self.hidden is not None:
             out = self.hidden.matmul(out)

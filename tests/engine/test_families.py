@@ -57,6 +57,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("openai__gpt-oss-120b", 116.8e9, 5.1e9),
         ("mistralai__Mixtral-8x7B-v0.1", 46.7e9, 12.9e9),
         ("google__gemma-4-26B-A4B", 25.2e9, 3.8e9),
+        ("meta-llama__Llama-4-Scout-17B-16E-Instruct", 109e9, 17e9),
         ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 31.6e9, 3.2e9),
         ("nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 120.6e9, 12.7e9),
         ("nvidia__Nemotron-H-56B-Base-8K", 56e9, 56e9),
@@ -253,6 +254,9 @@ def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) ->
         ),
         ("gemma4_a", {"rope_parameters": {"rope_type": "default"}}, "has no table sliding_attention"),
         ("gemma4_a", {"hidden_activation": "gelu"}, "\"hidden_activation\" is 'gelu'"),
+        ("llama4_a", {"moe_layers": ["x"]}, "\"moe_layers\" has 'x', which is not the number of a layer"),
+        ("llama4_a", {"no_rope_layers": [2] * 5}, '"no_rope_layers" has 2, and only 0, 1'),
+        ("llama4_a", {"attention_chunk_size": None}, '"attention_chunk_size" must be a positive integer|is null'),
         ("cohere2_moe_a", {"use_parallel_block": False}, '"use_parallel_block" is False, and only True'),
         ("cohere2_moe_a", {"use_qk_norm": True}, '"use_qk_norm" is not understood'),
         ("cohere2_moe_a", {"position_embedding_type": "rope_neox"}, "\"position_embedding_type\" is 'rope_neox'"),
@@ -456,6 +460,8 @@ def test_of_two_spellings_the_one_counts_that_counts_in_transformers(
             {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 1e6},
         ),
         ("gemma3_a", {"layer_types": ["full_attention"] * 7}, {"layer_types": None, "sliding_window_pattern": 1}),
+        ("llama4_a", {}, {"layer_types": None, "no_rope_layers": [], "no_rope_layer_interval": 3}),
+        ("llama4_b", {}, {"layer_types": None, "moe_layers": None}),
         ("cohere2_moe_a", {}, {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 1}),
     ],
 )
@@ -539,6 +545,7 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
     [
         ("qwen3_5_moe_a", "model.language_model.", ("model.visual.merger.weight", "mtp.fc.weight")),
         ("gemma4_a", "model.language_model.", ("model.vision_tower.a.weight", "model.embed_vision.b.weight")),
+        ("llama4_a", "language_model.model.", ("vision_model.a.weight", "multi_modal_projector.b.weight")),
         ("gemma3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
     ],
 )
@@ -549,8 +556,9 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     text = golden.config
     kind = text["model_type"].removesuffix("_text")
     whole = {"model_type": kind, "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 3}
+    head = "language_model.lm_head." if prefix.startswith("language") else "lm_head."
     tensors = {
-        name.replace("model.", prefix, 1): values
+        name.replace("model.", prefix, 1).replace("lm_head.", head, 1): values
         for name, values in load_file(checkpoint(case) / "model.safetensors").items()
     }
     tensors |= dict.fromkeys(others, np.zeros(3, np.float32))

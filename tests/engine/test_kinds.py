@@ -100,21 +100,26 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
     if kind.head_norm:
         q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
-    if kind.value_norm:
-        v = normed(v)
     out = np.zeros((count, kind.heads, dim))
     for t in range(count):
-        first = 0 if kind.window is None else max(0, t - kind.window + 1)
+        first = t - t % kind.chunk if kind.chunk else 0 if kind.window is None else max(0, t - kind.window + 1)
         for h in range(kind.heads):
             group = h * kind.kv_heads // kind.heads
 
             def turn(values: Wide, position: int) -> Wide:
                 return rotated(values, position, kind.rope) if kind.rope else values
 
-            query = turn(q[t, h], t)
-            scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)]) * (kind.scale or dim**-0.5)
+            def plain(name: str, values: Wide) -> Wide:
+                return normed(values) if name in kind.plain_norms else values
+
+            query = plain("q", turn(q[t, h], t))
+            if kind.temperature:
+                query *= 1 + kind.temperature[1] * np.log(1 + (t + 1) // kind.temperature[0])
+            scores = np.array([query @ plain("k", turn(k[s, group], s)) for s in range(first, t + 1)]) * (
+                kind.scale or dim**-0.5
+            )
             share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
-            out[t, h] = share @ v[first : t + 1, group]
+            out[t, h] = share @ plain("v", v[first : t + 1, group])
     if kind.gate:
         out /= 1 + np.exp(-gate)
     return out.reshape(count, -1) @ m["o"].T + a.get("o_bias", 0)
@@ -133,9 +138,22 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, rope=None, biases="qkv", scale=0.8),
         replace(PLAIN, sinks=True, biases="qkvo", window=3),
         replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
-        replace(PLAIN, head_norm=True, value_norm=True, shared_values=True, biases="qkvo", scale=1.0),
+        replace(PLAIN, head_norm=True, plain_norms="v", shared_values=True, biases="qkvo", scale=1.0),
+        replace(PLAIN, chunk=5, plain_norms="qk"),
+        replace(PLAIN, rope=None, temperature=(3, 0.6)),
     ],
-    ids=["plain", "interleaved", "window, last channels", "first channels", "no rope", "sinks", "gate", "k is v"],
+    ids=[
+        "plain",
+        "interleaved",
+        "window, last channels",
+        "first channels",
+        "no rope",
+        "sinks",
+        "gate",
+        "k is v",
+        "chunks",
+        "temperature",
+    ],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
 def test_grouped_query_attention(kind: GroupedQueryAttention, cuts: tuple[int, ...]) -> None:

@@ -678,6 +678,23 @@ CASES = {
         mlp_layer_types=["sparse", "dense", "sparse", "sparse"], prefix_dense_sliding_window_pattern=2,
         tie_word_embeddings=False, logit_scale=1.3, max_position_embeddings=1024,
     ),
+    # Chunks, layers without rope and with a temperature, a dense layer; several experts, no norm of heads, biases.
+    "llama4_a": define("llama4_text", 150,
+        vocab_size=74, hidden_size=60, intermediate_size=36, intermediate_size_mlp=52, num_hidden_layers=5,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=12, num_local_experts=7, num_experts_per_tok=1,
+        moe_layers=[0, 1, 3, 4], attention_chunk_size=32, floor_scale=20, attn_scale=0.4, no_rope_layer_interval=3,
+        pad_token_id=0, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0, "original_max_position_embeddings": 64,
+        },
+    ),
+    "llama4_b": define("llama4_text", 120,
+        vocab_size=68, hidden_size=48, intermediate_size=28, intermediate_size_mlp=44, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2,
+        interleave_moe_layer_step=2, attention_chunk_size=25, use_qk_norm=False, attn_temperature_tuning=False,
+        no_rope_layers=[1, 0, 1, 1], attention_bias=True, pad_token_id=0, max_position_embeddings=1024,
+    ),
 }  # fmt: skip
 
 
