@@ -114,12 +114,6 @@ GGUF_KEYS = {
     "ssm.inner_size": "linear_value_head_dim",
     "full_attention_interval": "full_attention_interval",
 }
-GGUF_EXPERT_KEYS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
 GGUF_OPTIONAL = {"full_attention_interval": 4, "feed_forward_length": None}
 GGUF_UNREAD = ("attention.recurrent_layers", "rope.dimension_count", "rope.dimension_sections")
 

@@ -225,4 +225,12 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
     return table
 
 
+EXPERT_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+"""Keys of routed experts -> config.json's, as most families spell them."""
+SHARED_EXPERT_KEYS = EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
+"""The same where there is one that every token takes."""
 NAMES = names()

@@ -31,10 +31,8 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
-    biases = "qkv" if config.flag("attention_bias") else ""
-    attention = common.grouped_query_attention(
-        config, head_norm=config.flag("use_qk_norm"), biases=biases, turn=partial_rope
-    )
+    norm, biases = config.flag("use_qk_norm"), "qkv" if config.flag("attention_bias") else ""
+    attention = common.grouped_query_attention(config, head_norm=norm, biases=biases, turn=partial_rope)
     experts = config.size("n_routed_experts", also="num_local_experts")
     return latent.model(config, attention, experts, latent.sigmoid(config))
 

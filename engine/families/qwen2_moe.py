@@ -40,23 +40,13 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
 
 
-NAMES = common.names(
-    common.NORMS
-    | common.GROUPED_QUERY
-    | common.dense()
-    | common.dense("mlp.shared_expert", "ffn.shared")
-    | {"ffn.router": "mlp.gate.weight", "ffn.shared_gate": "mlp.shared_expert_gate.weight"},
-    experts="mlp.experts",
-)
+LAYER = common.NORMS | common.GROUPED_QUERY | common.dense() | common.dense("mlp.shared_expert", "ffn.shared")
+LAYER |= {"ffn.router": "mlp.gate.weight", "ffn.shared_gate": "mlp.shared_expert_gate.weight"}
+NAMES = common.names(LAYER, experts="mlp.experts")
 GGUF = Gguf(
     "qwen2moe",
     gguf.names({"ffn.shared_gate": (Source("ffn_gate_inp_shexp.weight", flat=True),)}),
-    {
-        "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
-        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    },
+    gguf.SHARED_EXPERT_KEYS,
     biases="qkv",
     given={"norm_topk_prob": False},  # as llama.cpp's src/models/qwen2moe.cpp computes
 )

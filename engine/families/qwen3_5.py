@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common, deltanet
+from numoe.engine.families import common, deltanet, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.block import Kind
@@ -49,5 +49,5 @@ FAMILY = Family(
     common.also_below(NAMES, "model.", "model.language_model."),
     DEFAULTS,
     (r"mtp\..*", r"model\.visual\..*", *common.IGNORED),
-    (_gguf("qwen35", "qwen3_5", {}), _gguf("qwen35moe", "qwen3_5_moe", deltanet.GGUF_EXPERT_KEYS)),
+    (_gguf("qwen35", "qwen3_5", {}), _gguf("qwen35moe", "qwen3_5_moe", gguf.SHARED_EXPERT_KEYS)),
 )

@@ -44,11 +44,7 @@ def read(config: Config) -> ModelSpec:
 GGUF = Gguf(
     "qwen3moe",
     gguf.NAMES,
-    {
-        "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
-    },
+    gguf.EXPERT_KEYS,
     given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
 )
 FAMILY = Family(

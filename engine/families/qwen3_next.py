@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common, deltanet
+from numoe.engine.families import common, deltanet, gguf
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -30,7 +30,7 @@ def read(config: Config) -> ModelSpec:
 GGUF = Gguf(
     "qwen3next",
     deltanet.gguf_names({"qkvz": "ssm_in", "ba": "ssm_ba"}),
-    deltanet.GGUF_KEYS | deltanet.GGUF_EXPERT_KEYS,
+    deltanet.GGUF_KEYS | gguf.SHARED_EXPERT_KEYS,
     optional=deltanet.GGUF_OPTIONAL,
     unread=deltanet.GGUF_UNREAD,
     settle=deltanet.settle,
