@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -202,6 +202,20 @@ def made(names: Names, pattern: str, make: Callable[[NDArray[Any]], NDArray[Any]
 def negative_exponential(values: NDArray[Any]) -> NDArray[Any]:
     """-exp(values): what a state space's A_log stands for."""
     return -np.exp(values)
+
+
+def also_called(names: Names, parts: Mapping[str, str]) -> Names:
+    """The same names, where these parts of what is stored may all be called otherwise."""
+
+    def other(name: str) -> str:
+        for theirs, another in parts.items():
+            name = name.replace(theirs, another)
+        return name
+
+    return {
+        ours: theirs + tuple(replace(one, name=other(one.name)) for one in theirs if other(one.name) != one.name)
+        for ours, theirs in names.items()
+    }
 
 
 def also_below(names: Names, prefix: str, other: str) -> Names:

@@ -561,6 +561,39 @@ CASES = {
         layer_types=["linear_attention", "full_attention", "linear_attention"], rms_norm_eps=1e-5,
         rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     ),
+    # Kimi Delta Attention beside latent attention without rope; channels that forget slowly and fast.
+    "kimi_linear_a": define("kimi_linear", 150,
+        vocab_size=73, hidden_size=52, intermediate_size=70, moe_intermediate_size=26, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, num_local_experts=10, num_experts_per_tok=3, n_group=5,
+        topk_group=2, kv_lora_rank=20, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=14, linear_head_dim=12,
+        linear_num_heads=4, linear_conv_kernel_dim=4, max_position_embeddings=1024, pad_token_id=0, bos_token_id=0,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"], eos_token_id=1,
+    ),
+    "kimi_linear_b": define("kimi_linear", 110,
+        vocab_size=66, hidden_size=44, intermediate_size=56, moe_intermediate_size=22, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, num_local_experts=6, num_experts_per_tok=2, n_shared_experts=2,
+        q_lora_rank=24, kv_lora_rank=18, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=10, linear_head_dim=14,
+        linear_num_heads=3, linear_conv_kernel_dim=2, max_position_embeddings=1024, pad_token_id=0, bos_token_id=0,
+        layer_types=["full_attention", "linear_attention", "linear_attention"], eos_token_id=1, norm_topk_prob=False,
+        mlp_layer_types=["sparse", "dense", "sparse"], rms_norm_eps=1e-6,
+    ),
+    # Decays with a lower bound, gated latent attention; and decays without one.
+    "bailing_hybrid_a": define("bailing_hybrid", 150,
+        vocab_size=71, hidden_size=54, intermediate_size=66, moe_intermediate_size=24, num_hidden_layers=4,
+        num_attention_heads=3, num_key_value_heads=3, num_local_experts=12, num_experts_per_tok=3, n_group=4,
+        topk_group=2, first_k_dense_replace=1, kv_lora_rank=20, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10,
+        head_dim=14, short_conv_kernel_size=4, layer_group_size=2, kda_lower_bound=-3.0, num_mtp_layers=0,
+        max_position_embeddings=1024, pad_token_id=0, eos_token_id=1,
+    ),
+    "bailing_hybrid_b": define("bailing_hybrid", 110,
+        vocab_size=65, hidden_size=42, intermediate_size=52, moe_intermediate_size=20, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, num_local_experts=6, num_experts_per_tok=2, n_group=1,
+        topk_group=1, first_k_dense_replace=0, norm_topk_prob=False, kv_lora_rank=16, qk_nope_head_dim=6,
+        qk_rope_head_dim=4, v_head_dim=12, head_dim=10, short_conv_kernel_size=3, kda_safe_gate=False,
+        layer_types=["full_attention", "linear_attention", "full_attention"], num_mtp_layers=0,
+        max_position_embeddings=1024, pad_token_id=0, eos_token_id=1, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+    ),
     "gpt_oss_a": define("gpt_oss", 180, listing=released_gpt_oss,
         model_type="gpt_oss", vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
         num_attention_heads=6, num_key_value_heads=2, head_dim=20, num_local_experts=9, num_experts_per_tok=3,
@@ -647,8 +680,8 @@ def load_reference(folder: Path) -> transformers.PreTrainedModel:
     if left:
         raise SystemExit(f"{folder}: not loaded cleanly: {left}")
     rope = json.loads((folder / "config.json").read_text()).get("rope_scaling") or {}
-    parameters = model.config.rope_parameters
-    if rope and parameters.get("compress", parameters)["rope_type"] != "yarn":
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    if rope and parameters.get("compress", parameters).get("rope_type") != "yarn":
         raise SystemExit(f"{folder}: the rope scaling was not understood")
     return model.eval()
 

@@ -43,7 +43,7 @@ class KimiDeltaAttention(Kind):
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         width = self.heads * self.head_dim
-        shapes = {name: (width, hidden) for name in "qkv"} | {"b": (self.heads, hidden)}
+        shapes = dict.fromkeys("qkv", (width, hidden)) | {"b": (self.heads, hidden)}
         for name in ("forget", "gate"):
             if self.rank is None:
                 shapes[name] = width, hidden
