@@ -91,12 +91,12 @@ def _weights(plan: Plan) -> dict[tuple[str, str], tuple[int, int]]:
 
 def _experts(spec: ModelSpec) -> str:
     """How many experts a token takes, of the layers that have them."""
-    return "; ".join(sorted({block.kind.details for block in spec.blocks()} - {""}))
+    return "; ".join(sorted({kind.details for _, kind in spec.parts()} - {""}))
 
 
 def _labels(spec: ModelSpec, part: str) -> dict[str, int]:
-    """How many layers have which kind of attention, or of feed-forward."""
-    return dict(Counter(block.kind.label for block in spec.blocks() if block.name == part))
+    """How many layers have which kind of attention, or of feed-forward, which is all else."""
+    return dict(Counter(kind.label for name, kind in spec.parts() if (name == "attention") == (part == "attention")))
 
 
 def _listed(counts: dict[str, int]) -> str:

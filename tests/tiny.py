@@ -19,7 +19,7 @@ from helpers import RawTensor, tiny_tokenizer, write_safetensors, write_sharded
 from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parent / "golden"
-RECURRENT = ("qwen3_5", "qwen3_next", "kimi_linear", "bailing_hybrid")
+RECURRENT = ("qwen3_5", "qwen3_next", "kimi_linear", "bailing_hybrid", "nemotron_h", "granitemoehybrid")
 """Families of which every token's rounding goes on through a state."""
 
 
@@ -88,6 +88,7 @@ _GAINS = (
     (r"\.(wq_b|q_b_proj|q_proj)\.weight$", 1.5),
     (r"\.(w2|down_proj)(\.weight|_blocks)$", 2.0),
     (r"\.router\.weight$", 2.0),
+    (r"\.router\.proj\.weight$", 16.0),  # of inputs that are scaled down
 )
 _FP8_RMS = 109.6  # root mean square of the 254 finite e4m3 codes
 _FP4_RMS = 2.93  # and of the 16 e2m1 codes
@@ -113,7 +114,8 @@ def _std(name: str, fan_in: int, shapes: Shapes) -> float:
     """Standard deviation of a tensor whose rows have `fan_in` values."""
     if re.search(r"(embed(_tokens)?|word_embeddings)\.weight$", name):
         tied = not any(re.search(r"^(lm_)?head\.weight$", other) for other in shapes)
-        return 2.0 / fan_in**0.5 if tied else 1.0
+        enlarged = any("pre_feedforward_layernorm" in other for other in shapes)  # by the root of their size, in Gemma
+        return (1.0 if enlarged else 2.0) / fan_in**0.5 if tied else 1.0 / fan_in**0.5 if enlarged else 1.0
     if name.endswith((".ape", ".position_bias")):
         return 0.3
     gain = next((gain for pattern, gain in _GAINS if re.search(pattern, name)), 1.0)
@@ -126,9 +128,13 @@ def _floats(seed: str, name: str, shapes: Shapes) -> NDArray[np.float32]:
     normal = _normal(f"{seed}/{name}", shape)
     if len(shape) > 1:
         return normal * np.float32(_std(name, shape[-1], shapes))
-    if name.endswith(("norm.weight", "scale")):
-        # Next to gated DeltaNets, norms are stored as what is added to one; theirs are not.
-        around = 0 if any(".linear_attn." in other for other in shapes) and ".linear_attn." not in name else 1
+    if name.endswith(("norm.weight", "norm_1.weight", "norm_2.weight", "scale", "layer_scalar")):
+        # Next to gated DeltaNets, norms are stored as what is added to one; theirs are not. So are Gemma 3's.
+        added = any(".linear_attn." in other for other in shapes) and ".linear_attn." not in name
+        added |= any("pre_feedforward_layernorm" in other for other in shapes) and not any(
+            "scalar" in n for n in shapes
+        )
+        around = 0 if added else 1
         return np.float32(around) + np.float32(0.2) * normal
     return np.float32(0.3) * normal
 

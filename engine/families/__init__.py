@@ -35,7 +35,7 @@ def family(model_type: Any) -> Family:
         InputError: unknown; the message lists the known ones.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
+        known = ", ".join(name for name in FAMILIES if name.removesuffix("_text") not in FAMILIES.keys() - {name})
         raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
     return FAMILIES[model_type]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
-from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.ffn import FeedForward, SwiGLU
 from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.residual import PlainResidual, Residual
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
@@ -102,14 +103,16 @@ def drafting_layers(config: Config) -> int:
 def mixture(
     config: Config,
     experts: int,
-    expert: SwiGLU,
+    expert: FeedForward,
     router: Router,
-    shared: SwiGLU | None = None,
+    shared: FeedForward | None = None,
     *,
     shared_gate: bool = False,
+    expert_norm: bool = False,
+    chosen: str = "num_experts_per_tok",
 ) -> MixtureOfExperts:
-    """The choice of `num_experts_per_tok` among experts, which must be possible."""
-    layers, top_k = layer_count(config), config.size("num_experts_per_tok")
+    """The choice of a few among experts, which must be possible."""
+    layers, top_k = layer_count(config), config.size(chosen)
     if experts * layers > MOST_EXPERTS:
         raise InputError(f"{config.where}: {experts} experts in {layers} layers are more than any model has")
     if experts % router.groups or router.top_groups > router.groups:
@@ -119,12 +122,24 @@ def mixture(
         )
     group = experts // router.groups
     if top_k > group * router.top_groups or (router.groups > 1 and router.group_score == "top2" and group < 2):
-        raise config.refusal("num_experts_per_tok", f"is {top_k}, more than the experts that can be chosen")
-    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate)
+        raise config.refusal(chosen, f"is {top_k}, more than the experts that can be chosen")
+    return MixtureOfExperts(experts, top_k, expert, router, shared, shared_gate, expert_norm)
+
+
+def mamba2(
+    config: Config, keys: Mapping[str, str], head_dim: int, biases: str, step_limits: tuple[float, float]
+) -> Mamba2:
+    """`keys`: what sizes of it are called, heads, groups, states and kernel."""
+    heads, groups, states, kernel = (config.size(keys[name]) for name in ("heads", "groups", "states", "kernel"))
+    if heads % groups:
+        raise config.refusal(keys["groups"], f"is {groups}, which does not divide {heads} heads")
+    if kernel < 2:
+        raise config.refusal(keys["kernel"], f"is {kernel}, and only 2 and more are supported")
+    return Mamba2(heads, head_dim, groups, states, kernel, biases, step_limits)
 
 
 def model(
-    config: Config, layers: list[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
+    config: Config, layers: Sequence[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
 ) -> ModelSpec:
     """The keys every decoder has, of which one goes by several names; refuses what nobody took."""
     config.expect("is_causal", True)
@@ -153,6 +168,14 @@ GROUPED_QUERY = {
     **{f"attention.{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},
     **{f"attention.{n}_norm": f"self_attn.{n}_norm.weight" for n in "qk"},
 }
+SUFFIXES = (("", "weight"), ("_bias", "bias"))
+"""What ends a canonical name -> what ends a stored one."""
+MAMBA2 = {
+    "decay": "A_log", "skip": "D", "dt_bias": "dt_bias", "norm": "norm.weight",
+    **{f"in{ours}": f"in_proj.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"conv{ours}": f"conv1d.{theirs}" for ours, theirs in SUFFIXES},
+    **{f"o{ours}": f"out_proj.{theirs}" for ours, theirs in SUFFIXES},
+}  # fmt: skip
 # Stored name below a layer -> the tensors whose rows it holds one after another.
 FUSED = {
     "self_attn.qkv_proj.weight": ("attention.q", "attention.k", "attention.v"),
@@ -188,6 +211,16 @@ def names(layer: dict[str, str], experts: str | None = None) -> dict[str, tuple[
             both = Source(f"{stored}.gate_up_proj", True, ("gate", "up"))
             stack = Source(f"{stored}.down_proj", True) if part == "down" else both
             table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (one, stack)
+    return table
+
+
+def inside(names: Names, places: Mapping[str, str]) -> dict[str, tuple[Source, ...]]:
+    """The same names, where what begins as one of these below a layer begins in another way there; no others."""
+    table: dict[str, tuple[Source, ...]] = {}
+    for ours, sources in names.items():
+        place = next((p for p in places if ours.startswith(f"layers.{{layer}}.{p}")), None)
+        if place is not None:
+            table[ours.replace(place, places[place], 1)] = sources
     return table
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from math import log
+from math import inf, log
 from types import MappingProxyType
 from typing import Any
 
-from numoe.engine.layers.rope import LinearScaling, Llama3Scaling, Rope, Yarn
+from numoe.engine.layers.rope import DividedFrequencies, LinearScaling, Llama3Scaling, Rope, Yarn
 from numoe.quant.errors import InputError
 
 # Keys of Hugging Face configs without influence on the logits of a decoder in inference: what transformers keeps of
@@ -247,6 +247,13 @@ def partial_rope(config: Config, head_dim: int) -> Rope:
     return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
 
 
+def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str) -> Rope:
+    """Of the layers of a kind, of `rope_parameters` that hold a table for each."""
+    if not isinstance(block := tables.get(kind), dict):
+        raise config.refusal("rope_parameters", f"has no table {kind}, and there are such layers")
+    return scaled_rope(config, nested(config, f"rope_parameters.{kind}", block), head_dim, interleaved=False)
+
+
 def rope_block(config: Config) -> Config:
     """The table that says how rotary embeddings are made, `rope_theta` included.
 
@@ -297,21 +304,23 @@ def scaled_rope(
     theta = block.number("rope_theta")
     if theta <= 1:
         raise block.refusal("rope_theta", f"must be above 1, not {theta}")
-    for source in (config, block):
+    for source in (config, block) if kind != "proportional" else (config,):
         if source.values.get("partial_rotary_factor") is None:
             source.ignore(["partial_rotary_factor"])
         elif int((whole or dim) * source.number("partial_rotary_factor")) != dim:
             partial = shown(source.values["partial_rotary_factor"])
             raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
-    scaling: Yarn | Llama3Scaling | LinearScaling | None
+    scaling: Yarn | Llama3Scaling | LinearScaling | DividedFrequencies
     if kind == "default":
         return Rope(dim, theta, interleaved, None, first)
     if kind == "linear":
         scaling = LinearScaling(block.number("factor"))
+    elif kind == "proportional":
+        scaling = _proportional(block, dim)
     elif kind == "llama3":
         factor, low, high = (block.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-        if high <= low:
-            raise block.refusal("high_freq_factor", f"must be above low_freq_factor {low}, not {high}")
+        if high < low:
+            raise block.refusal("high_freq_factor", f"must not be below low_freq_factor {low}, not {high}")
         scaling = Llama3Scaling(factor, low, high, block.size("original_max_position_embeddings"))
     elif kind == "yarn":
         factor = block.number("factor")
@@ -332,10 +341,22 @@ def scaled_rope(
             block.flag("truncate"),
         )
     else:
-        raise block.refusal("rope_type", f"is {shown(kind)}; known kinds of rope scaling are linear, llama3 and yarn")
+        raise block.refusal("rope_type", f"is {shown(kind)}; linear, llama3, proportional and yarn are known")
     if left := sorted(key for key in block._left if block.values[key] is not None):
         raise block.refusal(left[0], f'is not understood for rope scaling "{kind}"')
     return Rope(dim, theta, interleaved, scaling, first)
+
+
+def _proportional(block: Config, dim: int) -> DividedFrequencies:
+    """The first of a head's pairs turn, by the frequencies of all; the others do not (Gemma 4)."""
+    factor, part = (
+        1.0 if block.values.get(key) is None else block.number(key) for key in ("factor", "partial_rotary_factor")
+    )
+    block.ignore(["factor", "partial_rotary_factor"])
+    if part > 1:
+        raise block.refusal("partial_rotary_factor", f"is {part}, and a head has no more than all its channels")
+    turning = int(part * dim // 2)
+    return DividedFrequencies((factor,) * turning + (inf,) * (dim // 2 - turning))
 
 
 def _unless_zero(block: Config, key: str) -> float:

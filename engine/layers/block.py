@@ -9,7 +9,7 @@ Letters used in shapes: T tokens, D hidden, H heads, E experts, K chosen experts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +48,10 @@ class Kind(ABC):
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         """Its weights by name."""
 
+    def parts(self, name: str) -> Iterator[tuple[str, Kind]]:
+        """What `show` counts of a block of this kind and name: itself, or the blocks that it is made of."""
+        yield name, self
+
     def state(self) -> Mapping[str, StateSpec]:
         """What it keeps of a sequence, by name."""
         return {}
@@ -65,13 +69,29 @@ class Block:
     kind: Kind
     before: Norm | None = Norm()
     after: Norm | None = None
+    scale: bool = False
+    """The stream is multiplied with one learned number after it (Gemma 4)."""
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
-        """Its weights: NAME_norm, NAME_post_norm, and NAME.x for each x of its kind."""
+        """Its weights: NAME_norm, NAME_post_norm, NAME_scale, and NAME.x for each x of its kind."""
         table = prefixed(f"{self.name}_norm", self.before.tensors(hidden)) if self.before else {}
         if self.after:
             table |= prefixed(f"{self.name}_post_norm", self.after.tensors(hidden))
+        if self.scale:
+            table[f"{self.name}_scale"] = Tensor((1,), "norms", "array")
         return table | prefixed(f"{self.name}.", self.kind.tensors(hidden))
+
+    def build(self, weights: Weights, shared: Shared) -> Compute:
+        """What computes the kind between its norms, of the weights of its layer."""
+        before = self.before.build(weights, f"{self.name}_norm", shared.norm_eps) if self.before else None
+        after = self.after.build(weights, f"{self.name}_post_norm", shared.norm_eps) if self.after else None
+        inner = self.kind.build(weights.below(f"{self.name}."), shared)
+
+        def compute(x: Floats, step: Step) -> Floats:
+            y = inner(before(x) if before else x, step)
+            return after(y) if after else y
+
+        return compute
 
 
 Layer = tuple[Block, ...]

@@ -26,16 +26,16 @@ class _Built:
     """One block: state -> state."""
 
     def __init__(self, block: Block, weights: Weights, mixer: Mixer, shared: Shared):
-        eps = shared.norm_eps
-        self.before = block.before.build(weights, f"{block.name}_norm", eps) if block.before else None
-        self.after = block.after.build(weights, f"{block.name}_post_norm", eps) if block.after else None
-        self.compute = block.kind.build(weights.below(f"{block.name}."), shared)
+        self.compute = block.build(weights, shared)
+        self.scale = weights.arrays[f"{block.name}_scale"] if block.scale else None
         self.mixer = mixer
 
     def __call__(self, state: Floats, step: Step) -> Floats:
         x, carried = self.mixer.enter(state)
-        x = self.compute(self.before(x) if self.before else x, step)
-        return self.mixer.leave(state, self.after(x) if self.after else x, carried)
+        state = self.mixer.leave(state, self.compute(x, step), carried)
+        if self.scale is not None:
+            state *= self.scale
+        return state
 
 
 class Decoder:
@@ -48,7 +48,7 @@ class Decoder:
         self.spec = spec
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
-        self.norm = weights.arrays["norm"]
+        self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
         parts = weights.numbered("layers.", len(spec.layers))
@@ -89,12 +89,22 @@ class Decoder:
         elif not isinstance(wanted, str):
             each = zip(wanted, step.segments, strict=True)
             state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
-        x = ops.rms_norm(self.collapse(state), self.norm, self.spec.norm_eps)  # (T, D)
-        return x if wanted == "hidden" else self.head.matmul(x)
+        x = self.norm(self.collapse(state))  # (T, D)
+        if wanted == "hidden":
+            return x
+        logits = self.head.matmul(x)
+        if self.spec.logit_scale != 1:
+            logits *= np.float32(self.spec.logit_scale)
+        if self.spec.logit_cap is not None:
+            ops.soft_cap(logits, self.spec.logit_cap)
+        return logits
 
     def _states(self, step: Step) -> Floats:
         """The residual's state after the last layer, of every token."""
-        state = self.spec.residual.open(self.embedding.rows(step.ids))  # (T, D) or (T, N, D)
+        x = self.embedding.rows(step.ids)  # (T, D)
+        if self.spec.embedding_scale != 1:
+            x *= np.float32(self.spec.embedding_scale)
+        state = self.spec.residual.open(x)  # (T, D) or (T, N, D)
         for begin in self.shared.beginnings:
             begin(step)
         for block in self.blocks:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.block import Compute, Kind, Shared
-from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.ffn import FeedForward
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.step import Step
@@ -23,15 +22,23 @@ from numoe.engine.layers.weights import Weights
 
 @dataclass(frozen=True)
 class MixtureOfExperts(Kind):
-    """K of E expert SwiGLUs a token, weighted by the router."""
+    """K of E experts a token, weighted by the router."""
 
     experts: int
     top_k: int
-    expert: SwiGLU
+    expert: FeedForward
     router: Router
-    shared: SwiGLU | None = None
+    shared: FeedForward | None = None
     shared_gate: bool = False
     """The shared expert's output is multiplied with the sigmoid of one projection of x (Qwen2-MoE)."""
+    expert_norm: bool = False
+    """An RMS norm comes before the experts, and not before the router (Gemma 4)."""
+    scale: float = 1.0
+    """The sum of what routed and shared experts give is multiplied with it."""
+    weighted_inputs: bool = False
+    """A chosen expert's input is multiplied with its weight, not its output (Llama 4)."""
+    latent: int | None = None
+    """Routed experts work on so many channels, projected from and back to the hidden ones (Nemotron 3 Super)."""
 
     @property
     def routed(self) -> tuple[int, int]:
@@ -51,7 +58,12 @@ class MixtureOfExperts(Kind):
             table |= prefixed("shared.", self.shared.tensors(hidden, "shared experts"))
         if self.shared_gate:
             table["shared_gate"] = Tensor((1, hidden), "router")
-        of_expert = self.expert.tensors(hidden, "experts")
+        if self.expert_norm:
+            table["experts_norm"] = Tensor((hidden,), "norms", "array")
+        if self.latent:
+            table["latent"] = Tensor((self.latent, hidden), "shared experts")
+            table["hidden"] = Tensor((hidden, self.latent), "shared experts")
+        of_expert = self.expert.tensors(self.latent or hidden, "experts")
         for name, tensor in of_expert.items():
             if tensor.held == "array":  # a bias of all experts lies in one array
                 touched = self.top_k * tensor.size
@@ -74,12 +86,14 @@ class Mixture:
     def __init__(self, spec: MixtureOfExperts, weights: Weights, shared: Shared):
         assert shared.bank is not None
         self.spec = spec
-        self.route = Routing(spec.router, spec.top_k, weights)
+        self.route = Routing(spec.router, spec.top_k, weights, shared.norm_eps)
+        self.norm = weights.arrays["experts_norm"] if spec.expert_norm else None
         self.dense = spec.shared.build(weights.below("shared."), shared) if spec.shared else None
         self.gate = weights.matrices["shared_gate"] if spec.shared_gate else None
+        self.latent, self.hidden = (weights.matrices.get(name) for name in ("latent", "hidden"))
         self.bank = shared.bank
         biases = {n.removeprefix("experts."): a for n, a in weights.arrays.items() if n.startswith("experts.")}
-        self.bank.define(shared.layer, partial(feed_forward, spec.expert), biases)
+        self.bank.define(shared.layer, spec.expert.forward, biases)
         self.layer = shared.layer
         self.shared = shared
         self.guess_next: Callable[[Floats, Step], None] | None = None
@@ -103,10 +117,23 @@ class Mixture:
             if self.dense:
                 always.append(self._always(x, step))
 
-        outputs = self.bank.apply(self.layer, x, chosen, meanwhile)  # (T * K, D)
+        inputs = x if self.norm is None else ops.rms_norm(x, self.norm, self.shared.norm_eps)
+        if self.latent is not None:
+            inputs = self.latent.matmul(inputs)
+        if self.spec.weighted_inputs:
+            rows = (inputs[:, None] * weights[..., None]).reshape(-1, inputs.shape[-1])  # (T * K, D)
+            outputs = self.bank.apply(self.layer, rows, chosen.reshape(-1, 1), meanwhile)
+            weights = np.ones_like(weights)
+        else:
+            outputs = self.bank.apply(self.layer, inputs, chosen, meanwhile)
+        # (T * K, D), or so many channels as are latent
         out = np.matmul(weights[:, None], outputs.reshape(*chosen.shape, -1))[:, 0]  # (T, D)
+        if self.hidden is not None:
+            out = self.hidden.matmul(out)
         for one in always:
             out += one
+        if self.spec.scale != 1:
+            out *= np.float32(self.spec.scale)
         return out
 
     def _always(self, x: Floats, step: Step) -> Floats:

@@ -62,6 +62,27 @@ def swiglu(gate: Floats, up: Floats, limit: float | None = None, alpha: float = 
     return gate
 
 
+def geglu(gate: Floats, up: Floats) -> Floats:
+    """gelu(gate) * up, in gate's memory; gelu(x) = x sigmoid(sqrt(8 / pi) (x + 0.044715 x^3)) (arXiv 1606.08415)."""
+    up *= gate
+    inner = gate * gate
+    inner *= 0.044715
+    inner += 1
+    gate *= inner
+    gate *= (8 / np.pi) ** 0.5
+    sigmoid(gate)
+    gate *= up
+    return gate
+
+
+def soft_cap(x: Floats, cap: float) -> Floats:
+    """cap tanh(x / cap), in place: never beyond `cap` on either side."""
+    x /= cap
+    np.tanh(x, out=x)
+    x *= cap
+    return x
+
+
 def softmax(x: Floats) -> Floats:
     """exp(x - max) / sum over the last axis, in place."""
     x -= np.maximum.reduce(x, axis=-1, keepdims=True)

@@ -59,8 +59,9 @@ class Residual(Protocol):
 
 @dataclass(frozen=True)
 class PlainResidual:
-    """state (T, D): x + block(x)."""
+    """state (T, D): x + scale block(x)."""
 
+    scale: float = 1.0
     streams = 1
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ class PlainResidual:
         return {}
 
     def connect(self, weights: Weights, norm_eps: float) -> Mixer:
-        return Plain()
+        return Plain(self.scale)
 
     def open(self, x: Floats) -> Floats:
         return x
@@ -111,13 +112,16 @@ class HyperConnections:
 
 
 class Plain:
-    """x + block(x), in x's memory."""
+    """x + scale block(x), in x's memory."""
+
+    def __init__(self, scale: float):
+        self.scale = np.float32(scale)
 
     def enter(self, state: Floats) -> tuple[Floats, None]:
         return state, None
 
     def leave(self, state: Floats, out: Floats, carried: None) -> Floats:
-        state += out
+        state += out if self.scale == 1 else out * self.scale
         return state
 
 

@@ -79,6 +79,8 @@ def frequencies(rope: Rope) -> Floats:
             return np.divide(base, np.fromiter(divisors, np.float32), dtype=np.float32)
         case Llama3Scaling(factor, low, high, context):
             turns = context * base / np.float32(2 * pi)  # full turns within the original context
+            if high == low:  # as in Llama 4 Scout, without a blend between
+                return np.where(turns < low, base / np.float32(factor), base)
             smooth = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
             return (1 - smooth) * base / np.float32(factor) + smooth * base
         case Yarn() as yarn:

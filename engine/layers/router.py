@@ -31,6 +31,10 @@ class Router:
     scale: float = 1.0
     logit_bias: bool = False
     """A bias of the projection, which takes part in scores, choice and weights alike (gpt-oss)."""
+    norm: bool = False
+    """An RMS norm of its own comes before the projection (Gemma 4)."""
+    expert_scale: bool = False
+    """Each expert's weight is multiplied at last with a learned number of its own (Gemma 4)."""
 
     def tensors(self, hidden: int, experts: int, top_k: int) -> dict[str, Tensor]:
         table = {"router": Tensor((experts, hidden), "router")}
@@ -38,6 +42,10 @@ class Router:
             table["router_bias"] = Tensor((experts,), "router", "array")
         if self.logit_bias:
             table["router_logit_bias"] = Tensor((experts,), "router", "array")
+        if self.norm:
+            table["router_norm"] = Tensor((hidden,), "router", "array")
+        if self.expert_scale:
+            table["router_scale"] = Tensor((experts,), "router", "array")
         if self.hash_vocab:
             table["router_table"] = Tensor((self.hash_vocab, top_k), "router", "array", touched=0, below=experts)
         return table
@@ -46,8 +54,11 @@ class Router:
 class Routing:
     """One layer's router."""
 
-    def __init__(self, spec: Router, top_k: int, weights: Weights):
+    def __init__(self, spec: Router, top_k: int, weights: Weights, norm_eps: float):
         self.spec = spec
+        self.norm_eps = norm_eps
+        self.norm = weights.arrays.get("router_norm")
+        self.expert_scale = weights.arrays.get("router_scale")
         self.top_k = top_k
         self.matrix = weights.matrices["router"]
         self.bias = weights.arrays.get("router_bias")
@@ -57,6 +68,8 @@ class Routing:
     def __call__(self, x: Floats, ids: Ids) -> tuple[Ids, Floats]:
         """Chosen experts (T, K) and their weights (T, K) of tokens x (T, D) with these ids."""
         spec = self.spec
+        if self.norm is not None:
+            x = ops.rms_norm(x, self.norm, self.norm_eps)
         scores = self.matrix.matmul(x)  # (T, E)
         if self.logit_bias is not None:
             scores += self.logit_bias
@@ -73,6 +86,8 @@ class Routing:
             total += 1e-20
             weights /= total
         weights *= spec.scale
+        if self.expert_scale is not None:
+            weights *= self.expert_scale[chosen]
         return chosen, weights
 
     def _choose(self, scores: Floats) -> Ids:

@@ -29,11 +29,24 @@ class ModelSpec:
     tied: bool = False
     """The embedding serves as output head too."""
     residual: Residual = PlainResidual()
+    norm: Norm = Norm()
+    """The last one, before the head."""
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied with it before the first layer."""
+    logit_scale: float = 1.0
+    """And logits, after the head."""
+    logit_cap: float | None = None
+    """Bounds logits, after that: cap tanh(logit / cap)."""
 
     def blocks(self) -> Iterator[Block]:
         """Those of all layers, in the order in which they compute."""
         for blocks in self.layers:
             yield from blocks
+
+    def parts(self) -> Iterator[tuple[str, Kind]]:
+        """What blocks of all layers are made of: attentions and feed-forwards, also where those are parallel."""
+        for block in self.blocks():
+            yield from block.kind.parts(block.name)
 
     def layer_tensors(self, number: int) -> dict[str, Tensor]:
         """The weights of one layer by their canonical names, layers.L.attention.q for one."""
@@ -54,7 +67,7 @@ class ModelSpec:
             for name, tensor in self.layer_tensors(number).items():
                 yield number, name, tensor
         ends = prefixed("head_residual.", self.residual.head_tensors(self.hidden))
-        ends |= prefixed("norm", Norm().tensors(self.hidden))
+        ends |= prefixed("norm", self.norm.tensors(self.hidden))
         if not self.tied:
             ends["head"] = Tensor(shape, "head")
         for name, tensor in ends.items():

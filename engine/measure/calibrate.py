@@ -100,8 +100,8 @@ def _sums_bytes(spec: ModelSpec) -> int:
 
 
 def _watches(name: str, tensor: Tensor) -> bool:
-    """Whether a weight's inputs are summed: the gate and up of an expert have the same."""
-    return tensor.held != "array" and name != "embed" and not (tensor.expert is not None and name.endswith(".up"))
+    """Whether a weight's inputs are summed: the gate of an expert, if it has one, has those of up."""
+    return tensor.held != "array" and name != "embed" and not (tensor.expert is not None and name.endswith(".gate"))
 
 
 class _Inputs:
@@ -164,12 +164,12 @@ class _Watched(QTensor):
 
 
 class _WatchedExperts:
-    """An `ExpertSource` whose matrices are watched. `up` has the inputs of `gate`."""
+    """An `ExpertSource` whose matrices are watched. `gate`, if there is one, has the inputs of `up`."""
 
     def __init__(self, source: ExpertSource):
         self._source = source
         self._inputs: dict[tuple[int, int], tuple[_Inputs, _Inputs]] = {}
-        """Of each expert's gate and of its down matrix, by layer and number."""
+        """Of each expert's up and of its down matrix, by layer and number."""
 
     @contextmanager
     def stream(self, layer: int, experts: Iterable[int]) -> Iterator[Arrivals]:
@@ -185,9 +185,9 @@ class _WatchedExperts:
     def _watch(self, layer: int, expert: int, matrices: dict[str, QTensor]) -> dict[str, QTensor]:
         key = layer, expert
         if key not in self._inputs:
-            self._inputs[key] = _Inputs(matrices["gate"].shape[1]), _Inputs(matrices["down"].shape[1])
-        gate, down = self._inputs[key]
-        return matrices | {"gate": _Watched(matrices["gate"], gate), "down": _Watched(matrices["down"], down)}
+            self._inputs[key] = _Inputs(matrices["up"].shape[1]), _Inputs(matrices["down"].shape[1])
+        up, down = self._inputs[key]
+        return matrices | {"up": _Watched(matrices["up"], up), "down": _Watched(matrices["down"], down)}
 
     def moments(self, spec: ModelSpec) -> Iterator[tuple[str, Moments]]:
         """(canonical name, its inputs) of every expert's matrices, in layers where any was used."""

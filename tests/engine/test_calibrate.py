@@ -47,7 +47,7 @@ def test_the_first_layers_inputs_are_the_normed_embedding(model: Models, bos: in
         np.testing.assert_allclose(moments.square, (x**2).mean(axis=0), rtol=1e-3)
 
 
-@pytest.mark.parametrize("case", ["llama_a", "v2_a", "v4_a", "qwen3_moe_a"])
+@pytest.mark.parametrize("case", ["llama_a", "v2_a", "v4_a", "qwen3_moe_a", "nemotron_h_a"])
 def test_every_weight_that_int4_rounds_is_met(case: str, model: Models) -> None:
     """Of every kind of attention too, but for what the latent kind never multiplies with as it is."""
     tested = model(case)
@@ -86,7 +86,7 @@ def test_it_is_the_same_from_disk(checkpoint: Checkpoints, monkeypatch: pytest.M
         assert_same(moments, other.inputs[name])
 
 
-@pytest.mark.parametrize("case", ["qwen3_b", "qwen3_moe_a"])
+@pytest.mark.parametrize("case", ["qwen3_b", "qwen3_moe_a", "nemotron_h_a"])
 def test_sums_are_taken_from_the_memory_for_sessions(case: str, checkpoint: Callable[[str], Path]) -> None:
     planned = describe(checkpoint(case)).plan()
     tight = load(checkpoint(case), ram=planned.total_bytes)

@@ -134,7 +134,7 @@ VARIANTS = [
     "gpt_oss_a", "gpt_oss_a transposed", "gpt_oss_b native", "qwen3_5_moe_a",
     "v4_a", "v4_a int4", "v4_released", "v4_released int8",
     "v4_released int4", "v4_released native", "v3_fp8",
-    "mixtral_a", "mixtral_a stacked", "mixtral_a gguf",
+    "mixtral_a", "mixtral_a stacked", "mixtral_a gguf", "nemotron_h_b", "nemotron_h_a int4", "granitemoe_b native",
 ]  # fmt: skip
 
 

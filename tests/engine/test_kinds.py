@@ -12,19 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from numoe.engine.families.config import Config, scaled_rope
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.indexer import TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
-from numoe.engine.layers.block import Compute, Kind, Shared
-from numoe.engine.layers.ffn import SwiGLU, feed_forward
+from numoe.engine.layers.block import Block, Compute, Kind, Shared
+from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
+from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
-from numoe.engine.layers.rope import Rope, Rotation
+from numoe.engine.layers.rope import Rope, Rotation, frequencies
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
 from numoe.engine.layers.step import Step
@@ -91,7 +94,8 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     m = {name: matrix.dequantize().astype(np.float64) for name, matrix in w.matrices.items()}
     a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
     count, dim = len(x), kind.head_dim
-    projected = {name: x @ m[name].T + a.get(f"{name}_bias", 0) for name in "qkv"}
+    projected = {name: x @ m[name].T + a.get(f"{name}_bias", 0) for name in "qkv" if name in m}
+    projected.setdefault("v", projected["k"])
     q = projected["q"].reshape(count, kind.heads, -1)
     q, gate = q[..., :dim], q[..., dim:]
     k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
@@ -99,17 +103,24 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
         q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
     out = np.zeros((count, kind.heads, dim))
     for t in range(count):
-        first = 0 if kind.window is None else max(0, t - kind.window + 1)
+        first = t - t % kind.chunk if kind.chunk else 0 if kind.window is None else max(0, t - kind.window + 1)
         for h in range(kind.heads):
             group = h * kind.kv_heads // kind.heads
 
             def turn(values: Wide, position: int) -> Wide:
                 return rotated(values, position, kind.rope) if kind.rope else values
 
-            query = turn(q[t, h], t)
-            scores = np.array([query @ turn(k[s, group], s) for s in range(first, t + 1)]) * dim**-0.5
+            def plain(name: str, values: Wide) -> Wide:
+                return normed(values) if name in kind.plain_norms else values
+
+            query = plain("q", turn(q[t, h], t))
+            if kind.temperature:
+                query *= 1 + kind.temperature[1] * np.log(1 + (t + 1) // kind.temperature[0])
+            scores = np.array([query @ plain("k", turn(k[s, group], s)) for s in range(first, t + 1)]) * (
+                kind.scale or dim**-0.5
+            )
             share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
-            out[t, h] = share @ v[first : t + 1, group]
+            out[t, h] = share @ plain("v", v[first : t + 1, group])
     if kind.gate:
         out /= 1 + np.exp(-gate)
     return out.reshape(count, -1) @ m["o"].T + a.get("o_bias", 0)
@@ -125,11 +136,25 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, rope=Rope(8, 100.0, interleaved=True)),
         replace(PLAIN, rope=Rope(4, 100.0), window=5),
         replace(PLAIN, rope=Rope(4, 100.0, first=True), head_norm=True),
-        replace(PLAIN, rope=None, biases="qkv"),
+        replace(PLAIN, rope=None, biases="qkv", scale=0.8),
         replace(PLAIN, sinks=True, biases="qkvo", window=3),
         replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
+        replace(PLAIN, head_norm=True, plain_norms="v", shared_values=True, biases="qkvo", scale=1.0),
+        replace(PLAIN, chunk=5, plain_norms="qk"),
+        replace(PLAIN, rope=None, temperature=(3, 0.6)),
     ],
-    ids=["plain", "interleaved", "window, last channels", "first channels", "no rope", "sinks", "gate"],
+    ids=[
+        "plain",
+        "interleaved",
+        "window, last channels",
+        "first channels",
+        "no rope",
+        "sinks",
+        "gate",
+        "k is v",
+        "chunks",
+        "temperature",
+    ],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
 def test_grouped_query_attention(kind: GroupedQueryAttention, cuts: tuple[int, ...]) -> None:
@@ -249,6 +274,47 @@ def test_feed_forward(limit: float | None, alpha: float, shift: float) -> None:
         np.testing.assert_allclose(out, right, atol=1e-5)
 
 
+def test_gelu_feed_forward() -> None:
+    kind = SwiGLU(16, gelu=True)
+    w, x = weights_of(kind), random(5, HIDDEN) * 3
+    m = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}
+    gate, up = x @ m["gate"].T, x @ m["up"].T
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    np.testing.assert_allclose(run(kind, w, x, (2,)), (gelu * up) @ m["down"].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
+def test_parallel_blocks(cuts: tuple[int, ...]) -> None:
+    """Each with its own norms, of the same input; what one of them keeps is kept."""
+    blocks = Block("attention", PLAIN, after=Norm()), Block("ffn", SwiGLU(16), before=None)
+    kind, x = Parallel(blocks), random(12, HIDDEN, seed=9)
+    w, before = weights_of(kind), x.copy()
+    a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
+    attention = grouped_by_formula(PLAIN, w.below("attention."), normed(x, a["attention_norm"]))
+    ffn = run(SwiGLU(16), w.below("ffn."), x, ())
+    right = normed(attention, a["attention_post_norm"]) + ffn
+    np.testing.assert_allclose(run(kind, w, x, cuts), right, atol=5e-5)
+    np.testing.assert_array_equal(x, before)
+    assert [name for name, _ in kind.parts("both")] == ["attention", "ffn"]
+
+
+def test_proportional_rope_turns_the_first_pairs_alone() -> None:
+    config = {"rope_type": "proportional", "rope_theta": 100.0, "partial_rotary_factor": 0.5, "factor": 4.0}
+    rope = scaled_rope(Config({}, {}), Config(config, {}), 12, interleaved=False)
+    right = np.append(100.0 ** (-np.arange(0, 6, 2) / 12) / 4, [0, 0, 0])
+    np.testing.assert_allclose(frequencies(rope), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_squared_relu(bias: bool) -> None:
+    kind = SquaredReLU(16, bias)
+    parts = [(weights_of(kind, seed), Activations(random(seed, HIDDEN))) for seed in (1, 4)]
+    for (w, x), out in zip(parts, kind.forward(parts), strict=True):
+        m = {n: t.dequantize().astype(np.float64) for n, t in w.matrices.items()}
+        up = np.maximum(x.x @ m["up"].T + w.arrays.get("up_bias", 0), 0)
+        np.testing.assert_allclose(out, up**2 @ m["down"].T + w.arrays.get("down_bias", 0), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "router",
     [
@@ -258,6 +324,7 @@ def test_feed_forward(limit: float | None, alpha: float, shift: float) -> None:
         Router("sigmoid", bias=True, groups=4, top_groups=2, group_score="top2"),
         Router("softmax", groups=4, top_groups=2, normalize=False),
         Router("sqrtsoftplus", bias=True),
+        Router("softmax", norm=True, expert_scale=True),
     ],
     ids=str,
 )
@@ -265,10 +332,12 @@ def test_routing(router: Router) -> None:
     experts, top_k, x = 12, 3, random(20, HIDDEN)
     w = Weights({"router": F32(random(experts, HIDDEN) / 5)})
     for name in router.tensors(HIDDEN, experts, top_k).keys() - {"router"}:
-        w.arrays[name] = random(experts, seed=len(name)) / 4
-    chosen, weights = Routing(router, top_k, w)(x, np.zeros(20, np.int64))
+        w.arrays[name] = random(HIDDEN if name == "router_norm" else experts, seed=len(name)) / 4
+    chosen, weights = Routing(router, top_k, w, EPS)(x, np.zeros(20, np.int64))
     for t in range(20):
-        logits = w.matrices["router"].dequantize() @ x[t].astype(np.float64) + w.arrays.get("router_logit_bias", 0)
+        row = x[t].astype(np.float64)
+        row = normed(row, w.arrays["router_norm"]) if router.norm else row
+        logits = w.matrices["router"].dequantize() @ row + w.arrays.get("router_logit_bias", 0)
         scores = {
             "softmax": softmaxed(logits),
             "sigmoid": 1 / (1 + np.exp(-logits)),
@@ -282,14 +351,20 @@ def test_routing(router: Router) -> None:
             ranked = np.where(np.isin(np.arange(experts) // (experts // router.groups), kept), ranked, -np.inf)
         picked = np.sort(np.argsort(-ranked)[:top_k])
         right = scores[picked] / (scores[picked].sum() if router.normalize else 1) * router.scale
+        right *= w.arrays["router_scale"][picked] if router.expert_scale else 1
         assert chosen[t].tolist() == picked.tolist()
         np.testing.assert_allclose(weights[t], right, rtol=1e-5)
 
 
-def test_norms() -> None:
-    x, weight = random(5, HIDDEN), random(HIDDEN, seed=1)
-    norm = Norm().build(Weights(arrays={"norm": weight}), "norm", EPS)
-    np.testing.assert_allclose(norm(x), normed(x.astype(np.float64), weight), rtol=1e-5)
+@pytest.mark.parametrize("spec", [Norm(), Norm(center=True), Norm(bias=True), Norm(center=True, bias=True)], ids=str)
+def test_norms(spec: Norm) -> None:
+    x = random(5, HIDDEN) + 1
+    arrays = {f"norm{name}": random(*one.shape, seed=len(name) + 1) for name, one in spec.tensors(HIDDEN).items()}
+    centered = x - x.mean(axis=1, keepdims=True, dtype=np.float64) if spec.center else x.astype(np.float64)
+    right = normed(centered, arrays["norm"]) + arrays.get("norm_bias", 0)
+    norm, before = spec.build(Weights(arrays=arrays), "norm", EPS), x.copy()
+    np.testing.assert_allclose(norm(x), right, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_hyper_connections() -> None:
@@ -314,11 +389,12 @@ def test_hyper_connections() -> None:
     np.testing.assert_allclose(mixed, right, rtol=1e-4, atol=1e-5)
 
 
-def test_a_plain_residual_adds() -> None:
-    mixer = PlainResidual().connect(Weights(), EPS)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_plain_residual_adds(scale: float) -> None:
+    mixer = PlainResidual(scale).connect(Weights(), EPS)
     state, out = random(3, HIDDEN), random(3, HIDDEN, seed=1)
     x, carried = mixer.enter(state.copy())
-    np.testing.assert_array_equal(mixer.leave(x, out, carried), state + out)
+    np.testing.assert_array_equal(mixer.leave(x, out, carried), state + scale * out)
 
 
 def test_angles_of_far_positions_are_turned_back() -> None:
@@ -523,3 +599,34 @@ def test_short_convolution(cuts: tuple[int, ...], bias: bool) -> None:
     padded, kernel = np.concatenate([np.zeros((2, 10)), b * u]), weights.arrays["conv"].T
     mixed = np.array([(padded[t : t + 3] * kernel).sum(axis=0) for t in range(count)]) + a["conv_bias"]
     np.testing.assert_allclose(run(kind, weights, x, cuts), (c * mixed) @ m["o"].T + a["o_bias"], atol=2e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 80), tuple(range(1, 150))])
+@pytest.mark.parametrize(
+    "kind",
+    [Mamba2(6, 5, 2, 7, 3, "co", (0.4, 1.1)), Mamba2(4, 3, 1, 5, 4, "i"), Mamba2(3, 6, 3, 4, 2)],
+    ids=["two groups, limits", "one group", "a head a group"],
+)
+def test_mamba2(kind: Mamba2, cuts: tuple[int, ...]) -> None:
+    count, values, share = 150, kind.heads * kind.head_dim, kind.heads // kind.groups
+    weights, x = weights_of(kind), random(150, HIDDEN, seed=9)
+    weights.arrays["decay"] = -np.exp(weights.arrays["decay"])
+    a = {f"{name}_bias": np.zeros(1) for name in ("in", "conv", "o")}
+    a |= {name: array.astype(np.float64) for name, array in weights.arrays.items()}
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    gate, mixed, d = np.split(x @ m["in"].T + a["in_bias"], (values, values + kind.channels), axis=1)
+    d = np.clip(np.log1p(np.exp(d + a["dt_bias"])), *kind.step_limits)
+    padded, kernel = np.concatenate([np.zeros((kind.kernel - 1, kind.channels)), mixed]), a["conv"].T
+    seen = np.array([(padded[t : t + kind.kernel] * kernel).sum(axis=0) for t in range(count)]) + a["conv_bias"]
+    seen /= 1 + np.exp(-seen)
+    u = seen[:, :values].reshape(count, kind.heads, -1)
+    b, c = np.split(seen[:, values:].reshape(count, 2 * kind.groups, -1), 2, axis=1)
+    memory, y = np.zeros((kind.heads, kind.states, kind.head_dim)), np.zeros((count, kind.heads, kind.head_dim))
+    for t in range(count):
+        for h in range(kind.heads):
+            memory[h] *= np.exp(d[t, h] * a["decay"][h])
+            memory[h] += d[t, h] * np.outer(b[t, h // share], u[t, h])
+            y[t, h] = memory[h].T @ c[t, h // share] + a["skip"][h] * u[t, h]
+    y = y.reshape(count, -1) * gate / (1 + np.exp(-gate))
+    y = normed(y.reshape(count, kind.groups, -1), a["norm"].reshape(kind.groups, -1)).reshape(count, -1)
+    np.testing.assert_allclose(run(kind, weights, x, cuts), y @ m["o"].T + a["o_bias"], atol=3e-5)

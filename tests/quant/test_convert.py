@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from cases import LAYOUTS
+from cases import LAYOUTS, recurrent, spec
 from helpers import reshard, write_safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -41,9 +41,6 @@ from numoe.quant.stored.shards import INDEX_NAME
 
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
-
-EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
-DENSE = [case for case in tiny.cases() if not EXPERTS & tiny.load_golden(case).config.keys()]
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
@@ -123,8 +120,9 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
     ids = tiny.load_golden(case).ids[:40]
     reference = model(case).session(256).feed(ids)
     # FP8 and FP4 of its own, which no recipe makes larger.
-    compact = case in ("v3_fp8", "v4_released", "gpt_oss_a", "gpt_oss_b")
-    steady = case in DENSE and not case.startswith(tiny.RECURRENT)  # nothing chooses, and no state carries errors on
+    compact = "quantization_config" in tiny.load_golden(case).config
+    dense = not spec(case).routed
+    steady = dense and not recurrent(case)  # nothing chooses, and no state carries errors on
     bounds = {"int8": 2e-3, "int4": 0.2} if steady else {"int8": 0.2, "int4": 1.0}
     sizes = {}
     for quant, bound in bounds.items():
@@ -137,7 +135,7 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
         held = loaded.plan().weights
         kinds = {role: {stored.kind for r, stored in held if r == role} for role, _ in held}
         assert compact or quant in kinds.get("experts", kinds.get("dense ffn", set()))
-        assert kinds["router"] <= {"f32", "bf16", "i64"} if "router" in kinds else case in DENSE
+        assert kinds["router"] <= {"f32", "bf16", "i64"} if "router" in kinds else dense
         assert kinds["norms"] == {"f32"}
     assert sizes["int4"] < sizes["int8"] or case == "v4_released"
 

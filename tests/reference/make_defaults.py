@@ -18,6 +18,8 @@ table = {}
 for model_type in sorted({load_golden(case).config["model_type"] for case in cases()}):
     made = type(AutoConfig.for_model(ALIASES.get(model_type, model_type)))
     keys = {field.name: field.default for field in dataclasses.fields(made)}
+    if isinstance(made.default_theta, dict):  # Gemma 3, by the kind of layer
+        keys |= {"rope_theta": made.default_theta["global"], "rope_local_base_freq": made.default_theta["local"]}
     keys.setdefault("rope_theta", made.default_theta)
     # DeepSeek-V4 has defaults for keys that its released configs use and its class renames.
     keys |= {

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILY, KIND = "engine/families/made_up.py", "engine/layers/squared_relu.py"
-GATED, SQUARED = "common.swiglu(config)", 'SquaredReLU(config.size("intermediate_size"))'
+FAMILY, KIND = "engine/families/made_up.py", "engine/layers/relu.py"
+GATED, PLAIN = "common.swiglu(config)", 'ReLU(config.size("intermediate_size"))'
 
 
 def blocks(readme: Path) -> dict[str, str]:
@@ -44,12 +44,10 @@ def main() -> None:
         parts = ("families", "layers", "chat")
         family, kind, chat = (blocks(ROOT / "engine" / part / "README.md") for part in parts)
         written(folder / "numoe", {**family, **kind, **chat})
-        squared = (
-            family[FAMILY].replace(GATED, SQUARED).replace('"made_up"', '"squared"').replace('"madeup"', '"squared"')
-        )
-        imported = "from numoe.engine.layers.squared_relu import SquaredReLU\n"
-        squared = squared.replace("from numoe.engine.layers.spec", f"{imported}from numoe.engine.layers.spec")
-        written(folder / "numoe", {FAMILY.replace("made_up", "squared"): squared})
+        plain = family[FAMILY].replace(GATED, PLAIN).replace('"made_up"', '"plain"').replace('"madeup"', '"plain"')
+        imported = "from numoe.engine.layers.relu import ReLU\n"
+        plain = plain.replace("from numoe.engine.layers.spec", f"{imported}from numoe.engine.layers.spec")
+        written(folder / "numoe", {FAMILY.replace("made_up", "plain"): plain})
         sys.path[:0] = [str(folder), *(str(ROOT / "tests" / part) for part in (".", "engine"))]
         os.environ["NUMOE_HOME"] = str(folder / "home")
         (folder / "home").mkdir()
@@ -67,7 +65,7 @@ def main() -> None:
         print(f"its chat format: {', '.join(map(lines, chat.values()))}; {answer!r}")
         for name in (one for one in kind if one.startswith("tests/")):
             test(folder / "numoe" / name)
-        model(folder / "squared", config | {"model_type": "squared"}, "1 squared relu, 2 routed", lines(kind[KIND]))
+        model(folder / "plain", config | {"model_type": "plain"}, "1 relu, 2 routed", lines(kind[KIND]))
 
 
 def lines(text: str) -> str:

@@ -38,10 +38,20 @@ class GroupedQueryAttention(Kind):
     """A learned score a head that takes part in the softmax and has no value (gpt-oss)."""
     gate: bool = False
     """Each head's output is multiplied with the sigmoid of a gate; Wq has a query and a gate a head (Qwen3-Next)."""
+    scale: float | None = None
+    """What scores are multiplied with; None: head_dim^-1/2."""
+    plain_norms: str = ""
+    """Which of q, k and v have an RMS norm over each head without a weight, after rope (Gemma 4, Llama 4)."""
+    shared_values: bool = False
+    """v = x Wk: values are what keys are before norm and rope (Gemma 4)."""
+    chunk: int | None = None
+    """A token sees the positions of its own chunk alone, of so many from 0 on (Llama 4)."""
+    temperature: tuple[int, float] | None = None
+    """(n, c): queries are multiplied with 1 + c log(1 + floor((position + 1) / n)) (arXiv 2501.19399; Llama 4)."""
 
     @property
     def label(self) -> str:
-        return "full" if self.window is None else "sliding"
+        return "sliding" if self.window else "chunked" if self.chunk else "full"
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -51,15 +61,21 @@ class GroupedQueryAttention(Kind):
             "v": Tensor((kv, hidden), "attention"),
             "o": Tensor((hidden, q), "attention"),
         }
+        if self.shared_values:
+            del table["v"]
         if self.head_norm:
             table |= {name: Tensor((self.head_dim,), "norms", "array") for name in ("q_norm", "k_norm")}
-        table |= {f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array") for name in self.biases}
+        table |= {
+            f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array")
+            for name in self.biases
+            if name in table
+        }
         if self.sinks:
             table["sink"] = Tensor((self.heads,), "attention", "array")
         return table
 
     def state(self) -> Mapping[str, Rows]:
-        row = Rows(self.kv_heads, self.head_dim, self.window)
+        row = Rows(self.kv_heads, self.head_dim, self.window or self.chunk)
         return {"k": row, "v": row}
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
@@ -75,6 +91,7 @@ class GroupedQuery:
         self.norm_eps = shared.norm_eps
         self.states = shared.states()
         self.rotation = shared.rotation(spec.rope) if spec.rope else None
+        self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
         self.sink = weights.arrays["sink"].reshape(spec.kv_heads, 1, -1) if spec.sinks else None  # (G, 1, R)
 
     def __call__(self, x: Floats, step: Step) -> Floats:
@@ -88,6 +105,12 @@ class GroupedQuery:
             ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
         if self.rotation:
             self.rotation.apply(heads[:, :rotated], angles(self.rotation, step))
+        for name, part in (("q", q), ("k", k), ("v", v)):
+            if name in spec.plain_norms:
+                ops.rms_norm(part, None, self.norm_eps, out=part)
+        if spec.temperature:
+            every, strength = spec.temperature
+            q *= (1 + strength * np.log1p(np.floor((step.positions + 1) / np.float32(every))))[:, None, None]
         out = np.empty((count, spec.heads, spec.head_dim), np.float32)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
@@ -110,12 +133,16 @@ class GroupedQuery:
         first = spec.heads * spec.head_dim
         second = first + spec.kv_heads * spec.head_dim
         parts = {"q": channels[:, :first], "k": channels[:, first:second], "v": channels[:, second:]}
+        if spec.shared_values:
+            del parts["v"]
         if spec.gate:
             parts["q"] = np.empty((count, 2 * first), np.float32)
         matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
         for name, part in parts.items():
             if name in spec.biases:
                 part += self.w.arrays[f"{name}_bias"]
+        if spec.shared_values:
+            channels[:, second:] = channels[:, first:second]
         if not spec.gate:
             return heads, None
         both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
@@ -127,10 +154,11 @@ class GroupedQuery:
         spec, count, start = self.spec, segment.count, segment.start
         groups, share = spec.kv_heads, spec.heads // spec.kv_heads
         grouped = out.reshape(count, groups, share, -1)
-        most = start + count if spec.window is None else min(start + count, spec.window + count)
+        kept = spec.window or spec.chunk
+        most = start + count if kept is None else min(start + count, kept + count)
         for a, b in query_blocks(count, spec.heads, most):
-            first = first_visible(start + a, spec.window)
+            first = first_visible(start + a, spec.window, spec.chunk)
             block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
-            hidden = hidden_keys(start + a, start + b, first, spec.window)
+            hidden = hidden_keys(start + a, start + b, first, spec.window, spec.chunk)
             part = keys.view(first, start + b), values.view(first, start + b), hidden
-            grouped[a:b] = attend(block, [part], spec.head_dim**-0.5, self.sink).transpose(1, 0, 2, 3)
+            grouped[a:b] = attend(block, [part], self.scale, self.sink).transpose(1, 0, 2, 3)

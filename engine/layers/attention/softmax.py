@@ -29,12 +29,16 @@ def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int
         yield start, min(start + step, queries)
 
 
-def first_visible(start: int, window: int | None) -> int:
-    """Position of the first key that queries from `start` on see."""
+def first_visible(start: int, window: int | None, chunk: int | None = None) -> int:
+    """Position of the first key that queries from `start` on see: of a window, or of the chunk that they are in."""
+    if chunk is not None:
+        return start - start % chunk
     return 0 if window is None else max(0, start - window + 1)
 
 
-def hidden_keys(start: int, stop: int, first: int, window: int | None) -> NDArray[np.bool_] | None:
+def hidden_keys(
+    start: int, stop: int, first: int, window: int | None, chunk: int | None = None
+) -> NDArray[np.bool_] | None:
     """(T, S) True where the query at start + t must not see the key at first + s; None if all are seen."""
     if stop - start == 1:
         return None
@@ -42,6 +46,8 @@ def hidden_keys(start: int, stop: int, first: int, window: int | None) -> NDArra
     hidden = key > query
     if window is not None:
         hidden |= key <= query - window
+    if chunk is not None:
+        hidden |= key < query - query % chunk
     return hidden
 
 

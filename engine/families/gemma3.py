@@ -1,0 +1,101 @@
+"""Gemma 3: windows but for every sixth layer, GeGLU, norms before and after blocks, stored as what is added to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from numoe.engine.families import common
+from numoe.engine.families.config import Config, rope_of_kind
+from numoe.engine.families.names import Family
+from numoe.engine.layers.block import Block, Layer
+from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.spec import ModelSpec
+
+FULL, SLIDING = common.FULL, common.SLIDING
+# What released files of several parts leave out, sizes included.
+SIZES: dict[str, Any] = common.DEFAULTS | {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "final_logit_softcapping": None,
+}
+DEFAULTS = SIZES | {
+    "vocab_size": 262208,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+}
+
+
+def read(config: Config) -> ModelSpec:
+    tables, scaling = config.table("rope_parameters"), config.table("rope_scaling")
+    thetas = {FULL: config.number("rope_theta"), SLIDING: config.number("rope_local_base_freq")}
+    ropes = {kind: _with(tables.get(kind), {"rope_theta": theta}) for kind, theta in thetas.items()}
+    ropes |= {FULL: _with(ropes[FULL], scaling, first=True)}
+    mixers = {}
+    for kind in (FULL, SLIDING):
+        mixers[kind] = common.grouped_query_attention(
+            config,
+            window=config.size("sliding_window") if kind == SLIDING else None,
+            head_norm=True,
+            biases=common.attention_biases(config),
+            turn=partial(rope_of_kind, tables=ropes, kind=kind),
+        )
+        mixers[kind] = replace(mixers[kind], scale=config.number("query_pre_attn_scalar") ** -0.5)
+    ffn = Block("ffn", geglu(config), after=Norm())
+    layers = [(Block("attention", mixers[kind], after=Norm()), ffn) for kind in kinds(config)]
+    config.ignore(["_sliding_window_pattern"])
+    return model(config, layers)
+
+
+def _with(table: Any, more: dict[str, Any], first: bool = False) -> Any:
+    """A table of rope settings with more of them, if it is one."""
+    if table is not None and not isinstance(table, dict):
+        return table
+    return (table or {}) | more if first else more | (table or {})
+
+
+def kinds(config: Config, every: str = "sliding_window_pattern") -> list[str]:
+    """What each layer's attention is; one in so many is full where `layer_types` is left out."""
+    layers, period = common.layer_count(config), config.size(every)
+    made = config.kinds("layer_types", layers, (FULL, SLIDING))
+    return made or [SLIDING if (i + 1) % period else FULL for i in range(layers)]
+
+
+def geglu(config: Config, width: str = "intermediate_size") -> SwiGLU:
+    config.choice("hidden_activation", "gelu_pytorch_tanh")
+    return SwiGLU(config.size(width), gelu=True)
+
+
+def model(config: Config, layers: Sequence[Layer]) -> ModelSpec:
+    """`common.model`, with embeddings times the root of their size, and bounded logits if the config says so."""
+    capped = config.take("final_logit_softcapping", null=None) is not None
+    cap = config.number("final_logit_softcapping") if capped else None
+    spec = common.model(config, layers)
+    return replace(spec, embedding_scale=spec.hidden**0.5, logit_cap=cap)
+
+
+LAYER = common.GROUPED_QUERY | common.dense()
+LAYER |= {
+    "attention_norm": "input_layernorm.weight",
+    "attention_post_norm": "post_attention_layernorm.weight",
+    "ffn_norm": "pre_feedforward_layernorm.weight",
+    "ffn_post_norm": "post_feedforward_layernorm.weight",
+}
+_PREFIXES = ("model.language_model.", "language_model.model.")
+NAMES = common.made(common.names(LAYER), r"(.*[_.])?norm", lambda weight: weight + 1)
+for _prefix in _PREFIXES:
+    NAMES = common.also_below(NAMES, "model.", _prefix)
+IMAGES = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
+FAMILY = Family("Gemma 3 (text)", ("gemma3", "gemma3_text"), read, NAMES, DEFAULTS, (IMAGES, *common.IGNORED))

@@ -1,0 +1,93 @@
+"""Llama 4: chunks but for every fourth layer, which has no rope; one expert of a weighted input, and a shared one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from numoe.engine.families import common
+from numoe.engine.families.config import Config, rope, shown
+from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec, decoder_layer
+
+FULL, CHUNKED = common.FULL, "chunked_attention"
+DEFAULTS = common.DEFAULTS | {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "attention_chunk_size": 8192,
+    "use_qk_norm": True,
+    "no_rope_layer_interval": 4,
+    "attn_temperature_tuning": True,
+    "floor_scale": 8192,
+    "attn_scale": 0.1,
+    "intermediate_size_mlp": 16384,
+    "interleave_moe_layer_step": 1,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 1,
+}
+
+
+def read(config: Config) -> ModelSpec:
+    layers = common.layer_count(config)
+    every = config.size("no_rope_layer_interval")
+    turned = [int((i + 1) % every != 0) for i in range(layers)]
+    if config.listing("no_rope_layers"):
+        turned = config.kinds("no_rope_layers", layers, (0, 1), longer=True) or turned
+    kinds = config.kinds("layer_types", layers, (FULL, CHUNKED)) or [CHUNKED if turns else FULL for turns in turned]
+    with_rope = common.grouped_query_attention(
+        config,
+        biases=common.attention_biases(config),
+        turn=lambda config, head_dim: rope(config, head_dim, interleaved=True),
+    )
+    tuned, tuning = config.flag("attn_temperature_tuning"), (config.size("floor_scale"), config.number("attn_scale"))
+    without = replace(with_rope, rope=None, temperature=tuning if tuned else None)
+    with_rope = replace(with_rope, plain_norms="qk" if config.flag("use_qk_norm") else "")
+    chunk = config.size("attention_chunk_size")
+    attentions = [
+        replace(with_rope if turns else without, chunk=chunk if kind == CHUNKED else None)
+        for turns, kind in zip(turned, kinds, strict=True)
+    ]
+    expert = common.swiglu(config)
+    router = Router("sigmoid", normalize=False)
+    sparse = common.mixture(config, config.size("num_local_experts"), expert, router, expert)
+    sparse = replace(sparse, weighted_inputs=True)
+    dense = common.swiglu(config, "intermediate_size_mlp")
+    routed = _sparse_layers(config)
+    ffns = [sparse if i in routed else dense for i in range(layers)]
+    return common.model(config, [decoder_layer(a, ffn) for a, ffn in zip(attentions, ffns, strict=True)])
+
+
+def _sparse_layers(config: Config) -> list[int]:
+    step, listed = config.size("interleave_moe_layer_step"), config.listing("moe_layers")
+    if listed is None:
+        return list(range(step - 1, common.layer_count(config), step))
+    if wrong := [layer for layer in listed if type(layer) is not int]:
+        raise config.refusal("moe_layers", f"has {shown(wrong[0])}, which is not the number of a layer")
+    return listed
+
+
+def _names() -> Names:
+    layer = common.NORMS | common.GROUPED_QUERY | common.dense("feed_forward")
+    layer |= common.dense("feed_forward.shared_expert", "ffn.shared") | {"ffn.router": "feed_forward.router.weight"}
+    table = dict(common.names(layer))
+    stored = "model.layers.{layer}.feed_forward.experts"
+    for part in ("gate", "up"):
+        both = Source(f"{stored}.gate_up_proj", True, ("gate", "up"), transposed=True)
+        table[f"layers.{{layer}}.ffn.experts.{{expert}}.{part}"] = (both,)
+    table["layers.{layer}.ffn.experts.{expert}.down"] = (Source(f"{stored}.down_proj", True, transposed=True),)
+    table["head"] += (Source("language_model.lm_head.weight"),)
+    return common.also_below(table, "model.", "language_model.model.")
+
+
+FAMILY = Family(
+    "Llama 4 Scout, Maverick (text)",
+    ("llama4", "llama4_text"),
+    read,
+    _names(),
+    DEFAULTS,
+    (r"(vision_model|multi_modal_projector)\..*", *common.IGNORED),
+)
