@@ -112,7 +112,7 @@ def _normal(seed: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 def _std(name: str, fan_in: int, shapes: Shapes) -> float:
     """Standard deviation of a tensor whose rows have `fan_in` values."""
-    if re.search(r"embed(_tokens)?\.weight$", name):
+    if re.search(r"(embed(_tokens)?|word_embeddings)\.weight$", name):
         tied = not any(re.search(r"^(lm_)?head\.weight$", other) for other in shapes)
         enlarged = any("pre_feedforward_layernorm" in other for other in shapes)  # by the root of their size, in Gemma
         return (1.0 if enlarged else 2.0) / fan_in**0.5 if tied else 1.0 / fan_in**0.5 if enlarged else 1.0

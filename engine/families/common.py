@@ -237,6 +237,20 @@ def negative_exponential(values: NDArray[Any]) -> NDArray[Any]:
     return -np.exp(values)
 
 
+def also_called(names: Names, parts: Mapping[str, str]) -> Names:
+    """The same names, where these parts of what is stored may all be called otherwise."""
+
+    def other(name: str) -> str:
+        for theirs, another in parts.items():
+            name = name.replace(theirs, another)
+        return name
+
+    return {
+        ours: theirs + tuple(replace(one, name=other(one.name)) for one in theirs if other(one.name) != one.name)
+        for ours, theirs in names.items()
+    }
+
+
 def also_below(names: Names, prefix: str, other: str) -> Names:
     """The same names, where what is stored below a prefix may be below another one."""
 

@@ -89,6 +89,13 @@ class Config:
         self.arranged = arranged
         self._left = set(values)
 
+    def renamed(self, spellings: Mapping[str, str]) -> Config:
+        """The same, where other spellings of keys (theirs -> ours) count in their stead, as in transformers."""
+        theirs = {ours: other for other, ours in spellings.items() if self.values.get(other) is not None}
+        values = {key: value for key, value in self.values.items() if key not in spellings}
+        values |= {ours: self.values[other] for ours, other in theirs.items()}
+        return Config(values, self.defaults, self.where, lambda key: self.spelt(theirs.get(key, key)), self.arranged)
+
     def refusal(self, key: str, reason: str) -> InputError:
         """The error that `key` is at fault."""
         return InputError(f'{self.where}: "{self.spelt(key)}" {reason}')

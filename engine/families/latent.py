@@ -27,23 +27,25 @@ DEFAULTS = common.DEFAULTS | {
 }
 
 
-def attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
+def attention(config: Config, *, interleaved: bool, rotated: bool = True) -> MultiHeadLatentAttention:
     """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
     heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
     config.expect("num_key_value_heads", heads)
     config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
-    block = rope_block(config)
-    rotation = scaled_rope(config, block, rotary, interleaved=interleaved)
-    scale = (nope + rotary) ** -0.5
-    if isinstance(rotation.scaling, Yarn) and block.values.get("mscale_all_dim"):
-        scale *= yarn_mscale(rotation.scaling.factor, block.values["mscale_all_dim"]) ** 2
+    rope, scale = None, (nope + rotary) ** -0.5
+    if rotated:
+        block = rope_block(config)
+        rope = scaled_rope(config, block, rotary, interleaved=interleaved)
+        if isinstance(rope.scaling, Yarn) and block.values.get("mscale_all_dim"):
+            scale *= yarn_mscale(rope.scaling.factor, block.values["mscale_all_dim"]) ** 2
     made = MultiHeadLatentAttention(
         heads,
         config.size("q_lora_rank", null=None),
         config.size("kv_lora_rank"),
         nope,
+        rotary,
         config.size("v_head_dim"),
-        rotation,
+        rope,
         scale,
     )
     return replace(made, **config.arranged.get("latent", {}))
@@ -52,10 +54,11 @@ def attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
 def indexed(config: Config, made: MultiHeadLatentAttention, *, interleaved: bool) -> MultiHeadLatentAttention:
     """The same with an indexer of tokens, whose heads and keys rotate their first channels as the attention does."""
     dim = config.size("index_head_dim")
-    if dim < made.rope.dim:
-        raise config.refusal("index_head_dim", f"is {dim}, fewer than the {made.rope.dim} channels that are rotated")
+    if dim < made.shared_dim:
+        raise config.refusal("index_head_dim", f"is {dim}, fewer than the {made.shared_dim} channels that are rotated")
     if made.q_rank is None:
         raise config.refusal("q_lora_rank", "is null, and the indexer needs the latents of queries")
+    assert made.rope
     rope = replace(made.rope, interleaved=interleaved, first=True)
     return replace(made, indexer=TokenIndexer(config.size("index_n_heads"), dim, config.size("index_topk"), rope))
 

@@ -67,6 +67,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("deepseek-ai__DeepSeek-V3.2", 671e9, 37e9),
         ("zai-org__GLM-5", 744e9, 40e9),
         ("zai-org__GLM-5.2", 744e9, 40e9),
+        ("moonshotai__Kimi-Linear-48B-A3B-Instruct", 49.1e9, 3e9),
         ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
         ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
     ],
@@ -587,6 +588,29 @@ def test_the_text_part_of_kimi_k25_is_read(checkpoint: Callable[[str], Path], tm
     np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
 
 
+def test_kimi_linear_is_read_as_it_was_released(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """A table of the linear layers, which are counted from one; dense layers below `mlp`."""
+    golden = tiny.load_golden("kimi_linear_a")
+    kept = {k: v for k, v in golden.config.items() if not k.startswith(("linear_", "layer_types", "mlp_layer_types"))}
+    linear = {"num_heads": 4, "head_dim": 12, "short_conv_kernel_size": 4, "kda_layers": [1, 3, 4]}
+    released = kept | {"first_k_dense_replace": 1, "linear_attn_config": linear | {"full_attn_layers": [2]}}
+    assert spec(released) == spec(golden.config)
+    tensors = {
+        name.replace("layers.0.block_sparse_moe", "layers.0.mlp"): values
+        for name, values in load_file(checkpoint("kimi_linear_a") / "model.safetensors").items()
+    }
+    (tmp_path / "config.json").write_text(json.dumps(released))
+    save_file(tensors, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=1e-3)
+    with pytest.raises(
+        InputError, match=r'"linear_attn_config\.kda_layers" and "full_attn_layers" do not name each of'
+    ):
+        spec(released | {"linear_attn_config": linear | {"full_attn_layers": [2, 3]}})
+    with pytest.raises(InputError, match=r'"linear_attn_config\.gate_lower_bound" is not understood'):
+        spec(released | {"linear_attn_config": linear | {"gate_lower_bound": -5.0}})
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 def test_experts_that_are_stored_transposed_are_turned(
     checkpoint: Callable[[str], Path], tmp_path: Path, dtype: str
@@ -643,6 +667,10 @@ assert model.description.chat_format
     [
         (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
         (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
+        (
+            ("kimi_linear", "bailing_hybrid"),
+            ("families/kimi_linear.py", "families/bailing_hybrid.py", "families/kda.py", "layers/recurrent/kda.py"),
+        ),
         (
             ("qwen3_5", "qwen3_5_moe", "qwen3_next"),
             ("families/qwen3_5.py", "families/qwen3_next.py", "families/deltanet.py", "layers/recurrent/deltanet.py"),

@@ -23,6 +23,7 @@ from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
+from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
@@ -161,11 +162,14 @@ def test_grouped_query_attention(kind: GroupedQueryAttention, cuts: tuple[int, .
     np.testing.assert_allclose(run(kind, weights, x, cuts), grouped_by_formula(kind, weights, x), atol=2e-5)
 
 
-@pytest.mark.parametrize("q_rank", [None, 10])
+@pytest.mark.parametrize(
+    ("q_rank", "rope", "gate"),
+    [(None, Rope(4, 50.0, interleaved=True), False), (10, Rope(4, 50.0), True), (10, None, False)],
+)
 @pytest.mark.parametrize("cuts", [(), (1, 2, 7)])
-def test_latent_attention(q_rank: int | None, cuts: tuple[int, ...]) -> None:
+def test_latent_attention(q_rank: int | None, rope: Rope | None, gate: bool, cuts: tuple[int, ...]) -> None:
     """Against keys and values that are expanded for every token and head."""
-    kind = MultiHeadLatentAttention(3, q_rank, 12, 6, 5, Rope(4, 50.0, interleaved=True), scale=0.3)
+    kind = MultiHeadLatentAttention(3, q_rank, 12, 6, 4, 5, rope, scale=0.3, gate=gate)
     weights, x = weights_of(kind), random(9, HIDDEN, seed=9)
     m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
     q = x @ m["q"].T if q_rank is None else normed(x @ m["q_a"].T, weights.arrays["q_norm"]) @ m["q_b"].T
@@ -173,11 +177,17 @@ def test_latent_attention(q_rank: int | None, cuts: tuple[int, ...]) -> None:
     row = x @ m["kv_a"].T
     both = (normed(row[:, :12], weights.arrays["kv_norm"]) @ m["kv_b"].T).reshape(9, 3, 11)
     out = np.zeros((9, 3, 5))
+
+    def turn(values: Wide, position: int) -> Wide:
+        return rotated(values, position, rope) if rope else values
+
     for t in range(9):
         for h in range(3):
-            query = rotated(q[t, h], t, kind.rope)
-            keys = [np.append(both[s, h, :6], rotated(row[s, 12:], s, kind.rope)) for s in range(t + 1)]
+            query = turn(q[t, h], t)
+            keys = [np.append(both[s, h, :6], turn(row[s, 12:], s)) for s in range(t + 1)]
             out[t, h] = softmaxed(np.array([query @ key for key in keys]) * kind.scale) @ both[: t + 1, h, 6:]
+    if gate:
+        out /= 1 + np.exp(-(x @ m["gate"].T))[..., None]
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(9, -1) @ m["o"].T, atol=2e-5)
 
 
@@ -187,7 +197,7 @@ def test_latent_attention_to_what_an_indexer_picks(interleaved: bool, cuts: tupl
     """The same sum over the best tokens of each one alone; a layer that follows takes the same ones."""
     top_k, count = 4, 14
     indexer = TokenIndexer(3, 7, top_k, Rope(4, 50.0, interleaved, first=True))
-    plain = MultiHeadLatentAttention(3, 10, 12, 6, 5, Rope(4, 50.0, interleaved=True), scale=0.3)
+    plain = MultiHeadLatentAttention(3, 10, 12, 6, 4, 5, Rope(4, 50.0, interleaved=True), scale=0.3)
     kind = replace(plain, indexer=indexer)
     weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
     m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
@@ -525,6 +535,37 @@ def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
             memory[h] += np.outer(key, beta[t, h] * (v[h] - memory[h].T @ key))
             out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(6)
     out = normed(out, a["norm"]) * gate / (1 + np.exp(-gate))
+    np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 17), (16, 33)])
+@pytest.mark.parametrize(("rank", "bound"), [(4, None), (None, -5.0), (None, None)])
+def test_kimi_delta_attention(cuts: tuple[int, ...], rank: int | None, bound: float | None) -> None:
+    """Against the recurrence, token by token, with channels that forget all at once."""
+    kind, count = KimiDeltaAttention(2, 5, 3, rank, bound), 40
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    weights.arrays["decay"] = -np.exp(weights.arrays["decay"])
+    weights.arrays["dt_bias"][::3] += 60
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    a = {name: array.astype(np.float64) for name, array in weights.arrays.items()}
+    forget, gate = (x @ m[n].T if rank is None else x @ m[f"{n}_a"].T @ m[f"{n}_b"].T for n in ("forget", "gate"))
+    parts = []
+    for name in "qkv":
+        padded = np.concatenate([np.zeros((2, 10)), x @ m[name].T])
+        mixed = np.array([(padded[t : t + 3] * a[f"{name}_conv"].T).sum(axis=0) for t in range(count)])
+        parts.append((mixed / (1 + np.exp(-mixed))).reshape(count, 2, 5))
+    forget = (forget + a["dt_bias"]).reshape(count, 2, 5)
+    rate, beta = a["decay"][:, None], 1 / (1 + np.exp(-(x @ m["b"].T)))
+    decay = np.exp(rate * np.log1p(np.exp(forget)) if bound is None else bound / (1 + np.exp(rate * forget)))
+    memory, out = np.zeros((2, 5, 5)), np.zeros((count, 2, 5))
+    for t in range(count):
+        for h in range(2):
+            query, key, value = (part[t, h] for part in parts)
+            key = key / np.sqrt(key @ key + 1e-6)
+            memory[h] *= decay[t, h][:, None]
+            memory[h] += np.outer(key, beta[t, h] * (value - memory[h].T @ key))
+            out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(5)
+    out = normed(out, a["norm"]) / (1 + np.exp(-gate.reshape(out.shape)))
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
 
 

@@ -40,8 +40,11 @@ class MultiHeadLatentAttention(Kind):
     q_rank: int | None
     kv_rank: int
     nope_dim: int
+    shared_dim: int
+    """Channels of keys that all heads have in common, and that `rope` rotates."""
     value_dim: int
-    rope: Rope
+    rope: Rope | None
+    """None: positions play no part but for the mask."""
     scale: float
     norm_eps: float = 1e-6
     split: bool = False
@@ -49,6 +52,8 @@ class MultiHeadLatentAttention(Kind):
     indexer: TokenIndexer | None = None
     follows: bool = False
     """It attends to what the last indexer of the layers before chose (GLM-5.2)."""
+    gate: bool = False
+    """Each head's output is multiplied with the sigmoid of one projection of x (Ling 3.0)."""
 
     @property
     def label(self) -> str:
@@ -59,7 +64,7 @@ class MultiHeadLatentAttention(Kind):
         return f"the best {self.indexer.top_k} tokens" if self.indexer else "the same tokens" if self.follows else ""
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
-        q = self.heads * (self.nope_dim + self.rope.dim)
+        q = self.heads * (self.nope_dim + self.shared_dim)
         if self.q_rank is None:
             table = {"q": Tensor((q, hidden), "attention")}
         else:
@@ -69,7 +74,7 @@ class MultiHeadLatentAttention(Kind):
                 "q_b": Tensor((q, self.q_rank), "attention"),
             }
         table |= {
-            "kv_a": Tensor((self.kv_rank + self.rope.dim, hidden), "attention"),
+            "kv_a": Tensor((self.kv_rank + self.shared_dim, hidden), "attention"),
             "kv_norm": Tensor((self.kv_rank,), "norms", "array"),
         }
         if self.split:
@@ -78,13 +83,15 @@ class MultiHeadLatentAttention(Kind):
         else:
             both = self.nope_dim + self.value_dim
             table["kv_b"] = Tensor((self.heads * both, self.kv_rank), "attention", "rows")
+        if self.gate:
+            table["gate"] = Tensor((self.heads, hidden), "attention")
         if self.indexer:
             assert self.q_rank is not None
             table |= prefixed("indexer.", self.indexer.tensors(hidden, self.q_rank))
         return table | {"o": Tensor((hidden, self.heads * self.value_dim), "attention")}
 
     def state(self) -> Mapping[str, Rows]:
-        table = {"latent": Rows(1, self.kv_rank + self.rope.dim)}
+        table = {"latent": Rows(1, self.kv_rank + self.shared_dim)}
         return table | {"indexer": self.indexer.state()} if self.indexer else table
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
@@ -97,7 +104,7 @@ class Latent:
     def __init__(self, spec: MultiHeadLatentAttention, weights: Weights, shared: Shared):
         self.spec = spec
         self.w = weights
-        self.rotation = shared.rotation(spec.rope)
+        self.rotation = shared.rotation(spec.rope) if spec.rope else None
         self.states = shared.states()
         self.indexer: TokenLightningIndexer | None = None
         if spec.indexer:
@@ -106,7 +113,6 @@ class Latent:
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
         spec, count, m = self.spec, len(x), self.w.matrices
-        turned = angles(self.rotation, step)
         given = Activations(x)
         q, row = matmul_all([(m["q" if spec.q_rank is None else "q_a"], given, None), (m["kv_a"], given, None)])
         if spec.q_rank is not None:
@@ -115,12 +121,15 @@ class Latent:
             q = m["q_b"].matmul(q_latent)
             if self.indexer:
                 self._index(self.indexer, given, q_latent, step)
-        q = self.rotation.apply(q.reshape(count, spec.heads, -1), turned)  # (T, H, nope + rope)
+        q = q.reshape(count, spec.heads, -1)  # (T, H, nope + rope)
         latent = row[:, : spec.kv_rank]  # of (T, rank + rope)
         ops.rms_norm(latent, self.w.arrays["kv_norm"], spec.norm_eps, out=latent)
-        self.rotation.apply(row[:, None], turned)
+        if self.rotation:
+            turned = angles(self.rotation, step)
+            self.rotation.apply(q, turned)
+            self.rotation.apply(row[:, None], turned)
 
-        query = np.empty((count, spec.heads, spec.kv_rank + spec.rope.dim), np.float32)
+        query = np.empty((count, spec.heads, spec.kv_rank + spec.shared_dim), np.float32)
         query[..., spec.kv_rank :] = q[..., spec.nope_dim :]
         mixed = np.empty((count, spec.heads, spec.kv_rank), np.float32)
         out = np.empty((count, spec.heads, spec.value_dim), np.float32)
@@ -135,6 +144,8 @@ class Latent:
             else:
                 self._attend_to(chosen, query[own], states["latent"], segment, mixed[own])
         threads.run([partial(self._out_of_latents, mixed[:, h], out[:, h], h) for h in heads])
+        if spec.gate:
+            out *= ops.sigmoid(m["gate"].matmul(given))[..., None]
         return m["o"].matmul(out.reshape(count, -1))
 
     def _index(self, indexer: TokenLightningIndexer, x: Activations, q_latent: Activations, step: Step) -> None:
