@@ -15,11 +15,13 @@ import re
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Barrier, Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.output import Output
@@ -27,13 +29,14 @@ from numoe.cli.reply import Interrupt, document, show
 from numoe.cli.request import Request
 from numoe.cli.settings import SETTINGS, May, in_group, settings_in, spelled
 from numoe.cli.text import read_text
+from numoe.engine.batch import Passes
 from numoe.engine.session import require_room
 from numoe.quant.documents import parse_json
-from numoe.quant.errors import InputError
+from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.files import locked, write_whole
 
 if TYPE_CHECKING:
-    from numoe.engine import Session
+    from numoe.engine import Model, Session
     from numoe.engine.description import Description
     from numoe.engine.session import Snapshot
 
@@ -262,27 +265,104 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     return line if ours else None
 
 
-def answer_batch(session: Session, items: Sequence[Item], answers: Answers, model: str, output: Output) -> None:
-    """Answer what has no answer yet, in order. A prompt that fails gets an "error".
+def answer_batch(
+    model: Model, context: int | None, parallel: int, items: Sequence[Item], answers: Answers, name: str, output: Output
+) -> None:
+    """Answer what has no answer yet; the answers come in order. A prompt that fails gets an "error".
 
-    model: its name, for the lines.
+    Args:
+        context: tokens of a session. parallel: how many of them at most; there are as many as memory is left for.
+        name: the model's, for the lines.
 
     Raises:
+        InputError: there is no memory for one session.
         KeyboardInterrupt: Ctrl-C; the answers made so far are there.
     """
-    points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
     missing = answers.missing
-    with Interrupt() as interrupt:
-        for number, following in zip(missing, [*missing[1:], None], strict=True):
+    asked = [items[number].request for number in missing]
+    passes = Passes(model.decoder) if min(parallel, len(missing)) > 1 else None
+    sessions = [model.session(context, passes=passes)]
+    if passes:
+        with suppress(DoesNotFit):
+            while len(sessions) < min(parallel, len(missing)):
+                sessions.append(model.session(context, passes=passes))
+    with Interrupt() as interrupt, ExitStack() as stack:
+        if passes:
+            lines = _together(sessions, passes, asked, interrupt.cancelled)
+        else:
+            lines = _in_turn(sessions[0], asked, interrupt.cancelled)
+        stack.enter_context(closing(lines))
+        for number in missing:
             output.status(f"answer {number + 1} of {len(items)}")
             item = items[number]
-            line: dict[str, Any] = {"key": item.key, "id": item.id, "model": model}
-            others = [] if following is None else [items[following].request]
-            try:
-                line |= _answer(session, item.request, others, points, interrupt)
-            except InputError as error:
-                line["error"] = spelled(str(error))
-            answers.add(number, line)
+            answers.add(number, {"key": item.key, "id": item.id, "model": name} | next(lines))
+
+
+Lines = Generator[dict[str, Any], None, None]
+
+
+def _in_turn(session: Session, requests: Sequence[Request], cancelled: Callable[[], bool]) -> Lines:
+    """The answer to one request after another."""
+    points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
+    for request, following in zip(requests, [*requests[1:], None], strict=True):
+        yield _line(session, request, [] if following is None else [following], points, cancelled)
+
+
+def _together(
+    sessions: Sequence[Session], passes: Passes, requests: Sequence[Request], cancelled: Callable[[], bool]
+) -> Lines:
+    """The same in the same order, made by several sessions on threads of their own. What a thread raises is raised."""
+    waiting, left, begin = deque(enumerate(requests)), Event(), Barrier(len(sessions))
+    made: SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = SimpleQueue()
+
+    def work(session: Session) -> None:
+        points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
+        try:
+            with passes.member():
+                begin.wait()  # so that what a pass is made of does not depend on who starts first
+                while (task := _taken(waiting)) is not None:
+                    number, request = task
+                    made.put((number, _line(session, request, [], points, lambda: left.is_set() or cancelled())))
+        except BaseException as error:
+            made.put((-1, error))
+
+    threads = [Thread(target=work, args=[session], name="numoe batch") for session in sessions]
+    for thread in threads:
+        thread.start()
+    ready: dict[int, dict[str, Any]] = {}
+    try:
+        for number in range(len(requests)):
+            while number not in ready:
+                which, line = made.get()
+                if isinstance(line, BaseException):
+                    raise line
+                ready[which] = line
+            yield ready.pop(number)
+    finally:
+        waiting.clear()
+        left.set()
+        for thread in threads:
+            thread.join()
+
+
+def _taken(waiting: deque[tuple[int, Request]]) -> tuple[int, Request] | None:
+    try:
+        return waiting.popleft()
+    except IndexError:  # another thread may have taken the last one just now
+        return None
+
+
+def _line(
+    session: Session,
+    request: Request,
+    following: Sequence[Request],
+    points: deque[Snapshot],
+    cancelled: Callable[[], bool],
+) -> dict[str, Any]:
+    try:
+        return _answer(session, request, following, points, cancelled)
+    except InputError as error:
+        return {"error": spelled(str(error))}
 
 
 def count(items: Sequence[Item], lines: Sequence[Mapping[str, Any] | None]) -> tuple[int, int]:
@@ -299,7 +379,7 @@ def _answer(
     request: Request,
     following: Sequence[Request],
     points: deque[Snapshot],
-    interrupt: Interrupt,
+    cancelled: Callable[[], bool],
 ) -> dict[str, Any]:
     ids, opened = request.encode(session.model.description)
     require_room(len(ids), session.context, session.model.spec.context)
@@ -314,7 +394,7 @@ def _answer(
         if shared >= known and not (points and len(points[0].tokens) == shared):
             points.appendleft(session.snapshot())
     apart = time.perf_counter() - begun
-    answer = request.ask(session, unread[session.position - known :], opened, cancelled=interrupt.cancelled)
+    answer = request.ask(session, unread[session.position - known :], opened, cancelled=cancelled)
     show(answer, None)
     if answer.turn.finish_reason == "cancelled":
         raise KeyboardInterrupt

@@ -30,7 +30,7 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "trace", "quiet",
+    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.
@@ -72,6 +72,8 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise typer.BadParameter("--schema, --choices and --regex are each the whole form; choose one")
     if batch and (options["session"] is not None or options["file"] or prompted):
         raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
+    if batch and options["parallel"] > 1 and options["trace"] is not None:
+        raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
     if options["out"] is not None and not batch:
         raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
 
@@ -98,8 +100,8 @@ class _Asked:
             if asked < len(items):
                 output.note(f"{options['out']} has {len(items) - asked} of {len(items)} answers already.")
             if asked:
-                session = self._load(options["ctx"]).session(options["ctx"])
-                answer_batch(session, items, answers, self.model, output)
+                model, parallel = self._load(options["ctx"]), options["parallel"]
+                answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0

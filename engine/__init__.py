@@ -20,6 +20,7 @@ from numoe.engine.load import load
 from numoe.engine.model import Model
 from numoe.engine.plan import Plan, plan
 from numoe.engine.session import Session
+from numoe.engine.speculation import PromptLookup
 from numoe.engine.text.sample import Sampling
 from numoe.quant.errors import InputError
 
@@ -33,6 +34,7 @@ __all__ = [
     "Model",
     "ModelSpec",
     "Plan",
+    "PromptLookup",
     "Sampling",
     "Session",
     "describe",

@@ -3,9 +3,9 @@
 A weight that was read and made float32 serves every token of a pass, so that sixteen sessions together take a few
 times as long as one alone, and experts that are on disk are read once for all.
 
-    together = Together(model)
-    with together.member() as session:  # on a thread of its own
-        for piece in session.generate("Hello"): ...
+    passes = Passes(model.decoder)
+    with passes.member():  # on a thread of its own
+        for piece in model.session(passes=passes).generate("Hello"): ...
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.weights import Weights
 from numoe.engine.plan import Plan
-from numoe.engine.session import Session, restore
+from numoe.engine.session import Passing, Session, restore
 from numoe.quant.compute import workers
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         return self.description.tokenizer
 
-    def session(self, ctx: int | None = None) -> Session:
+    def session(self, ctx: int | None = None, *, passes: Passing | None = None) -> Session:
         """An empty session for up to `ctx` tokens (default: 8192 or the model's own limit, if lower).
+
+        passes: a `Passes` that takes its tokens through the layers together with those of other sessions.
 
         Its cache is part of the memory that the model was loaded with until the session is closed or collected. What
         was set aside for sessions when loading is taken first; more comes from what is left, and from routed experts
@@ -70,7 +72,7 @@ class Model:
         """
         planned = self.plan(ctx)
         memory = self.reserve(f"a context of {planned.context} tokens", planned.kv_bytes)
-        return Session(self, planned.context, memory)
+        return Session(self, planned.context, memory, passes)
 
     def reserve(self, what: str, nbytes: int) -> Reservation:
         """Memory for something that is computed with this model, of that for its sessions.

@@ -93,16 +93,10 @@ def pull(
         if stop.is_set():
             raise _Stopped
 
-    known = sorted(home.find(f"{repo_id}:{quant}") if is_hub_id(repo_id) else (), key=lambda one: not one.complete)
-    one = known[0] if known else None
+    one = _here(repo_id, quant)
     if one and one.complete and revision is None:
         return Pulled(one.path, None)
-    try:
-        home.models_folder().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{home.models_folder()} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"
-        ) from error
+    _make_models_folder()
     begun = read_manifest(one.path) if one and not one.complete else None
     wanted = begun.revision if begun and revision is None else revision
     try:
@@ -126,6 +120,22 @@ def pull(
                 f"have rewritten their history; `numoe rm {one.name}` removes what is here, then a pull begins anew"
             ) from error
         raise
+
+
+def _here(repo_id: str, quant: str) -> home.Pulled | None:
+    """What is here of a model, by any of its names: the whole of it, or what an interrupted pull left."""
+    known = sorted(home.find(f"{repo_id}:{quant}") if is_hub_id(repo_id) else (), key=lambda one: not one.complete)
+    return known[0] if known else None
+
+
+def _make_models_folder() -> None:
+    """Raises InputError when it cannot be."""
+    try:
+        home.models_folder().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{home.models_folder()} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"
+        ) from error
 
 
 def _refuse_other(folder: Path, repository: Repository, revision: str | None) -> None:

@@ -14,7 +14,7 @@ from numoe.engine.budget import Reservation
 from numoe.engine.generation import Generation, Options
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.speculation import Drafter
@@ -37,6 +37,14 @@ def require_room(tokens: int, context: int, limit: int) -> None:
             f"{tokens} tokens do not fit into the context of {context}; "
             f"shorten the prompt or raise `ctx` (this model reads up to {limit})"
         )
+
+
+class Passing(Protocol):
+    """What takes tokens through the layers: a `Decoder`, or `Passes` of several sessions together."""
+
+    def cache(self, context: int) -> Cache: ...
+
+    def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats: ...
 
 
 class Runs(Protocol):
@@ -74,12 +82,13 @@ class Session(Generic[_Model]):
     A context manager: what it remembers is given up at the end, and the memory free for others.
     """
 
-    def __init__(self, model: _Model, context: int, memory: Reservation):
-        """memory: what was reserved for the cache."""
+    def __init__(self, model: _Model, context: int, memory: Reservation, decoder: Passing | None = None):
+        """memory: what was reserved for the cache. decoder: what takes its tokens through the layers; None: model's."""
         self.model = model
         self.context = context
         self._memory = memory
-        self._open: Cache | None = model.decoder.cache(context)
+        self._decoder: Passing = decoder or model.decoder
+        self._open: Cache | None = self._decoder.cache(context)
         # All tokens whose rows are in the cache, also those behind the position after going back.
         self._written: list[int] = []
         self._position = 0
@@ -153,7 +162,7 @@ class Session(Generic[_Model]):
             at = self._cache.position
             if self._written[at : at + len(chunk)] != chunk:
                 self._written[at:] = chunk  # whose rows may be there, however the pass ends
-            logits = self.model.decoder.forward(np.array(chunk, np.int64), self._cache, last=last)
+            logits = self._decoder.forward(np.array(chunk, np.int64), self._cache, last=last)
             self._position = max(self._position, min(position, self._cache.position))
             parts = [logits] if last else [*parts, logits]
             if progress:

@@ -8,13 +8,23 @@ import pytest
 import tiny
 
 from numoe.engine.families import family
+from numoe.engine.layers.spec import ModelSpec
+
+
+def spec(case: str) -> ModelSpec:
+    """What its config.json describes."""
+    config = tiny.load_golden(case).config
+    return family(config["model_type"]).spec(config)
+
+
+def recurrent(case: str) -> bool:
+    """Whether a layer of it carries what it keeps of a sequence on from token to token."""
+    return any(state.only_now for block in spec(case).blocks() for state in block.kind.state().values())
 
 
 def states(case: str) -> Hashable:
     """The kinds of its layers that keep something of a sequence, by their labels."""
-    config = tiny.load_golden(case).config
-    blocks = family(config["model_type"]).spec(config).blocks()
-    return frozenset(block.kind.label for block in blocks if block.kind.state())
+    return frozenset(block.kind.label for block in spec(case).blocks() if block.kind.state())
 
 
 def layout(case: str) -> Hashable:

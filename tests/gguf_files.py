@@ -32,10 +32,12 @@ NAMES = {
     "mlp.gate.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
+    "self_attn.indexer.k_norm": "indexer.k_norm", "self_attn.indexer.weights_proj": "indexer.proj",
     # gated DeltaNet
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm",
-    "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt",
+    "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     # gpt-oss
@@ -129,6 +131,25 @@ def as_qwen35(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out
 
 
+def as_qwen3next(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Norms with their one, and queries, keys, values and gates apart."""
+    key, groups = config["linear_key_head_dim"], config["linear_num_key_heads"]
+    value = config["linear_value_head_dim"] * config["linear_num_value_heads"] // groups
+    out: Arrays = {}
+    for name, values in together(tensors).items():
+        if name.endswith("in_proj_qkvz.weight"):
+            parts = np.split(values.reshape(groups, -1, values.shape[-1]), [key, 2 * key, 2 * key + value], axis=1)
+            *qkv, z = (part.reshape(-1, values.shape[-1]) for part in parts)
+            out |= {name.replace("qkvz", "qkv"): np.concatenate(qkv), name.replace("qkvz", "z"): z}
+            continue
+        if name.endswith("A_log"):
+            values = -np.exp(values)
+        elif name.endswith("norm.weight") and "linear_attn" not in name:
+            values = values + 1
+        out[name.replace("dt_bias", "dt.bias")] = values.squeeze()
+    return out
+
+
 def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     """MXFP4 in ggml's order: a scale, then codes of which a byte has number j and number j + 16."""
     out: Arrays = {}
@@ -151,6 +172,7 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
+    "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
 }  # fmt: skip
 
 
@@ -183,17 +205,17 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
             "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
         }
-    if architecture in ("deepseek2", "glm4moe"):
+    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", 1),
-            "expert_shared_count": c("n_shared_experts"),
+            "expert_shared_count": c("n_shared_experts", 1),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
             "expert_group_used_count": c("topk_group"),
             "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
-    if architecture == "deepseek2":
+    if WAYS.get(architecture) is as_deepseek2:
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
         found |= {
             "attention.head_count_kv": 1,
@@ -207,9 +229,17 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
         if rope.get("mscale_all_dim"):
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    if "index_topk" in config:
+        types = c("indexer_types")
+        found |= {
+            "attention.indexer.head_count": c("index_n_heads"),
+            "attention.indexer.key_length": c("index_head_dim"),
+            "attention.indexer.top_k": c("index_topk"),
+            "attention.indexer.types": types and [kind == "full" for kind in types],
+        }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
-    if architecture.startswith("qwen35"):
+    if architecture.startswith(("qwen35", "qwen3next")):
         values = config["linear_num_value_heads"]
         found |= {
             "ssm.conv_kernel": config["linear_conv_kernel_dim"],
@@ -219,7 +249,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.inner_size": values * config["linear_value_head_dim"],
             "full_attention_interval": 4,
             "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
-            "rope.dimension_sections": [*rope["mrope_section"], 0],
+            "rope.dimension_sections": [*rope["mrope_section"], 0] if "mrope_section" in rope else None,
         }
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
@@ -254,7 +284,7 @@ def write_gguf(
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
         theirs = NAMES[part] if kind != "A_log" else "ssm_a"
-        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe"):
+        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next"):
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + (f".{kind}" if kind != "A_log" else "")] = values
     for name, values in {**change(named), **besides}.items():

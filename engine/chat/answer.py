@@ -83,9 +83,11 @@ class Answer(Iterator[tuple[str, str]]):
     """Pieces of an answer as they are made: ("thinking" | "text", some of it), without line breaks around the tags.
 
     What turns out to be reasoning after it was given as text is so in `turn` alone.
-    generation: counts and times. turn: all of the answer so far. dropped: turns that the model is not told any more
-    from this answer on, for they do not fit into the context.
+    generation: counts and times. turn: all of the answer so far.
     """
+
+    dropped = 0
+    """Turns that the model is not told any more from this answer on, for they do not fit into the context."""
 
     def __init__(
         self,
@@ -97,7 +99,6 @@ class Answer(Iterator[tuple[str, str]]):
         closing: str = TAGS[0][1],
         stop: Sequence[str] = (),
         think_budget: int | None = None,
-        dropped: int = 0,
         ended: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
         """
@@ -115,7 +116,6 @@ class Answer(Iterator[tuple[str, str]]):
         """
         self.generation = generation
         self.turn = turn or Turn("")
-        self.dropped = dropped
         self._splitter = None if thinking is None else splitter or ThinkSplitter(thinking)
         self._closing = closing
         self._stop = StopMatcher(stop)
@@ -185,7 +185,6 @@ def answer(
     turn: Turn | None = None,
     *,
     grammar: str | None = None,
-    dropped: int = 0,
     ended: Callable[[Turn], None] = lambda turn: None,
     **options: Any,
 ) -> Answer:
@@ -196,7 +195,7 @@ def answer(
         opened: whether the prompt ends inside a thinking block; None: it is plain text, which is continued.
         turn: what the prompt ends with of the answer, to be continued.
         grammar: the form of the answer, see `text.grammar`.
-        dropped, ended: as in `Answer`.
+        ended: as in `Answer`.
         options: as in `Session.generate`, beside those in `Settings`.
 
     Raises:
@@ -231,6 +230,5 @@ def answer(
         closing=tags[1],
         stop=settings.stop,
         think_budget=settings.think_budget,
-        dropped=dropped,
         ended=ended,
     )

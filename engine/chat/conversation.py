@@ -158,17 +158,18 @@ class Conversation:
             if done == total:
                 self._points.appendleft(session.snapshot())
 
-        return answer(
+        made = answer(
             session,
             unread,
             opened,
             settings,
             turn,
             progress=progress,
-            dropped=forgotten - min(self.chat.forgotten, len(earlier)),
             ended=lambda turn: self._keep((*earlier, turn), forgotten),
             **options,
         )
+        made.dropped = forgotten - min(self.chat.forgotten, len(earlier))
+        return made
 
     def _fitted(self, earlier: tuple[Turn, ...], turn: Turn) -> tuple[list[int], bool, int]:
         """The prompt's tokens, whether it opens a thinking block, and how many of the earlier turns it leaves out.

@@ -13,7 +13,7 @@ from numoe.engine.families import common
 from numoe.engine.families.config import Config, nested, scaled_rope, shown
 from numoe.engine.families.names import Family, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
-from numoe.engine.layers.attention.indexer import Compressor, Indexer
+from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
 from numoe.engine.layers.ffn import SwiGLU
 from numoe.engine.layers.residual import HyperConnections
 from numoe.engine.layers.rope import Rope
@@ -77,11 +77,9 @@ def read(config: Config) -> ModelSpec:
             compressor = Compressor(ratio, head_dim, overlap=False)
         if kind == SPARSE:
             compressor = Compressor(ratio, head_dim, overlap=True)
-            indexer = Indexer(
-                config.size("index_n_heads"),
-                config.size("index_topk"),
-                Compressor(ratio, config.size("index_head_dim"), overlap=True),
-            )
+            dim = config.size("index_head_dim")
+            keys = Compressor(ratio, dim, overlap=True)
+            indexer = EntryIndexer(config.size("index_n_heads"), dim, config.size("index_topk"), keys)
         return CompressedAttention(
             heads,
             head_dim,

@@ -27,12 +27,10 @@ DEFAULTS = latent.DEFAULTS | {
 
 def read(config: Config) -> ModelSpec:
     attention = latent.attention(config, interleaved=config.flag("rope_interleave"))
-    kinds = config.kinds("mlp_layer_types", common.layer_count(config), ("dense", "sparse"))
-    sparse = None if kinds is None else [kind == "sparse" for kind in kinds]
     experts = config.size("n_routed_experts", also="num_local_experts")
-    return latent.model(config, attention, experts, latent.sigmoid(config), sparse)
+    return latent.model(config, attention, experts, latent.sigmoid(config))
 
 
-# Its files have the vocabulary of no other one, by which llama.cpp tells them too.
-GGUF = latent.deepseek2(latent.scores_by_sigmoid, lambda file: file.shapes.get("token_embd.weight", (0,))[0] == 154880)
+# Its files have the vocabulary of no other one.
+GGUF = latent.deepseek2(latent.scores_by_sigmoid, lambda file: latent.vocabulary(file) == 154880)
 FAMILY = Family("GLM-4.7-Flash", ("glm4_moe_lite",), read, latent.NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from numoe.engine.families import common
 from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind, Layer
 from numoe.engine.layers.residual import PlainResidual
 from numoe.engine.layers.router import Router
@@ -28,11 +29,12 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
-    attention = replace(
-        common.grouped_query_attention(config, biases=common.attention_biases(config)),
-        scale=config.number("attention_multiplier"),
-    )
-    return model(config, [decoder_layer(attention, mixture(config))] * common.layer_count(config))
+    return model(config, [decoder_layer(attention(config), mixture(config))] * common.layer_count(config))
+
+
+def attention(config: Config) -> GroupedQueryAttention:
+    plain = common.grouped_query_attention(config, biases=common.attention_biases(config))
+    return replace(plain, scale=config.number("attention_multiplier"))
 
 
 def mixture(config: Config) -> Kind:
@@ -53,7 +55,10 @@ def model(config: Config, layers: list[Layer]) -> ModelSpec:
 def names(layer: dict[str, str]) -> Names:
     """`layer`: what one has besides, below it."""
     moe, shared = "model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.shared_mlp"
-    table = dict(common.names(common.NORMS | common.GROUPED_QUERY | layer, experts="block_sparse_moe.experts"))
+    table = dict(common.names(common.NORMS | common.GROUPED_QUERY, experts="block_sparse_moe.experts"))
+    for ours, theirs in layer.items():
+        name = f"layers.{{layer}}.{ours}"
+        table[name] = (*table.get(name, ()), Source(f"model.layers.{{layer}}.{theirs}"))
     table["layers.{layer}.ffn.router"] = (Source(f"{moe}.router.layer.weight"), Source(f"{moe}.router.weight"))
     for part in ("gate", "up", "down"):
         stored, fused = ("output", ()) if part == "down" else ("input", ("gate", "up"))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Arrangement, Config, rope_block, scaled_rope, yarn_mscale
 from numoe.engine.families.names import Gguf, GgufFile, Source
+from numoe.engine.layers.attention.indexer import TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.rope import Yarn
@@ -47,6 +49,28 @@ def attention(config: Config, *, interleaved: bool) -> MultiHeadLatentAttention:
     return replace(made, **config.arranged.get("latent", {}))
 
 
+def indexed(config: Config, made: MultiHeadLatentAttention, *, interleaved: bool) -> MultiHeadLatentAttention:
+    """The same with an indexer of tokens, whose heads and keys rotate their first channels as the attention does."""
+    dim = config.size("index_head_dim")
+    if dim < made.rope.dim:
+        raise config.refusal("index_head_dim", f"is {dim}, fewer than the {made.rope.dim} channels that are rotated")
+    if made.q_rank is None:
+        raise config.refusal("q_lora_rank", "is null, and the indexer needs the latents of queries")
+    rope = replace(made.rope, interleaved=interleaved, first=True)
+    return replace(made, indexer=TokenIndexer(config.size("index_n_heads"), dim, config.size("index_topk"), rope))
+
+
+def sparse_layers(config: Config) -> list[bool]:
+    """Which layers have experts: those that `mlp_layer_types` says, or all after `first_k_dense_replace` others."""
+    layers = common.layer_count(config)
+    kinds = config.kinds("mlp_layer_types", layers, ("dense", "sparse"))
+    if kinds is not None:
+        config.ignore(["first_k_dense_replace"])
+        return [kind == "sparse" for kind in kinds]
+    first = config.count("first_k_dense_replace")
+    return [i >= first for i in range(layers)]
+
+
 def sigmoid(config: Config) -> Router:
     """The router of V3: sigmoid scores, chosen with a learned correction within the best groups."""
     config.expect("scoring_func", "sigmoid")
@@ -64,23 +88,22 @@ def sigmoid(config: Config) -> Router:
 
 def model(
     config: Config,
-    attention: Kind,
+    attention: Kind | Sequence[Kind],
     experts: int,
     router: Router,
-    sparse: Sequence[bool] | None = None,
 ) -> ModelSpec:
-    """Mixtures with shared experts in the layers that are `sparse`, by default after `first_k_dense_replace` others."""
+    """Mixtures with shared experts in the layers of `sparse_layers`; `attention` of all layers, or of each."""
     config.expect("moe_layer_freq", 1)
     common.drafting_layers(config)
     expert = common.swiglu(config, "moe_intermediate_size")
     shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
     moe = common.mixture(config, experts, expert, router, shared)
-    if sparse is None:
-        first = config.count("first_k_dense_replace")
-        sparse = [i >= first for i in range(common.layer_count(config))]
+    sparse = sparse_layers(config)
     dense = expert if all(sparse) else common.swiglu(config)
     config.ignore(["intermediate_size"])  # of dense layers alone
-    return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
+    mixers = attention if isinstance(attention, Sequence) else [attention] * len(sparse)
+    ffns = [moe if one else dense for one in sparse]
+    return common.model(config, [decoder_layer(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)])
 
 
 NAMES = common.names(
@@ -96,6 +119,11 @@ NAMES = common.names(
         "attention.kv_norm": "self_attn.kv_a_layernorm.weight",
         "attention.kv_b": "self_attn.kv_b_proj.weight",
         "attention.o": "self_attn.o_proj.weight",
+        "attention.indexer.q": "self_attn.indexer.wq_b.weight",
+        "attention.indexer.k": "self_attn.indexer.wk.weight",
+        "attention.indexer.k_norm": "self_attn.indexer.k_norm.weight",
+        "attention.indexer.k_norm_bias": "self_attn.indexer.k_norm.bias",
+        "attention.indexer.weights": "self_attn.indexer.weights_proj.weight",
         "ffn.router": "mlp.gate.weight",
         "ffn.router_bias": "mlp.gate.e_score_correction_bias",
     },
@@ -111,8 +139,15 @@ _GGUF_NAMES = gguf.names(
         "attention.k_b": (Source("attn_k_b.weight", flat=True),),
         "attention.v_b": (Source("attn_v_b.weight", flat=True),),
         "ffn.router_bias": ("exp_probs_b.bias", "exp_probs_b"),
+        "attention.indexer.q": "indexer.attn_q_b", "attention.indexer.k": "indexer.attn_k",
+        "attention.indexer.k_norm": "indexer.k_norm", "attention.indexer.weights": "indexer.proj",
     }
 )  # fmt: skip
+INDEXER_KEYS = {
+    "attention.indexer.head_count": "index_n_heads",
+    "attention.indexer.key_length": "index_head_dim",
+    "attention.indexer.top_k": "index_topk",
+}
 
 
 EXPERT_KEYS = {
@@ -137,12 +172,14 @@ EXPERT_OPTIONAL = {
 }
 
 
-def deepseek2(*marks: Callable[[GgufFile], bool]) -> Gguf:
-    """Files of that architecture for which all marks hold."""
+def deepseek2(
+    *marks: Callable[[GgufFile], bool], architecture: str = "deepseek2", keys: Mapping[str, str] = MappingProxyType({})
+) -> Gguf:
+    """Files of that architecture, or of another one with more keys, for which all marks hold."""
     return Gguf(
-        "deepseek2",
+        architecture,
         _GGUF_NAMES,
-        {"attention.q_lora_rank": "q_lora_rank", "attention.kv_lora_rank": "kv_lora_rank"} | EXPERT_KEYS,
+        {**keys, "attention.q_lora_rank": "q_lora_rank", "attention.kv_lora_rank": "kv_lora_rank", **EXPERT_KEYS},
         optional={"attention.q_lora_rank": None} | EXPERT_OPTIONAL,
         unread=("attention.key_length", "attention.value_length", "attention.key_length_mla",
                 "attention.value_length_mla", "attention.head_count_kv", "rope.dimension_count",
@@ -151,6 +188,11 @@ def deepseek2(*marks: Callable[[GgufFile], bool]) -> Gguf:
         arranged=_arranged,
         marks=marks,
     )  # fmt: skip
+
+
+def vocabulary(file: GgufFile) -> int:
+    """How many tokens its embedding is of, by which llama.cpp tells models of one architecture apart too."""
+    return file.shapes.get("token_embd.weight", (0,))[0]
 
 
 def scores_by_sigmoid(file: GgufFile) -> bool:
@@ -175,7 +217,7 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
     multiplier = file.keys.get("rope.scaling.yarn_log_multiplier")
     if multiplier and "rope_scaling" in config:  # the converter writes a tenth of `mscale_all_dim`
         if not isinstance(multiplier, float):
-            raise InputError(f"{file.path}: deepseek2.rope.scaling.yarn_log_multiplier is no number")
+            raise InputError(f"{file.path}: rope.scaling.yarn_log_multiplier is no number")
         config["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), 10 * multiplier)
 
 
@@ -183,7 +225,7 @@ def _size(file: GgufFile, *keys: str) -> int:
     """The first of these keys that is there."""
     value = next((file.keys[key] for key in keys if key in file.keys), None)
     if type(value) is not int:
-        raise InputError(f"{file.path}: deepseek2.{keys[-1]} is missing or no number; take a file of another converter")
+        raise InputError(f"{file.path}: {keys[-1]} is missing or no number; take a file of another converter")
     return value
 
 

@@ -26,6 +26,14 @@ def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = 
     return out
 
 
+def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last axis (arXiv 1607.06450), a new array."""
+    out = x - x.mean(axis=-1, keepdims=True)
+    out = rms_norm(out, weight, eps, out=out)
+    out += bias
+    return out
+
+
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + exp(-x)), in place and without overflow."""
     # tanh never overflows, and sigmoid(x) = (1 + tanh(x / 2)) / 2.

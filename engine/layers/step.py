@@ -44,6 +44,8 @@ class Step:
     def __init__(self, ids: Ids, segments: Sequence[Segment]):
         self.ids = ids
         self.segments = segments
+        self.chosen: dict[int, Ids | None] = {}
+        """The tokens that each segment's attend to, by its first row, as the last indexer chose; None: to all."""
         self._made: dict[Hashable, Any] = {}
 
     @classmethod

@@ -27,6 +27,7 @@ from numoe.quant.formats.samples import PACKS
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
+    from numoe.engine.session import Session
 
 SHAPES = (1408, 2048), (2048, 4096)
 """(out, in) of experts' matrices in DeepSeek-V2-Lite and DeepSeek-V4-Flash."""
@@ -76,32 +77,36 @@ def bench(
     # Raw words of PCG64 are the same in every NumPy.
     words = np.random.PCG64(0).random_raw(repetitions * context) % np.uint64(model.spec.vocab)
     session = model.session(context)
-    sampler = Sampler(Sampling())
-    prefill, first, decode = [], [], []
+    seconds = []
     for done, ids in enumerate(words.reshape(repetitions, context).tolist(), 1):
-        session.rewind(session.position)
-        begun = time.perf_counter()
-        logits = session.feed(ids[:prompt_tokens], last=True)
-        read = time.perf_counter()
-        sampler.choose(logits[0])
-        chosen = time.perf_counter()
-        for token in ids[prompt_tokens:]:
-            sampler.choose(session.feed([token], last=True)[0])
-        decode.append(time.perf_counter() - chosen)
-        prefill.append(read - begun)
-        first.append(chosen - begun)
+        seconds.append(_seconds(session, ids[:prompt_tokens], ids[prompt_tokens:]))
         if progress:
             progress(done, repetitions)
+    prefill, first, decode = map(median, zip(*seconds, strict=True))
     stats = model.stats()
     return {
         "threads": in_use(),
-        "prefill": {"tokens": prompt_tokens, "tokens_per_s": prompt_tokens / median(prefill)},
-        "decode": {"tokens": decode_tokens, "tokens_per_s": decode_tokens / median(decode)},
+        "prefill": {"tokens": prompt_tokens, "tokens_per_s": prompt_tokens / prefill},
+        "decode": {"tokens": decode_tokens, "tokens_per_s": decode_tokens / decode},
         "load_s": load_seconds,
-        "first_token_s": median(first),
+        "first_token_s": first,
         "peak_rss_bytes": stats["peak_rss_bytes"],
         "experts": stats["experts"],
     }
+
+
+def _seconds(session: Session, prompt: list[int], decoded: list[int]) -> tuple[float, float, float]:
+    """What it takes to read a prompt, until the first token after it is chosen, and for the others that are decoded."""
+    sampler = Sampler(Sampling())
+    session.rewind(session.position)
+    begun = time.perf_counter()
+    logits = session.feed(prompt, last=True)
+    read = time.perf_counter()
+    sampler.choose(logits[0])
+    chosen = time.perf_counter()
+    for token in decoded:
+        sampler.choose(session.feed([token], last=True)[0])
+    return read - begun, chosen - begun, time.perf_counter() - chosen
 
 
 def bench_kernels(
@@ -139,18 +144,10 @@ def bench_kernels(
     for done, (pack, shape) in enumerate(kinds, 1):
         stored = pack(np.random.default_rng(0).standard_normal(shape, np.float32))
         fast = fastest(stored)
-        ours_copies = copies(fast, nbytes)
-        workers.know(ours_copies)
-        turns, plain_turns = cycle(ours_copies), cycle(copies(stored, nbytes))
-        xs = [np.random.default_rng(1).standard_normal((tokens, shape[1]), np.float32) for tokens in TOKENS]
-        ours = [products(turns, x) for x in xs]
-        plain = [plain_products(plain_turns, x) for x in xs]
+        ours, plain = _products(stored, fast, nbytes)
         samples = []
         for _ in range(repetitions):
-            use(1)
-            one, simple = ([per_second(work) for work in works] for works in (ours, plain))
-            use(count)
-            samples.append([one, simple, [per_second(work) for work in ours]])
+            samples.append(_turn(ours, plain, count))
             reads.append(per_second(reading))
         for tokens, alone, simple_rate, rate in zip(TOKENS, *np.median(samples, axis=0).tolist(), strict=True):
             rows.append(
@@ -170,6 +167,24 @@ def bench_kernels(
     for row in rows:
         row["of_read_speed"] = row["bytes_per_s"] / read
     return {"threads": count, "working_set_bytes": nbytes, "read_bytes_per_s": read, "kernels": rows}
+
+
+def _products(stored: QTensor, fast: QTensor, nbytes: int) -> tuple[list[Iterator[int]], list[Iterator[int]]]:
+    """Our products with the fast form and plain ones with the stored one, of each number of TOKENS."""
+    known = copies(fast, nbytes)
+    workers.know(known)
+    turns, plain_turns = cycle(known), cycle(copies(stored, nbytes))
+    columns = stored.shape[1]
+    xs = [np.random.default_rng(1).standard_normal((tokens, columns), np.float32) for tokens in TOKENS]
+    return [products(turns, x) for x in xs], [plain_products(plain_turns, x) for x in xs]
+
+
+def _turn(ours: list[Iterator[int]], plain: list[Iterator[int]], threads: int) -> list[list[float]]:
+    """Speeds of our products with one thread, of plain ones, and of ours with all threads, which stay in use."""
+    use(1)
+    one, simple = ([per_second(work) for work in works] for works in (ours, plain))
+    use(threads)
+    return [one, simple, [per_second(work) for work in ours]]
 
 
 def working_set_bytes() -> int:

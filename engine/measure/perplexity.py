@@ -17,6 +17,7 @@ from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
+    from numoe.engine.session import Session
 
 DEFAULT_WINDOW = 2048
 BLOCK_ELEMENTS = 1 << 18
@@ -75,15 +76,7 @@ def perplexity(
             logits that are not finite.
     """
     models = [model] if against is None else [model, against]
-    vocab = model.spec.vocab
-    if against is not None and against.spec.vocab != vocab:
-        raise InputError(
-            f"the models have vocabularies of {vocab} and {against.spec.vocab} tokens; "
-            "`against` needs a model with the same vocabulary"
-        )
-    ids = np.asarray(token_ids, np.int64)
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab):
-        raise InputError(f"a token id is outside 0..{vocab - 1}; the tokens are not this model's")
+    ids = _ids(models, token_ids)
     window, stride = _sizes(models, window, stride)
     prefix = np.array([] if bos is None else [bos], np.int64)
     first = 1 - len(prefix)  # the first token that has something before it
@@ -97,17 +90,9 @@ def perplexity(
     done = 0
     for start, scored, stop in windows(len(ids), first, window - len(prefix), stride):
         read = np.concatenate([prefix, ids[start:stop]])
-        for session in sessions:
-            session.rewind(session.position)
-        at = len(prefix) + scored - start - 1  # the logits after this one predict the first token to score
-        if at:
-            for session in sessions:
-                session.feed(read[:at].tolist(), last=True)
-        while at < len(read) - 1:
-            end = min(at + CHUNK, len(read) - 1)
-            sums += _score([session.feed(read[at:end].tolist()) for session in sessions], read[at + 1 : end + 1])
-            done += end - at
-            at = end
+        for count, part in _scores(sessions, read, len(prefix) + scored - start):
+            sums += part
+            done += count
             if progress:
                 progress(done, total)
     nll, kl, agreed = (sums / total).tolist()
@@ -116,6 +101,21 @@ def perplexity(
     seconds = time.perf_counter() - begun
     compared = (None, None) if against is None else (kl, agreed)
     return Result(nll, total, window, stride, seconds, *compared)
+
+
+def _scores(
+    sessions: Sequence[Session], read: NDArray[np.int64], first: int
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Score the tokens of a window from its `first` on: how many, and what `_score` gives for them, part by part."""
+    at = first - 1  # the logits after this one predict the first token to score
+    for session in sessions:
+        session.rewind(session.position)
+        if at:
+            session.feed(read[:at].tolist(), last=True)
+    while at < len(read) - 1:
+        end = min(at + CHUNK, len(read) - 1)
+        yield end - at, _score([session.feed(read[at:end].tolist()) for session in sessions], read[at + 1 : end + 1])
+        at = end
 
 
 def windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -129,6 +129,21 @@ def windows(count: int, first: int, length: int, stride: int) -> Iterator[tuple[
         if stop == count:
             return
         first = stop
+
+
+def _ids(models: Sequence[Model], token_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The tokens of a text (T,). Raises InputError when they are not those of all models."""
+    vocab, *others = (model.spec.vocab for model in models)
+    for other in others:
+        if other != vocab:
+            raise InputError(
+                f"the models have vocabularies of {vocab} and {other} tokens; "
+                "`against` needs a model with the same vocabulary"
+            )
+    ids = np.asarray(token_ids, np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab):
+        raise InputError(f"a token id is outside 0..{vocab - 1}; the tokens are not this model's")
+    return ids
 
 
 def _sizes(models: Sequence[Model], window: int | None, stride: int | None) -> tuple[int, int]:

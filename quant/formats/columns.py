@@ -178,12 +178,14 @@ class Columns(QTensor):
         grouped = x.grouped(self.group)
         groups, tokens, size = grouped.shape
         sums = scratch("sums", (groups, tokens, slab.rows))
+        parts = [(grouped, sums)]
+        if tokens > FEW:
+            parts = [(grouped[:, :FEW], sums[:, :FEW]), (grouped[:, FEW:], sums[:, FEW:])]
         for start, stop in equal_spans(groups, size * slab.rows):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            for first in range(0, tokens, FEW):
-                few = slice(first, first + FEW)
-                np.matmul(grouped[start:stop, few], block, out=sums[start:stop, few])
+            for part, to in parts:
+                np.matmul(part[start:stop], block, out=to[start:stop])
         scales = self._scales(slab)
         np.einsum("gtr,gr->tr", sums, scales, out=out)
         if self.offset:

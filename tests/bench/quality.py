@@ -43,7 +43,8 @@ from numoe.engine.layers.ops import Floats
 from numoe.engine.measure.calibrate import Calibration, calibrate
 from numoe.engine.measure.perplexity import perplexity
 from numoe.quant.compute.threads import usable_cores
-from numoe.quant.convert.convert import Folder, Matrix, convert
+from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.convert.jobs import Matrix
 from numoe.quant.convert.recipe import target
 from numoe.quant.formats.pack import Moments
 
@@ -150,6 +151,11 @@ def quantized_by_ggml(weights: Floats, kind: GGMLQuantizationType) -> Floats:
     return dequantize(codes, kind).reshape(weights.shape)
 
 
+def rounded(description: Description, inputs: Mapping[str, Moments] | None = None) -> list[Matrix]:
+    """The matrices that a recipe rounds."""
+    return [one for one in description.weights(inputs) if isinstance(one, Matrix) and one.role in ROUNDED]
+
+
 def put_back(
     description: Description, folder: Path, rounding: Rounding, inputs: Mapping[str, Moments] | None = None
 ) -> Path:
@@ -158,9 +164,9 @@ def put_back(
     folder.mkdir()
     checkpoint = description.checkpoint
     tensors = {name: checkpoint[name].array() for name in checkpoint.names()}
-    for matrix in description.weights(inputs):
-        if matrix.role in ROUNDED:
-            tensors[matrix.name] = rounding(matrix, tensors[matrix.name])
+    for matrix in rounded(description, inputs):
+        name = matrix.stored.name
+        tensors[name] = rounding(matrix, tensors[name])
     save_file(tensors, folder / "model.safetensors")
     shutil.copy(description.path / "config.json", folder)
     return folder
@@ -177,10 +183,8 @@ def quantized(description: Description, made: Path, quant: str, calibration: Cal
 
 def bits(description: Description) -> float:
     """What a weight takes in the file, of the matrices that are rounded."""
-    checkpoint = description.checkpoint
-    names = [matrix.source for matrix in description.weights() if matrix.role in ROUNDED]
-    weights = sum(math.prod(checkpoint[name].shape) for name in names)
-    return 8 * sum(checkpoint[name].nbytes for name in names) / weights
+    stored = [matrix.stored for matrix in rounded(description)]
+    return 8 * sum(one.nbytes for one in stored) / sum(math.prod(one.shape) for one in stored)
 
 
 def int4_everywhere(description: Description, folder: Path, inputs: Mapping[str, Moments]) -> tuple[Path, float]:
@@ -191,7 +195,7 @@ def int4_everywhere(description: Description, folder: Path, inputs: Mapping[str,
         chosen = target("int4", "experts", weights.shape[1], 32)
         if chosen is None:
             raise SystemExit(f"no group divides the rows of {matrix.name}")
-        sizes.append((weights.size, weights.size * chosen.bits))
+        sizes.append((weights.size, weights.size * chosen.format.bits_each))
         return chosen.pack(weights, matrix.inputs).dequantize()
 
     made = put_back(description, folder, rounding, inputs)

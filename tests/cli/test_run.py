@@ -15,9 +15,11 @@ from helpers import MARKS, refused
 from tiny import write_model
 
 from numoe.cli.text import whole_prompt
-from numoe.engine import describe
+from numoe.engine import Model, describe
+from numoe.engine.layers.decoder import Decoder
+from numoe.quant.errors import DoesNotFit
 from numoe.quant.files import locked
-from numoe.quant.stored.checkpoint import Checkpoint
+from numoe.quant.stored.handle import Stored
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -164,7 +166,7 @@ def test_options_that_exclude_each_other(command: Run, model: str, arguments: li
 def test_a_context_without_room_is_refused_before_weights_are_read(
     ask: tuple[str, ...], command: Run, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Checkpoint, "matrix", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Stored, "matrix", lambda *_: pytest.fail("read"))
     ram = describe(model).plan(64).total_bytes
     name, *options = ask
     code, out, err = command(name, model, *options, "--ram", str(ram), stdin="hi")
@@ -329,6 +331,50 @@ def test_a_batch_answers_each_as_if_alone(
     assert ("logprobs" in answers[3]) and "logprobs" not in answers[2]
     shared = len(f"<s>user: {long}wh") - 2
     assert [answer["reused_tokens"] for answer in answers] == [0, shared, 1, len("<s>system: be\nuser: ") - 2, 1]
+
+
+def test_prompts_that_are_answered_together_are_answered_as_one_by_one(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, each with an error of its own, in fewer passes."""
+    prompts: list[dict[str, Any]] = [{"prompt": f"say {n} " * (n % 4 + 1), "max_tokens": 3 + n % 3} for n in range(9)]
+    prompts[4] |= {"prompt": "long " * 300}
+    file = write_lines(tmp_path / "batch", *prompts)
+    widths: list[int] = []
+    original = Decoder.forward_all
+
+    def counted(decoder: Decoder, parts: Any, wanted: Any = "last") -> Any:
+        widths.append(len(parts))
+        return original(decoder, parts, wanted)
+
+    monkeypatch.setattr(Decoder, "forward_all", counted)
+    alone = command("run", model, "--batch", file, "-q", "--ctx", "256", "--seed", "1")
+    passes = len(widths)
+    assert set(widths) == {1}
+    widths.clear()
+    together = command("run", model, "--batch", file, "-q", "--ctx", "256", "--seed", "1", "--parallel", "4")
+    assert alone[0] == together[0] == 1
+    for one, other in zip(without_times(alone[1]), without_times(together[1]), strict=True):
+        assert one | {"reused_tokens": 0} == other | {"reused_tokens": 0} and ("error" in one) == (one["id"] == 5)
+    assert max(widths) == 4 and len(widths) < passes / 2
+
+
+def test_there_are_as_many_sessions_as_there_is_memory_for(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_lines(tmp_path / "batch", *({"prompt": f"say {n}"} for n in range(6)))
+    made: list[int] = []
+    original = Model.session
+
+    def limited(self: Model, *given: Any, **options: Any) -> Any:
+        if len(made) == 2:
+            raise DoesNotFit("a context takes more than there is")
+        made.append(1)
+        return original(self, *given, **options)
+
+    monkeypatch.setattr(Model, "session", limited)
+    code, out, _ = command("run", model, "--batch", file, "-q", "-n", "3", "--parallel", "5")
+    assert code == 0 and [json.loads(line)["id"] for line in out.splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_batch_goes_on_where_it_was(command: Run, model: str, tmp_path: Path) -> None:

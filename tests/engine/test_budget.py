@@ -160,7 +160,10 @@ def holds(model: Model) -> None:
 DOINGS = st.sampled_from(["open", "close", "drop", "feed", "feed"])
 
 
-@pytest.mark.parametrize("case", ["qwen3_moe_a", "v4_a", "v4_released", "qwen3_5_moe_a"])
+@pytest.mark.parametrize(
+    "case",
+    ["v4_released", "qwen3_5_moe_a", *(pytest.param(c, marks=pytest.mark.slow) for c in ("qwen3_moe_a", "v4_a"))],
+)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(

@@ -63,6 +63,12 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("nvidia__Nemotron-H-56B-Base-8K", 56e9, 56e9),
         ("ibm-granite__granite-3.1-1b-a400m-instruct", 1.33e9, 0.4e9),
         ("ibm-granite__granite-3.1-3b-a800m-instruct", 3.3e9, 0.8e9),
+        ("Qwen__Qwen3-Next-80B-A3B-Instruct", 80e9, 3.9e9),
+        ("deepseek-ai__DeepSeek-V3.2", 671e9, 37e9),
+        ("zai-org__GLM-5", 744e9, 40e9),
+        ("zai-org__GLM-5.2", 744e9, 40e9),
+        ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
+        ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -86,6 +92,14 @@ def test_v4_flash_layers_are_of_the_released_kinds() -> None:
         assert (attention.rope.scaling is None) == (ratios[-1] == 0)
     assert ratios == [0, 0] + [4, 128] * 20 + [4]
     assert hashed == [True] * 3 + [False] * 40
+
+
+def test_granite_4_tiny_is_mamba_and_attention_without_rope() -> None:
+    model = spec(config("ibm-granite__granite-4.0-h-tiny"))
+    mixers = [layer[0].kind for layer in model.layers]
+    assert [mixer.label for mixer in mixers].count("Mamba-2") == 36
+    assert [mixers[i].rope for i in (5, 15, 25, 35)] == [None] * 4
+    assert sum(tensor.size for tensor in model.tensors().values()) == pytest.approx(6.94e9, rel=1e-3)
 
 
 def test_a_dated_release_with_drafting_keys_is_the_same_model() -> None:
@@ -155,6 +169,9 @@ def test_unknown_model_types_are_named_with_the_known_ones() -> None:
         ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"conv_kernel": 1}, '"conv_kernel" is 1, and only 2 and more'),
         ("nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", {"mlp_hidden_act": "silu"}, "\"mlp_hidden_act\" is 'silu'"),
         ("nvidia__NVIDIA-Nemotron-3-Super-120B-A12B-BF16", {"mlp_bias": True}, '"mlp_bias" is true, and projections'),
+        ("ibm-granite__granite-4.0-h-tiny", {"mamba_n_heads": 47}, '"mamba_n_heads" is 47, which 3072 channels'),
+        ("ibm-granite__granite-4.0-h-tiny", {"position_embedding_type": "alibi"}, "is 'alibi', and only 'rope' and"),
+        ("ibm-granite__granite-4.0-h-tiny", {"time_step_limit": [0.1]}, '"time_step_limit" must be two numbers'),
         ("ibm-granite__granite-3.1-1b-a400m-instruct", {"logits_scaling": 0}, '"logits_scaling" must be a positive'),
         ("mistralai__Mixtral-8x7B-v0.1", {"partial_rotary_factor": 0.5}, '"partial_rotary_factor" is 0.5, and only 1'),
     ],
@@ -173,9 +190,12 @@ def outcome(values: dict[str, Any]) -> ModelSpec | str:
 
 
 DEFAULTS = json.loads((tiny.GOLDEN / "defaults.json").read_text())
-DECODERS = [model_type for model_type in FAMILIES if f"{model_type}_text" not in FAMILIES]
-SMALL = {model_type: next(c for c in tiny.cases() if tiny.load_golden(c).config["model_type"] == model_type)
-         for model_type in DECODERS}  # fmt: skip
+SMALL = {tiny.load_golden(case).config["model_type"]: case for case in reversed(tiny.cases())}
+DECODERS = list(SMALL)
+
+
+def test_every_family_has_a_golden_case() -> None:
+    assert all(SMALL.keys() & set(family.model_types) for family in FAMILIES.values())
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -372,6 +392,13 @@ def test_kinds_of_layers_are_read_under_all_their_spellings(names: dict[str, str
     assert spec(new | {key: [names[letter] for letter in old["hybrid_override_pattern"]]}) == spec(old)
 
 
+@pytest.mark.parametrize("most", [float("inf"), {"__float__": "Infinity"}])
+def test_infinity_is_read_as_it_is_written(most: object) -> None:
+    values = config("ibm-granite__granite-4.0-h-tiny")
+    assert spec(values | {"time_step_limit": [0.0, most]}) == spec(values)
+    assert spec(values | {"mamba_d_head": "auto"}) == spec(values)
+
+
 def test_the_harmless_keys_touch_no_setting_of_a_family() -> None:
     everything = {key for model_type in FAMILIES for key in FAMILIES[model_type].defaults}
     assert not everything & set(HARMLESS)
@@ -546,6 +573,22 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
         spec(whole)
 
 
+@pytest.mark.parametrize("moved", ["language_model.{}", "{}"])
+def test_the_text_part_of_kimi_k25_is_read(checkpoint: Callable[[str], Path], tmp_path: Path, moved: str) -> None:
+    """As it was released, and as transformers saves it."""
+    golden = tiny.load_golden("v3_b")
+    text = golden.config | {"model_type": "kimi_k2"}
+    tensors = {"vision_tower.encoder.blocks.0.wo.weight": np.zeros(3, np.float32), "mm_projector.proj.0.weight":
+               np.zeros(3, np.float32)}  # fmt: skip
+    for name, values in load_file(checkpoint("v3_b") / "model.safetensors").items():
+        name = name.replace("model.", "model.language_model.", 1) if moved == "{}" else name
+        tensors[moved.format(name)] = values
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "kimi_k25", "text_config": text}))
+    save_file(tensors, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 def test_experts_that_are_stored_transposed_are_turned(
     checkpoint: Callable[[str], Path], tmp_path: Path, dtype: str
@@ -602,7 +645,10 @@ assert model.description.chat_format
     [
         (("glm4_moe_lite",), ("families/glm4_moe_lite.py",)),
         (("gpt_oss",), ("families/gpt_oss.py", "chat/formats/harmony.py")),
-        (("qwen3_5", "qwen3_5_moe"), ("families/qwen3_5.py", "layers/recurrent/deltanet.py")),
+        (
+            ("qwen3_5", "qwen3_5_moe", "qwen3_next"),
+            ("families/qwen3_5.py", "families/qwen3_next.py", "families/deltanet.py", "layers/recurrent/deltanet.py"),
+        ),
     ],
 )
 def test_nothing_else_knows_a_family(model_types: tuple[str, ...], files: tuple[str, ...], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.engine import Generation, Model, Session, load
-from numoe.engine.speculation import Drafter, PromptLookup
+from numoe.engine import Generation, Model, PromptLookup, Session, load
+from numoe.engine.speculation import Drafter
 from numoe.engine.text.grammar import regex_grammar
 
 CASES = {"llama_a": 1e-4, "gpt_oss_a": 1e-4, "v2_a": 1e-4, "v4_b": 1e-4, "qwen3_5_moe_a": 1e-3}

@@ -16,6 +16,7 @@ from numoe.engine.families.config import Config, scaled_rope
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.attention.indexer import TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Block, Compute, Kind, Shared
 from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
@@ -178,6 +179,47 @@ def test_latent_attention(q_rank: int | None, cuts: tuple[int, ...]) -> None:
             keys = [np.append(both[s, h, :6], rotated(row[s, 12:], s, kind.rope)) for s in range(t + 1)]
             out[t, h] = softmaxed(np.array([query @ key for key in keys]) * kind.scale) @ both[: t + 1, h, 6:]
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(9, -1) @ m["o"].T, atol=2e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("cuts", [(), (1, 2, 7, 8), (10,)])
+def test_latent_attention_to_what_an_indexer_picks(interleaved: bool, cuts: tuple[int, ...]) -> None:
+    """The same sum over the best tokens of each one alone; a layer that follows takes the same ones."""
+    top_k, count = 4, 14
+    indexer = TokenIndexer(3, 7, top_k, Rope(4, 50.0, interleaved, first=True))
+    plain = MultiHeadLatentAttention(3, 10, 12, 6, 5, Rope(4, 50.0, interleaved=True), scale=0.3)
+    kind = replace(plain, indexer=indexer)
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    m = {name: matrix.dequantize().astype(np.float64) for name, matrix in weights.matrices.items()}
+    latent = normed(x @ m["q_a"].T, weights.arrays["q_norm"])
+    q, index = (latent @ m["q_b"].T).reshape(count, 3, 10), (latent @ m["indexer.q"].T).reshape(count, 3, 7)
+    row = x @ m["kv_a"].T
+    both = (normed(row[:, :12], weights.arrays["kv_norm"]) @ m["kv_b"].T).reshape(count, 3, 11)
+    keys = x @ m["indexer.k"].T
+    keys = (keys - keys.mean(axis=1, keepdims=True)) / np.sqrt(keys.var(axis=1, keepdims=True) + 1e-6)
+    keys = keys * weights.arrays["indexer.k_norm"] + weights.arrays["indexer.k_norm_bias"]
+    out = np.zeros((count, 3, 5))
+    for t in range(count):
+        scores = np.array([
+            sum(w * max(0, rotated(h, t, indexer.rope) @ rotated(keys[s], s, indexer.rope))
+                for w, h in zip(x[t] @ m["indexer.weights"].T, index[t], strict=True)) for s in range(t + 1)
+        ])  # fmt: skip
+        seen = np.argsort(-scores)[:top_k]
+        for h in range(3):
+            query = rotated(q[t, h], t, kind.rope)
+            rows = [np.append(both[s, h, :6], rotated(row[s, 12:], s, kind.rope)) for s in seen]
+            out[t, h] = softmaxed(np.array([query @ key for key in rows]) * kind.scale) @ both[seen, h, 6:]
+    right = out.reshape(count, -1) @ m["o"].T
+    np.testing.assert_allclose(run(kind, weights, x, cuts), right, atol=2e-5)
+    follower = replace(plain, follows=True).build(weights, Shared(EPS, block=1))
+    leader, cache, made, start = kind.build(weights, Shared(EPS)), Cache([kind.state(), plain.state()], count), [], 0
+    for stop in (*cuts, count):
+        step = Step.of([(np.zeros(stop - start, np.int64), cache)])
+        with cache.step(stop - start):
+            leader(x[start:stop].copy(), step)
+            made.append(follower(x[start:stop].copy(), step))
+        start = stop
+    np.testing.assert_allclose(np.concatenate(made), right, atol=2e-5)
 
 
 @pytest.mark.parametrize("sink", [False, True])
@@ -502,6 +544,25 @@ def test_gated_deltanet(cuts: tuple[int, ...], heads: tuple[int, int]) -> None:
             out[t, h] = memory[h].T @ (query / np.sqrt(query @ query + 1e-6)) / np.sqrt(6)
     out = normed(out, a["norm"]) * gate / (1 + np.exp(-gate))
     np.testing.assert_allclose(run(kind, weights, x, cuts), out.reshape(count, -1) @ m["o"].T, atol=2e-5)
+
+
+def test_a_deltanet_whose_projections_are_joined() -> None:
+    """Rows of each key head, with those of the value heads that it serves, beside one another."""
+    apart = GatedDeltaNet(2, 6, 4, 5, 3)
+    weights, x = weights_of(apart), random(9, HIDDEN, seed=9)
+    rows = {name: matrix.dequantize() for name, matrix in weights.matrices.items()}
+    by_head = {name: rows[name].reshape(2, -1, HIDDEN) for name in ("gate", "b", "a")}
+    q, k, v = (part.reshape(2, -1, HIDDEN) for part in np.split(rows["qkv"], [8, 16]))
+    for name, parts in {"qkvz": (q, k, v, by_head["gate"]), "ba": (by_head["b"], by_head["a"])}.items():
+        weights.matrices[name] = F32(np.concatenate(parts, axis=1).reshape(-1, HIDDEN))
+    right = run(apart, replace(weights, matrices={name: weights.matrices[name] for name in rows}), x, (4,))
+    for joined, names in {("qkvz", "ba"): ("qkvz", "ba", "o"), ("ba",): ("qkv", "gate", "ba", "o")}.items():
+        kind = replace(apart, joined=joined)
+        own = Weights({name: weights.matrices[name] for name in names}, weights.arrays)
+        assert {name: t.shape for name, t in kind.tensors(HIDDEN).items() if t.held == "matrix"} == {
+            name: matrix.shape for name, matrix in own.matrices.items()
+        }
+        np.testing.assert_allclose(run(kind, own, x, (4,)), right, atol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [(), (1, 2, 3, 17), tuple(range(1, 20))])

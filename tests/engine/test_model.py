@@ -29,7 +29,7 @@ CASES = tiny.cases()
 
 def bound(case: str, usual: float) -> float:
     """How far logits may be off. Recurrent states carry every rounding on: noise in the weights moves those more."""
-    return max(usual, 1e-3) if case.startswith("qwen3_5") else usual
+    return max(usual, 1e-3) if case.startswith(tiny.RECURRENT) else usual
 
 
 def feed_all(session: Session, ids: list[int], sizes: list[int]) -> np.ndarray:
@@ -133,7 +133,7 @@ def test_sequences_that_share_a_pass_are_computed_as_if_alone(model: Models, cas
     decoder = model(case).decoder
     parts, alone = shared_pass(model(case), tiny.load_golden(case))
     together = decoder.forward_all(parts, "all")
-    assert np.abs(together - alone).max() < (5e-5 if case.startswith("qwen3_5") else 1e-5)
+    assert np.abs(together - alone).max() < (5e-5 if case.startswith(tiny.RECURRENT) else 1e-5)
     assert [cache.position for _, cache in parts] == [48, 2, 11]
     last = decoder.forward_all([(after[:1], cache) for after, cache in parts])
     assert last.shape == (3, decoder.spec.vocab)

@@ -58,7 +58,13 @@ def test_planned_memory_is_the_memory_taken(case: str, model: Models) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["qwen3_moe_a", "v4_a", "v4_released", "gpt_oss_a", "qwen3_5_moe_a", "mixtral_a", "qwen3_b"]
+    "case",
+    [
+        "qwen3_b",
+        "v4_released",
+        "gpt_oss_a",
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("qwen3_moe_a", "v4_a", "qwen3_5_moe_a", "mixtral_a")),
+    ],
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from cases import LAYOUTS
+from cases import LAYOUTS, recurrent, spec
 from helpers import reshard, write_safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -41,9 +41,6 @@ from numoe.quant.stored.shards import INDEX_NAME
 
 Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
-
-EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
-DENSE = [case for case in tiny.cases() if not EXPERTS & tiny.load_golden(case).config.keys()]
 
 
 def quantize(source: Path, destination: Path, quant: str, **options: Any) -> Conversion:
@@ -123,8 +120,9 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
     ids = tiny.load_golden(case).ids[:40]
     reference = model(case).session(256).feed(ids)
     # FP8 and FP4 of its own, which no recipe makes larger.
-    compact = case in ("v3_fp8", "v4_released", "gpt_oss_a", "gpt_oss_b")
-    steady = case in DENSE and not case.startswith("qwen3_5")  # nothing chooses, and no state carries errors on
+    compact = "quantization_config" in tiny.load_golden(case).config
+    dense = not spec(case).routed
+    steady = dense and not recurrent(case)  # nothing chooses, and no state carries errors on
     bounds = {"int8": 2e-3, "int4": 0.2} if steady else {"int8": 0.2, "int4": 1.0}
     sizes = {}
     for quant, bound in bounds.items():
@@ -137,7 +135,7 @@ def test_rounded_models_stay_close(case: str, checkpoint: Checkpoints, model: Mo
         held = loaded.plan().weights
         kinds = {role: {stored.kind for r, stored in held if r == role} for role, _ in held}
         assert compact or quant in kinds.get("experts", kinds.get("dense ffn", set()))
-        assert kinds["router"] <= {"f32", "bf16", "i64"} if "router" in kinds else case in DENSE
+        assert kinds["router"] <= {"f32", "bf16", "i64"} if "router" in kinds else dense
         assert kinds["norms"] == {"f32"}
     assert sizes["int4"] < sizes["int8"] or case == "v4_released"
 
@@ -299,11 +297,12 @@ def test_every_other_row_of_a_stack_is_copied(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(jobs, "_COPY_BYTES", 100)
     stack = normal(3, 10, 8)
     source = folder_of(tmp_path / "source", fused=raw("F32", stack))
-    cuts = [Matrix(f"e{e}.{odd}.weight", "experts", "fused", e, (odd, 10, 2)) for e in range(3) for odd in range(2)]
+    every = {f"e{e}.{odd}.weight": (e, odd) for e in range(3) for odd in range(2)}
+    cuts = [Matrix(name, "experts", source["fused"].expert(e).rows(odd, 10, 2)) for name, (e, odd) in every.items()]
     convert(source, cuts, tmp_path / "out", "native", Folder(source.path, "source"))
     with open_checkpoint(tmp_path / "out") as made:
-        for cut in cuts:
-            np.testing.assert_array_equal(made.array(cut.name), stack[cut.index, cut.rows[0] :: 2])
+        for name, (e, odd) in every.items():
+            np.testing.assert_array_equal(made[name].array(), stack[e, odd::2])
 
 
 def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ it back. `CHANGES` are of what it cannot say at all; transformers computes those
 
 import argparse
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -31,12 +32,15 @@ ARCHITECTURES = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM", "gpt_oss": "GptOssForCausalLM", "llama": "LlamaForCausalLM",
     "mixtral": "MixtralForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
-    "mistral": "MistralForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "mistral": "MistralForCausalLM", "qwen3_next": "Qwen3NextForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM",
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }  # fmt: skip
 
 
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
+    "deepseek_v32_b": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rms_norm_eps": 1e-6},
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
     "mistral_a": {"sliding_window": None},
@@ -44,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
+    "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_moe_b": {"norm_topk_prob": True},
     "v2_b": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 32,
@@ -57,7 +62,7 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
     config = config | {"architectures": [ARCHITECTURES[config["model_type"]]]}
     if "mlp_layer_types" in config:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
-    if config["model_type"] == "deepseek_v3":
+    if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
         config["scoring_func"] = "sigmoid"
     return config
 
@@ -87,6 +92,8 @@ def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
 def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
     """Run the converter in this process, without the vocabulary that these folders lack."""
     sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        del sys.modules[name]  # the converter needs its own
     import conversion
 
     conversion.load_all_models()
@@ -97,7 +104,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         if "set_vocab" in vars(one):
             one.set_vocab = lambda self: None
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
-    if "qwen3_5" in (folder / "config.json").read_text():
+    if re.search("qwen3_(5|next)", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 

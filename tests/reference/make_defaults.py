@@ -11,15 +11,12 @@ from pathlib import Path
 from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tiny import GOLDEN
-
-from numoe.engine.families import FAMILIES
+from make_golden import ALIASES
+from tiny import GOLDEN, cases, load_golden
 
 table = {}
-for model_type in sorted(FAMILIES):
-    if f"{model_type}_text" in FAMILIES:
-        continue
-    made = type(AutoConfig.for_model(model_type))
+for model_type in sorted({load_golden(case).config["model_type"] for case in cases()}):
+    made = type(AutoConfig.for_model(ALIASES.get(model_type, model_type)))
     keys = {field.name: field.default for field in dataclasses.fields(made)}
     if isinstance(made.default_theta, dict):  # Gemma 3, by the kind of layer
         keys |= {"rope_theta": made.default_theta["global"], "rope_local_base_freq": made.default_theta["local"]}

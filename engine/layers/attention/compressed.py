@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from numoe.engine.layers import ops
-from numoe.engine.layers.attention.indexer import Compressor, Indexer, LightningIndexer, WindowCompressor
+from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer, LightningIndexer, WindowCompressor
 from numoe.engine.layers.attention.softmax import Part, attend, first_visible, hidden_keys, query_blocks
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
@@ -42,7 +42,7 @@ class CompressedAttention(Kind):
     out_rank: int
     rope: Rope
     compressor: Compressor | None = None
-    indexer: Indexer | None = None
+    indexer: EntryIndexer | None = None
 
     @property
     def label(self) -> str:
@@ -95,7 +95,10 @@ class Compressed:
         if spec.compressor:
             self.compress = WindowCompressor(spec.compressor, spec.rope, weights.below("compressor."), shared)
         if spec.indexer:
-            self.indexer = LightningIndexer(spec.indexer, spec.rope, weights.below("indexer."), shared)
+            own = weights.below("indexer.")
+            self.indexer = LightningIndexer(spec.indexer, spec.rope, own, shared)
+            compressor = spec.indexer.compressor
+            self.compress_keys = WindowCompressor(compressor, spec.rope, own.below("compressor."), shared)
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
@@ -114,7 +117,7 @@ class Compressed:
             self.compress(given, step, self.states, "compressor.")
         index = None
         if self.indexer:
-            self.indexer.compress(given, step, self.states, "indexer.")
+            self.compress_keys(given, step, self.states, "indexer.")
             index = self.indexer.queries(given, q_latent, step)
 
         out = np.empty_like(q)

@@ -1,5 +1,6 @@
-"""What stands beyond the window in DeepSeek-V4's attention: entries compressed from whole windows of tokens, and the
-lightning indexer that picks some of them. Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2.
+"""The lightning indexer, which picks the keys that a token attends to: of all tokens before it (DeepSeek-V3.2, arXiv
+2512.02556), or of what stands beyond the window in DeepSeek-V4's attention, entries compressed from whole windows of
+tokens. Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2; checked against transformers' deepseek_v32.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from numoe.engine.layers import ops
-from numoe.engine.layers.attention.softmax import SCORE_BYTES
+from numoe.engine.layers.attention.softmax import SCORE_BYTES, query_blocks
 from numoe.engine.layers.block import Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
@@ -20,6 +21,8 @@ from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
+
+_KEY_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -111,32 +114,57 @@ class WindowCompressor:
 
 @dataclass(frozen=True)
 class Indexer:
-    """Lightning indexer: scores every compressed entry for a token and keeps the `top_k` best."""
+    """Scores keys of `dim` for a token and keeps the `top_k` best."""
 
     heads: int
+    dim: int
     top_k: int
+
+    def tensors(self, hidden: int, q_rank: int) -> dict[str, Tensor]:
+        return {
+            "q": Tensor((self.heads * self.dim, q_rank), "indexer"),
+            "weights": Tensor((self.heads, hidden), "indexer"),
+        }
+
+
+@dataclass(frozen=True)
+class EntryIndexer(Indexer):
+    """Its keys are compressed entries."""
+
     compressor: Compressor
 
     def tensors(self, hidden: int, q_rank: int) -> dict[str, Tensor]:
-        table = {
-            "q": Tensor((self.heads * self.compressor.dim, q_rank), "indexer"),
-            "weights": Tensor((self.heads, hidden), "indexer"),
+        return super().tensors(hidden, q_rank) | prefixed("compressor.", self.compressor.tensors(hidden, "indexer"))
+
+
+@dataclass(frozen=True)
+class TokenIndexer(Indexer):
+    """Its keys are LayerNorm(Wk x), one a token."""
+
+    rope: Rope
+
+    def tensors(self, hidden: int, q_rank: int) -> dict[str, Tensor]:
+        return super().tensors(hidden, q_rank) | {
+            "k": Tensor((self.dim, hidden), "indexer"),
+            "k_norm": Tensor((self.dim,), "norms", "array"),
+            "k_norm_bias": Tensor((self.dim,), "norms", "array"),
         }
-        return table | prefixed("compressor.", self.compressor.tensors(hidden, "indexer"))
+
+    def state(self) -> Rows:
+        return Rows(1, self.dim)
 
 
 class LightningIndexer:
-    """score(t, w) = sum_h weight_h(x_t) relu(q_h k_w): the best `top_k` entries of each token."""
+    """score(t, w) = sum_h weight_h(x_t) relu(q_h k_w): the best `top_k` keys of each token."""
 
     def __init__(self, spec: Indexer, rope: Rope, weights: Weights, shared: Shared):
         self.spec = spec
         self.w = weights
         self.rotation = shared.rotation(rope)
-        self.compress = WindowCompressor(spec.compressor, rope, weights.below("compressor."), shared)
 
     def queries(self, x: Activations, q_latent: Activations, step: Step) -> tuple[Floats, Floats]:
         """Rotated queries (T, heads, dim) and head weights (T, heads), both factors of the score scaled in."""
-        heads, dim = self.spec.heads, self.spec.compressor.dim
+        heads, dim = self.spec.heads, self.spec.dim
         q = self.w.matrices["q"].matmul(q_latent).reshape(len(x), heads, dim)
         self.rotation.apply(q, angles(self.rotation, step))
         weights = self.w.matrices["weights"].matmul(x)
@@ -144,7 +172,7 @@ class LightningIndexer:
         return q, weights
 
     def choose(self, q: Floats, weights: Floats, keys: Floats, visible: Ids) -> Ids:
-        """The chosen entries (T, top_k) of each token, of which token t may see the first visible[t]."""
+        """The chosen keys (T, top_k) of each token, of which token t may see the first visible[t]."""
         count, heads, _ = q.shape
         total = np.empty((count, len(keys)), np.float32)  # (T, W)
         step = max(1, SCORE_BYTES // (4 * count * heads))
@@ -154,3 +182,31 @@ class LightningIndexer:
             np.matmul(weights[:, None], scores, out=total[:, None, a : a + step])
         total[np.arange(len(keys)) >= visible[:, None]] = -np.inf
         return ops.top_k(total, self.spec.top_k)
+
+
+class TokenLightningIndexer(LightningIndexer):
+    """One layer's indexer of tokens."""
+
+    spec: TokenIndexer
+
+    def __init__(self, spec: TokenIndexer, weights: Weights, shared: Shared):
+        super().__init__(spec, spec.rope, weights, shared)
+
+    def keys(self, x: Activations, step: Step) -> Floats:
+        """(T, dim), rotated."""
+        a = self.w.arrays
+        rows = ops.layer_norm(self.w.matrices["k"].matmul(x), a["k_norm"], a["k_norm_bias"], _KEY_EPS)
+        self.rotation.apply(rows[:, None], angles(self.rotation, step))
+        return rows
+
+    def choose_tokens(self, q: Floats, weights: Floats, kept: KeptRows, segment: Segment) -> Ids | None:
+        """Which tokens those of a sequence attend to, (T, top_k): none after themselves; None: to all there are."""
+        start, end = segment.start, segment.start + segment.count
+        if end <= self.spec.top_k:
+            return None
+        chosen = np.empty((segment.count, self.spec.top_k), np.int64)
+        for a, b in query_blocks(segment.count, self.spec.heads, end):
+            keys, visible = kept.view(0, start + b)[0], np.arange(start + a + 1, start + b + 1)
+            few = len(keys) <= self.spec.top_k  # and there are more for later tokens of the segment
+            chosen[a:b] = np.arange(self.spec.top_k) if few else self.choose(q[a:b], weights[a:b], keys, visible)
+        return chosen

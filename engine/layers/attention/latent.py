@@ -3,6 +3,9 @@
 Every head's keys and values are linear in one latent vector c a token: k_h = [Wk_h c | k_rope], v_h = Wv_h c.
 So q_h k_h = (Wk_h^T q_h) c + q_rope k_rope, and sum_t p_t v_ht = Wv_h sum_t p_t c_t: with the query taken into
 the latent space all heads attend over the same cached rows [c | k_rope], and nothing is ever expanded per token.
+
+With an indexer each token attends to those that it picks, or that the one of an earlier layer picked (DeepSeek Sparse
+Attention, arXiv 2512.02556); checked against transformers' deepseek_v32 and glm_moe_dsa.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from functools import partial
 import numpy as np
 
 from numoe.engine.layers import ops
+from numoe.engine.layers.attention.indexer import TokenIndexer, TokenLightningIndexer
 from numoe.engine.layers.attention.softmax import attend, hidden_keys, query_blocks
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
-from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute import threads
 from numoe.quant.compute.activations import Activations
@@ -42,7 +46,17 @@ class MultiHeadLatentAttention(Kind):
     norm_eps: float = 1e-6
     split: bool = False
     """Wk, transposed a head, and Wv are matrices of their own, as GGUF files have them."""
-    label = "MLA"
+    indexer: TokenIndexer | None = None
+    follows: bool = False
+    """It attends to what the last indexer of the layers before chose (GLM-5.2)."""
+
+    @property
+    def label(self) -> str:
+        return "DSA" if self.indexer or self.follows else "MLA"
+
+    @property
+    def details(self) -> str:
+        return f"the best {self.indexer.top_k} tokens" if self.indexer else "the same tokens" if self.follows else ""
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         q = self.heads * (self.nope_dim + self.rope.dim)
@@ -64,10 +78,14 @@ class MultiHeadLatentAttention(Kind):
         else:
             both = self.nope_dim + self.value_dim
             table["kv_b"] = Tensor((self.heads * both, self.kv_rank), "attention", "rows")
+        if self.indexer:
+            assert self.q_rank is not None
+            table |= prefixed("indexer.", self.indexer.tensors(hidden, self.q_rank))
         return table | {"o": Tensor((hidden, self.heads * self.value_dim), "attention")}
 
     def state(self) -> Mapping[str, Rows]:
-        return {"latent": Rows(1, self.kv_rank + self.rope.dim)}
+        table = {"latent": Rows(1, self.kv_rank + self.rope.dim)}
+        return table | {"indexer": self.indexer.state()} if self.indexer else table
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
         return Latent(self, weights, shared)
@@ -81,6 +99,9 @@ class Latent:
         self.w = weights
         self.rotation = shared.rotation(spec.rope)
         self.states = shared.states()
+        self.indexer: TokenLightningIndexer | None = None
+        if spec.indexer:
+            self.indexer = TokenLightningIndexer(spec.indexer, weights.below("indexer."), shared)
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
@@ -90,7 +111,10 @@ class Latent:
         q, row = matmul_all([(m["q" if spec.q_rank is None else "q_a"], given, None), (m["kv_a"], given, None)])
         if spec.q_rank is not None:
             ops.rms_norm(q, self.w.arrays["q_norm"], spec.norm_eps, out=q)
-            q = m["q_b"].matmul(q)
+            q_latent = Activations(q)
+            q = m["q_b"].matmul(q_latent)
+            if self.indexer:
+                self._index(self.indexer, given, q_latent, step)
         q = self.rotation.apply(q.reshape(count, spec.heads, -1), turned)  # (T, H, nope + rope)
         latent = row[:, : spec.kv_rank]  # of (T, rank + rope)
         ops.rms_norm(latent, self.w.arrays["kv_norm"], spec.norm_eps, out=latent)
@@ -105,9 +129,22 @@ class Latent:
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["latent"].write(row[None, own], segment.start)
-            self._attend(query[own], states["latent"], segment, mixed[own])
+            chosen = step.chosen[segment.first] if spec.indexer or spec.follows else None
+            if chosen is None:
+                self._attend(query[own], states["latent"], segment, mixed[own])
+            else:
+                self._attend_to(chosen, query[own], states["latent"], segment, mixed[own])
         threads.run([partial(self._out_of_latents, mixed[:, h], out[:, h], h) for h in heads])
         return m["o"].matmul(out.reshape(count, -1))
+
+    def _index(self, indexer: TokenLightningIndexer, x: Activations, q_latent: Activations, step: Step) -> None:
+        """Choose the tokens that those of the pass attend to, here and in the layers that follow."""
+        keys = indexer.keys(x, step)
+        q, weights = indexer.queries(x, q_latent, step)
+        for segment in step.segments:
+            own, kept = segment.rows, self.states(segment)["indexer"]
+            kept.write(keys[None, own], segment.start)
+            step.chosen[segment.first] = indexer.choose_tokens(q[own], weights[own], kept, segment)
 
     def _into_latents(self, q: Floats, query: Floats, head: int) -> None:
         """Wk_h^T q_h: the first channels of q (T, nope + rope) to those of query (T, rank + rope)."""
@@ -142,3 +179,12 @@ class Latent:
             keys = rows.view(0, start + b)
             hidden = hidden_keys(start + a, start + b, 0, None)
             out[a:b] = attend(query[None, a:b], [(keys, keys[..., :rank], hidden)], self.spec.scale)[0]
+
+    def _attend_to(self, chosen: Ids, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:
+        """The same, where each token has its own keys (T, K); what comes after it is none."""
+        rank, end = self.spec.kv_rank, segment.start + segment.count
+        every, (count, keys) = rows.view(0, end)[0], chosen.shape
+        for a, b in query_blocks(count, max(self.spec.heads, every.shape[-1]), keys):
+            own = every[chosen[a:b]]  # (T, K, rank + rope)
+            hidden = chosen[a:b] > np.arange(segment.start + a, segment.start + b)[:, None]
+            out[a:b] = attend(query[None, a:b], [(own, own[..., :rank], hidden)], self.spec.scale)[0]

@@ -4,9 +4,6 @@ S_t = a_t S_{t-1} + k_t (b_t (v_t - (a_t S_{t-1})^T k_t))^T, o_t = S_t^T q_t / s
 qwen3_5. Queries, keys and values come out of a short causal convolution over the last few tokens, and are (queries and
 keys) of length one; a_t = exp(-exp(A) softplus(x Wa + dt)) and b_t = sigmoid(x Wb) are numbers of a head.
 
-Many tokens at once are computed in chunks: within one, what each token writes depends on what those before it wrote,
-which is a triangular system of equations, and all else is matrix products.
-
 Shapes: T tokens, H value heads, C key channels a head, V value channels a head, G key heads (each serves H / G).
 """
 
@@ -20,16 +17,14 @@ import numpy as np
 from numoe.engine.layers import ops
 from numoe.engine.layers.block import Compute, Kind, Shared
 from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.recurrent.delta_rule import delta_rule, unit_length
 from numoe.engine.layers.recurrent.shortconv import convolve
-from numoe.engine.layers.state import Recurrent, RecurrentState
+from numoe.engine.layers.state import Recurrent
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
-
-_CHUNK = 64  # tokens: the triangular system grows with its square, the number of products falls with it
-_LENGTH_EPS = np.float32(1e-6)
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,9 @@ class GatedDeltaNet(Kind):
     """Tokens that the convolution sees, the newest included."""
     tiled: bool = False
     """Key head h serves the value heads h, h + G, ... and not H / G neighbours (GGUF's order of value heads)."""
+    joined: tuple[str, ...] = ()
+    """What is one matrix, in which the rows of a key head and of the value heads that it serves are neighbours:
+    "qkvz" (queries, keys, values and gates), "ba" (Qwen3-Next)."""
     label = "DeltaNet"
 
     @property
@@ -53,11 +51,11 @@ class GatedDeltaNet(Kind):
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         values = self.value_heads * self.value_dim
-        return {
-            "qkv": Tensor((self.channels, hidden), "attention"),
-            "gate": Tensor((values, hidden), "attention"),
-            "b": Tensor((self.value_heads, hidden), "attention"),
-            "a": Tensor((self.value_heads, hidden), "attention"),
+        rows = {"qkv": self.channels, "gate": values}
+        if "qkvz" in self.joined:
+            rows = {"qkvz": self.channels + values}
+        rows |= {"ba": 2 * self.value_heads} if "ba" in self.joined else dict.fromkeys("ba", self.value_heads)
+        return {name: Tensor((count, hidden), "attention") for name, count in rows.items()} | {
             "conv": Tensor((self.channels, self.kernel), "attention", "array"),
             "decay": Tensor((self.value_heads,), "attention", "array"),
             "dt_bias": Tensor((self.value_heads,), "attention", "array"),
@@ -87,9 +85,8 @@ class DeltaNet:
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
-        spec, count, m = self.spec, len(x), self.w.matrices
-        given = Activations(x)
-        mixed, gate, b, a = matmul_all([(m[name], given, None) for name in ("qkv", "gate", "b", "a")])
+        spec, count = self.spec, len(x)
+        mixed, gate, b, a = self._project(x)
         beta = ops.sigmoid(b)  # (T, H)
         a += self.w.arrays["dt_bias"]
         decay = ops.softplus(a)
@@ -98,10 +95,30 @@ class DeltaNet:
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             q, k, v = self._heads(ops.silu(convolve(mixed[own], states["conv"], self.conv)))
-            out[own] = self._mix(q, k, v, beta[own], decay[own], states["memory"])
+            delta_rule(q, k, v, beta[own].T, decay[own].T[..., None], states["memory"], out[own])
         ops.rms_norm(out, self.w.arrays["norm"], self.norm_eps, out=out)
         out *= ops.silu(gate).reshape(out.shape)
-        return m["o"].matmul(out.reshape(count, -1))
+        return self.w.matrices["o"].matmul(out.reshape(count, -1))
+
+    def _project(self, x: Floats) -> list[Floats]:
+        """Queries, keys and values (T, channels), the gates (T, H V), b and a (T, H)."""
+        spec, given = self.spec, Activations(x)
+        names = [name for name in ("qkvz", "qkv", "gate", "ba", "b", "a") if name in self.w.matrices]
+        made = dict(zip(names, matmul_all([(self.w.matrices[n], given, None) for n in names]), strict=True))
+        served = spec.value_heads // spec.key_heads
+        if "qkvz" in made:
+            values = served * spec.value_dim
+            q, k, v, z = self._of_key_heads(made["qkvz"], (spec.key_dim, spec.key_dim, values, values))
+            made |= {"qkv": np.concatenate([q, k, v], axis=1), "gate": z}
+        if "ba" in made:
+            made["b"], made["a"] = self._of_key_heads(made["ba"], (served, served))
+        return [made[name] for name in ("qkv", "gate", "b", "a")]
+
+    def _of_key_heads(self, mixed: Floats, widths: tuple[int, ...]) -> list[Floats]:
+        """The parts of these widths that each key head has beside one another, (T, G width) each."""
+        count = len(mixed)
+        parts = np.split(mixed.reshape(count, self.spec.key_heads, -1), np.cumsum(widths)[:-1], axis=-1)
+        return [part.reshape(count, -1) for part in parts]
 
     def _heads(self, mixed: Floats) -> tuple[Floats, Floats, Floats]:
         """Queries and keys (H, T, C), of length one and queries scaled, and values (H, T, V)."""
@@ -109,47 +126,9 @@ class DeltaNet:
         width = spec.key_heads * spec.key_dim
         q, k = (mixed[:, i * width : (i + 1) * width].reshape(count, spec.key_heads, -1) for i in range(2))
         v = mixed[:, 2 * width :].reshape(count, spec.value_heads, -1)
-        q, k = (part / np.sqrt(np.vecdot(part, part) + _LENGTH_EPS)[..., None] for part in (q, k))
+        q, k = unit_length(q), unit_length(k)
         q *= np.float32(spec.key_dim**-0.5)
         heads = np.arange(spec.value_heads)
         served = heads % spec.key_heads if spec.tiled else heads // (spec.value_heads // spec.key_heads)
         q, k = (np.take(part.transpose(1, 0, 2), served, axis=0) for part in (q, k))
         return q, k, v.transpose(1, 0, 2)
-
-    def _mix(self, q: Floats, k: Floats, v: Floats, beta: Floats, decay: Floats, state: RecurrentState) -> Floats:
-        """o of one sequence's next tokens, (T, H, V); the state after them goes to `state.following`."""
-        count = q.shape[1]
-        memory, before = state.following, state.now
-        out = np.empty((count, *v.shape[::2]), np.float32)
-        for a in range(0, count, _CHUNK):
-            own = slice(a, min(a + _CHUNK, count))
-            made = _chunk(q[:, own], k[:, own], v[:, own], beta[own].T, decay[own].T, before, memory)
-            out[own] = made.transpose(1, 0, 2)
-            before = memory
-        return out
-
-
-def _chunk(q: Floats, k: Floats, v: Floats, beta: Floats, decay: Floats, before: Floats, memory: Floats) -> Floats:
-    """o (H, T, V) of the next T tokens, and the state after them to `memory` (H, C, V), which may be `before`.
-
-    With c_t the sum of decays up to t, what token t writes is u_t = b_t (v_t - e^{c_t} S_0^T k_t) - sum_{s<t} b_t
-    (k_t k_s) e^{c_t - c_s} u_s; then o_t = e^{c_t} S_0^T q_t + sum_{s<=t} (q_t k_s) e^{c_t - c_s} u_s.
-    """
-    count = q.shape[1]
-    total = np.cumsum(decay, axis=1)  # (H, T)
-    since = np.exp(total)[..., None]
-    written = v - np.matmul(k * since, before)  # (H, T, V)
-    written *= beta[..., None]
-    seen = np.matmul(q * since, before)  # (H, T, V)
-    keys = k.transpose(0, 2, 1)
-    # What is later than t must not overflow on its way to zero.
-    fading = np.exp(np.minimum(total[:, :, None] - total[:, None], 0))  # (H, T, T)
-    if count > 1:
-        system = np.tril(np.matmul(k * beta[..., None], keys) * fading, -1)
-        system += np.eye(count, dtype=np.float32)
-        written = np.linalg.solve(system, written)
-    seen += np.matmul(np.tril(np.matmul(q, keys) * fading), written)
-    left = np.exp(total[:, -1:] - total)[..., None]  # of what each token wrote, (H, T, 1)
-    np.multiply(before, since[:, -1:], out=memory)
-    memory += np.matmul((k * left).transpose(0, 2, 1), written)
-    return seen
