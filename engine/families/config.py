@@ -30,7 +30,7 @@ HARMLESS = (
     "license", "max_sequence_length", "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha",
     "num_key_value_groups", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
     "pad_token", "pad_token_id", "padding_side", "pretraining_tp", "problem_type", "quantization",
-    "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
+    "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", 
     "router_z_loss_coef", "sep_token_id", "seq_aux", "task_specific_params", "tokenizer_class", "torch_dtype",
     "torchscript", "transformers.js_config", "transformers_version", "unk_token", "unk_token_id", "unsloth_*",
     "use_bfloat16", "use_cache", "use_flash_attn*", "use_flash_attention*", "vocab_file",

@@ -32,6 +32,7 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
+    config.ignore(["router_jitter_noise"])  # of training
     layers = common.layer_count(config)
     every = config.size("no_rope_layer_interval")
     turned = [int((i + 1) % every != 0) for i in range(layers)]

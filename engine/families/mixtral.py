@@ -21,6 +21,7 @@ DEFAULTS = common.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
+    config.ignore(["router_jitter_noise"])  # of training
     experts = config.size("num_local_experts", also="num_experts")
     ffn = common.mixture(config, experts, common.swiglu(config), Router("softmax"))
     window = config.size("sliding_window", null=None)
@@ -45,4 +46,5 @@ GGUF = Gguf(
     arranged=gguf.neighbours,
     marks=(lambda file: bool(file.keys.get("expert_count")),),
 )
-FAMILY = Family("Mixtral", ("mixtral",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,))
+NAMES = _names()
+FAMILY = Family("Mixtral", ("mixtral",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -48,6 +48,7 @@ class Decoder:
         self.spec = spec
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
+        self.head_bias = weights.arrays["head_bias"] if spec.head_bias else None
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
@@ -93,6 +94,8 @@ class Decoder:
         if wanted == "hidden":
             return x
         logits = self.head.matmul(x)
+        if self.head_bias is not None:
+            logits += self.head_bias
         if self.spec.logit_scale != 1:
             logits *= np.float32(self.spec.logit_scale)
         if self.spec.logit_cap is not None:

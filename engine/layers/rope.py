@@ -46,6 +46,8 @@ class DividedFrequencies:
     """Every pair's frequency is divided by a number of its own (GGUF's `rope_freqs`)."""
 
     divisors: tuple[float, ...]
+    attention_factor: float = 1.0
+    """Multiplies cos and sin."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def frequencies(rope: Rope) -> Floats:
             return base
         case LinearScaling(factor):
             return base / np.float32(factor)
-        case DividedFrequencies(divisors):
+        case DividedFrequencies(divisors, _):
             return np.divide(base, np.fromiter(divisors, np.float32), dtype=np.float32)
         case Llama3Scaling(factor, low, high, context):
             turns = context * base / np.float32(2 * pi)  # full turns within the original context
@@ -118,7 +120,8 @@ class Rotation:
     def __init__(self, rope: Rope):
         self.rope = rope
         self._frequencies = frequencies(rope)
-        self._factor = np.float32(rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1)
+        scaling = rope.scaling
+        self._factor = np.float32(scaling.attention_factor if isinstance(scaling, Yarn | DividedFrequencies) else 1)
 
     def angles(self, positions: Floats) -> Angles:
         """Of positions (T,)."""

@@ -17,9 +17,11 @@ from numoe.engine.layers.weights import Weights
 class Router:
     """Chooses K experts a token: scores = score(x W^T), choice by scores + bias, weights from the scores."""
 
-    score: Literal["softmax", "sigmoid", "sqrtsoftplus"]
+    score: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparse mixer"]
     bias: bool = False
     """A learned correction that takes part in the choice and not in the weights (aux-loss-free balancing)."""
+    tolerance: float = 0.0
+    """Of the sparse mixer: how far below the best, as a share of the larger size, others still take from its weight."""
     hash_vocab: int = 0
     """Rows of the table that fixes the choice by token id (V4's first layers); 0: the choice is by score."""
     groups: int = 1
@@ -73,6 +75,8 @@ class Routing:
         scores = self.matrix.matmul(x)  # (T, E)
         if self.logit_bias is not None:
             scores += self.logit_bias
+        if spec.score == "sparse mixer":
+            return self._mix(scores)
         if spec.score == "softmax":
             ops.softmax(scores)
         elif spec.score == "sigmoid":
@@ -88,6 +92,20 @@ class Routing:
         weights *= spec.scale
         if self.expert_scale is not None:
             weights *= self.expert_scale[chosen]
+        return chosen, weights
+
+    def _mix(self, scores: Floats) -> tuple[Ids, Floats]:
+        """SparseMixer (arXiv 2409.12136): the best of what is left K times, its weight a softmax over those near it."""
+        rows, left = np.arange(len(scores)), scores.copy()
+        chosen = np.empty((len(scores), self.top_k), np.int64)
+        weights = np.empty(chosen.shape, np.float32)
+        for k in range(self.top_k):
+            chosen[:, k] = left.argmax(axis=1)
+            best = left[rows, chosen[:, k], None]
+            far = best - scores > self.spec.tolerance * np.maximum(np.abs(scores), best)
+            near = np.exp(np.where(far, -np.inf, left - best))
+            weights[:, k] = 1 / near.sum(axis=1)
+            left[rows, chosen[:, k]] = -np.inf
         return chosen, weights
 
     def _choose(self, scores: Floats) -> Ids:

@@ -29,6 +29,7 @@ class ModelSpec:
     tied: bool = False
     """The embedding serves as output head too."""
     residual: Residual = PlainResidual()
+    head_bias: bool = False
     norm: Norm = Norm()
     """The last one, before the head."""
     embedding_scale: float = 1.0
@@ -70,6 +71,8 @@ class ModelSpec:
         ends |= prefixed("norm", self.norm.tensors(self.hidden))
         if not self.tied:
             ends["head"] = Tensor(shape, "head")
+        if self.head_bias:
+            ends["head_bias"] = Tensor((self.vocab,), "head", "array")
         for name, tensor in ends.items():
             yield None, name, tensor
 

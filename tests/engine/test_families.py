@@ -255,6 +255,8 @@ def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) ->
         ),
         ("gemma4_a", {"rope_parameters": {"rope_type": "default"}}, "has no table sliding_attention"),
         ("gemma4_a", {"hidden_activation": "gelu"}, "\"hidden_activation\" is 'gelu'"),
+        ("phimoe_a", {"num_experts_per_tok": 3}, '"num_experts_per_tok" must be 2'),
+        ("phimoe_b", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, 'short_factor" must be 6'),
         ("llama4_a", {"moe_layers": ["x"]}, "\"moe_layers\" has 'x', which is not the number of a layer"),
         ("llama4_a", {"no_rope_layers": [2] * 5}, '"no_rope_layers" has 2, and only 0, 1'),
         ("llama4_a", {"attention_chunk_size": None}, '"attention_chunk_size" must be a positive integer|is null'),

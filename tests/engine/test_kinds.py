@@ -356,6 +356,24 @@ def test_routing(router: Router) -> None:
         np.testing.assert_allclose(weights[t], right, rtol=1e-5)
 
 
+def test_sparse_mixer() -> None:
+    """The best of those not yet taken, and its share of the softmax over those that are near it."""
+    x, w = random(20, HIDDEN), Weights({"router": F32(random(6, HIDDEN) / 5)})
+    kind = Router("sparse mixer", normalize=False, tolerance=0.6)
+    chosen, weights = Routing(kind, 2, w, EPS)(x, np.zeros(20, np.int64))
+    shared = 0
+    for t in range(20):
+        scores = x[t].astype(np.float64) @ w.matrices["router"].dequantize().T
+        order = np.argsort(-scores)
+        for k in range(2):
+            best, rest = scores[order[k]], scores[order[k:]]
+            near = rest[(best - rest) / np.maximum(np.abs(rest), best) <= 0.6]
+            shared += len(near) > 1
+            np.testing.assert_allclose(weights[t, k], np.exp(best) / np.exp(near).sum(), rtol=1e-5)
+        assert chosen[t].tolist() == order[:2].tolist()
+    assert 0 < shared < 40
+
+
 @pytest.mark.parametrize("spec", [Norm(), Norm(center=True), Norm(bias=True), Norm(center=True, bias=True)], ids=str)
 def test_norms(spec: Norm) -> None:
     x = random(5, HIDDEN) + 1

@@ -728,6 +728,21 @@ CASES = {
         interleave_moe_layer_step=2, attention_chunk_size=25, use_qk_norm=False, attn_temperature_tuning=False,
         no_rope_layers=[1, 0, 1, 1], attention_bias=True, pad_token_id=0, max_position_embeddings=1024,
     ),
+    # LayerNorms and biases, also of the head, a sparse mixer that is quick to share; LongRoPE for short ones, windows.
+    "phimoe_a": define("phimoe", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=34, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, num_local_experts=7, router_jitter_noise=0.2, attention_bias=True, lm_head_bias=True,
+        max_position_embeddings=1024,
+    ),
+    "phimoe_b": define("phimoe", 130,
+        vocab_size=71, hidden_size=48, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=5, sliding_window=37, max_position_embeddings=4096,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 3000.0, "original_max_position_embeddings": 1024,
+            "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5], "long_factor": [2.0, 2.2, 2.6, 3.2, 4.0, 5.0],
+            "short_mscale": 1.2, "long_mscale": 1.3,
+        },
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,83 @@
+"""Phi-3.5-MoE and its small ones: Mixtral's layout with LayerNorms and biases, routed by a sparse mixer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numoe.engine.families import common, mixtral
+from numoe.engine.families.config import Config, rope_block, scaled_rope, shown
+from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.layers.block import Block
+from numoe.engine.layers.norm import Norm
+from numoe.engine.layers.rope import DividedFrequencies, Rope
+from numoe.engine.layers.router import Router
+from numoe.engine.layers.spec import ModelSpec
+
+LONG = "longrope"
+NORM = Norm(center=True, bias=True)
+DEFAULTS = common.DEFAULTS | {
+    "num_key_value_heads": 8,
+    "head_dim": None,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "attention_bias": False,
+    "lm_head_bias": False,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 2,
+    "router_jitter_noise": 0.01,
+}
+
+
+def read(config: Config) -> ModelSpec:
+    if config.size("num_experts_per_tok") != 2:
+        raise config.refusal("num_experts_per_tok", "must be 2: its sparse mixer takes two experts in turn")
+    config.ignore(["input_jitter_noise", "original_max_position_embeddings"])  # of training; restated in the table
+    attention = common.grouped_query_attention(
+        config,
+        window=config.size("sliding_window", null=None),
+        biases=common.attention_biases(config),
+        turn=_rope,
+    )
+    router = Router("sparse mixer", normalize=False, tolerance=2 * config.number("router_jitter_noise"))
+    ffn = common.mixture(config, config.size("num_local_experts", also="num_experts"), common.swiglu(config), router)
+    layer = Block("attention", attention, before=NORM), Block("ffn", ffn, before=NORM)
+    head_bias, table = config.flag("lm_head_bias"), rope_block(config)
+    spec = common.model(config, [layer] * common.layer_count(config))
+    if _kind(table) == LONG:  # of longer sequences every key would be turned in another way
+        spec = replace(spec, context=min(spec.context, table.size("original_max_position_embeddings")))
+    return replace(spec, norm=NORM, head_bias=head_bias)
+
+
+def _kind(table: Config) -> Any:
+    return table.values.get("rope_type", table.values.get("type"))
+
+
+def _rope(config: Config, head_dim: int) -> Rope:
+    """LongRoPE (arXiv 2402.13753) by its factors for short sequences."""
+    table = rope_block(config)
+    if _kind(table) != LONG:
+        return scaled_rope(config, table, head_dim, interleaved=False)
+    factors = table.listing("short_factor") or []
+    if len(factors) != head_dim // 2 or not all(type(one) in (int, float) and 0 < one < 1e30 for one in factors):
+        raise table.refusal("short_factor", f"must be {head_dim // 2} positive numbers, not {shown(factors)}")
+    scaling = DividedFrequencies(tuple(map(float, factors)), table.number("short_mscale"))
+    known = scaled_rope(config, Config({"rope_theta": table.number("rope_theta")}, {"rope_type": "default"}), head_dim,
+                        interleaved=False)  # fmt: skip
+    return replace(known, scaling=scaling)
+
+
+def _names() -> Names:
+    table = dict(mixtral.NAMES)
+    biased = {f"layers.{{layer}}.{name}": f"model.layers.{{layer}}.{stored}" for name, stored in common.NORMS.items()}
+    biased |= {"norm": "model.norm.weight", "head": "lm_head.weight"}
+    table |= {f"{name}_bias": (Source(stored.replace(".weight", ".bias")),) for name, stored in biased.items()}
+    table["layers.{layer}.ffn.router"] += (Source("model.layers.{layer}.mlp.router.weight"),)
+    return table
+
+
+FAMILY = Family(
+    "Phi-3.5-MoE (4096 tokens), Phi-mini-MoE, Phi-tiny-MoE", ("phimoe",), read, _names(), DEFAULTS, common.IGNORED
+)
