@@ -192,6 +192,11 @@ USUAL = {
     "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down",
     "ffn.shared.gate": "ffn_gate_shexp", "ffn.shared.up": "ffn_up_shexp", "ffn.shared.down": "ffn_down_shexp",
 }  # fmt: skip
+MAMBA2 = {
+    "attention.in": "ssm_in", "attention.conv": "ssm_conv1d", "attention.decay": ("ssm_a",),
+    "attention.skip": ("ssm_d",), "attention.dt_bias": ("ssm_dt.bias",), "attention.norm": "ssm_norm",
+    "attention.o": ("attn_output.weight", "ssm_out.weight"), "attention.o_bias": ("attn_output.bias", "ssm_out.bias"),
+}  # fmt: skip
 _QKV = ("q", "k", "v")
 
 
@@ -223,6 +228,11 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
         table[f"layers.{{layer}}.ffn.experts.{{expert}}.{n}"] = (stacked, one, *both)
         table[f"layers.{{layer}}.ffn.experts.{n}_bias"] = (Source(f"blk.{{layer}}.ffn_{n}_exps.bias"),)
     return table
+
+
+def largest(value: Any) -> Any:
+    """Of a key with a value for each layer, which is zero where it does not apply."""
+    return max(value, default=0) if isinstance(value, list) and all(type(one) is int for one in value) else value
 
 
 NAMES = names()

@@ -31,6 +31,8 @@ ARCHITECTURES = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM", "gpt_oss": "GptOssForCausalLM", "llama": "LlamaForCausalLM",
     "mixtral": "MixtralForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "mistral": "MistralForCausalLM", "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
 }  # fmt: skip
 
@@ -38,6 +40,11 @@ ARCHITECTURES = {
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
+    "granitemoehybrid_a": {"time_step_limit": None},
+    "granitemoehybrid_b": {"position_embedding_type": None, "intermediate_size": 70, "time_step_limit": None},
+    "nemotron_h_a": {"mamba_head_dim": 32, "time_step_limit": None},
+    "nemotron_h_b": {"mamba_head_dim": 16, "n_group": 1, "topk_group": 1, "time_step_min": 1e-30,
+                     "time_step_limit": None},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
@@ -55,6 +62,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 def spelt(config: dict[str, Any]) -> dict[str, Any]:
     """The config as the hub has it."""
     config = config | {"architectures": [ARCHITECTURES[config["model_type"]]]}
+    old = {"linear_attention": "mamba", "full_attention": "attention"}
+    for key in ("layer_types", "layers_block_type"):
+        if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
+            config[key] = [old.get(kind, kind) for kind in config[key]]
     if "mlp_layer_types" in config:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] == "deepseek_v3":
