@@ -6,6 +6,7 @@ Only configuration and headers are read; what does not fit is refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -253,7 +254,8 @@ def _place(
         stored = stored.turned()
     found = list(stored.shape)
     same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
-    if not same:
+    # A vector may be stored in rows: those of groups, for one.
+    if not same and (len(want) > 1 or source.fused or math.prod(found) != want[0]):
         raise InputError(
             f"{checkpoint.path}: tensor {source.name} has shape {found}, but {config_name} says {want}; "
             "they do not belong together"

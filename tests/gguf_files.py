@@ -42,6 +42,10 @@ NAMES = {
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     # gpt-oss
     "self_attn": "attn_sinks",
+    # Mamba-2, and layers of one norm
+    "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
+    "mamba.out_proj": "ssm_out", "norm": "attn_norm",
+    "mlp.fc1_latent_proj": "ffn_latent_down", "mlp.fc2_latent_proj": "ffn_latent_up",
 }  # fmt: skip
 
 
@@ -150,6 +154,52 @@ def as_qwen3next(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out
 
 
+def as_mamba(name: str, values: np.ndarray, groups: int) -> tuple[str, np.ndarray]:
+    """Numbers of a head in columns, and norms of a group in rows."""
+    if name.endswith(".A_log"):
+        values = -np.exp(values)
+    if name.endswith((".A_log", ".D")):
+        values = values[:, None]
+    elif name.endswith(".norm.weight"):
+        values = values.reshape(groups, -1)
+    return name.replace("dt_bias", "dt.bias"), values.squeeze(1) if "conv1d.weight" in name else values
+
+
+def as_granite(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    shared = "mlp.shared_experts" if config["num_local_experts"] else "mlp"
+    places = {"block_sparse_moe.router.layer": "mlp.gate", "block_sparse_moe": "mlp.experts", "shared_mlp": shared}
+    out: Arrays = {}
+    for name, values in tensors.items():
+        part = name.split(".")[-2]
+        for theirs, ours in places.items():
+            name = name.replace(theirs, ours)
+        if ".mamba." in name:
+            name, values = as_mamba(name, values, config["mamba_n_groups"])
+        if part == "input_linear":
+            for ours, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=-2), strict=True):
+                out[name.replace(part, ours)] = half
+        else:
+            values = neighbours(values, heads[part]) if part in heads else values
+            out[name.replace("output_linear", "down_proj")] = values
+    return out
+
+
+def as_nemotron(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    places = {"linear_attention": "mamba", "full_attention": "self_attn", "moe": "mlp", "mlp": "mlp"}
+    out: Arrays = {}
+    for name, values in tensors.items():
+        name = name.replace("backbone.embeddings", "model.embed_tokens").replace("norm_f", "norm")
+        name = name.replace("backbone.", "model.")
+        if ".mixer." in name:
+            kind = config["layers_block_type"][int(name.split(".")[2])]
+            name = name.replace(".mixer.", f".{places[kind]}.")
+            if kind == "linear_attention":
+                name, values = as_mamba(name, values, config["n_groups"])
+        out[name] = values
+    return together(out)
+
+
 def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     """MXFP4 in ggml's order: a scale, then codes of which a byte has number j and number j + 16."""
     out: Arrays = {}
@@ -173,6 +223,7 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
     "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
+    "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
 }  # fmt: skip
 
 
@@ -189,8 +240,8 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         "attention.head_count": heads,
         "attention.head_count_kv": kv_heads,
         "attention.key_length": c("head_dim") or hidden // heads,
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "rope.freq_base": float(rope["rope_theta"]),
+        "attention.layer_norm_rms_epsilon": c("rms_norm_eps"),
+        "rope.freq_base": float(rope["rope_theta"] or 10000),
         "vocab_size": c("vocab_size"),
         "expert_count": c("num_local_experts") or c("num_experts") or c("n_routed_experts"),
         "expert_used_count": c("num_experts_per_tok"),
@@ -251,6 +302,44 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "attention.recurrent_layers": [kind == "linear_attention" for kind in config["layer_types"]],
             "rope.dimension_sections": [*rope["mrope_section"], 0] if "mrope_section" in rope else None,
         }
+    if architecture.startswith("granite"):
+        found |= {
+            "expert_shared_feed_forward_length": c("shared_intermediate_size"),
+            "attention.scale": float(config["attention_multiplier"]),
+            "embedding_scale": float(config["embedding_multiplier"]),
+            "residual_scale": float(config["residual_multiplier"]),
+            "logit_scale": float(config["logits_scaling"]),
+        }
+    if architecture == "granitehybrid":
+        found |= {
+            "attention.head_count_kv": [kv_heads * (kind == "full_attention") for kind in config["layer_types"]],
+            "rope.scaling.finetuned": c("position_embedding_type") == "rope",
+            "ssm.conv_kernel": config["mamba_d_conv"],
+            "ssm.state_size": config["mamba_d_state"],
+            "ssm.group_count": config["mamba_n_groups"],
+            "ssm.time_step_rank": config["mamba_n_heads"],
+            "ssm.inner_size": config["mamba_expand"] * hidden,
+        }
+    if architecture.startswith("nemotron_h"):
+        kinds = config["layers_block_type"]
+        found |= {
+            "block_count": len(kinds),
+            "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
+            "attention.head_count_kv": [kv_heads * (kind == "full_attention") for kind in kinds],
+            "feed_forward_length": [config["moe_intermediate_size"] * (kind == "moe") for kind in kinds],
+            "expert_shared_feed_forward_length": config["moe_shared_expert_intermediate_size"],
+            "expert_shared_count": config["n_shared_experts"],
+            "expert_weights_norm": c("norm_topk_prob"),
+            "expert_weights_scale": float(config["routed_scaling_factor"]),
+            "expert_group_count": config["n_group"],
+            "expert_group_used_count": config["topk_group"],
+            "moe_latent_size": c("moe_latent_size"),
+            "ssm.conv_kernel": config["conv_kernel"],
+            "ssm.state_size": config["ssm_state_size"],
+            "ssm.group_count": config["n_groups"],
+            "ssm.time_step_rank": config["mamba_num_heads"],
+            "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
+        }
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     return found
@@ -283,10 +372,11 @@ def write_gguf(
     for name, values in tensors.items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
-        theirs = NAMES[part] if kind != "A_log" else "ssm_a"
+        bare = {"A_log": "ssm_a", "D": "ssm_d"}.get(kind)
+        theirs = bare or NAMES[part]
         if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next"):
             theirs = "post_attention_norm"
-        named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + (f".{kind}" if kind != "A_log" else "")] = values
+        named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
     for name, values in {**change(named), **besides}.items():
         packed = gguf.GGMLQuantizationType.MXFP4 if values.dtype == np.uint8 else None
         writer.add_tensor(name, np.ascontiguousarray(values), raw_dtype=packed)

@@ -192,6 +192,11 @@ USUAL = {
     "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down",
     "ffn.shared.gate": "ffn_gate_shexp", "ffn.shared.up": "ffn_up_shexp", "ffn.shared.down": "ffn_down_shexp",
 }  # fmt: skip
+MAMBA2 = {
+    "attention.in": "ssm_in", "attention.conv": "ssm_conv1d", "attention.decay": ("ssm_a",),
+    "attention.skip": ("ssm_d",), "attention.dt_bias": ("ssm_dt.bias",), "attention.norm": "ssm_norm",
+    "attention.o": ("attn_output.weight", "ssm_out.weight"), "attention.o_bias": ("attn_output.bias", "ssm_out.bias"),
+}  # fmt: skip
 _QKV = ("q", "k", "v")
 
 
@@ -233,4 +238,11 @@ EXPERT_KEYS = {
 """Keys of routed experts -> config.json's, as most families spell them."""
 SHARED_EXPERT_KEYS = EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
 """The same where there is one that every token takes."""
+
+
+def largest(value: Any) -> Any:
+    """Of a key with a value for each layer, which is zero where it does not apply."""
+    return max(value, default=0) if isinstance(value, list) and all(type(one) is int for one in value) else value
+
+
 NAMES = names()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind, Layer
 from numoe.engine.layers.residual import PlainResidual
@@ -69,6 +70,27 @@ def names(layer: dict[str, str]) -> Names:
     return table
 
 
+MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+GGUF_KEYS = MULTIPLIERS | {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_shared_feed_forward_length": "shared_intermediate_size",
+}
+GGUF_OPTIONAL = dict.fromkeys(MULTIPLIERS, 1.0) | {"expert_shared_feed_forward_length": 0}
+
+
+def settle(config: dict[str, Any], file: GgufFile) -> None:
+    """A missing `attention.scale` is the usual one."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if "attention.scale" not in file.keys and type(heads) is int and type(hidden) is int and heads > 0:
+        config["attention_multiplier"] = (config["head_dim"] or hidden // heads) ** -0.5
+
+
 FAMILY = Family(
     "Granite 3 with experts (1B-A400M, 3B-A800M), also with a shared one",
     ("granitemoe", "granitemoeshared"),
@@ -76,4 +98,5 @@ FAMILY = Family(
     names({}),
     DEFAULTS,
     common.IGNORED,
+    (Gguf("granitemoe", gguf.NAMES, GGUF_KEYS, GGUF_OPTIONAL, settle=settle, arranged=gguf.neighbours),),
 )

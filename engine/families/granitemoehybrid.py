@@ -7,13 +7,14 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from numoe.engine.families import common, granitemoe
+from numoe.engine.families import common, gguf, granitemoe
 from numoe.engine.families.config import Config, shown
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import InputError
 
 _MAMBA, _FULL = ("linear_attention", "mamba"), ("full_attention", "attention")
 _SIZES = {"heads": "mamba_n_heads", "groups": "mamba_n_groups", "states": "mamba_d_state", "kernel": "mamba_d_conv"}
@@ -82,6 +83,36 @@ def _feed_forward(config: Config) -> Kind:
     return common.swiglu(config, "shared_intermediate_size")
 
 
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    granitemoe.settle(config, file)
+    attention = [f"blk.{i}.attn_output.weight" in file.shapes for i in range(config["num_hidden_layers"])]
+    config["layer_types"] = [_FULL[0] if one else _MAMBA[0] for one in attention]
+    config["num_key_value_heads"] = gguf.largest(config["num_key_value_heads"])
+    config["position_embedding_type"] = "rope" if file.keys.get("rope.scaling.finetuned", True) else "nope"
+    config["shared_intermediate_size"] = config["shared_intermediate_size"] or config["intermediate_size"]
+    inner, heads, hidden = (config[key] for key in ("mamba_expand", "mamba_n_heads", "hidden_size"))
+    if any(type(size) is not int or size < 1 for size in (inner, heads, hidden)):
+        raise InputError(f"{file.path}: a size of its heads is missing or no positive number; take another file")
+    config["mamba_d_head"], config["mamba_expand"] = inner // heads, inner // hidden
+    for key, name in (("mamba_proj_bias", "ssm_in.bias"), ("mamba_conv_bias", "ssm_conv1d.bias")):
+        config[key] = any(one.endswith(name) for one in file.shapes)
+
+
+_SSM = {
+    "ssm.conv_kernel": "mamba_d_conv",
+    "ssm.state_size": "mamba_d_state",
+    "ssm.group_count": "mamba_n_groups",
+    "ssm.time_step_rank": "mamba_n_heads",
+    "ssm.inner_size": "mamba_expand",
+}
+GGUF = Gguf(
+    "granitehybrid",
+    gguf.names(gguf.MAMBA2),
+    granitemoe.GGUF_KEYS | _SSM,
+    granitemoe.GGUF_OPTIONAL | {"expert_count": 0, "expert_used_count": 0},
+    settle=_settle,
+    arranged=gguf.neighbours,
+)
 _MIXER = {f"attention.{ours}": f"mamba.{theirs}" for ours, theirs in common.MAMBA2.items()}
 FAMILY = Family(
     "Granite 4 (H-Tiny 7B-A1B, H-Small 32B-A9B, Micro): Mamba-2 and attention",
@@ -90,4 +121,5 @@ FAMILY = Family(
     common.made(granitemoe.names(_MIXER), r".*\.decay", common.negative_exponential),
     DEFAULTS,
     common.IGNORED,
+    (GGUF,),
 )

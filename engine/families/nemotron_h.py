@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import inf
+from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.ffn import SquaredReLU
@@ -15,6 +17,7 @@ from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import InputError
 
 # Where a file says what its layers are, the last one by letters; and their names.
 _LISTS = ("layers_block_type", "layer_types", "hybrid_override_pattern")
@@ -148,6 +151,63 @@ def _names() -> Names:
     return common.also_below(common.made(table, r".*\.decay", common.negative_exponential), "model.", "backbone.")
 
 
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    shapes, parts = file.shapes, {"ffn_gate_inp": "moe", "ffn_up": "mlp", "attn_output": "attention"}
+    config[_LISTS[0]] = [
+        next((kind for part, kind in parts.items() if f"blk.{i}.{part}.weight" in shapes), "mamba")
+        for i in range(config["num_hidden_layers"])
+    ]
+    if config["layer_norm_epsilon"] is None:
+        config["layer_norm_epsilon"] = file.keys.get("attention.layer_norm_epsilon")
+    config["num_key_value_heads"] = gguf.largest(config["num_key_value_heads"])
+    dense = [i for i, kind in enumerate(config[_LISTS[0]]) if kind == "mlp"]
+    config["intermediate_size"] = shapes[f"blk.{dense[0]}.ffn_up.weight"][0] if dense else None
+    inner, heads = config["mamba_head_dim"], config["mamba_num_heads"]
+    if any(type(size) is not int or size < 1 for size in (inner, heads)):
+        raise InputError(f"{file.path}: a size of its heads is missing or no positive number; take another file")
+    config["mamba_head_dim"] = inner // heads
+    biases = {"use_bias": "ssm_in", "use_conv_bias": "ssm_conv1d", "mlp_bias": "ffn_up(_shexp)?"}
+    for key, name in biases.items():
+        config[key] = any(re.fullmatch(rf"blk\.\d+\.{name}\.bias", one) for one in shapes)
+
+
+_KEYS = {
+    "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+    "ssm.conv_kernel": "conv_kernel",
+    "ssm.state_size": "ssm_state_size",
+    "ssm.group_count": "n_groups",
+    "ssm.time_step_rank": "mamba_num_heads",
+    "ssm.inner_size": "mamba_head_dim",
+}
+_EXPERT_KEYS = {
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "moe_latent_size": "moe_latent_size",
+}
+_OPTIONAL = {
+    "attention.layer_norm_rms_epsilon": None,
+    "expert_weights_norm": False,
+    "expert_weights_scale": 1.0,
+    "expert_group_count": 1,
+    "expert_group_used_count": 1,
+    "moe_latent_size": None,
+}
+_BELOW = {"ffn_norm": "attn_norm", "ffn.latent": "ffn_latent_down", "ffn.hidden": "ffn_latent_up"}
+_GGUF = Gguf(
+    "nemotron_h",
+    gguf.names(gguf.MAMBA2 | _BELOW | {"ffn.router_bias": ("exp_probs_b.bias",)}),
+    _KEYS,
+    _OPTIONAL,
+    {"time_step_min": 1e-30},  # llama.cpp bounds no step
+    ("attention.layer_norm_epsilon", "expert_gating_func", "expert_shared_count", "rope.dimension_count"),
+    _settle,
+)
 FAMILY = Family(
     "Nemotron-H, Nemotron 3 (Nano 30B-A3B, Super 120B-A12B): Mamba-2 and squared ReLU",
     ("nemotron_h",),
@@ -155,4 +215,5 @@ FAMILY = Family(
     _names(),
     DEFAULTS,
     (r"mtp\..*", *common.IGNORED),
+    (_GGUF, replace(_GGUF, architecture="nemotron_h_moe", keys=_KEYS | _EXPERT_KEYS)),
 )

@@ -35,6 +35,8 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM", "qwen3_next": "Qwen3NextForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM",
     "glm_moe_dsa": "GlmMoeDsaForCausalLM", "kimi_k2": "DeepseekV3ForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
 }  # fmt: skip
 
 
@@ -42,6 +44,11 @@ ARCHITECTURES = {
 CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v32_b": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rms_norm_eps": 1e-6},
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
+    "granitemoehybrid_a": {"time_step_limit": None},
+    "granitemoehybrid_b": {"position_embedding_type": None, "intermediate_size": 70, "time_step_limit": None},
+    "nemotron_h_a": {"mamba_head_dim": 32, "time_step_limit": None},
+    "nemotron_h_b": {"mamba_head_dim": 16, "n_group": 1, "topk_group": 1, "time_step_min": 1e-30,
+                     "time_step_limit": None},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
@@ -60,6 +67,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 def spelt(config: dict[str, Any]) -> dict[str, Any]:
     """The config as the hub has it."""
     config = config | {"architectures": [ARCHITECTURES[config["model_type"]]]}
+    old = {"linear_attention": "mamba", "full_attention": "attention"}
+    for key in ("layer_types", "layers_block_type"):
+        if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
+            config[key] = [old.get(kind, kind) for kind in config[key]]
     if "mlp_layer_types" in config:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
