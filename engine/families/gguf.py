@@ -192,7 +192,7 @@ USUAL = {
     "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down",
     "ffn.shared.gate": "ffn_gate_shexp", "ffn.shared.up": "ffn_up_shexp", "ffn.shared.down": "ffn_down_shexp",
 }  # fmt: skip
-MAMBA2 = {
+MAMBA2: dict[str, str | tuple[str | Source, ...]] = {
     "attention.in": "ssm_in", "attention.conv": "ssm_conv1d", "attention.decay": ("ssm_a",),
     "attention.skip": ("ssm_d",), "attention.dt_bias": ("ssm_dt.bias",), "attention.norm": "ssm_norm",
     "attention.o": ("attn_output.weight", "ssm_out.weight"), "attention.o_bias": ("attn_output.bias", "ssm_out.bias"),

@@ -47,15 +47,6 @@ GGUF = Gguf(
     gguf.EXPERT_KEYS,
     given={"norm_topk_prob": True},  # llama.cpp's src/models/qwen3moe.cpp normalises whatever was trained
 )
-FAMILY = Family(
-    "Qwen3-30B-A3B, 235B-A22B, Coder",
-    ("qwen3_moe",),
-    read,
-    common.names(
-        common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"},
-        experts="mlp.experts",
-    ),
-    DEFAULTS,
-    common.IGNORED,
-    (GGUF,),
-)
+LAYER = common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"}
+NAMES = common.names(LAYER, experts="mlp.experts")
+FAMILY = Family("Qwen3-30B-A3B, 235B-A22B, Coder", ("qwen3_moe",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))
