@@ -648,3 +648,18 @@ def test_mamba2(kind: Mamba2, cuts: tuple[int, ...]) -> None:
     y = y.reshape(count, -1) * gate / (1 + np.exp(-gate))
     y = normed(y.reshape(count, kind.groups, -1), a["norm"].reshape(kind.groups, -1)).reshape(count, -1)
     np.testing.assert_allclose(run(kind, weights, x, cuts), y @ m["o"].T + a["o_bias"], atol=3e-5)
+
+
+@pytest.mark.parametrize("strength", [1, 300, 30000])
+def test_mamba2_remembers_what_follows_a_token_that_wipes_all_out(strength: float) -> None:
+    """Within a chunk no digits are lost: most tokens keep nearly all, and every fifth nothing."""
+    kind, count = Mamba2(2, 4, 1, 3, 2), 60
+    weights, x = weights_of(kind), random(count, HIDDEN, seed=9)
+    rows = weights.matrices["in"].dequantize().copy()
+    rows[-2:] = 0  # steps follow from the first channel alone
+    rows[-2:, 0] = strength
+    x[:, 0] = np.where(np.arange(count) % 5, -8 / strength, 1)
+    weights.matrices["in"] = F32(rows)
+    weights.arrays["dt_bias"][:], weights.arrays["decay"][:] = 0, -1
+    alone = run(kind, weights, x, tuple(range(1, count)))
+    np.testing.assert_allclose(run(kind, weights, x, ()), alone, atol=3e-5)

@@ -139,19 +139,22 @@ def _chunk(u: Floats, b: Floats, c: Floats, decay: Floats, before: Floats, memor
     With s_t the sum of decays up to t: e^{s_t} S_0^T c_t + sum_{r <= t} (c_t b_r) e^{s_t - s_r} u_r.
     """
     groups, share, count, dim = u.shape
-    total = np.cumsum(decay, axis=2)  # (G, R, T)
+    # Wide, for a token that wipes all out makes the sum so large that later differences of it would lose digits.
+    total = np.cumsum(decay, axis=2, dtype=np.float64)  # (G, R, T)
     read = np.matmul(c, before).reshape(groups, count, share, dim)
-    read *= np.exp(total).transpose(0, 2, 1)[..., None]
+    since = np.exp(total).astype(np.float32)
+    read *= since.transpose(0, 2, 1)[..., None]
     products = np.matmul(c, b.transpose(0, 2, 1))[:, None]  # (G, 1, T, T)
     if count > 1:
         # What is later than t must not overflow on its way to zero.
-        left = np.exp(np.minimum(total[..., :, None] - total[..., None, :], 0))  # (G, R, T, T)
+        left = np.minimum(total[..., :, None] - total[..., None, :], 0).astype(np.float32)  # (G, R, T, T)
+        np.exp(left, out=left)
         products = np.tril(products * left)
         added = u * left[..., -1, :, None]
     else:
         added = u
     read += np.matmul(products, u).transpose(0, 2, 1, 3)
-    faded = np.repeat(np.exp(total[..., -1]), dim, axis=1)[:, None]  # (G, 1, R P)
+    faded = np.repeat(since[..., -1], dim, axis=1)[:, None]  # (G, 1, R P)
     np.multiply(before, faded, out=memory)
     memory += np.matmul(b.transpose(0, 2, 1), added.transpose(0, 2, 1, 3).reshape(groups, count, -1))
     return read.transpose(1, 0, 2, 3)
