@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import nextafter
 from typing import Any
 
-from numoe.engine.families.config import Arrangement, shown
+from numoe.engine.families.config import MOST_LAYERS, Arrangement, shown
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.rope import DividedFrequencies
 from numoe.engine.layers.spec import ModelSpec
@@ -238,6 +238,15 @@ EXPERT_KEYS = {
 """Keys of routed experts -> config.json's, as most families spell them."""
 SHARED_EXPERT_KEYS = EXPERT_KEYS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}
 """The same where there is one that every token takes."""
+
+
+def layer_kinds(config: Mapping[str, Any], file: GgufFile, parts: Mapping[str, str], other: str) -> list[str]:
+    """What each layer is: the first of these parts, by their tensors' names, that it has tells; `other` where none."""
+    count = min(config["num_hidden_layers"], MOST_LAYERS)  # more are refused later on
+    return [
+        next((kind for part, kind in parts.items() if f"blk.{i}.{part}.weight" in file.shapes), other)
+        for i in range(count)
+    ]
 
 
 def largest(value: Any) -> Any:

@@ -85,8 +85,7 @@ def _feed_forward(config: Config) -> Kind:
 
 def _settle(config: dict[str, Any], file: GgufFile) -> None:
     granitemoe.settle(config, file)
-    attention = [f"blk.{i}.attn_output.weight" in file.shapes for i in range(config["num_hidden_layers"])]
-    config["layer_types"] = [_FULL[0] if one else _MAMBA[0] for one in attention]
+    config["layer_types"] = gguf.layer_kinds(config, file, {"attn_output": _FULL[0]}, _MAMBA[0])
     config["num_key_value_heads"] = gguf.largest(config["num_key_value_heads"])
     config["position_embedding_type"] = "rope" if file.keys.get("rope.scaling.finetuned", True) else "nope"
     config["shared_intermediate_size"] = config["shared_intermediate_size"] or config["intermediate_size"]

@@ -54,7 +54,7 @@ DEFAULTS = common.DEFAULTS | {
 _UNREAD = (
     "chunk_size", "expand", "intermediate_size", "mamba_ssm_cache_dtype", "moe_*", "mtp_*", "n_shared_experts",
     "norm_eps", "num_logits_to_keep", "num_nextn_predict_layers", "partial_rotary_factor", "rescale_prenorm_residual",
-    "residual_in_fp32", "rms_norm_eps", "rope_theta", "time_step_*", "use_mamba_kernels",
+    "residual_in_fp32", "rms_norm_eps", "rope_*", "time_step_*", "use_mamba_kernels",
 )  # fmt: skip
 
 
@@ -152,23 +152,20 @@ def _names() -> Names:
 
 
 def _settle(config: dict[str, Any], file: GgufFile) -> None:
-    shapes, parts = file.shapes, {"ffn_gate_inp": "moe", "ffn_up": "mlp", "attn_output": "attention"}
-    config[_LISTS[0]] = [
-        next((kind for part, kind in parts.items() if f"blk.{i}.{part}.weight" in shapes), "mamba")
-        for i in range(config["num_hidden_layers"])
-    ]
+    parts = {"ffn_gate_inp": "moe", "ffn_up": "mlp", "attn_output": "attention"}
+    kinds = config[_LISTS[0]] = gguf.layer_kinds(config, file, parts, "mamba")
     if config["layer_norm_epsilon"] is None:
         config["layer_norm_epsilon"] = file.keys.get("attention.layer_norm_epsilon")
     config["num_key_value_heads"] = gguf.largest(config["num_key_value_heads"])
-    dense = [i for i, kind in enumerate(config[_LISTS[0]]) if kind == "mlp"]
-    config["intermediate_size"] = shapes[f"blk.{dense[0]}.ffn_up.weight"][0] if dense else None
+    dense = kinds.index("mlp") if "mlp" in kinds else None
+    config["intermediate_size"] = None if dense is None else file.shapes[f"blk.{dense}.ffn_up.weight"][0]
     inner, heads = config["mamba_head_dim"], config["mamba_num_heads"]
     if any(type(size) is not int or size < 1 for size in (inner, heads)):
         raise InputError(f"{file.path}: a size of its heads is missing or no positive number; take another file")
     config["mamba_head_dim"] = inner // heads
     biases = {"use_bias": "ssm_in", "use_conv_bias": "ssm_conv1d", "mlp_bias": "ffn_up(_shexp)?"}
     for key, name in biases.items():
-        config[key] = any(re.fullmatch(rf"blk\.\d+\.{name}\.bias", one) for one in shapes)
+        config[key] = any(re.fullmatch(rf"blk\.\d+\.{name}\.bias", one) for one in file.shapes)
 
 
 _KEYS = {
@@ -198,7 +195,11 @@ _OPTIONAL = {
     "expert_group_used_count": 1,
     "moe_latent_size": None,
 }
-_BELOW = {"ffn_norm": "attn_norm", "ffn.latent": "ffn_latent_down", "ffn.hidden": "ffn_latent_up"}
+_BELOW: dict[str, str | tuple[str | Source, ...]] = {
+    "ffn_norm": "attn_norm",
+    "ffn.latent": "ffn_latent_down",
+    "ffn.hidden": "ffn_latent_up",
+}
 _GGUF = Gguf(
     "nemotron_h",
     gguf.names(gguf.MAMBA2 | _BELOW | {"ffn.router_bias": ("exp_probs_b.bias",)}),

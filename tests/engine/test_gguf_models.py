@@ -234,7 +234,20 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         from_gguf(metadata, shapes, None, path)
 
 
-@pytest.mark.parametrize("case", ["mixtral_a", "glm4_moe_a", "v2_a", "v3_a", "gpt_oss_a", "qwen3_5_moe_a"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "mixtral_a",
+        "glm4_moe_a",
+        "v2_a",
+        "v3_a",
+        "gpt_oss_a",
+        "qwen3_5_moe_a",
+        "nemotron_h_a",
+        "granitemoehybrid_a",
+        "granitemoe_b",
+    ],
+)
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
     checkpoint: Checkpoints, tmp_path: Path, case: str
 ) -> None:
