@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -303,9 +303,9 @@ Lines = Generator[dict[str, Any], None, None]
 
 def _in_turn(session: Session, requests: Sequence[Request], cancelled: Callable[[], bool]) -> Lines:
     """The answer to one request after another."""
-    points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
+    asked = _Asked(session, cancelled)
     for request, following in zip(requests, [*requests[1:], None], strict=True):
-        yield _line(session, request, [] if following is None else [following], points, cancelled)
+        yield asked.line(request, following)
 
 
 def _together(
@@ -316,21 +316,23 @@ def _together(
     made: SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = SimpleQueue()
 
     def work(session: Session) -> None:
-        points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)
+        asked = _Asked(session, lambda: left.is_set() or cancelled())
         try:
             with passes.member():
                 begin.wait()  # so that what a pass is made of does not depend on who starts first
                 while (task := _taken(waiting)) is not None:
                     number, request = task
-                    made.put((number, _line(session, request, [], points, lambda: left.is_set() or cancelled())))
+                    made.put((number, asked.line(request)))
         except BaseException as error:
             made.put((-1, error))
 
-    threads = [Thread(target=work, args=[session], name="numoe batch") for session in sessions]
-    for thread in threads:
-        thread.start()
+    threads: list[Thread] = []
     ready: dict[int, dict[str, Any]] = {}
     try:
+        for session in sessions:
+            thread = Thread(target=work, args=[session], name="numoe batch")
+            thread.start()
+            threads.append(thread)
         for number in range(len(requests)):
             while number not in ready:
                 which, line = made.get()
@@ -341,6 +343,7 @@ def _together(
     finally:
         waiting.clear()
         left.set()
+        begin.abort()  # where not all have started, who has waits for no one
         for thread in threads:
             thread.join()
 
@@ -352,19 +355,6 @@ def _taken(waiting: deque[tuple[int, Request]]) -> tuple[int, Request] | None:
         return None
 
 
-def _line(
-    session: Session,
-    request: Request,
-    following: Sequence[Request],
-    points: deque[Snapshot],
-    cancelled: Callable[[], bool],
-) -> dict[str, Any]:
-    try:
-        return _answer(session, request, following, points, cancelled)
-    except InputError as error:
-        return {"error": spelled(str(error))}
-
-
 def count(items: Sequence[Item], lines: Sequence[Mapping[str, Any] | None]) -> tuple[int, int]:
     """How many answers failed, and how many were cut short of their form."""
     failed = cut = 0
@@ -374,34 +364,47 @@ def count(items: Sequence[Item], lines: Sequence[Mapping[str, Any] | None]) -> t
     return failed, cut
 
 
-def _answer(
-    session: Session,
-    request: Request,
-    following: Sequence[Request],
-    points: deque[Snapshot],
-    cancelled: Callable[[], bool],
-) -> dict[str, Any]:
-    ids, opened = request.encode(session.model.description)
-    require_room(len(ids), session.context, session.model.spec.context)
-    unread = session.align(ids, points)
-    known, begun = session.position, time.perf_counter()
-    while points and len(points[0].tokens) > known:
-        points.popleft()
-    for other in following:
-        shared = _shared(ids, other, session)
-        if shared > known:
-            session.feed(ids[known:shared], last=True)
-        if shared >= known and not (points and len(points[0].tokens) == shared):
-            points.appendleft(session.snapshot())
-    apart = time.perf_counter() - begun
-    answer = request.ask(session, unread[session.position - known :], opened, cancelled=cancelled)
-    show(answer, None)
-    if answer.turn.finish_reason == "cancelled":
-        raise KeyboardInterrupt
-    made = document(answer, len(ids), known, session.model.tokenizer if request.logprobs else None)
-    for span in ("prompt_s", "first_token_s"):
-        made["timings"][span] += apart
-    return made
+@dataclass
+class _Asked:
+    """A session that is asked one request after another, and points that it can go back to."""
+
+    session: Session
+    cancelled: Callable[[], bool]
+    points: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=KEPT_POINTS))
+
+    def line(self, request: Request, following: Request | None = None) -> dict[str, Any]:
+        """What a line says of the answer, or why there is none.
+
+        following: the request that this session is asked next, if that is known.
+        """
+        try:
+            return self._answer(request, following)
+        except InputError as error:
+            return {"error": spelled(str(error))}
+
+    def _answer(self, request: Request, following: Request | None) -> dict[str, Any]:
+        session, points = self.session, self.points
+        ids, opened = request.encode(session.model.description)
+        require_room(len(ids), session.context, session.model.spec.context)
+        unread = session.align(ids, points)
+        known, begun = session.position, time.perf_counter()
+        while points and len(points[0].tokens) > known:
+            points.popleft()
+        if following is not None:
+            shared = _shared(ids, following, session)
+            if shared > known:
+                session.feed(ids[known:shared], last=True)
+            if shared >= known and not (points and len(points[0].tokens) == shared):
+                points.appendleft(session.snapshot())
+        apart = time.perf_counter() - begun
+        answer = request.ask(session, unread[session.position - known :], opened, cancelled=self.cancelled)
+        show(answer, None)
+        if answer.turn.finish_reason == "cancelled":
+            raise KeyboardInterrupt
+        made = document(answer, len(ids), known, session.model.tokenizer if request.logprobs else None)
+        for span in ("prompt_s", "first_token_s"):
+            made["timings"][span] += apart
+        return made
 
 
 def _shared(ids: Sequence[int], other: Request, session: Session) -> int:

@@ -224,3 +224,15 @@ def dequantized(source: Path, folder: Path, dtype: str) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     write_safetensors(folder / "model.safetensors", written)
     return folder
+
+
+def stack_experts(tensors: dict[str, np.ndarray], count: int) -> None:
+    """The `count` experts of each layer of a Mixtral in one tensor, gate and up fused."""
+    for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
+        layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
+        w1, w2, w3 = (
+            [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(count)]
+            for w in ("w1", "w2", "w3")
+        )
+        tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack([np.concatenate(p) for p in zip(w1, w3, strict=True)])
+        tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)

@@ -138,6 +138,19 @@ def mamba2(
     return Mamba2(heads, head_dim, groups, states, kernel, biases, step_limits)
 
 
+def corrected_sigmoid(config: Config) -> Router:
+    """DeepSeek-V3's router: sigmoid scores, chosen with a learned correction within the best groups."""
+    return Router(
+        "sigmoid",
+        bias=True,
+        groups=config.size("n_group"),
+        top_groups=config.size("topk_group"),
+        group_score="top2",
+        normalize=config.flag("norm_topk_prob"),
+        scale=config.number("routed_scaling_factor"),
+    )
+
+
 def model(
     config: Config, layers: Sequence[Layer], residual: Residual | None = None, *, norm_eps: str = "rms_norm_eps"
 ) -> ModelSpec:

@@ -75,18 +75,10 @@ def sparse_layers(config: Config) -> list[bool]:
 
 
 def sigmoid(config: Config) -> Router:
-    """The router of V3: sigmoid scores, chosen with a learned correction within the best groups."""
+    """The router of V3, which configs call by two names."""
     config.expect("scoring_func", "sigmoid")
     config.expect("topk_method", "noaux_tc")
-    return Router(
-        "sigmoid",
-        bias=True,
-        groups=config.size("n_group"),
-        top_groups=config.size("topk_group"),
-        group_score="top2",
-        normalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
-    )
+    return common.corrected_sigmoid(config)
 
 
 def model(

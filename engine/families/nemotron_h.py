@@ -15,7 +15,6 @@ from numoe.engine.layers.block import Block
 from numoe.engine.layers.ffn import SquaredReLU
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
-from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
@@ -116,15 +115,7 @@ def _dense(config: Config, width: str = "intermediate_size") -> SquaredReLU:
 
 
 def _mixture(config: Config) -> MixtureOfExperts:
-    router = Router(
-        "sigmoid",
-        bias=True,
-        groups=config.size("n_group"),
-        top_groups=config.size("topk_group"),
-        group_score="top2",
-        normalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
-    )
+    router = common.corrected_sigmoid(config)
     latent, shared = config.size("moe_latent_size", null=None), _dense(config, "moe_shared_expert_intermediate_size")
     if latent is not None and shared.bias:
         raise config.refusal(

@@ -18,8 +18,8 @@ from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 
-Wanted = Literal["last", "all", "hidden"]
-"""What a pass gives: logits after the last token of each sequence, after every token, or every token's last state."""
+Wanted = Literal["last", "all"]
+"""What a pass gives: logits after the last token of each sequence, or after every token."""
 
 
 class _Built:
@@ -91,8 +91,6 @@ class Decoder:
             each = zip(wanted, step.segments, strict=True)
             state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
         x = self.norm(self.collapse(state))  # (T, D)
-        if wanted == "hidden":
-            return x
         logits = self.head.matmul(x)
         if self.head_bias is not None:
             logits += self.head_bias

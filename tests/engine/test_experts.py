@@ -21,7 +21,7 @@ import pytest
 import tiny
 from gguf.constants import GGMLQuantizationType
 from gguf_files import write_gguf
-from helpers import dequantized, write_safetensors
+from helpers import dequantized, stack_experts, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -94,15 +94,7 @@ def stacked(folder: Path) -> Path:
     file = folder / "model.safetensors"
     tensors = load_file(file)
     count = json.loads((folder / "config.json").read_text())["num_local_experts"]
-    for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
-        layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
-        w1, w2, w3 = (
-            [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(count)]
-            for w in ("w1", "w2", "w3")
-        )
-        fused = [np.concatenate(pair) for pair in zip(w1, w3, strict=True)]
-        tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack(fused)
-        tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)
+    stack_experts(tensors, count)
     save_file(tensors, file)
     return folder
 

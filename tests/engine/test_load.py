@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from helpers import write_safetensors
+from helpers import stack_experts, write_safetensors
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
@@ -274,18 +274,7 @@ def test_experts_in_a_stack_and_one_by_one_are_the_same_model(checkpoint: Checkp
     apart = load(folder).session(256).feed(ids)
     experts = json.loads((folder / "config.json").read_text())["num_local_experts"]
 
-    def stack(tensors: dict[str, np.ndarray]) -> None:
-        for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
-            layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
-            w1, w2, w3 = (
-                [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(experts)]
-                for w in ("w1", "w2", "w3")
-            )
-            fused = [np.concatenate(pair) for pair in zip(w1, w3, strict=True)]
-            tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack(fused)
-            tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)
-
-    change_tensors(folder, stack)
+    change_tensors(folder, lambda tensors: stack_experts(tensors, experts))
     np.testing.assert_array_equal(load(folder).session(256).feed(ids), apart)
     change_config(folder, num_local_experts=experts - 1)
     assert "config.json says" in refused(folder)

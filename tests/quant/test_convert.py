@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 from cases import LAYOUTS, recurrent, spec
-from helpers import reshard, write_safetensors
+from helpers import reshard, stack_experts, write_safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -230,14 +230,7 @@ def test_stacked_experts_become_the_files_of_single_ones(source: Path, quant: st
     folder = Path(shutil.copytree(source, tmp_path / "stacked"))
     tensors = load_file(folder / "model.safetensors")
     experts = json.loads((folder / "config.json").read_text())["num_local_experts"]
-    for name in [n for n in tensors if n.endswith("experts.0.w1.weight")]:
-        layer = name.removesuffix(".block_sparse_moe.experts.0.w1.weight")
-        w1, w2, w3 = (
-            [tensors.pop(f"{layer}.block_sparse_moe.experts.{e}.{w}.weight") for e in range(experts)]
-            for w in ("w1", "w2", "w3")
-        )
-        tensors[f"{layer}.mlp.experts.gate_up_proj"] = np.stack([np.concatenate(p) for p in zip(w1, w3, strict=True)])
-        tensors[f"{layer}.mlp.experts.down_proj"] = np.stack(w2)
+    stack_experts(tensors, experts)
     save_file(tensors, folder / "model.safetensors")
     quantize(folder, tmp_path / "from stacked", quant)
     quantize(source, tmp_path / "from single", quant)
