@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from numoe.quant.errors import InputError
 
 Floats = NDArray[np.float32]
+Wide = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
@@ -101,6 +102,17 @@ def silu(x: Floats) -> Floats:
 def softplus(x: Floats) -> Floats:
     """log(1 + exp(x)) without overflow."""
     return np.logaddexp(x, np.float32(0))
+
+
+def fading(later: Wide, earlier: Wide) -> Floats:
+    """e^(later - earlier) of sums of logarithms below zero, 1 where it would be more, as float32.
+
+    The sums are float64: one token that wipes all out makes them so large that float32 differences lose their digits.
+    """
+    shape = np.broadcast_shapes(later.shape, earlier.shape)
+    left: Floats = np.subtract(later, earlier, out=np.empty(shape, np.float32), casting="same_kind")
+    np.minimum(left, 0, out=left)  # what is later must not overflow on its way to nowhere
+    return np.exp(left, out=left)
 
 
 def top_k(scores: Floats, k: int) -> Ids:

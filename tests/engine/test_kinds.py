@@ -22,6 +22,7 @@ from numoe.engine.layers.block import Block, Compute, Kind, Shared
 from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
+from numoe.engine.layers.recurrent.delta_rule import delta_rule, unit_length
 from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
@@ -29,7 +30,7 @@ from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation, frequencies
 from numoe.engine.layers.router import Router, Routing
-from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, Rows
+from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, RecurrentState, Rows
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
@@ -648,6 +649,30 @@ def test_mamba2(kind: Mamba2, cuts: tuple[int, ...]) -> None:
     y = y.reshape(count, -1) * gate / (1 + np.exp(-gate))
     y = normed(y.reshape(count, kind.groups, -1), a["norm"].reshape(kind.groups, -1)).reshape(count, -1)
     np.testing.assert_allclose(run(kind, weights, x, cuts), y @ m["o"].T + a["o_bias"], atol=3e-5)
+
+
+@pytest.mark.parametrize("strength", [1, 300, 30000])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_the_delta_rule_remembers_what_follows_a_token_that_wipes_all_out(strength: float, channels: int) -> None:
+    """Within a chunk no digits are lost: most tokens keep nearly all, and every fifth nothing."""
+    count, kind = 60, {"memory": Recurrent((2, 6, 5))}
+    q, k, v = (random(2, count, width, seed=seed) for seed, width in enumerate((6, 6, 5)))
+    q, k, b = unit_length(q), unit_length(k), np.full((2, count), 0.7, np.float32)
+    decay = np.where(np.arange(count) % 5, np.float32(-3e-4), np.float32(-strength))
+    decay = np.broadcast_to(decay[:, None], (2, count, channels))
+
+    def told(cuts: Iterable[int]) -> NDArray[np.float32]:
+        cache, out, start = Cache([kind], count), np.empty((count, 2, 5), np.float32), 0
+        for stop in (*cuts, count):
+            own = slice(start, stop)
+            with cache.step(stop - start):
+                state = Step.of([(np.zeros(1, np.int64), cache)]).segments[0].blocks[0]["memory"]
+                assert isinstance(state, RecurrentState)
+                delta_rule(q[:, own], k[:, own], v[:, own], b[:, own], decay[:, own], state, out[own])
+            start = stop
+        return out
+
+    np.testing.assert_allclose(told(()), told(range(1, count)), atol=3e-5)
 
 
 @pytest.mark.parametrize("strength", [1, 300, 30000])

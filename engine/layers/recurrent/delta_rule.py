@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers import ops
+from numoe.engine.layers.ops import Floats, Wide
 from numoe.engine.layers.state import RecurrentState
 
 _CHUNK = 64  # tokens: the triangular system grows with its square, the number of products falls with it
@@ -48,8 +49,8 @@ def _chunk(q: Floats, k: Floats, v: Floats, b: Floats, decay: Floats, before: Fl
     (e^{c_t - c_s} k_t k_s) u_s; then o_t = S_0^T (e^{c_t} q_t) + sum_{s<=t} (e^{c_t - c_s} q_t k_s) u_s.
     """
     count = q.shape[1]
-    total = np.cumsum(decay, axis=1)  # (H, T, D)
-    since = np.exp(total)
+    total = np.cumsum(decay, axis=1, dtype=np.float64)  # (H, T, D)
+    since = ops.fading(total, np.zeros(1))
     written = v - np.matmul(k * since, before)  # (H, T, V)
     written *= b[..., None]
     seen = np.matmul(q * since, before)  # (H, T, V)
@@ -59,23 +60,20 @@ def _chunk(q: Floats, k: Floats, v: Floats, b: Floats, decay: Floats, before: Fl
         system += np.eye(count, dtype=np.float32)
         written = np.linalg.solve(system, written)
     seen += np.matmul(np.tril(asked), written)
-    left = np.exp(total[:, -1:] - total)  # of what each token wrote, (H, T, D)
+    left = ops.fading(total[:, -1:], total)  # of what each token wrote, (H, T, D)
     np.multiply(before, since[:, -1:].transpose(0, 2, 1), out=memory)
     memory += np.matmul((k * left).transpose(0, 2, 1), written)
     return seen
 
 
-def _pairs(x: Floats, y: Floats, keys: Floats, total: Floats) -> tuple[Floats, Floats]:
+def _pairs(x: Floats, y: Floats, keys: Floats, total: Wide) -> tuple[Floats, Floats]:
     """e^{c_t - c_s} x_t k_s and the same of y (H, T, T), at s <= t."""
-    # What is later than t must not overflow on its way to nowhere.
     if total.shape[-1] == 1:
-        fading = np.exp(np.minimum(total - total.transpose(0, 2, 1), 0))  # (H, T, T)
+        faded = ops.fading(total, total.transpose(0, 2, 1))  # (H, T, T)
         turned = keys.transpose(0, 2, 1)
-        return np.matmul(x, turned) * fading, np.matmul(y, turned) * fading
+        return np.matmul(x, turned) * faded, np.matmul(y, turned) * faded
     # e^{c_t} and e^{-c_s} apart would not be float32 where a channel forgets fast.
-    faded = total[:, :, None] - total[:, None]  # (H, T, T, C)
-    np.minimum(faded, 0, out=faded)
-    np.exp(faded, out=faded)
+    faded = ops.fading(total[:, :, None], total[:, None])  # (H, T, T, C)
     faded *= keys[:, None]
     both = np.matmul(faded, np.stack([x, y], axis=-1))  # (H, T, T, 2)
     return both[..., 0], both[..., 1]

@@ -139,16 +139,13 @@ def _chunk(u: Floats, b: Floats, c: Floats, decay: Floats, before: Floats, memor
     With s_t the sum of decays up to t: e^{s_t} S_0^T c_t + sum_{r <= t} (c_t b_r) e^{s_t - s_r} u_r.
     """
     groups, share, count, dim = u.shape
-    # Wide, for a token that wipes all out makes the sum so large that later differences of it would lose digits.
     total = np.cumsum(decay, axis=2, dtype=np.float64)  # (G, R, T)
     read = np.matmul(c, before).reshape(groups, count, share, dim)
-    since = np.exp(total).astype(np.float32)
+    since = ops.fading(total, np.zeros(1))
     read *= since.transpose(0, 2, 1)[..., None]
     products = np.matmul(c, b.transpose(0, 2, 1))[:, None]  # (G, 1, T, T)
     if count > 1:
-        # What is later than t must not overflow on its way to zero.
-        left = np.minimum(total[..., :, None] - total[..., None, :], 0).astype(np.float32)  # (G, R, T, T)
-        np.exp(left, out=left)
+        left = ops.fading(total[..., :, None], total[..., None, :])  # (G, R, T, T)
         products = np.tril(products * left)
         added = u * left[..., -1, :, None]
     else:
