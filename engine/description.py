@@ -24,7 +24,6 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.places import Place
 from numoe.engine.plan import Plan, plan
-from numoe.quant.convert.jobs import Array, Matrix
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from numoe.engine.chat.format import ChatFormat
     from numoe.engine.hub.repository import Repository
     from numoe.engine.text.tokenizer import Tokenizer
+    from numoe.quant.convert.jobs import Array, Matrix
 
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
@@ -112,6 +112,8 @@ class Description:
 
         inputs: those of a `Calibration`.
         """
+        from numoe.quant.convert.jobs import Array, Matrix
+
         weights: list[Matrix | Array] = []
         for name, tensor in self.spec.tensors().items():
             place = self.places[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,24 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
 
+def _family_of(file: str) -> Family | None:
+    """What a file of this folder calls FAMILY."""
+    one: Family | None = getattr(import_module(f"{__name__}.{file}"), "FAMILY", None)
+    return one
+
+
+@cache
 def found() -> dict[str, Family]:
-    """What the files of this folder call FAMILY, by each `model_type` that it is for."""
+    """All families, by each `model_type` that they are for."""
     table: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        one = getattr(import_module(module.name), "FAMILY", None)
-        if one is not None:
+    for file in _files():
+        if (one := _family_of(file)) is not None:
             table |= dict.fromkeys(one.model_types, one)
     return dict(sorted(table.items()))
 
 
-FAMILIES = found()
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def family(model_type: Any) -> Family:
@@ -34,10 +42,15 @@ def family(model_type: Any) -> Family:
     Raises:
         InputError: unknown; the message lists the known ones.
     """
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(name for name in FAMILIES if name.removesuffix("_text") not in FAMILIES.keys() - {name})
-        raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
-    return FAMILIES[model_type]
+    if isinstance(model_type, str):
+        # A file has the name of a model_type that others go on from: one model need not wait for all files.
+        for file in sorted(filter(model_type.startswith, _files()), key=len, reverse=True):
+            if (one := _family_of(file)) is not None and model_type in one.model_types:
+                return one
+        if model_type in found():
+            return found()[model_type]
+    known = ", ".join(name for name in found() if name.removesuffix("_text") not in found().keys() - {name})
+    raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
 
 
 def from_gguf(
@@ -60,9 +73,9 @@ def from_gguf(
     prefix = f"{architecture}."
     keys = {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
     file = GgufFile(path, keys, shapes, divisors)
-    families = list({one.model_types: one for one in FAMILIES.values()}.values())
-    found = gguf.chosen(families, architecture, file)
-    if found is None:
+    families = list({one.model_types: one for one in found().values()}.values())
+    chosen = gguf.chosen(families, architecture, file)
+    if chosen is None:
         known = ", ".join(sorted({one.architecture for family in families for one in family.gguf}))
         raise InputError(f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {known}')
-    return gguf.read(*found, file)
+    return gguf.read(*chosen, file)

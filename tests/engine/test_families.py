@@ -19,7 +19,7 @@ from helpers import dequantized
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, describe, families, load
-from numoe.engine.families import FAMILIES, family
+from numoe.engine.families import family, found
 from numoe.engine.families.config import HARMLESS
 from numoe.engine.families.quantization import fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
@@ -196,14 +196,14 @@ DECODERS = list(SMALL)
 
 
 def test_every_family_has_a_golden_case() -> None:
-    assert all(SMALL.keys() & set(family.model_types) for family in FAMILIES.values())
+    assert all(SMALL.keys() & set(family.model_types) for family in found().values())
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) -> None:
     """Leaving a key out is the same as writing the family's default, or is refused because the key is needed."""
     theirs = DEFAULTS[model_type]
-    ours = FAMILIES[model_type].defaults
+    ours = found()[model_type].defaults
     assert {key: ours[key] for key in ours if key in theirs} == {key: theirs[key] for key in ours if key in theirs}
     base = tiny.load_golden(SMALL[model_type]).config
     base = {k: v for k, v in base.items() if k not in ("rope_parameters", "qk_rope_head_dim", "compress_rates")}
@@ -214,6 +214,12 @@ def test_keys_left_out_mean_what_transformers_takes_for_them(model_type: str) ->
         without = outcome(left_out)
         if without != outcome(left_out | {key: default}):
             assert f'no "{key}"' in str(without)
+
+
+def test_one_model_waits_for_no_other_family() -> None:
+    code = "import sys; from numoe.engine.families import family; family('qwen3_moe'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "numoe.engine.families.qwen3_moe" in loaded and "numoe.engine.families.deepseek_v4" not in loaded
 
 
 @pytest.mark.parametrize(
@@ -303,7 +309,7 @@ def spoilt(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) -> None:
-    most = 400 + len(", ".join(FAMILIES))
+    most = 400 + len(", ".join(found()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
@@ -401,7 +407,7 @@ def test_infinity_is_read_as_it_is_written(most: object) -> None:
 
 
 def test_the_harmless_keys_touch_no_setting_of_a_family() -> None:
-    everything = {key for model_type in FAMILIES for key in FAMILIES[model_type].defaults}
+    everything = {key for model_type in found() for key in found()[model_type].defaults}
     assert not everything & set(HARMLESS)
 
 
@@ -643,7 +649,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numoe.cli, numoe.engine, numoe.quant
-from numoe.engine.families import FAMILIES, family
+from numoe.engine.families import family, found
 from numoe.quant.errors import InputError
 
 assert Path(numoe.engine.__file__).is_relative_to(sys.argv[1])

@@ -10,12 +10,12 @@ import statistics
 import sys
 from pathlib import Path
 
-from numoe.engine.families import FAMILIES
+from numoe.engine.families import found
 from numoe.engine.families.names import Family
 
 
 def families() -> list[Family]:
-    return list({family.model_types: family for family in FAMILIES.values()}.values())
+    return list({family.model_types: family for family in found().values()}.values())
 
 
 def lines() -> str:

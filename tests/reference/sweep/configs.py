@@ -11,7 +11,7 @@ import torch
 import transformers
 from report import Report
 
-from numoe.engine.families import FAMILIES, family
+from numoe.engine.families import family, found
 from numoe.engine.families.quantization import SIDE_FILE, fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
@@ -45,7 +45,7 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
     for (_, key), (name, config) in without.items():
         if key != "model_type":
             _compare(f"{name} without {key}", {k: v for k, v in _shallow(config).items() if k != key}, report)
-    for model_type in FAMILIES:
+    for model_type in found():
         defaults = transformers.CONFIG_MAPPING[model_type]().to_dict()
         defaults = defaults.get("text_config", defaults)
         _compare(f"transformers' {model_type}", json.loads(json.dumps(defaults)), report)
