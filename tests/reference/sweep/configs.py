@@ -25,6 +25,13 @@ from numoe.quant.errors import InputError
 
 Numbers = dict[str, Any]
 """What a model computes with, by a name of it; of each layer one entry of a list."""
+DETAILED = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
+    "qwen3_5_moe_text", "deepseek_v2", "deepseek_v3", "deepseek_v4", "glm4_moe_lite", "gpt_oss",
+)  # fmt: skip
+"""Families of which every number is compared; of the others what all have."""
+ALIASES = {"kimi_k2": "deepseek_v3"}
+"""What transformers calls a model_type that it has no name for."""
 
 
 def sweep(folders: Mapping[str, Path], report: Report) -> None:
@@ -45,7 +52,7 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
     for (_, key), (name, config) in without.items():
         if key != "model_type":
             _compare(f"{name} without {key}", {k: v for k, v in _shallow(config).items() if k != key}, report)
-    for model_type in found():
+    for model_type in found().keys() - ALIASES.keys():
         defaults = transformers.CONFIG_MAPPING[model_type]().to_dict()
         defaults = defaults.get("text_config", defaults)
         _compare(f"transformers' {model_type}", json.loads(json.dumps(defaults)), report)
@@ -61,9 +68,12 @@ def configs(folders: Mapping[str, Path]) -> Iterator[tuple[str, dict[str, Any], 
 
 
 def _shallow(config: dict[str, Any], layers: int = 6) -> dict[str, Any]:
-    """The same with few layers, which is faster."""
-    many = config["num_hidden_layers"]
-    cut = {k: v[:layers] if isinstance(v, list) and len(v) >= many else v for k, v in config.items()}
+    """The same with few layers, which is faster; but for those that do not tell how many there are."""
+    many = config.get("num_hidden_layers")
+    if many is None:
+        return config
+    by_layer = {k for k, v in config.items() if isinstance(v, list) and len(v) >= many} | {"hybrid_override_pattern"}
+    cut = {k: v[:layers] if k in by_layer else v for k, v in config.items()}
     return cut | {"num_hidden_layers": layers}
 
 
@@ -97,10 +107,13 @@ def _brief(value: Any) -> Any:
 
 def numbers(spec: ModelSpec) -> Numbers:
     """Of a ModelSpec."""
+    parameters = sum(tensor.size for tensor in spec.tensors().values())
+    if spec.family not in DETAILED:
+        return {"parameters": parameters, "layers": len(spec.layers), "tied": spec.tied}
     mixers, ffns = ([layer[place].kind for layer in spec.layers] for place in range(2))
     routed = [ffn for ffn in ffns if isinstance(ffn, MixtureOfExperts)]
     return {
-        "parameters": sum(tensor.size for tensor in spec.tensors().values()),
+        "parameters": parameters,
         "layers": len(spec.layers),
         "context": spec.context,
         "norm eps": spec.norm_eps,
@@ -142,16 +155,20 @@ def _rotations(ropes: dict[str, Rope]) -> Numbers:
 
 def reference(config: dict[str, Any]) -> Numbers:
     """The same of the modules of transformers, which need no memory on the meta device."""
-    parsed = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    model_type = config["model_type"]
+    parsed = transformers.CONFIG_MAPPING[ALIASES.get(model_type, model_type)].from_dict(config)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(parsed)
-    rotary = type(model.model.rotary_emb)(parsed)  # on the CPU
     kept = {name for name in model.state_dict() if name in dict(model.named_buffers())}
     buffers = sum(buffer.numel() for name, buffer in model.named_buffers() if name in kept)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) + buffers
+    if model_type not in DETAILED:
+        return {"parameters": parameters, "layers": parsed.num_hidden_layers, "tied": parsed.tie_word_embeddings}
+    rotary = type(model.model.rotary_emb)(parsed)  # on the CPU
     blocks = [getattr(layer.mlp, "gate", getattr(layer.mlp, "router", None)) for layer in model.model.layers]
     routers = [block for block in blocks if block is not None]
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()) + buffers,
+        "parameters": parameters,
         "layers": len(model.model.layers),
         "context": parsed.max_position_embeddings,
         "norm eps": getattr(model.model.norm, "variance_epsilon", getattr(model.model.norm, "eps", None)),
