@@ -342,7 +342,7 @@ import json, statistics, time
 import numpy as np
 from numoe.engine import load
 from numoe.quant.compute import workers
-from numoe.quant.formats.samples import samples
+from numoe.quant.formats.samples import PACKS
 model = load("tiny")
 session = model.session(64)
 for _ in session.generate("Hello", max_tokens=8):
@@ -353,7 +353,7 @@ for token in range(24):
     session.feed([token], last=True)
     times.append(time.perf_counter() - begun)
 plan = model.plan(64)
-large = samples((4096, 256), 1 << 22)["f32"][0]  # enough for workers to be started
+large = PACKS[0](np.ones((4096, 256), np.float32))  # enough for workers to be started
 workers.know([large])
 large.matmul(np.ones((1, 256), np.float32))
 process = model.stats()["peak_rss_bytes"] - plan.total_bytes - large.nbytes

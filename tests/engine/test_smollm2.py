@@ -72,7 +72,7 @@ def test_cut_into_equal_experts_it_is_the_same_model(smollm2: Model, tmp_path: P
         """GGUF's order of a head's rows, rotated channels side by side, back to llama's: first all first ones."""
         return np.ascontiguousarray(rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
 
-    tensors = {"model.embed_tokens.weight": weights("embed"), "model.norm.weight": smollm2.decoder.norm}
+    tensors = {"model.embed_tokens.weight": weights("embed"), "model.norm.weight": smollm2.weights.arrays["norm"]}
     arrays = smollm2.weights.arrays
     for i in range(len(smollm2.spec.layers)):
         layer, moe = f"model.layers.{i}", f"model.layers.{i}.block_sparse_moe"
