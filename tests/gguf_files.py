@@ -29,7 +29,7 @@ NAMES = {
     "self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b", "self_attn.q_a_layernorm": "attn_q_a_norm",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b", "self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b",
-    "mlp.gate.e_score_correction": "exp_probs_b",
+    "mlp.gate.e_score_correction": "exp_probs_b", "block_sparse_moe.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
@@ -288,6 +288,8 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "attention.indexer.top_k": c("index_topk"),
             "attention.indexer.types": types and [kind == "full" for kind in types],
         }
+    if architecture in ("minimax-m2",):
+        found |= {"expert_feed_forward_length": c("intermediate_size"), "expert_gating_func": 2}
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
     if architecture.startswith(("qwen35", "qwen3next")):

@@ -238,13 +238,21 @@ def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     return replace(made, **config.arranged.get("rope", {}))
 
 
-def partial_rope(config: Config, head_dim: int) -> Rope:
-    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text."""
+def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Rope:
+    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text.
+
+    part: how many of a head's they are where the config does not say it; None: as the family's defaults say.
+    """
     block = rope_block(config)
     block.ignore(["mrope_section", "mrope_interleaved"])
-    source = block if block.values.get("partial_rotary_factor") is not None else config
-    dim = int(head_dim * source.number("partial_rotary_factor"))
-    return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
+    source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
+    if source is not None or part is None:
+        part = (source or config).number("partial_rotary_factor")
+    if part > 1:
+        raise (source or config).refusal(
+            "partial_rotary_factor", f"is {part}, and a head has no more than its channels"
+        )
+    return scaled_rope(config, block, int(head_dim * part), interleaved=False, whole=head_dim, first=True)
 
 
 def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str) -> Rope:

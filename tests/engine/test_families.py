@@ -70,6 +70,7 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("moonshotai__Kimi-Linear-48B-A3B-Instruct", 49.1e9, 3e9),
         ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
         ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
+        ("MiniMaxAI__MiniMax-M2.7", 229e9, 10e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -271,6 +272,10 @@ def test_one_model_waits_for_no_other_family() -> None:
         ("cohere2_moe_a", {"position_embedding_type": "rope_neox"}, "\"position_embedding_type\" is 'rope_neox'"),
         ("cohere2_moe_a", {"expert_selection_fn": "max"}, "'softmax' or 'sigmoid' is supported"),
         ("cohere2_moe_a", {"shared_expert_combination_strategy": "max"}, "'average' or 'sum' is supported"),
+        ("minimax_m2_a", {"qk_norm_type": "per_head"}, "\"qk_norm_type\" is 'per_head'"),
+        ("minimax_m2_a", {"attn_type_list": [1, 0, 1]}, '"attn_type_list" has 0, and only 1'),
+        ("minimax_m2_a", {"shared_intermediate_size": 8}, '"shared_intermediate_size" is 8, and only 0'),
+        ("minimax_m2_b", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "is 1.5, and a head has no more"),
         ("gemma3_a", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" is not understood'),
         ("gemma3_a", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is not understood'),
     ],
@@ -471,6 +476,7 @@ def test_of_two_spellings_the_one_counts_that_counts_in_transformers(
         ("gemma3_a", {"layer_types": ["full_attention"] * 7}, {"layer_types": None, "sliding_window_pattern": 1}),
         ("llama4_a", {}, {"layer_types": None, "no_rope_layers": [], "no_rope_layer_interval": 3}),
         ("llama4_b", {}, {"layer_types": None, "moe_layers": None}),
+        ("minimax_m2_a", {}, {"rope_parameters": None, "rope_theta": 5000000}),
         ("cohere2_moe_a", {}, {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 1}),
     ],
 )

@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "nemotron_h_b": {"mamba_head_dim": 16, "n_group": 1, "topk_group": 1, "time_step_min": 1e-30,
                      "time_step_limit": None},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
+    "minimax_m2_b": {"rotary_dim": 8},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
@@ -73,7 +75,7 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
             config[key] = [old.get(kind, kind) for kind in config[key]]
     if "mlp_layer_types" in config:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
-    if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
+    if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"
     return config
 

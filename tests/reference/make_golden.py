@@ -712,6 +712,21 @@ CASES = {
         mlp_layer_types=["sparse", "dense", "sparse", "sparse"], prefix_dense_sliding_window_pattern=2,
         tie_word_embeddings=False, logit_scale=1.3, max_position_embeddings=1024,
     ),
+    # Norms over all heads together, half of a head rotated or all of it, a correction of the choice; odd sizes.
+    "minimax_m2_a": define("minimax_m2", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=36, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=14, rotary_dim=8, num_local_experts=7, num_experts_per_tok=3,
+        max_position_embeddings=1024,
+    ),
+    "minimax_m2_b": define("minimax_m2", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=28, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 9000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
     # Chunks, layers without rope and with a temperature, a dense layer; several experts, no norm of heads, biases.
     "llama4_a": define("llama4_text", 150,
         vocab_size=74, hidden_size=60, intermediate_size=36, intermediate_size_mlp=52, num_hidden_layers=5,
