@@ -40,6 +40,11 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # Hunyuan
+    "mlp.router.gate": "ffn_gate_inp", "mlp.gate.wg": "ffn_gate_inp",
+    "mlp.shared_mlp.gate_proj": "ffn_gate_shexp", "mlp.shared_mlp.up_proj": "ffn_up_shexp",
+    "mlp.shared_mlp.down_proj": "ffn_down_shexp",
+    "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
     # gpt-oss
     "self_attn": "attn_sinks",
     # Mamba-2, and layers of one norm
@@ -82,6 +87,7 @@ def together(tensors: Arrays) -> Arrays:
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
             name = f"{name}.weight" if name.endswith("experts.down_proj") else name
+            name = name.replace("mlp.expert_bias", "mlp.gate.e_score_correction_bias")
             out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
@@ -253,12 +259,12 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": float(rope["factor"]),
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
-            "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+            "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
+            "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
     if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
         found |= {
-            "leading_dense_block_count": c("first_k_dense_replace", 1),
+            "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
             "expert_shared_count": c("n_shared_experts", 1),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
@@ -290,6 +296,21 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
     if architecture in ("minimax-m2",):
         found |= {"expert_feed_forward_length": c("intermediate_size"), "expert_gating_func": 2}
+    if architecture == "hy_v3":
+        found |= {
+            "expert_shared_feed_forward_length": c("moe_intermediate_size") * c("num_shared_experts"),
+            "expert_weights_norm": True,
+            "expert_weights_scale": config["router_scaling_factor"],
+            "expert_gating_func": 2,
+        }
+    if architecture == "hunyuan-moe":
+        width = c("intermediate_size")
+        found |= {
+            "expert_used_count": config["moe_topk"],
+            "expert_shared_count": 1,
+            "expert_feed_forward_length": width,
+            "expert_shared_feed_forward_length": width,
+        }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
     if architecture.startswith(("qwen35", "qwen3next")):

@@ -248,7 +248,7 @@ def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Ro
     source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
     if source is not None or part is None:
         part = (source or config).number("partial_rotary_factor")
-    if part > 1:
+    if int(head_dim * part) > head_dim:
         raise (source or config).refusal(
             "partial_rotary_factor", f"is {part}, and a head has no more than its channels"
         )

@@ -37,7 +37,8 @@ ARCHITECTURES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
-    "minimax_m2": "MiniMaxM2ForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
 }  # fmt: skip
 
 
@@ -52,6 +53,9 @@ CHANGES: dict[str, dict[str, Any]] = {
                      "time_step_limit": None},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
     "minimax_m2_b": {"rotary_dim": 8},
+    "hunyuan_v1_moe_a": {"moe_topk": 3, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
+                         "head_dim": 128, "max_position_embeddings": 32768, "rope_parameters": {
+                             "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
@@ -77,6 +81,12 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"
+    if config["model_type"] == "solar_open":
+        config |= {"partial_rotary_factor": 1.0, "first_k_dense_replace": 0}
+    if config["model_type"] == "hunyuan_v1_moe":
+        of_all = {"moe_intermediate_size": config["intermediate_size"], "num_shared_expert": 1}
+        config |= {key: [config.get(key, one)] * config["num_hidden_layers"]
+                   for key, one in (of_all | {"moe_topk": 1}).items()}  # fmt: skip
     return config
 
 
