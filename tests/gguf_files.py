@@ -46,7 +46,7 @@ NAMES = {
     "mlp.shared_mlp.down_proj": "ffn_down_shexp",
     "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
     # gpt-oss
-    "self_attn": "attn_sinks",
+    "self_attn": "attn_sinks",  # and MiMo-V2
     # Mamba-2, and layers of one norm
     "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out", "norm": "attn_norm",
@@ -87,7 +87,9 @@ def together(tensors: Arrays) -> Arrays:
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
             name = f"{name}.weight" if name.endswith("experts.down_proj") else name
-            name = name.replace("mlp.expert_bias", "mlp.gate.e_score_correction_bias")
+            name = name.replace("attention_sink_bias", "weight").replace(
+                "mlp.expert_bias", "mlp.gate.e_score_correction_bias"
+            )
             out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
@@ -237,7 +239,8 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """What the metadata says below the architecture's name; None is left out."""
     c = config.get
     heads, kv_heads, hidden = c("num_attention_heads"), c("num_key_value_heads"), c("hidden_size")
-    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
+    by_kind = (c("rope_parameters") or {}).get("full_attention")
+    rope = by_kind or c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
     found = {
         "embedding_length": hidden,
         "block_count": c("num_hidden_layers"),
@@ -310,6 +313,17 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "expert_shared_count": 1,
             "expert_feed_forward_length": width,
             "expert_shared_feed_forward_length": width,
+        }
+    if architecture == "mimo2":
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        found |= {
+            "attention.head_count_kv": [kv_heads * (1 + one) for one in sliding],
+            "attention.sliding_window": config["sliding_window"],
+            "attention.sliding_window_pattern": sliding,
+            "attention.value_length": config["v_head_dim"],
+            "attention.value_scale": c("attention_value_scale"),
+            "rope.freq_base_swa": config["rope_parameters"]["sliding_attention"]["rope_theta"],
+            "expert_gating_func": 2,
         }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}

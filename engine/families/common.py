@@ -147,7 +147,7 @@ def corrected_sigmoid(config: Config) -> Router:
         top_groups=config.size("topk_group"),
         group_score="top2",
         normalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
+        scale=config.number("routed_scaling_factor", null=1.0),
     )
 
 

@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
-    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM", "mimo_v2_flash": "MiMoV2FlashForCausalLM",
 }  # fmt: skip
 
 
@@ -56,6 +56,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe_a": {"moe_topk": 3, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
                          "head_dim": 128, "max_position_embeddings": 32768, "rope_parameters": {
                              "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    "mimo_v2_flash_b": {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 9000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
@@ -83,6 +86,18 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
         config["scoring_func"] = "sigmoid"
     if config["model_type"] == "solar_open":
         config |= {"partial_rotary_factor": 1.0, "first_k_dense_replace": 0}
+    if config["model_type"] == "mimo_v2_flash":
+        ropes = config.pop("rope_parameters")
+        full, sliding = (ropes[f"{kind}_attention"] for kind in ("full", "sliding"))
+        config |= {
+            "model_type": "mimo_v2",  # else transformers reads it, and the converter wants what was released
+            "rope_theta": full["rope_theta"], "swa_rope_theta": sliding["rope_theta"],
+            "partial_rotary_factor": full["partial_rotary_factor"], "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid", "layernorm_epsilon": config["rms_norm_eps"],
+            "hybrid_layer_pattern": [int(kind == "sliding_attention") for kind in config["layer_types"]],
+            "swa_num_key_value_heads": 2 * config["num_key_value_heads"],
+            **{f"swa_{key}": config[key] for key in ("head_dim", "v_head_dim", "num_attention_heads")},
+        }  # fmt: skip
     if config["model_type"] == "hunyuan_v1_moe":
         of_all = {"moe_intermediate_size": config["intermediate_size"], "num_shared_expert": 1}
         config |= {key: [config.get(key, one)] * config["num_hidden_layers"]
@@ -127,7 +142,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         if "set_vocab" in vars(one):
             one.set_vocab = lambda self: None
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
-    if re.search("qwen3_(5|next)", (folder / "config.json").read_text()):
+    if re.search("qwen3_(5|next)|mimo_v2", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
