@@ -78,6 +78,7 @@ def together(tensors: Arrays) -> Arrays:
     out: Arrays = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
+        name = name.replace("language_model.", "")
         one = re.fullmatch(r"(.+\.layers\.\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight", name)
         if one:
             stack = f"{one[1]}.mlp.experts.{words.get(one[3], one[3])}.weight"
@@ -229,7 +230,8 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
-    "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
+    "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2,
+    "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
     "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
 }  # fmt: skip

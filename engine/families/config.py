@@ -239,7 +239,7 @@ def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
 
 
 def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Rope:
-    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text.
+    """Of the first channels of a head.
 
     part: how many of a head's they are where the config does not say it; None: as the family's defaults say.
     """
@@ -259,7 +259,6 @@ def rope_of_kind(
 
 
 def _first_channels(config: Config, block: Config, head_dim: int, part: float | None) -> Rope:
-    block.ignore(["mrope_section", "mrope_interleaved"])
     source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
     if source is not None or part is None:
         part = (source or config).number("partial_rotary_factor")
@@ -316,7 +315,8 @@ def scaled_rope(
     if dim % 2:
         raise InputError(f"{config.where}: rotary embeddings turn pairs of channels, and heads have {dim}")
     kind = block.take("rope_type", None if "rope_type" in block.values else "type")
-    block.ignore(["type", "finetuned"])
+    # The three kinds of positions that mrope_section tells apart are one in text.
+    block.ignore(["type", "finetuned", "mrope_section", "mrope_interleaved"])
     theta = block.number("rope_theta")
     if theta <= 1:
         raise block.refusal("rope_theta", f"must be above 1, not {theta}")

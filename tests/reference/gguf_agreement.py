@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
@@ -39,6 +40,8 @@ ARCHITECTURES = {
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM", "mimo_v2_flash": "MiMoV2FlashForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM", "qwen3_vl_text": "Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe_text": "Qwen3VLMoeForConditionalGeneration",
 }  # fmt: skip
 
 
@@ -65,6 +68,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
     "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
+    "qwen3_vl_moe_a": {"mlp_only_layers": []},
+    "smollm3_b": {"no_rope_layers": None, "use_sliding_window": False, "layer_types": None},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_moe_b": {"norm_topk_prob": True},
     "v2_b": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 32,
@@ -147,6 +152,12 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
 
+def turn_experts(path: Path) -> None:
+    tensors = load_file(path)
+    stacks = {name: np.ascontiguousarray(v.swapaxes(1, 2)) for name, v in tensors.items() if ".experts." in name}
+    save_file(tensors | stacks, path, metadata={"format": "pt"})
+
+
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
@@ -156,6 +167,8 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
         tiny.write_checkpoint(case, source)
     own = load(source).session(1024).feed(golden.ids)
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
+    if "qwen3_vl_moe" in case:  # released with turned experts, which the converter turns back
+        turn_experts(source / "model.safetensors")
     out = folder / f"{case}.gguf"
     command = [sys.executable, __file__, str(llama_cpp), "--outtype", outtype, "--convert", str(source), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from make_golden import ALIASES
+from make_golden import ALIASES, PARTS
 from tiny import GOLDEN, cases, load_golden
 
 table = {}
@@ -21,6 +21,11 @@ for model_type in sorted({load_golden(case).config["model_type"] for case in cas
     if isinstance(made.default_theta, dict):  # Gemma 3, by the kind of layer
         keys |= {"rope_theta": made.default_theta["global"], "rope_local_base_freq": made.default_theta["local"]}
     keys.setdefault("rope_theta", made.default_theta)
+    if model_type in PARTS:  # whether its head is tied says the whole model
+        whole = type(AutoConfig.for_model(model_type.removesuffix("_text")))
+        keys["tie_word_embeddings"] = next(
+            field.default for field in dataclasses.fields(whole) if field.name == "tie_word_embeddings"
+        )
     # DeepSeek-V4 has defaults for keys that its released configs use and its class renames.
     keys |= {
         key.removeprefix("default_"): getattr(made, key)

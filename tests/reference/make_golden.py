@@ -41,6 +41,12 @@ RECURRENT = (*tiny.RECURRENT, "nemotron_h", "granitemoehybrid")  # of which the 
 
 ALIASES = {"kimi_k2": "deepseek_v3"}
 """What transformers calls a family that config.json calls otherwise."""
+PARTS = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Decoders that transformers has in models of several parts alone."""
+VISION = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "num_position_embeddings": 4,
+    "deepstack_visual_indexes": [0], "patch_size": 2, "spatial_merge_size": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -782,6 +788,45 @@ CASES = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
         },
     ),
+    # Layers without rope, and windows there; biases.
+    "smollm3_a": define("smollm3", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=72, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=None, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    ),
+    "smollm3_b": define("smollm3", 120,
+        vocab_size=70, hidden_size=48, intermediate_size=56, num_hidden_layers=5, num_attention_heads=3,
+        num_key_value_heads=3, no_rope_layers=[1, 0, 1, 0, 0], use_sliding_window=True, sliding_window=23,
+        attention_bias=True, mlp_bias=True, tie_word_embeddings=False, max_position_embeddings=1024,
+        bos_token_id=1, eos_token_id=None, pad_token_id=0,
+    ),
+    # The text parts of models of several parts: sections of positions, YaRN, biases, dense layers.
+    "qwen3_vl_a": define("qwen3_vl_text", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=72, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 2, 2], "mrope_interleaved": True,
+        },
+    ),
+    "qwen3_vl_b": define("qwen3_vl_text", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=52, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, attention_bias=True, tie_word_embeddings=True,
+        max_position_embeddings=2048, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 9000.0, "factor": 4.0, "original_max_position_embeddings": 512,
+            "mrope_section": [4, 2, 2],
+        },
+    ),
+    "qwen3_vl_moe_a": define("qwen3_vl_moe_text", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, num_experts=7, num_experts_per_tok=3,
+        mlp_only_layers=[1], max_position_embeddings=1024,
+    ),
+    "qwen3_vl_moe_b": define("qwen3_vl_moe_text", 120,
+        vocab_size=70, hidden_size=48, intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, num_experts=5, num_experts_per_tok=2, attention_bias=True,
+        rms_norm_eps=1e-5, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [3, 1, 1]},
+    ),
     # Chunks, layers without rope and with a temperature, a dense layer; several experts, no norm of heads, biases.
     "llama4_a": define("llama4_text", 150,
         vocab_size=74, hidden_size=60, intermediate_size=36, intermediate_size_mlp=52, num_hidden_layers=5,
@@ -817,8 +862,44 @@ CASES = {
 }  # fmt: skip
 
 
+def whole_model(text: dict[str, Any]) -> transformers.PreTrainedModel:
+    """A model of several parts with this decoder, all of it random."""
+    config = transformers.AutoConfig.for_model(
+        text["model_type"].removesuffix("_text"),
+        text_config=text,
+        vision_config=VISION | {"out_hidden_size": text["hidden_size"]},
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    )
+    return transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+
+
+def saved_part(case: Case) -> tuple[dict[str, Any], Listing]:
+    """`saved_listing` of the decoder in a model of several parts, whose names its tensors keep."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole_model({"model_type": case.model_type, **case.config}).save_pretrained(folder)
+        saved = json.loads((Path(folder) / "config.json").read_text())
+        with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys() if ".visual." not in name}  # noqa: SIM118
+            listing = [(n, s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()]
+    return saved["text_config"] | {"tie_word_embeddings": saved["tie_word_embeddings"]}, listing
+
+
+def put_into_whole(folder: Path) -> Path:
+    """A folder below this one with a model of several parts that has the decoder here."""
+    text, whole = json.loads((folder / "config.json").read_text()), folder / "whole"
+    stored: dict[str, torch.Tensor] = {}
+    whole_model(text).save_pretrained(whole)
+    for path in (whole / "model.safetensors", folder / "model.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    save_file(stored, whole / "model.safetensors", metadata={"format": "pt"})
+    return whole
+
+
 def saved_listing(case: Case) -> tuple[dict[str, Any], Listing]:
     """config.json and the tensors, as transformers' own save_pretrained writes them."""
+    if case.model_type in PARTS:
+        return saved_part(case)
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -868,7 +949,11 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
 
 def load_reference(folder: Path) -> transformers.PreTrainedModel:
     """The model in float32 with eager attention; every tensor of the folder is used and none is missing."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForCausalLM
+    if json.loads((folder / "config.json").read_text())["model_type"] in PARTS:
+        folder = put_into_whole(folder)
+        kind = transformers.AutoModelForImageTextToText
+    model, info = kind.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",
