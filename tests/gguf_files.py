@@ -40,6 +40,9 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # Ling
+    "model.word_embeddings": "token_embd", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+    "attention.query_layernorm": "attn_q_norm", "attention.key_layernorm": "attn_k_norm",
     # Hunyuan
     "mlp.router.gate": "ffn_gate_inp", "mlp.gate.wg": "ffn_gate_inp",
     "mlp.shared_mlp.gate_proj": "ffn_gate_shexp", "mlp.shared_mlp.up_proj": "ffn_up_shexp",
@@ -88,9 +91,8 @@ def together(tensors: Arrays) -> Arrays:
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
             name = f"{name}.weight" if name.endswith("experts.down_proj") else name
-            name = name.replace("attention_sink_bias", "weight").replace(
-                "mlp.expert_bias", "mlp.gate.e_score_correction_bias"
-            )
+            name = name.replace("attention_sink_bias", "weight").replace("mlp.expert_bias", "mlp.gate.expert_bias")
+            name = name.replace("expert_bias", "e_score_correction_bias")
             out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
@@ -267,10 +269,10 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
             "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
+    if architecture in ("glm4moe", "bailingmoe2") or WAYS.get(architecture) is as_deepseek2:
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
-            "expert_shared_count": c("n_shared_experts", 1),
+            "expert_shared_count": c("n_shared_experts", c("num_shared_experts", 1)),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
@@ -379,8 +381,9 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.time_step_rank": config["mamba_num_heads"],
             "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
         }
-    if "partial_rotary_factor" in rope:
-        found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
+    part = rope.get("partial_rotary_factor", c("partial_rotary_factor"))
+    if part is not None:
+        found["rope.dimension_count"] = int(config["head_dim"] * part)
     return found
 
 

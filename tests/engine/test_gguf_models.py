@@ -26,7 +26,7 @@ ARCHITECTURES = {
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe", "minimax_m2": "minimax-m2", "solar_open": "glm4moe", "hy_v3": "hy_v3",
     "hunyuan_v1_moe": "hunyuan-moe", "mimo_v2_flash": "mimo2",
-    "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
+    "bailing_moe": "bailingmoe2", "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
@@ -34,7 +34,7 @@ CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_li
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a",
          "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a",
          "hy_v3_a", "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a",
-         "qwen3_vl_a", "qwen3_vl_moe_b")  # fmt: skip
+         "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:

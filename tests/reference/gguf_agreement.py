@@ -40,7 +40,8 @@ ARCHITECTURES = {
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM", "mimo_v2_flash": "MiMoV2FlashForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM", "qwen3_vl_text": "Qwen3VLForConditionalGeneration",
+    "bailing_moe": "BailingMoeV2ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+    "qwen3_vl_text": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe_text": "Qwen3VLMoeForConditionalGeneration",
 }  # fmt: skip
 
@@ -89,6 +90,8 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"
+    if config["model_type"] == "bailing_moe":
+        config["score_function"] = "sigmoid"
     if config["model_type"] == "solar_open":
         config |= {"partial_rotary_factor": 1.0, "first_k_dense_replace": 0}
     if config["model_type"] == "mimo_v2_flash":

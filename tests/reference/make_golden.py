@@ -39,7 +39,7 @@ MAX_NOISE_RECURRENT = 2.5e-4  # where every token's rounding goes on through a s
 RECURRENT = (*tiny.RECURRENT, "nemotron_h", "granitemoehybrid")  # of which the last two were found to be steady
 
 
-ALIASES = {"kimi_k2": "deepseek_v3"}
+ALIASES = {"kimi_k2": "deepseek_v3", "bailing_moe": "glm4_moe"}
 """What transformers calls a family that config.json calls otherwise."""
 PARTS = ("qwen3_vl_text", "qwen3_vl_moe_text")
 """Decoders that transformers has in models of several parts alone."""
@@ -216,6 +216,55 @@ def released_v3(config: dict[str, Any]) -> Listing:
         yield [("model.norm.weight", "BF16", (hidden,)), ("lm_head.weight", "BF16", (vocab, hidden))]
 
     return [entry for part in parts() for entry in part]
+
+
+def released_ling(config: dict[str, Any]) -> Listing:
+    """Ling 2.0 as released: queries, keys and values in one tensor, and names of its own."""
+    hidden, width, vocab = config["hidden_size"], config["moe_intermediate_size"], config["vocab_size"]
+    heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    listing: Listing = [(f"{n}.weight", "F32", (vocab, hidden)) for n in ("model.word_embeddings", "lm_head")]
+    listing.append(("model.norm.weight", "F32", (hidden,)))
+    for layer in range(config["num_hidden_layers"] + config["num_nextn_predict_layers"]):
+        at = f"model.layers.{layer}"
+        rows = (heads + 2 * kv_heads) * dim
+        listing.append((f"{at}.attention.query_key_value.weight", "F32", (rows, hidden)))
+        if config["use_qkv_bias"]:
+            listing.append((f"{at}.attention.query_key_value.bias", "F32", (rows,)))
+        listing.append((f"{at}.attention.dense.weight", "F32", (hidden, heads * dim)))
+        listing += [(f"{at}.attention.{n}_layernorm.weight", "F32", (dim,)) for n in ("query", "key")]
+        listing += [(f"{at}.{n}_layernorm.weight", "F32", (hidden,)) for n in ("input", "post_attention")]
+        experts = {f"mlp.experts.{e}": width for e in range(config["num_experts"])}
+        parts = experts | {"mlp.shared_experts": width * config["num_shared_experts"]}
+        if layer < config["first_k_dense_replace"]:
+            parts = {"mlp": config["intermediate_size"]}
+        else:
+            listing.append((f"{at}.mlp.gate.weight", "F32", (config["num_experts"], hidden)))
+            listing.append((f"{at}.mlp.gate.expert_bias", "F32", (config["num_experts"],)))
+        for part, inner in parts.items():
+            listing += [(f"{at}.{part}.{n}_proj.weight", "F32", (inner, hidden)) for n in ("gate", "up")]
+            listing.append((f"{at}.{part}.down_proj.weight", "F32", (hidden, inner)))
+    return listing
+
+
+def as_glm(config: dict[str, Any], stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Ling's tensors under GLM-4.5's names; and what its config calls otherwise."""
+    config |= {"n_routed_experts": config["num_experts"], "n_shared_experts": config["num_shared_experts"]}
+    config |= {"attention_bias": config["use_qkv_bias"]}
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    rows = [n * config["head_dim"] for n in (heads, kv_heads, kv_heads)]
+    places = {"word_embeddings": "embed_tokens", ".attention.": ".self_attn.", ".dense.": ".o_proj.",
+              "query_layernorm": "q_norm", "key_layernorm": "k_norm",
+              "expert_bias": "e_score_correction_bias"}  # fmt: skip
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        for theirs, ours in places.items():
+            name = name.replace(theirs, ours)
+        if "query_key_value" in name:
+            for n, part in zip("qkv", tensor.split(rows), strict=True):
+                out[name.replace("query_key_value", f"{n}_proj")] = part.contiguous()
+        else:
+            out[name] = tensor
+    return out
 
 
 YARN = {
@@ -827,6 +876,27 @@ CASES = {
         rms_norm_eps=1e-5, max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [3, 1, 1]},
     ),
+    # Ling 2.0, in GLM-4.5's stead: groups and a layer that drafts; biases, one group, whole rope.
+    "bailing_moe_a": define("bailing_moe", 150,
+        architectures=["BailingMoeV2ForCausalLM"], model_type="bailing_moe", vocab_size=81, hidden_size=60,
+        intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, num_experts=8, num_experts_per_tok=3, num_shared_experts=1, n_group=4,
+        topk_group=2, first_k_dense_replace=1, num_nextn_predict_layers=1, partial_rotary_factor=0.5,
+        rope_theta=6000, rope_scaling=None, max_position_embeddings=1024, routed_scaling_factor=2.5,
+        norm_topk_prob=True, score_function="sigmoid", moe_router_enable_expert_bias=True, use_qk_norm=True,
+        use_qkv_bias=False, use_bias=False, use_rmsnorm=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        hidden_act="silu", router_dtype="fp32", moe_shared_expert_intermediate_size=28, max_window_layers=4,
+        listing=released_ling,
+    ),
+    "bailing_moe_b": define("bailing_moe", 120,
+        architectures=["BailingMoeV2ForCausalLM"], model_type="bailing_moe", vocab_size=70, hidden_size=44,
+        intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, num_experts=5, num_experts_per_tok=2, num_shared_experts=2, n_group=1,
+        topk_group=1, first_k_dense_replace=2, num_nextn_predict_layers=0, partial_rotary_factor=1.0,
+        rope_theta=9000, max_position_embeddings=1024, routed_scaling_factor=1.0, norm_topk_prob=True,
+        use_qk_norm=True, use_qkv_bias=True, use_bias=False, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        hidden_act="silu", listing=released_ling,
+    ),
     # Chunks, layers without rope and with a temperature, a dense layer; several experts, no norm of heads, biases.
     "llama4_a": define("llama4_text", 150,
         vocab_size=74, hidden_size=60, intermediate_size=36, intermediate_size_mlp=52, num_hidden_layers=5,
@@ -941,6 +1011,8 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
     config = json.loads((folder / "config.json").read_text())
     target.mkdir()
     kept = {k: v for k, v in config.items() if k not in ("quantization_config", "expert_dtype", "torch_dtype")}
+    if kept["model_type"] == "bailing_moe":
+        plain = as_glm(kept, plain)
     kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
     (target / "config.json").write_text(json.dumps(kept))
     save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
