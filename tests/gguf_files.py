@@ -29,7 +29,7 @@ NAMES = {
     "self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b", "self_attn.q_a_layernorm": "attn_q_a_norm",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b", "self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b",
-    "mlp.gate.e_score_correction": "exp_probs_b",
+    "mlp.gate.e_score_correction": "exp_probs_b", "block_sparse_moe.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
@@ -40,8 +40,16 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # Ling
+    "model.word_embeddings": "token_embd", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+    "attention.query_layernorm": "attn_q_norm", "attention.key_layernorm": "attn_k_norm",
+    # Hunyuan
+    "mlp.router.gate": "ffn_gate_inp", "mlp.gate.wg": "ffn_gate_inp",
+    "mlp.shared_mlp.gate_proj": "ffn_gate_shexp", "mlp.shared_mlp.up_proj": "ffn_up_shexp",
+    "mlp.shared_mlp.down_proj": "ffn_down_shexp",
+    "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
     # gpt-oss
-    "self_attn": "attn_sinks",
+    "self_attn": "attn_sinks",  # and MiMo-V2
     # Mamba-2, and layers of one norm
     "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out", "norm": "attn_norm",
@@ -73,6 +81,7 @@ def together(tensors: Arrays) -> Arrays:
     out: Arrays = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
+        name = name.replace("language_model.", "")
         one = re.fullmatch(r"(.+\.layers\.\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight", name)
         if one:
             stack = f"{one[1]}.mlp.experts.{words.get(one[3], one[3])}.weight"
@@ -82,6 +91,8 @@ def together(tensors: Arrays) -> Arrays:
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
             name = f"{name}.weight" if name.endswith("experts.down_proj") else name
+            name = name.replace("attention_sink_bias", "weight").replace("mlp.expert_bias", "mlp.gate.expert_bias")
+            name = name.replace("expert_bias", "e_score_correction_bias")
             out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
@@ -221,7 +232,8 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
-    "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
+    "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2,
+    "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
     "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
 }  # fmt: skip
@@ -231,7 +243,8 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """What the metadata says below the architecture's name; None is left out."""
     c = config.get
     heads, kv_heads, hidden = c("num_attention_heads"), c("num_key_value_heads"), c("hidden_size")
-    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
+    by_kind = (c("rope_parameters") or {}).get("full_attention")
+    rope = by_kind or c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
     found = {
         "embedding_length": hidden,
         "block_count": c("num_hidden_layers"),
@@ -253,13 +266,13 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": float(rope["factor"]),
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
-            "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+            "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
+            "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
+    if architecture in ("glm4moe", "bailingmoe2") or WAYS.get(architecture) is as_deepseek2:
         found |= {
-            "leading_dense_block_count": c("first_k_dense_replace", 1),
-            "expert_shared_count": c("n_shared_experts", 1),
+            "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
+            "expert_shared_count": c("n_shared_experts", c("num_shared_experts", 1)),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
@@ -287,6 +300,34 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "attention.indexer.key_length": c("index_head_dim"),
             "attention.indexer.top_k": c("index_topk"),
             "attention.indexer.types": types and [kind == "full" for kind in types],
+        }
+    if architecture in ("minimax-m2",):
+        found |= {"expert_feed_forward_length": c("intermediate_size"), "expert_gating_func": 2}
+    if architecture == "hy_v3":
+        found |= {
+            "expert_shared_feed_forward_length": c("moe_intermediate_size") * c("num_shared_experts"),
+            "expert_weights_norm": True,
+            "expert_weights_scale": config["router_scaling_factor"],
+            "expert_gating_func": 2,
+        }
+    if architecture == "hunyuan-moe":
+        width = c("intermediate_size")
+        found |= {
+            "expert_used_count": config["moe_topk"],
+            "expert_shared_count": 1,
+            "expert_feed_forward_length": width,
+            "expert_shared_feed_forward_length": width,
+        }
+    if architecture == "mimo2":
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        found |= {
+            "attention.head_count_kv": [kv_heads * (1 + one) for one in sliding],
+            "attention.sliding_window": config["sliding_window"],
+            "attention.sliding_window_pattern": sliding,
+            "attention.value_length": config["v_head_dim"],
+            "attention.value_scale": c("attention_value_scale"),
+            "rope.freq_base_swa": config["rope_parameters"]["sliding_attention"]["rope_theta"],
+            "expert_gating_func": 2,
         }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
@@ -340,8 +381,9 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.time_step_rank": config["mamba_num_heads"],
             "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
         }
-    if "partial_rotary_factor" in rope:
-        found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
+    part = rope.get("partial_rotary_factor", c("partial_rotary_factor"))
+    if part is not None:
+        found["rope.dimension_count"] = int(config["head_dim"] * part)
     return found
 
 

@@ -34,10 +34,7 @@ DEFAULTS = common.DEFAULTS | {
 def read(config: Config) -> ModelSpec:
     config.ignore(["router_jitter_noise"])  # of training
     layers = common.layer_count(config)
-    every = config.size("no_rope_layer_interval")
-    turned = [int((i + 1) % every != 0) for i in range(layers)]
-    if config.listing("no_rope_layers"):
-        turned = config.kinds("no_rope_layers", layers, (0, 1), longer=True) or turned
+    turned = common.rotated_layers(config)
     kinds = config.kinds("layer_types", layers, (FULL, CHUNKED)) or [CHUNKED if turns else FULL for turns in turned]
     with_rope = common.grouped_query_attention(
         config,

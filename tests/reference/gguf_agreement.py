@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
@@ -37,6 +38,11 @@ ARCHITECTURES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM", "mimo_v2_flash": "MiMoV2FlashForCausalLM",
+    "bailing_moe": "BailingMoeV2ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+    "qwen3_vl_text": "Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe_text": "Qwen3VLMoeForConditionalGeneration",
 }  # fmt: skip
 
 
@@ -50,12 +56,21 @@ CHANGES: dict[str, dict[str, Any]] = {
     "nemotron_h_b": {"mamba_head_dim": 16, "n_group": 1, "topk_group": 1, "time_step_min": 1e-30,
                      "time_step_limit": None},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
+    "minimax_m2_b": {"rotary_dim": 8},
+    "hunyuan_v1_moe_a": {"moe_topk": 3, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
+                         "head_dim": 128, "max_position_embeddings": 32768, "rope_parameters": {
+                             "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    "mimo_v2_flash_b": {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 9000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
     "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
+    "qwen3_vl_moe_a": {"mlp_only_layers": []},
+    "smollm3_b": {"no_rope_layers": None, "use_sliding_window": False, "layer_types": None},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_moe_b": {"norm_topk_prob": True},
     "v2_b": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 32,
@@ -73,8 +88,28 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
             config[key] = [old.get(kind, kind) for kind in config[key]]
     if "mlp_layer_types" in config:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
-    if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
+    if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"
+    if config["model_type"] == "bailing_moe":
+        config["score_function"] = "sigmoid"
+    if config["model_type"] == "solar_open":
+        config |= {"partial_rotary_factor": 1.0, "first_k_dense_replace": 0}
+    if config["model_type"] == "mimo_v2_flash":
+        ropes = config.pop("rope_parameters")
+        full, sliding = (ropes[f"{kind}_attention"] for kind in ("full", "sliding"))
+        config |= {
+            "model_type": "mimo_v2",  # else transformers reads it, and the converter wants what was released
+            "rope_theta": full["rope_theta"], "swa_rope_theta": sliding["rope_theta"],
+            "partial_rotary_factor": full["partial_rotary_factor"], "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid", "layernorm_epsilon": config["rms_norm_eps"],
+            "hybrid_layer_pattern": [int(kind == "sliding_attention") for kind in config["layer_types"]],
+            "swa_num_key_value_heads": 2 * config["num_key_value_heads"],
+            **{f"swa_{key}": config[key] for key in ("head_dim", "v_head_dim", "num_attention_heads")},
+        }  # fmt: skip
+    if config["model_type"] == "hunyuan_v1_moe":
+        of_all = {"moe_intermediate_size": config["intermediate_size"], "num_shared_expert": 1}
+        config |= {key: [config.get(key, one)] * config["num_hidden_layers"]
+                   for key, one in (of_all | {"moe_topk": 1}).items()}  # fmt: skip
     return config
 
 
@@ -115,7 +150,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         if "set_vocab" in vars(one):
             one.set_vocab = _no_vocabulary
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
-    if re.search("qwen3_(5|next)", (folder / "config.json").read_text()):
+    if re.search("qwen3_(5|next)|mimo_v2", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
@@ -123,6 +158,12 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
 def _no_vocabulary(model: Any) -> None:
     model.gguf_writer.add_tokenizer_model("none")
     model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
+
+
+def turn_experts(path: Path) -> None:
+    tensors = load_file(path)
+    stacks = {name: np.ascontiguousarray(v.swapaxes(1, 2)) for name, v in tensors.items() if ".experts." in name}
+    save_file(tensors | stacks, path, metadata={"format": "pt"})
 
 
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
@@ -134,6 +175,8 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
         tiny.write_checkpoint(case, source)
     own = load(source).session(1024).feed(golden.ids)
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
+    if "qwen3_vl_moe" in case:  # released with turned experts, which the converter turns back
+        turn_experts(source / "model.safetensors")
     out = folder / f"{case}.gguf"
     command = [sys.executable, __file__, str(llama_cpp), "--outtype", outtype, "--convert", str(source), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True)
