@@ -40,6 +40,12 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # Gemma
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1", "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "layer_scalar": "layer_output_scale", "rope_freqs": "rope_freqs",
+    "router.proj": "ffn_gate_inp", "router": "ffn_gate_inp", "experts.down_proj": "ffn_down_exps",
+    "experts.gate_up_proj": "ffn_gate_up_exps",
     # gpt-oss
     "self_attn": "attn_sinks",
     # Mamba-2, and layers of one norm
@@ -220,11 +226,31 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out
 
 
+def as_gemma3(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    return {name: values + 1 if name.endswith("norm.weight") else values for name, values in tensors.items()}
+
+
+def as_gemma4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Pairs of full layers that do not turn have their frequencies divided by a lot."""
+    out: Arrays = {}
+    for name, values in tensors.items():
+        name = name if name.endswith((".weight", ".bias", ".scale", "_scale")) else f"{name}.weight"
+        out[name.replace("router.per_expert_scale", "experts.down_proj.scale")] = values
+    pairs = {len(values) // 2 for name, values in out.items() if name.endswith("k_norm.weight")}
+    turning = int(max(pairs) * config["rope_parameters"]["full_attention"]["partial_rotary_factor"])
+    return out | {"rope_freqs.weight": np.array([1] * turning + [1e30] * (max(pairs) - turning), np.float32)}
+
+
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
     "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
+    "gemma3": as_gemma3, "gemma4": as_gemma4,
 }  # fmt: skip
+
+
+POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4")
+"""Architectures that call the norm after the attention so, whatever it is of."""
 
 
 def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
@@ -232,6 +258,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     c = config.get
     heads, kv_heads, hidden = c("num_attention_heads"), c("num_key_value_heads"), c("hidden_size")
     rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
+    local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
     found = {
         "embedding_length": hidden,
         "block_count": c("num_hidden_layers"),
@@ -342,6 +369,21 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
+    if local:
+        found |= {"attention.sliding_window": c("sliding_window"), "rope.freq_base_swa": float(local["rope_theta"])}
+        found["final_logit_softcapping"] = c("final_logit_softcapping")
+    if architecture == "gemma4":
+        own = [c("per_layer_config").get(str(i), {}) for i in range(config["num_hidden_layers"])]
+        full = next(one["head_dim"] for one in own if one)
+        found |= {
+            "attention.key_length": full, "attention.value_length": full, "rope.dimension_count": full,
+            "attention.key_length_swa": c("head_dim"), "attention.value_length_swa": c("head_dim"),
+            "rope.dimension_count_swa": c("head_dim"), "expert_used_count": c("top_k_experts"),
+            "attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0,
+            "attention.sliding_window_pattern": [not one for one in own],
+        }  # fmt: skip
+        if any("num_key_value_heads" in one for one in own):
+            found["attention.head_count_kv"] = [one.get("num_key_value_heads", kv_heads) for one in own]
     return found
 
 
@@ -374,7 +416,7 @@ def write_gguf(
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
         bare = {"A_log": "ssm_a", "D": "ssm_d"}.get(kind)
         theirs = bare or NAMES[part]
-        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next"):
+        if part == "post_attention_layernorm" and architecture in POST_NORMS:
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
     for name, values in {**change(named), **besides}.items():

@@ -24,12 +24,12 @@ ARCHITECTURES = {
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
     "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
-    "nemotron_h": "nemotron_h_moe",
+    "nemotron_h": "nemotron_h_moe", "gemma3_text": "gemma3", "gemma4_text": "gemma4",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
          "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
-         "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a",
+         "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "gemma3_a", "gemma4_a",
          "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a")  # fmt: skip
 
 
@@ -354,3 +354,21 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
     np.testing.assert_array_equal(flat.rows(3, 9).matrix().dequantize(), np.concatenate(each)[3:9])
     with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
         opened["k"].turned()
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "reason"),
+    [
+        ({}, {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern must tell of all 5 layers"),
+        ({}, {"attention.head_count_kv": [3, 2]}, "head_count_kv tells of 2 layers of 5"),
+        ({}, {"attention.value_length_swa": 10}, "attention.value_length_swa is not the size of a head, 14"),
+        ({"rope_freqs.weight": np.array([1e30] * 6 + [1] * 6, np.float32)}, {}, "rope_freqs.weight must be ones, and"),
+        ({}, {"embedding_length_per_layer_input": 8}, '"gemma4.embedding_length_per_layer_input" is 8, and only 0'),
+    ],
+)
+def test_what_gemma_files_do_not_tell_rightly_is_refused(
+    checkpoint: Checkpoints, tmp_path: Path, change: Arrays, more: dict[str, Any], reason: str
+) -> None:
+    path = written(checkpoint, "gemma4_a", tmp_path / "model.gguf", {}, lambda tensors: {**tensors, **change}, **more)
+    with pytest.raises(InputError, match=reason):
+        load(path)

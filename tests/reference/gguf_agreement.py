@@ -37,12 +37,14 @@ ARCHITECTURES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM", "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM", "gemma4_text": "Gemma4ForCausalLM",
 }  # fmt: skip
 
 
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v32_b": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rms_norm_eps": 1e-6},
+    "gemma4_b": {"attention_bias": False, "rope_parameters": None},
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
     "granitemoehybrid_a": {"time_step_limit": None},
     "granitemoehybrid_b": {"position_embedding_type": None, "intermediate_size": 70, "time_step_limit": None},
@@ -129,6 +131,8 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
         tiny.write_checkpoint(case, source)
     own = load(source).session(1024).feed(golden.ids)
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
+    vocabulary = {str(token): token for token in range(golden.config["vocab_size"])}  # which Gemma's are counted by
+    (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
     out = folder / f"{case}.gguf"
     command = [sys.executable, __file__, str(llama_cpp), "--outtype", outtype, "--convert", str(source), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True)
