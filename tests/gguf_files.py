@@ -52,6 +52,11 @@ NAMES = {
     "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out", "norm": "attn_norm",
     "mlp.fc1_latent_proj": "ffn_latent_down", "mlp.fc2_latent_proj": "ffn_latent_up",
+    # Kimi Delta Attention
+    **{f"self_attn.{n}_conv1d": f"ssm_conv1d_{n}" for n in "qkv"}, "self_attn.b_proj": "ssm_beta",
+    "self_attn.f_proj": "ssm_f_a", "self_attn.f_a_proj": "ssm_f_a", "self_attn.f_b_proj": "ssm_f_b",
+    "self_attn.g_proj": "ssm_g_a", "self_attn.g_a_proj": "ssm_g_a", "self_attn.g_b_proj": "ssm_g_b",
+    "self_attn.o_norm": "ssm_norm", "self_attn.dt": "ssm_dt", "self_attn.head_gate": "attn_gate",
 }  # fmt: skip
 
 
@@ -139,6 +144,27 @@ def as_qwen35(tensors: Arrays, config: dict[str, Any]) -> Arrays:
             values = values + 1
         out[name] = values.squeeze()
     return out
+
+
+def as_kda(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Released names said as usual; what decays are made of differs."""
+    words = {
+        ".block_sparse_moe.": ".mlp.", "model.word_embeddings": "model.embed_tokens", ".attention.": ".self_attn.",
+        "self_attn.dense": "self_attn.o_proj", "expert_bias": "e_score_correction_bias", "dt_bias": "dt.bias",
+    }  # fmt: skip
+    out: Arrays = {}
+    for name, values in tensors.items():
+        for theirs, ours in words.items():
+            name = name.replace(theirs, ours)
+        if name.endswith("A_log"):
+            kimi = config["model_type"] == "kimi_linear"
+            values = -np.exp(values) if kimi else np.exp(values).reshape(-1, 1)
+        elif "conv1d" in name:
+            values = values.reshape(1, len(values), 1, -1)
+        elif name.endswith("g_proj.weight") and len(values) == config["num_attention_heads"]:
+            name = name.replace("g_proj", "head_gate")
+        out[name] = values
+    return as_deepseek2(out, config)
 
 
 def as_qwen3next(tensors: Arrays, config: dict[str, Any]) -> Arrays:
@@ -243,9 +269,15 @@ def as_gemma4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
-    "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
+    "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2, "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
-    "gemma3": as_gemma3, "gemma4": as_gemma4,
+    "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda,
+}  # fmt: skip
+
+
+SPELLINGS = {
+    "model_max_length": "max_position_embeddings", "moe_renormalize": "norm_topk_prob", "num_expert_group": "n_group",
+    "num_experts_per_token": "num_experts_per_tok", "num_shared_experts": "n_shared_experts",
 }  # fmt: skip
 
 
@@ -255,9 +287,10 @@ POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3"
 
 def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """What the metadata says below the architecture's name; None is left out."""
+    config = config | {ours: config[theirs] for theirs, ours in SPELLINGS.items() if theirs in config}
     c = config.get
     heads, kv_heads, hidden = c("num_attention_heads"), c("num_key_value_heads"), c("hidden_size")
-    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
+    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta", 10000.0)}
     local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
     found = {
         "embedding_length": hidden,
@@ -283,7 +316,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
             "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
         }
-    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
+    if architecture == "glm4moe" or WAYS.get(architecture) in (as_deepseek2, as_kda):
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", 1),
             "expert_shared_count": c("n_shared_experts", 1),
@@ -293,7 +326,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "expert_group_used_count": c("topk_group"),
             "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
-    if WAYS.get(architecture) is as_deepseek2:
+    if WAYS.get(architecture) in (as_deepseek2, as_kda):
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
         found |= {
             "attention.head_count_kv": 1,
@@ -307,6 +340,15 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
         if rope.get("mscale_all_dim"):
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    if WAYS.get(architecture) is as_kda:
+        found |= {
+            "attention.head_count_kv": [int(kind == "full_attention") for kind in config["layer_types"]],
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "kda.head_dim": config["linear_head_dim"],
+            "kda.safe_gate": c("kda_safe_gate"),
+            "kda.gate_lower_bound": c("kda_lower_bound"),
+            "expert_shared_feed_forward_length": c("moe_intermediate_size") if "kda_lower_bound" in config else None,
+        }
     if "index_topk" in config:
         types = c("indexer_types")
         found |= {

@@ -22,7 +22,8 @@ Checkpoints = Callable[[str], Path]
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
-    "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa",
+    "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "kimi_linear": "kimi-linear",
+    "bailing_hybrid": "bailingmoe3",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe", "gemma3_text": "gemma3", "gemma4_text": "gemma4",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
@@ -30,7 +31,8 @@ ARCHITECTURES = {
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
          "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "gemma3_a", "gemma4_a",
-         "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a")  # fmt: skip
+         "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "kimi_linear_a",
+         "bailing_hybrid_a")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -331,7 +333,7 @@ def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path
     config = tiny.load_golden("llama_a").config
     path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", "mamba")
     with pytest.raises(
-        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, .*qwen3moe'
+        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are .*deepseek2, .*llama, .*qwen3moe'
     ):
         load(path)
 
