@@ -44,8 +44,12 @@ NAMES = {
     "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
     "post_feedforward_layernorm_1": "post_ffw_norm_1", "post_feedforward_layernorm_2": "post_ffw_norm_2",
     "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "layer_scalar": "layer_output_scale", "rope_freqs": "rope_freqs",
+    **{f"rope_factors_{n}": f"rope_factors_{n}" for n in ("short", "long")},
     "router.proj": "ffn_gate_inp", "router": "ffn_gate_inp", "experts.down_proj": "ffn_down_exps",
     "experts.gate_up_proj": "ffn_gate_up_exps",
+    # LFM2, Llama 4
+    "model.embedding_norm": "token_embd_norm", "operator_norm": "attn_norm", "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj",
     # gpt-oss
     "self_attn": "attn_sinks",
     # Mamba-2, and layers of one norm
@@ -267,11 +271,60 @@ def as_gemma4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out | {"rope_freqs.weight": np.array([1] * turning + [1e30] * (max(pairs) - turning), np.float32)}
 
 
+def renamed(tensors: Arrays, words: Mapping[str, str]) -> Arrays:
+    out: Arrays = {}
+    for name, values in tensors.items():
+        for theirs, ours in words.items():
+            name = name.replace(theirs, ours)
+        out[name] = values
+    return out
+
+
+def as_lfm2(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Convolutions of one channel each, as a matrix."""
+    words = {
+        "self_attn.out_proj": "self_attn.o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
+        ".ffn_norm": ".post_attention_layernorm", "feed_forward.expert_bias": "mlp.gate.e_score_correction_bias",
+        "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+        "feed_forward": "mlp",
+    }  # fmt: skip
+    out = together(renamed(tensors, words))
+    return {name: values.squeeze(1) if name.endswith("conv.conv.weight") else values for name, values in out.items()}
+
+
+def as_llama4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Experts are stored (in, out)."""
+    words = {"feed_forward.router": "mlp.gate", "feed_forward.shared_expert.": "mlp.shared_experts.",
+             "feed_forward": "mlp"}  # fmt: skip
+    turned = {n: v.swapaxes(1, 2) if ".experts." in n else v for n, v in renamed(tensors, words).items()}
+    return together(turned) | llama3_divisors(config)
+
+
+def llama3_divisors(config: dict[str, Any]) -> Arrays:
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "llama3":
+        return {}
+    dim, low, high = config["head_dim"], rope["low_freq_factor"], rope["high_freq_factor"]
+    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    turns = rope["original_max_position_embeddings"] / waves
+    smooth = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)
+    divisors = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return {"rope_freqs.weight": divisors.astype(np.float32)}
+
+
+def as_phimoe(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    rope = config["rope_parameters"]
+    factors = {f"rope_factors_{n}.weight": f"{n}_factor" for n in ("short", "long") if f"{n}_factor" in rope}
+    out = together(renamed(tensors, {"block_sparse_moe": "mlp", "mlp.router": "mlp.gate"}))
+    return out | {name: np.array(rope[key], np.float32) for name, key in factors.items()}
+
+
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
     "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2, "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
-    "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda,
+    "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda, "lfm2moe": as_lfm2, "llama4": as_llama4,
+    "phimoe": as_phimoe,
 }  # fmt: skip
 
 
@@ -409,6 +462,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.time_step_rank": config["mamba_num_heads"],
             "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
         }
+    found |= more_keys(config, architecture, rope)
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     if local:
@@ -427,6 +481,50 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         if any("num_key_value_heads" in one for one in own):
             found["attention.head_count_kv"] = [one.get("num_key_value_heads", kv_heads) for one in own]
     return found
+
+
+def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -> dict[str, Any]:
+    """Those of architectures that have no others."""
+    c = config.get
+    if architecture == "lfm2moe":
+        return {
+            "attention.layer_norm_rms_epsilon": config["norm_eps"],
+            "attention.head_count_kv": [c("num_key_value_heads") * (kind != "conv") for kind in config["layer_types"]],
+            "shortconv.l_cache": config["conv_L_cache"],
+            "leading_dense_block_count": config["num_dense_layers"],
+            "expert_gating_func": 2,
+            "expert_weights_scale": float(config["routed_scaling_factor"]),
+        }
+    if architecture == "llama4":
+        return {
+            "feed_forward_length": config["intermediate_size_mlp"],
+            "expert_feed_forward_length": config["intermediate_size"],
+            "interleave_moe_layer_step": config["interleave_moe_layer_step"],
+        }
+    if architecture == "cohere2moe":
+        kinds, width, shared = config["layer_types"], config["intermediate_size"], config["num_shared_experts"]
+        return {
+            "attention.layer_norm_epsilon": c("layer_norm_eps"),
+            "feed_forward_length": c("prefix_dense_intermediate_size") or width,
+            "expert_feed_forward_length": width,
+            "expert_shared_count": shared,
+            "expert_shared_feed_forward_length": width * shared,
+            "expert_gating_func": 2 if c("expert_selection_fn") == "sigmoid" else 1,
+            "expert_weights_norm": c("norm_topk_prob"),
+            "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+            "attention.sliding_window": c("sliding_window"),
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in kinds],
+            "logit_scale": c("logit_scale"),
+            "rope.dimension_count": c("head_dim"),
+            "rope.scaling.type": "none",
+        }
+    if architecture == "phimoe":
+        return {
+            "attention.sliding_window": c("sliding_window") or 0,
+            "rope.scaling.original_context_length": rope.get("original_max_position_embeddings", 4096),
+            "rope.scaling.attn_factor": rope.get("short_mscale"),
+        }
+    return {}
 
 
 def write_gguf(

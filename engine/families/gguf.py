@@ -20,6 +20,8 @@ from numoe.quant.errors import InputError
 
 ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
+DIVISORS = (ROPE_FREQS, "rope_factors_short.weight")
+"""Tensors of such numbers; the second is of LongRoPE."""
 
 # Key below the architecture's name -> config.json key.
 _KEYS = {
@@ -91,6 +93,12 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
                 f"{file.path}: {prefix}{key} is {shown(file.keys[key])}, and only the head size {head_dim} is supported"
             )
     return config, theirs, spec
+
+
+def expect(file: GgufFile, key: str, only: Any) -> None:
+    """Of what an architecture can say and its family always means. Raises InputError where it says something else."""
+    if file.keys.get(key, only) != only:
+        raise InputError(f"{file.path}: {key} is {shown(file.keys[key])}, and only {shown(only)} is supported here")
 
 
 def neighbours(file: GgufFile) -> Arrangement:
@@ -230,6 +238,8 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
     return table
 
 
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func`."""
 EXPERT_KEYS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",

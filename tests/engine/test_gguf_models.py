@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
     "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "kimi_linear": "kimi-linear",
     "bailing_hybrid": "bailingmoe3",
+    "lfm2_moe": "lfm2moe", "llama4_text": "llama4", "phimoe": "phimoe", "cohere2_moe": "cohere2moe",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe", "gemma3_text": "gemma3", "gemma4_text": "gemma4",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
@@ -32,7 +33,7 @@ CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_li
          "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "gemma3_a", "gemma4_a",
          "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "kimi_linear_a",
-         "bailing_hybrid_a")  # fmt: skip
+         "bailing_hybrid_a", "lfm2_moe_a", "phimoe_b", "cohere2_moe_a")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -266,7 +267,8 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
             try:
                 from_gguf(metadata | {key: value}, shapes, None, opened.path)
             except InputError as error:
-                assert "config.json" not in str(error) and "\n" not in str(error) and len(str(error)) < 400
+                told = str(error).partition("; known are ")[0]
+                assert "config.json" not in told and "\n" not in str(error) and len(told) < 400
 
 
 def test_refusals_call_keys_as_the_file_does(checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -38,12 +38,21 @@ ARCHITECTURES = {
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM", "gemma4_text": "Gemma4ForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM", "bailing_hybrid": "BailingMoeV3ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM", "llama4_text": "Llama4ForCausalLM", "phimoe": "PhiMoEForCausalLM",
+    "cohere2_moe": "Cohere2MoeForCausalLM",
 }  # fmt: skip
 
 
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v32_b": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rms_norm_eps": 1e-6},
+    "bailing_hybrid_a": {"moe_renormalize": True},
+    "bailing_hybrid_b": {"kda_safe_gate": True, "layer_types": None, "layer_group_size": 2},
+    "cohere2_moe_b": {"attention_bias": False, "shared_expert_combination_strategy": "average",
+                      "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+                      "prefix_dense_sliding_window_pattern": 1},
+    "gemma3_b": {"layer_types": None, "query_pre_attn_scalar": 12},
     "gemma4_b": {"attention_bias": False, "rope_parameters": None},
     "glm4_moe_lite_b": {"mlp_layer_types": ["dense", "dense", "sparse", "sparse"], "rope_interleave": True},
     "granitemoehybrid_a": {"time_step_limit": None},
@@ -51,6 +60,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "nemotron_h_a": {"mamba_head_dim": 32, "time_step_limit": None},
     "nemotron_h_b": {"mamba_head_dim": 16, "n_group": 1, "topk_group": 1, "time_step_min": 1e-30,
                      "time_step_limit": None},
+    "kimi_linear_a": {"num_expert_group": 1, "topk_group": 1},
+    "kimi_linear_b": {"mlp_layer_types": ["dense", "sparse", "sparse"], "moe_renormalize": True, "q_lora_rank": None},
+    "lfm2_moe_a": {"conv_bias": False, "use_expert_bias": True},
+    "lfm2_moe_b": {"norm_topk_prob": True},
+    "llama4_a": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "no_rope_layer_interval": 4,
+                 "no_rope_layers": None, "layer_types": None, "moe_layers": None},
+    "llama4_b": {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "use_qk_norm": True,
+                 "no_rope_layers": None, "layer_types": None, "moe_layers": None},
+    "phimoe_a": {"router_jitter_noise": 0.01},
+    "phimoe_b": {"rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 3000.0, "original_max_position_embeddings": 1024,
+        "short_mscale": 1.0954451150103321, "long_mscale": 1.3,
+        "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5], "long_factor": [2.0, 2.2, 2.6, 3.2, 4.0, 5.0]}},
     "gpt_oss_b": {"layer_types": None, "swiglu_limit": 7.0},
     "mistral_a": {"sliding_window": None},
     "mixtral_b": {"sliding_window": None},
