@@ -156,6 +156,7 @@ GGUF = Gguf(
         "logit_scale": "logit_scale",
     },
     optional={
+        "feed_forward_length": None,
         "attention.layer_norm_epsilon": None,
         "attention.layer_norm_rms_epsilon": None,
         "expert_shared_count": 0,

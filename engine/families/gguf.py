@@ -186,7 +186,8 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     gguf.settle(config, file)
     read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
-        if value in (0, False, None, "", _NEUTRAL.get(key)) or key in read_elsewhere:
+        values = value if isinstance(value, list) else [value]  # of each layer
+        if all(one in (0, False, None, "", _NEUTRAL.get(key)) for one in values) or key in read_elsewhere:
             continue
         raise InputError(f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results')
     return config

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
@@ -47,8 +48,8 @@ ARCHITECTURES = {
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v32_b": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "rms_norm_eps": 1e-6},
-    "bailing_hybrid_a": {"moe_renormalize": True},
-    "bailing_hybrid_b": {"kda_safe_gate": True, "layer_types": None, "layer_group_size": 2},
+    "bailing_hybrid_b": {"kda_safe_gate": True, "layer_group_size": 2,
+                         "layer_types": ["linear_attention", "full_attention", "full_attention"]},
     "cohere2_moe_b": {"attention_bias": False, "shared_expert_combination_strategy": "average",
                       "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
                       "prefix_dense_sliding_window_pattern": 1},
@@ -62,8 +63,8 @@ CHANGES: dict[str, dict[str, Any]] = {
                      "time_step_limit": None},
     "kimi_linear_a": {"num_expert_group": 1, "topk_group": 1},
     "kimi_linear_b": {"mlp_layer_types": ["dense", "sparse", "sparse"], "moe_renormalize": True, "q_lora_rank": None},
-    "lfm2_moe_a": {"conv_bias": False, "use_expert_bias": True},
-    "lfm2_moe_b": {"norm_topk_prob": True},
+    "lfm2_moe_a": {"conv_bias": False, "use_expert_bias": True, "routed_scaling_factor": 1.0},
+    "lfm2_moe_b": {"norm_topk_prob": True, "tie_word_embeddings": True},
     "llama4_a": {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1, "no_rope_layer_interval": 4,
                  "no_rope_layers": None, "layer_types": None, "moe_layers": None},
     "llama4_b": {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "use_qk_norm": True,
@@ -99,7 +100,42 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
         config["scoring_func"] = "sigmoid"
+    if config["model_type"] == "phimoe":
+        config["rope_parameters"].setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    if config["model_type"] in ("kimi_linear", "bailing_hybrid"):
+        config |= of_delta_attention(config)
     return config
+
+
+def of_delta_attention(config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers spells otherwise or leaves out of models with Kimi Delta Attention."""
+    kinds = config["layer_types"]
+    numbers = {kind: [i + 1 for i, one in enumerate(kinds) if one == kind] for kind in set(kinds)}
+    table = {
+        "num_heads": config["linear_num_heads"], "head_dim": config["linear_head_dim"],
+        "short_conv_kernel_size": config["linear_conv_kernel_dim"], "kda_layers": numbers["linear_attention"],
+        "full_attn_layers": numbers["full_attention"],
+    }  # fmt: skip
+    if config["model_type"] == "kimi_linear":
+        return {"linear_attn_config": table, "moe_router_activation_func": "sigmoid"}
+    return {
+        "no_kda_lora": True, "gated_attention_proj_granularity_type": "head_wise", "score_function": "sigmoid",
+        "head_dim": config["linear_head_dim"], "short_conv_kernel_size": config["linear_conv_kernel_dim"],
+        "moe_shared_expert_intermediate_size": config["moe_intermediate_size"],
+        "norm_topk_prob": config["moe_renormalize"], "n_group": config["num_expert_group"],
+        "num_experts_per_tok": config["num_experts_per_token"],
+        "max_position_embeddings": config["model_max_length"],
+        "num_experts": config["num_experts"], "n_shared_experts": config["num_shared_experts"],
+        "model_type": "",  # or transformers spells them its own way before the converter reads them
+    }  # fmt: skip
+
+
+def rename_dense(folder: Path) -> None:
+    """Kimi-Linear's dense layers as the hub has them."""
+    for path in folder.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(path)
+        dense = r"block_sparse_moe\.((gate|up|down)_proj)"
+        safetensors.numpy.save_file({re.sub(dense, r"mlp.\1", name): one for name, one in tensors.items()}, path)
 
 
 def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
@@ -155,6 +191,8 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
     vocabulary = {str(token): token for token in range(golden.config["vocab_size"])}  # which Gemma's are counted by
     (source / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    if golden.config["model_type"] == "kimi_linear":
+        rename_dense(source)
     out = folder / f"{case}.gguf"
     command = [sys.executable, __file__, str(llama_cpp), "--outtype", outtype, "--convert", str(source), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True)
