@@ -105,8 +105,11 @@ GGUF_LAYER = {
 
 def _settle(config: dict[str, Any], file: GgufFile) -> None:
     layers, hidden, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-    if config["sliding_window"] is None:  # one in one layer is full
-        config |= {"sliding_window": 1, "sliding_window_pattern": 1}
+    windows = config["sliding_window_pattern"]
+    if isinstance(windows, list):
+        config |= {"layer_types": [SLIDING if one else FULL for one in windows], "sliding_window_pattern": 1}
+    if config["sliding_window"] in (None, 0):  # one in one layer is full
+        config |= {"sliding_window": 1, "sliding_window_pattern": 1, "layer_types": None}
     if layers == 62 and type(hidden) is type(heads) is int and heads > 0:  # 27B alone, as llama.cpp tells it
         config["query_pre_attn_scalar"] = hidden // heads
     else:

@@ -79,6 +79,7 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
     config = _config(family, gguf, file, len(drafting))
     spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
     spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    spellings |= {"rope_scaling": "rope.scaling.type", "rope_scaling.short_mscale": "rope.scaling.attn_factor"}
     ignored = [*family.ignored, *(rf"blk\.{number}\..*" for number in drafting), r"(v|mm|mtp|nextn)\..*"]
     arranged = gguf.arranged(file)
     if arranged.get("rope", {}).get("scaling") is not None:
@@ -97,7 +98,7 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
 
 def expect(file: GgufFile, key: str, only: Any) -> None:
     """Of what an architecture can say and its family always means. Raises InputError where it says something else."""
-    if file.keys.get(key, only) != only:
+    if key in file.keys and file.keys[key] != only:
         raise InputError(f"{file.path}: {key} is {shown(file.keys[key])}, and only {shown(only)} is supported here")
 
 

@@ -85,9 +85,8 @@ def _settled(settle: Callable[[dict[str, Any], GgufFile], None]) -> Callable[[di
     def settled(config: dict[str, Any], file: GgufFile) -> None:
         settle(config, file)
         config["num_local_experts"] = config.pop("n_routed_experts")
-        layers, dim = config["num_hidden_layers"], config["linear_head_dim"]
-        linear = [f"blk.{layer}.ssm_a" in file.shapes for layer in range(layers)]
-        config["layer_types"] = [LINEAR if one else common.FULL for one in linear]
+        dim = config["linear_head_dim"]
+        config["layer_types"] = gguf.layer_kinds(config, file, {"ssm_f_a": LINEAR}, common.FULL)
         widths = {shape[0] for name, shape in file.shapes.items() if name.endswith(".ssm_dt.bias")}
         if type(dim) is not int or dim < 1 or len(widths) != 1 or max(widths) % dim:
             raise InputError(

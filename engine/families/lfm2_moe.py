@@ -83,16 +83,18 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
         config[key] = any(one.endswith(name) for one in file.shapes)
 
 
-_PARTS = {"in": "shortconv.in_proj", "conv": "shortconv.conv"}
-GGUF = Gguf(
-    "lfm2moe",
-    gguf.names(
-        {f"attention.{ours}": theirs for ours, theirs in _PARTS.items()}
+_GGUF_NAMES = {
+    **gguf.names(
+        {"attention.in": "shortconv.in_proj", "attention.conv": "shortconv.conv"}
         | {"attention.o": ("attn_output.weight", "shortconv.out_proj.weight")}
         | {"attention.o_bias": ("attn_output.bias", "shortconv.out_proj.bias")}
         | {"ffn.router_bias": ("exp_probs_b.bias",)}
-    )
-    | {"norm": (Source("token_embd_norm.weight"), Source("output_norm.weight"))},  # the first by mistake
+    ),
+    "norm": (Source("token_embd_norm.weight"), Source("output_norm.weight")),  # mostly the first, by mistake
+}
+GGUF = Gguf(
+    "lfm2moe",
+    _GGUF_NAMES,
     {
         "attention.layer_norm_rms_epsilon": "norm_eps",
         "shortconv.l_cache": "conv_L_cache",

@@ -101,11 +101,13 @@ def sentencepiece_backend(
             pieces = list(zip(model.pieces, model.scores, strict=True))
             algorithm = models.Unigram(pieces, model.unk_id, model.byte_fallback)
         else:
-            entries = zip(model.pieces, model.scores, model.types, strict=True)
-            joinable = (PieceType.NORMAL, PieceType.USER_DEFINED)
+            if merges is None:
+                entries = zip(model.pieces, model.scores, model.types, strict=True)
+                joinable = (PieceType.NORMAL, PieceType.USER_DEFINED)
+                merges = joins({piece: score for piece, score, kind in entries if kind in joinable})
             algorithm = models.BPE(
                 {piece: i for i, piece in enumerate(model.pieces)},
-                joins({piece: score for piece, score, kind in entries if kind in joinable}) if merges is None else merges,
+                merges,
                 unk_token=model.pieces[model.unk_id],
                 fuse_unk=True,
                 byte_fallback=model.byte_fallback,

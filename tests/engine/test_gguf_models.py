@@ -249,16 +249,24 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         "nemotron_h_a",
         "granitemoehybrid_a",
         "granitemoe_b",
+        "gemma3_a",
+        "gemma4_a",
+        "kimi_linear_a",
+        "lfm2_moe_a",
+        "llama4_a",
+        "phimoe_a",
+        "cohere2_moe_a",
     ],
 )
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
     checkpoint: Checkpoints, tmp_path: Path, case: str
 ) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
+    scaling = {} if case == "gemma4_a" else scaling  # which has tables of its own
     opened = open_checkpoint(written(checkpoint, case, tmp_path / "model.gguf", **scaling))
     shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
-    assert from_gguf(metadata, shapes, None, opened.path)[2].routed_experts
+    assert from_gguf(metadata, shapes, None, opened.path)[2].layers
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
     architecture = metadata["general.architecture"]
     more = ("rope.dimension_count", "attention.causal", "attention.value_length", "nextn_predict_layers")
@@ -361,18 +369,63 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "reason"),
+    ("case", "change", "more", "reason"),
     [
-        ({}, {"attention.sliding_window_pattern": [True]}, "sliding_window_pattern must tell of all 5 layers"),
-        ({}, {"attention.head_count_kv": [3, 2]}, "head_count_kv tells of 2 layers of 5"),
-        ({}, {"attention.value_length_swa": 10}, "attention.value_length_swa is not the size of a head, 14"),
-        ({"rope_freqs.weight": np.array([1e30] * 6 + [1] * 6, np.float32)}, {}, "rope_freqs.weight must be ones, and"),
-        ({}, {"embedding_length_per_layer_input": 8}, '"gemma4.embedding_length_per_layer_input" is 8, and only 0'),
+        ("gemma4_a", {}, {"attention.sliding_window_pattern": [True]}, "window_pattern must tell of all 5 layers"),
+        ("gemma4_a", {}, {"attention.head_count_kv": [3, 2]}, "head_count_kv tells of 2 layers of 5"),
+        ("gemma4_a", {}, {"attention.value_length_swa": 10}, "value_length_swa is not the size of a head, 14"),
+        ("gemma4_a", {"rope_freqs.weight": [1e30] * 6 + [1] * 6}, {}, "rope_freqs.weight must be ones, and"),
+        ("gemma4_a", {}, {"embedding_length_per_layer_input": 8}, 'per_layer_input" is 8, and only 0'),
+        ("gemma4_a", {}, {"rope.scaling.type": "yarn"}, 'gemma4.rope.scaling.type" is not understood'),
+        ("kimi_linear_a", {}, {"kda.head_dim": 13}, "ssm_dt.bias is not of whole heads of kda.head_dim"),
+        ("bailing_hybrid_a", {}, {"swiglu_clamp_exp": [0.0, 7.0]}, 'bailingmoe3.swiglu_clamp_exp" is not understood'),
+        ("lfm2_moe_a", {}, {"expert_gating_func": 1}, "expert_gating_func is 1, and only 2"),
+        ("lfm2_moe_a", {}, {"attention.sliding_window": 9}, 'lfm2moe.attention.sliding_window" is not understood'),
+        ("llama4_a", {}, {"attention.sliding_window": 0}, "attention.sliding_window is 0, and only 8192"),
+        ("llama4_a", {}, {"attention.sliding_window_pattern": [True]}, "window_pattern is \\[True\\], and only 4"),
+        ("llama4_a", {}, {"attention.scale": 0.5}, 'llama4.attention.scale" is not understood'),
+        ("phimoe_a", {}, {"rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor is 1.2.*, and only 1.0"),
+        ("phimoe_b", {"rope_factors_short.weight": [1.0] * 5}, {}, 'short_factor" must be 6 positive numbers'),
+        ("cohere2_moe_a", {}, {"expert_weights_scale": 2.0}, 'cohere2moe.expert_weights_scale" is not understood'),
+        ("cohere2_moe_a", {}, {"expert_gating_func": 3}, 'cohere2moe.expert_gating_func" is 3'),
+        ("cohere2_moe_a", {}, {"expert_shared_feed_forward_length": 9}, "expert_shared_feed_forward_length is 9"),
+        ("cohere2_moe_a", {}, {"attention.sliding_window_pattern": [True]}, "must tell of all 5 layers"),
     ],
 )
-def test_what_gemma_files_do_not_tell_rightly_is_refused(
-    checkpoint: Checkpoints, tmp_path: Path, change: Arrays, more: dict[str, Any], reason: str
+def test_what_is_not_computed_is_refused_by_its_key(
+    checkpoint: Checkpoints, tmp_path: Path, case: str, change: dict[str, Any], more: dict[str, Any], reason: str
 ) -> None:
-    path = written(checkpoint, "gemma4_a", tmp_path / "model.gguf", {}, lambda tensors: {**tensors, **change}, **more)
+    changed = {name: np.array(values, np.float32) for name, values in change.items()}
+    path = written(checkpoint, case, tmp_path / "model.gguf", {}, lambda tensors: {**tensors, **changed}, **more)
     with pytest.raises(InputError, match=reason):
         load(path)
+
+
+# What files of an architecture cannot say, and llama.cpp has in its code.
+WITHOUT_KEYS: dict[str, dict[str, Any]] = {
+    "llama4_b": {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "use_qk_norm": True,
+                 "no_rope_layers": None, "layer_types": None, "moe_layers": None,
+                 "rope_parameters": {"rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                     "high_freq_factor": 1.0, "original_max_position_embeddings": 64}},
+    "phimoe_a": {"router_jitter_noise": 0.01},
+    "lfm2_moe_b": {"norm_topk_prob": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WITHOUT_KEYS)
+def test_settings_that_no_key_tells(checkpoint: Checkpoints, tmp_path: Path, case: str) -> None:
+    golden = tiny.load_golden(case)
+    folder = shutil.copytree(checkpoint(case), tmp_path / case)
+    config = golden.config | WITHOUT_KEYS[case]
+    (folder / "config.json").write_text(json.dumps(config))
+    path = write_gguf(folder, config, tmp_path / "model.gguf", ARCHITECTURES[config["model_type"]])
+    there = load(folder).session(512).feed(golden.ids)
+    assert np.abs(load(path).session(512).feed(golden.ids) - there).max() < 2e-5
+
+
+def test_maverick_alone_norms_no_heads(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    opened = open_checkpoint(written(checkpoint, "llama4_a", tmp_path / "model.gguf"))
+    shapes = {name: opened[name].shape for name in opened.names()}
+    for experts, norms in ((16, "qk"), (128, "")):
+        spec = from_gguf(dict(opened.metadata) | {"llama4.expert_count": experts}, shapes, [1.0] * 6, opened.path)[2]
+        assert spec.layers[0][0].kind.plain_norms == norms  # type: ignore[attr-defined]
