@@ -44,7 +44,7 @@ Names = Mapping[str, tuple[Source, ...]]
 class GgufFile:
     """What a GGUF file says: the keys below its architecture's name, and its tensors' shapes by name.
 
-    `divisors`: the values of `gguf.ROPE_FREQS`, if it is among the tensors.
+    `divisors`: the values of the first of `gguf.DIVISORS` that is among the tensors.
     """
 
     path: Path
