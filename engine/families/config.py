@@ -248,18 +248,29 @@ def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Ro
     source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
     if source is not None or part is None:
         part = (source or config).number("partial_rotary_factor")
-    if int(head_dim * part) > head_dim:
-        raise (source or config).refusal(
-            "partial_rotary_factor", f"is {part}, and a head has no more than its channels"
-        )
-    return scaled_rope(config, block, int(head_dim * part), interleaved=False, whole=head_dim, first=True)
+    dim = _turning(source or config, head_dim, part)
+    return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
 
 
-def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str) -> Rope:
-    """Of the layers of a kind, of `rope_parameters` that hold a table for each."""
-    if not isinstance(block := tables.get(kind), dict):
+def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str, *, partial: bool = False) -> Rope:
+    """Of the layers of a kind, of `rope_parameters` that hold a table for each.
+
+    partial: the table may say that only the first channels of a head are rotated.
+    """
+    if not isinstance(values := tables.get(kind), dict):
         raise config.refusal("rope_parameters", f"has no table {kind}, and there are such layers")
-    return scaled_rope(config, nested(config, f"rope_parameters.{kind}", block), head_dim, interleaved=False)
+    block = nested(config, f"rope_parameters.{kind}", values)
+    if not partial or values.get("partial_rotary_factor") is None:
+        return scaled_rope(config, block, head_dim, interleaved=False)
+    dim = _turning(block, head_dim, block.number("partial_rotary_factor"))
+    return scaled_rope(block, block, dim, interleaved=False, whole=head_dim, first=True)
+
+
+def _turning(source: Config, head_dim: int, part: float) -> int:
+    """How many channels of a head are rotated."""
+    if int(head_dim * part) > head_dim:
+        raise source.refusal("partial_rotary_factor", f"is {part}, and a head has no more than its channels")
+    return int(head_dim * part)
 
 
 def rope_block(config: Config) -> Config:
