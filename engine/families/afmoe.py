@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common, gemma3
+from numoe.engine.families import common, gemma3, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.attention.grouped import OutputGate
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.norm import Norm
@@ -73,4 +74,33 @@ LAYER |= {
     "ffn.router_bias": "mlp.expert_bias",
 }
 NAMES = common.names(LAYER, experts="mlp.experts")
-FAMILY = Family("Arcee's Trinity-Nano, Mini, Large", ("afmoe",), read, NAMES, DEFAULTS, common.IGNORED)
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    gguf.windows(config, file, 4, 3)
+    config["rope_parameters"] = config["rope_parameters"]["sliding_attention"]  # the others have none
+
+
+GGUF = Gguf(
+    "afmoe",
+    gguf.names(
+        {
+            "attention_post_norm": "post_attention_norm",
+            "ffn_post_norm": "post_ffw_norm",
+            "attention.gate": "attn_gate",
+            "ffn.router_bias": ("exp_probs_b.bias",),
+        }
+    ),
+    gguf.EXPERT_KEYS
+    | {
+        "leading_dense_block_count": "num_dense_layers",
+        "expert_shared_count": "num_shared_experts",
+        "expert_weights_scale": "route_scale",
+        "attention.sliding_window": "sliding_window",
+    },
+    optional={"leading_dense_block_count": 0, "expert_weights_scale": 1.0},
+    given={"mup_enabled": True},  # as llama.cpp's src/models/afmoe.cpp computes
+    unread=(*gguf.WINDOW_KEYS, "expert_gating_func"),
+    settle=_settle,
+)
+FAMILY = Family("Arcee's Trinity-Nano, Mini, Large", ("afmoe",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common, latent
+from typing import Any
+
+from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.spec import ModelSpec
 
 DEFAULTS = common.DEFAULTS | {
@@ -33,4 +35,20 @@ def read(config: Config) -> ModelSpec:
 
 
 NAMES = latent.NAMES | common.names(common.GROUPED_QUERY)
-FAMILY = Family("dots.llm1", ("dots1",), read, NAMES, DEFAULTS, common.IGNORED)
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    config["scoring_func"] = config["scoring_func"] or 2
+    latent.name_gating(config)
+
+
+GGUF = Gguf(
+    "dots1",
+    gguf.names({"ffn.router_bias": ("exp_probs_b.bias", "exp_probs_b")}),
+    latent.EXPERT_KEYS,
+    optional=latent.EXPERT_OPTIONAL,
+    given={"sliding_window": None},
+    unread=("expert_shared_feed_forward_length",),
+    settle=_settle,
+)
+FAMILY = Family("dots.llm1", ("dots1",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

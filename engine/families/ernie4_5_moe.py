@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, rope, shown
-from numoe.engine.families.names import Family, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Source
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -72,6 +73,35 @@ NAMES = common.names(LAYER, experts="mlp.experts") | {
     ),
     "head_bias": (Source("lm_head.bias"),),
 }
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    config["use_bias"] = config.pop("attention_bias") or config.pop("mlp_bias", False)
+    kinds = gguf.layer_kinds(config, file, {"ffn_gate_inp": "sparse"}, "dense")
+    config["moe_layer_end_index"] = max((i for i, kind in enumerate(kinds) if kind == "sparse"), default=0)
+
+
+GGUF = Gguf(
+    "ernie4_5-moe",
+    gguf.names({"ffn.router_bias": (Source("exp_probs_b.bias", flat=True),)}),
+    {
+        "expert_count": "moe_num_experts",
+        "expert_used_count": "moe_k",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "moe_num_shared_experts",
+        "interleave_moe_layer_step": "moe_layer_interval",
+        "leading_dense_block_count": "moe_layer_start_index",
+    },
+    optional={"expert_shared_count": 0, "leading_dense_block_count": 0},
+    unread=("expert_shared_feed_forward_length",),  # the converter writes another number there
+    settle=_settle,
+)
 FAMILY = Family(
-    "ERNIE-4.5-21B-A3B, 300B-A47B", ("ernie4_5_moe",), read, NAMES, DEFAULTS, (r"model\.mtp_.*", *common.IGNORED)
+    "ERNIE-4.5-21B-A3B, 300B-A47B",
+    ("ernie4_5_moe",),
+    read,
+    NAMES,
+    DEFAULTS,
+    (r"model\.mtp_.*", *common.IGNORED),
+    (GGUF,),
 )

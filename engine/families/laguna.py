@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common, latent
+from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config, shown
-from numoe.engine.families.names import Family, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention, OutputGate
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -90,4 +91,28 @@ _TABLE = common.names(LAYER, experts="mlp.experts") | {
 NAMES = common.also_called(
     _TABLE, {"mlp.shared_experts.": "mlp.shared_expert."}
 )  # as transformers saves and as released
-FAMILY = Family("Poolside's Laguna-XS, S", ("laguna",), read, NAMES, DEFAULTS, common.IGNORED)
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    heads, count = config["num_attention_heads"], config["num_hidden_layers"]
+    if isinstance(heads, list) and heads:
+        config |= {"num_attention_heads": heads[0], "num_attention_heads_per_layer": heads[:count]}
+    first = heads[0] if isinstance(heads, list) and heads else heads
+    config["gating"] = "per-head" if file.shapes.get("blk.0.attn_gate.weight", ())[:1] == (first,) else "per-element"
+    gguf.windows(config, file, 4, 0)
+    config["mlp_layer_types"] = gguf.layer_kinds(config, file, {"ffn_gate_inp": "sparse"}, "dense")
+    for kind, key in ((common.FULL, "rope.dimension_count"), (common.SLIDING, "rope.dimension_count_swa")):
+        config["rope_parameters"][kind]["partial_rotary_factor"] = gguf.rotated_part(config, file, key)
+
+
+GGUF = Gguf(
+    "laguna",
+    gguf.names({"attention.gate": "attn_gate", "ffn.router_bias": ("exp_probs_b.bias", "exp_probs_b")}),
+    gguf.SHARED_EXPERT_KEYS
+    | {"expert_weights_scale": "moe_routed_scaling_factor", "attention.sliding_window": "sliding_window"},
+    optional={"expert_weights_scale": 1.0, "attention.sliding_window": None},
+    unread=(*gguf.WINDOW_KEYS, "rope.dimension_count", "rope.dimension_count_swa", "leading_dense_block_count",
+            "expert_gating_func"),
+    settle=_settle,
+)  # fmt: skip
+FAMILY = Family("Poolside's Laguna-XS, S", ("laguna",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

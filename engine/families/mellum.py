@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common, latent, qwen3_moe
+from typing import Any
+
+from numoe.engine.families import common, gguf, latent, qwen3_moe
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -42,4 +44,19 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [decoder_layer(*both) for both in zip(attentions, ffns, strict=True)])
 
 
-FAMILY = Family("Mellum2-12B-A2.5B", ("mellum",), read, qwen3_moe.NAMES, DEFAULTS, (r"mtp\..*", *common.IGNORED))
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    gguf.windows(config, file, 4, 3)
+    config["mlp_layer_types"] = gguf.layer_kinds(config, file, {"ffn_gate_inp": "sparse"}, "dense")
+
+
+GGUF = Gguf(
+    "mellum",
+    gguf.NAMES,
+    gguf.EXPERT_KEYS | {"attention.sliding_window": "sliding_window"},
+    optional={"attention.sliding_window": None},
+    given={"norm_topk_prob": True},  # as llama.cpp's src/models/mellum.cpp computes
+    unread=gguf.WINDOW_KEYS,
+    settle=_settle,
+)
+IGNORED = (r"mtp\..*", *common.IGNORED)
+FAMILY = Family("Mellum2-12B-A2.5B", ("mellum",), read, qwen3_moe.NAMES, DEFAULTS, IGNORED, (GGUF,))

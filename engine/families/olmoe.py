@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -41,4 +41,10 @@ def read(config: Config) -> ModelSpec:
 
 LAYER = common.NORMS | common.GROUPED_QUERY | {"ffn.router": "mlp.gate.weight"}
 NAMES = common.names(LAYER, experts="mlp.experts")
-FAMILY = Family("OLMoE-1B-7B", ("olmoe",), read, NAMES, DEFAULTS, common.IGNORED)
+GGUF = Gguf(
+    "olmoe",
+    gguf.NAMES,
+    {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"},
+    given={"norm_topk_prob": False},  # as llama.cpp's src/models/olmoe.cpp computes
+)
+FAMILY = Family("OLMoE-1B-7B", ("olmoe",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

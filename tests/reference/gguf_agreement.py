@@ -38,7 +38,9 @@ ARCHITECTURES = {
     "granitemoe": "GraniteMoeForCausalLM", "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM", "nemotron_h": "NemotronHForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM", "solar_open": "SolarOpenForCausalLM", "hy_v3": "HYV3ForCausalLM",
-    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
+    "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM", "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
+    "laguna": "LagunaForCausalLM",
 }  # fmt: skip
 
 
@@ -56,7 +58,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe_a": {"moe_topk": 3, "hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1,
                          "head_dim": 128, "max_position_embeddings": 32768, "rope_parameters": {
                              "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+    "afmoe_a": {"global_attn_every_n_layers": 4, "layer_types": None},
+    "afmoe_b": {"layer_types": None, "mup_enabled": True},
+    "dots1_a": {"sliding_window": None, "layer_types": None},
+    "ernie4_5_moe_a": {"moe_norm_min": 1e-12},
+    "ernie4_5_moe_b": {"use_bias": False},
+    "laguna_a": {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    "laguna_b": {"moe_router_logit_softcapping": 0.0, "mlp_layer_types": ["dense", "sparse", "sparse"],
+                 "layer_types": ["full_attention", *["sliding_attention"] * 2]},
+    "mellum_a": {"mlp_layer_types": ["sparse"] * 4},
+    "mellum_b": {"norm_topk_prob": True},
     "mistral_a": {"sliding_window": None},
+    "olmoe_a": {"clip_qkv": None, "rms_norm_eps": 1e-5},
+    "olmoe_b": {"norm_topk_prob": False, "rms_norm_eps": 1e-5},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
@@ -77,7 +91,7 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("layer_types", "layers_block_type"):
         if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
             config[key] = [old.get(kind, kind) for kind in config[key]]
-    if "mlp_layer_types" in config:
+    if "mlp_layer_types" in config and config["model_type"] != "laguna":
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"
