@@ -262,7 +262,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
             "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
+    if architecture in ("glm4moe", "dots1") or WAYS.get(architecture) is as_deepseek2:
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
             "expert_shared_count": c("n_shared_experts", 1),

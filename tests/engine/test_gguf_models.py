@@ -24,14 +24,16 @@ ARCHITECTURES = {
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
     "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
-    "nemotron_h": "nemotron_h_moe", "minimax_m2": "minimax-m2", "solar_open": "glm4moe", "hy_v3": "hy_v3",
+    "nemotron_h": "nemotron_h_moe", "minimax_m2": "minimax-m2",
+    "dots1": "dots1", "solar_open": "glm4moe", "hy_v3": "hy_v3",
     "hunyuan_v1_moe": "hunyuan-moe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
          "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a",
-         "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a",
+         "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "dots1_b",
+         "solar_open_a",
          "hy_v3_a", "hunyuan_v1_moe_b")  # fmt: skip
 
 
