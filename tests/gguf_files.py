@@ -381,7 +381,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
             "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture in ("glm4moe", "bailingmoe2") or WAYS.get(architecture) in (as_deepseek2, as_kda):
+    if architecture in ("glm4moe", "bailingmoe2", "dots1") or WAYS.get(architecture) in (as_deepseek2, as_kda):
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
             "expert_shared_count": c("n_shared_experts", c("num_shared_experts", 1)),

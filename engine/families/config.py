@@ -262,11 +262,15 @@ def _first_channels(config: Config, block: Config, head_dim: int, part: float | 
     source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
     if source is not None or part is None:
         part = (source or config).number("partial_rotary_factor")
+    dim = _turning(source or config, head_dim, part)
+    return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
+
+
+def _turning(source: Config, head_dim: int, part: float) -> int:
+    """How many channels of a head are rotated."""
     if int(head_dim * part) > head_dim:
-        raise (source or config).refusal(
-            "partial_rotary_factor", f"is {part}, and a head has no more than its channels"
-        )
-    return scaled_rope(config, block, int(head_dim * part), interleaved=False, whole=head_dim, first=True)
+        raise source.refusal("partial_rotary_factor", f"is {part}, and a head has no more than its channels")
+    return int(head_dim * part)
 
 
 def rope_block(config: Config) -> Config:

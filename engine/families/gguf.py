@@ -115,11 +115,16 @@ def neighbours(file: GgufFile) -> Arrangement:
 
 def rotate_first(config: dict[str, Any], file: GgufFile) -> None:
     """Of architectures that rotate the first `rope.dimension_count` channels of a head."""
+    config["partial_rotary_factor"] = rotated_part(config, file, "rope.dimension_count")
+
+
+def rotated_part(config: Mapping[str, Any], file: GgufFile, key: str) -> float:
+    """What part of a head has as many channels as a key says. Raises InputError when it has fewer."""
     head_dim = _head_dim(config)
-    rotary = file.keys.get("rope.dimension_count", head_dim)
+    rotary = file.keys.get(key, head_dim)
     if type(rotary) is not int or not 0 < rotary <= head_dim:
-        raise InputError(f"{file.path}: rope.dimension_count is {shown(rotary)}, and heads have {head_dim} channels")
-    config["partial_rotary_factor"] = nextafter(rotary / head_dim, 2)  # of which a head has exactly that many
+        raise InputError(f"{file.path}: {key} is {shown(rotary)}, and heads have {head_dim} channels")
+    return nextafter(rotary / head_dim, 2)  # of which a head has exactly that many
 
 
 def _check_divisors(config: Mapping[str, Any], file: GgufFile) -> None:
@@ -259,6 +264,30 @@ def layer_kinds(config: Mapping[str, Any], file: GgufFile, parts: Mapping[str, s
         next((kind for part, kind in parts.items() if f"blk.{i}.{part}.weight" in file.shapes), other)
         for i in range(count)
     ]
+
+
+def windows(config: dict[str, Any], file: GgufFile, every: int, full: int) -> None:
+    """Say which layers have windows, and each kind's rope, as `layer_types` and `rope_parameters`.
+
+    every, full: of so many layers the one of this number sees all, where the file does not say it.
+    """
+    window, pattern = config.get("sliding_window"), file.keys.get("attention.sliding_window_pattern", every)
+    count = min(config["num_hidden_layers"], MOST_LAYERS)
+    if not isinstance(pattern, list):
+        if type(pattern) is not int or pattern < 1:
+            raise InputError(f"{file.path}: attention.sliding_window_pattern is {shown(pattern)}, no number of layers")
+        pattern = [i % pattern != full % pattern for i in range(count)]
+    config["layer_types"] = ["sliding_attention" if window and slides else "full_attention" for slides in pattern]
+    theta = config.pop("rope_theta")
+    scaling = config.pop("rope_scaling", {"rope_type": "default"})
+    config["rope_parameters"] = {
+        "full_attention": scaling | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": file.keys.get("rope.freq_base_swa", theta)},
+    }
+
+
+WINDOW_KEYS = "attention.sliding_window_pattern", "rope.freq_base_swa"
+"""What `windows` reads."""
 
 
 def largest(value: Any) -> Any:

@@ -26,7 +26,8 @@ ARCHITECTURES = {
     "bailing_hybrid": "bailingmoe3",
     "lfm2_moe": "lfm2moe", "llama4_text": "llama4", "phimoe": "phimoe", "cohere2_moe": "cohere2moe",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
-    "nemotron_h": "nemotron_h_moe", "minimax_m2": "minimax-m2", "solar_open": "glm4moe", "hy_v3": "hy_v3",
+    "nemotron_h": "nemotron_h_moe", "dots1": "dots1", "minimax_m2": "minimax-m2", "solar_open": "glm4moe",
+    "hy_v3": "hy_v3",
     "hunyuan_v1_moe": "hunyuan-moe", "mimo_v2_flash": "mimo2",
     "bailing_moe": "bailingmoe2", "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
     "gemma3_text": "gemma3", "gemma4_text": "gemma4",
@@ -38,7 +39,7 @@ CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_li
          "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a", "hy_v3_a",
          "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",
          "gemma3_a", "gemma4_a", "kimi_linear_a", "bailing_hybrid_a", "lfm2_moe_a", "phimoe_b",
-         "cohere2_moe_a")  # fmt: skip
+         "cohere2_moe_a", "dots1_b")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:

@@ -47,6 +47,9 @@ ARCHITECTURES = {
     "kimi_linear": "KimiLinearForCausalLM", "bailing_hybrid": "BailingMoeV3ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM", "llama4_text": "Llama4ForCausalLM", "phimoe": "PhiMoEForCausalLM",
     "cohere2_moe": "Cohere2MoeForCausalLM",
+    "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
+    "laguna": "LagunaForCausalLM",
 }  # fmt: skip
 
 
@@ -87,7 +90,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mimo_v2_flash_b": {"norm_topk_prob": True, "routed_scaling_factor": 1.0, "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 9000.0, "partial_rotary_factor": 0.5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}},
+    "afmoe_a": {"global_attn_every_n_layers": 4, "layer_types": None},
+    "afmoe_b": {"layer_types": None, "mup_enabled": True},
+    "dots1_a": {"sliding_window": None, "layer_types": None},
+    "ernie4_5_moe_a": {"moe_norm_min": 1e-12},
+    "ernie4_5_moe_b": {"use_bias": False},
+    "laguna_a": {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    "laguna_b": {"moe_router_logit_softcapping": 0.0, "mlp_layer_types": ["dense", "sparse", "sparse"],
+                 "layer_types": ["full_attention", *["sliding_attention"] * 2]},
+    "mellum_a": {"mlp_layer_types": ["sparse"] * 4},
+    "mellum_b": {"norm_topk_prob": True},
     "mistral_a": {"sliding_window": None},
+    "olmoe_a": {"clip_qkv": None, "rms_norm_eps": 1e-5},
+    "olmoe_b": {"norm_topk_prob": False, "rms_norm_eps": 1e-5},
     "mixtral_b": {"sliding_window": None},
     "qwen2_b": {"use_sliding_window": False, "layer_types": None},
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
@@ -110,7 +125,7 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("layer_types", "layers_block_type"):
         if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
             config[key] = [old.get(kind, kind) for kind in config[key]]
-    if "mlp_layer_types" in config:
+    if "mlp_layer_types" in config and config["model_type"] != "laguna":
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
         config["scoring_func"] = "sigmoid"

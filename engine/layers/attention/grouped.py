@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,14 @@ from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class OutputGate:
+    """The output of heads times score(x Wg): a number for each channel of each head (Trinity), or for each head."""
+
+    score: Literal["sigmoid", "softplus"]
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,10 @@ class GroupedQueryAttention(Kind):
     """Channels of a value head; None: head_dim."""
     value_scale: float = 1.0
     """What values are multiplied with (MiMo-V2)."""
+    output_gate: OutputGate | None = None
+    """One that has a projection of its own (Trinity, Laguna)."""
+    clip: float | None = None
+    """Bounds queries, keys and values on both sides, before rope (OLMoE)."""
 
     @property
     def label(self) -> str:
@@ -71,6 +84,9 @@ class GroupedQueryAttention(Kind):
         }
         if self.shared_values:
             del table["v"]
+        if self.output_gate:
+            width = 1 if self.output_gate.by_head else value_dim
+            table["gate"] = Tensor((self.heads * width, hidden), "attention")
         if self.head_norm:
             table |= {name: Tensor((self.head_dim,), "norms", "array") for name in ("q_norm", "k_norm")}
         if self.whole_norm:
@@ -116,6 +132,9 @@ class GroupedQuery:
             self._norm(q.reshape(count, -1), k.reshape(count, -1))
         if spec.head_norm and not spec.late_norm:
             self._norm(q, k)
+        if spec.clip:
+            for part in (heads, v):
+                np.clip(part, -spec.clip, spec.clip, out=part)
         if self.rotation:
             self.rotation.apply(heads, angles(self.rotation, step))
         if spec.head_norm and spec.late_norm:
@@ -135,7 +154,8 @@ class GroupedQuery:
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
             self._attend(q[own], states["k"], states["v"], segment, out[own])
         if gate is not None:
-            out *= ops.sigmoid(gate)
+            soft = spec.output_gate and spec.output_gate.score == "softplus"
+            out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
         y = self.w.matrices["o"].matmul(out.reshape(count, -1))
         if "o" in spec.biases:
             y += self.w.arrays["o_bias"]
@@ -147,7 +167,7 @@ class GroupedQuery:
         ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
 
     def _project(self, x: Floats) -> tuple[Floats, Floats, Floats | None]:
-        """Queries and keys (T, H + G, C), values (T, G, Cv), and the gates (T, H, C) if there are any."""
+        """Queries and keys (T, H + G, C), values (T, G, Cv), and the gates (T, H, Cv or 1) if there are any."""
         spec, count = self.spec, len(x)
         activations = Activations(x)
         heads = np.empty((count, spec.heads + spec.kv_heads, spec.head_dim), np.float32)
@@ -159,6 +179,8 @@ class GroupedQuery:
             del parts["v"]
         if spec.gate:
             parts["q"] = np.empty((count, 2 * first), np.float32)
+        if spec.output_gate:
+            parts["gate"] = np.empty((count, self.w.matrices["gate"].shape[0]), np.float32)
         matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
         for name, part in parts.items():
             if name in spec.biases:
@@ -166,7 +188,7 @@ class GroupedQuery:
         if spec.shared_values:
             values[:] = heads[:, spec.heads :]
         if not spec.gate:
-            return heads, values, None
+            return heads, values, parts["gate"].reshape(count, spec.heads, -1) if spec.output_gate else None
         both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
         heads[:, : spec.heads] = both[:, :, 0]
         return heads, values, np.ascontiguousarray(both[:, :, 1])
