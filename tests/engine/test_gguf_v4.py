@@ -11,6 +11,7 @@ import tiny
 
 from numoe.engine import InputError, load
 from numoe.engine.description import describe
+from numoe.engine.families import family, from_gguf
 from numoe.quant.formats.mxfp4 import MXFP4
 
 Checkpoints = Callable[[str], Path]
@@ -148,3 +149,13 @@ def test_settings_that_are_not_computed_are_refused(
     path = write(checkpoint("v4_released"), tmp_path / "model.gguf", **more)
     with pytest.raises(InputError, match=reason):
         load(path)
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("deepseek_v41", "deepseek41"), ("qwen4_exp", "qwen4exp"),
+                                                    ("inkling2_loop", None)])  # fmt: skip
+def test_what_is_known_by_name_alone_is_refused_in_a_sentence(name: str, architecture: str | None) -> None:
+    with pytest.raises(InputError, match=rf'^config.json: model_type "{name}" is [^;]*yet; [^;]*$'):
+        family(name)
+    if architecture:
+        with pytest.raises(InputError, match=f'^m.gguf: GGUF architecture "{architecture}" is [^;]*yet; [^;]*$'):
+            from_gguf({"general.architecture": architecture}, {}, None, Path("m.gguf"))
