@@ -113,11 +113,16 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         one = classes.pop()
         classes += one.__subclasses__()
         if "set_vocab" in vars(one):
-            one.set_vocab = lambda self: None
+            one.set_vocab = _no_vocabulary
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
     if re.search("qwen3_(5|next)", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
+
+
+def _no_vocabulary(model: Any) -> None:
+    model.gguf_writer.add_tokenizer_model("none")
+    model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
 
 
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
