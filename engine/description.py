@@ -18,7 +18,6 @@ from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import ROPE_FREQS
 from numoe.engine.families.names import Family, Source
-from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
@@ -32,6 +31,7 @@ from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
+from numoe.quant.stored.quantization import SIDE_FILE, Convention, read_quantization, refuse_foreign
 
 if TYPE_CHECKING:
     from numoe.engine.chat.format import ChatFormat
@@ -167,8 +167,8 @@ def describe(model: str | Path) -> Description:
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
     side = path / SIDE_FILE
-    kind, spec, block = _read(config, read_object(side) if side.exists() else None)
-    return arrange(path, config, kind, spec, open_checkpoint(path, block))
+    kind, spec, convention = _read(config, read_object(side) if side.exists() else None)
+    return arrange(path, config, kind, spec, open_checkpoint(path, convention))
 
 
 def describe_repository(repository: Repository) -> Description:
@@ -181,15 +181,15 @@ def describe_repository(repository: Repository) -> Description:
     side = None
     if SIDE_FILE in repository.files:
         side = parse_json(repository.read(SIDE_FILE), f"{repository.repo_id}/{SIDE_FILE}")
-    kind, spec, block = _read(config, side if isinstance(side, dict) else None)
-    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(block))
+    kind, spec, convention = _read(config, side if isinstance(side, dict) else None)
+    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(convention))
 
 
-def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, tuple[int, int]]:
-    """The family and spec of a config.json, and the block size of FP8 weights; side: what `SIDE_FILE` holds."""
+def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
+    """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
     kind = family(config.get("model_type"))
-    block = fp8_block(config, side)
-    return kind, kind.spec(config), block
+    convention = read_quantization(config, side)
+    return kind, kind.spec(config), convention
 
 
 def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
@@ -203,7 +203,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     """
     config_name = "the file's metadata" if path.is_file() else "config.json"
     if not path.is_file():
-        refuse_foreign(checkpoint.tensors, path)
+        refuse_foreign(checkpoint.names(), path)
     if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
@@ -249,7 +249,7 @@ def _place(
     want[axis] = sum(lengths)
     if source.stacked:
         want.insert(0, experts)
-    stored = checkpoint[source.name]
+    stored = checkpoint[source.name].fitted(want)
     if source.flat:
         stored = stored.flat()
     if source.transposed:

@@ -21,7 +21,6 @@ from safetensors.numpy import load_file, save_file
 from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import family, found
 from numoe.engine.families.config import HARMLESS
-from numoe.engine.families.quantization import fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.rope import frequencies
@@ -29,6 +28,7 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.formats.plain import BF16
+from numoe.quant.stored.quantization import read_quantization
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -314,7 +314,7 @@ def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) 
         warnings.simplefilter("error")
         for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
             try:
-                fp8_block(config)
+                read_quantization(config)
                 for _, kind in spec(config).parts():
                     rope = getattr(kind, "rope", None)
                     if rope and rope.dim < 1000:  # else there is no such tensor
@@ -518,14 +518,14 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
 def test_quantizations_that_are_not_read_are_called_by_their_names(table: dict[str, Any], name: str, key: str) -> None:
     with pytest.raises(InputError, match=f'quantization "{name}" is not supported.* BF16 or FP8 release of the same'):
-        fp8_block({key: table})
+        read_quantization({key: table})
 
 
 def test_a_mixture_of_quantizations_names_its_parts() -> None:
     layers = {"a": {"quant_algo": "NVFP4"}, "b": {"quant_algo": "FP8"}, "c": {"quant_algo": "NVFP4"}}
     side = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
     with pytest.raises(InputError, match=r'hf_quant_config.json: quantization "FP8 and NVFP4" is not supported'):
-        fp8_block({}, side)
+        read_quantization({}, side)
 
 
 @pytest.mark.parametrize(
@@ -538,8 +538,8 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
     ],
 )
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
-    assert fp8_block({"quantization_config": table}) == (128, 128)
-    assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+    assert read_quantization({"quantization_config": table}) == (128, 128)
+    assert read_quantization({}, {"quantization": {"quant_algo": None}}) == (128, 128)
 
 
 def test_the_readme_lists_the_families_that_there_are() -> None:
