@@ -202,8 +202,6 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
     config_name = "the file's metadata" if path.is_file() else "config.json"
-    if not path.is_file():
-        refuse_foreign(checkpoint.names(), path)
     if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
@@ -215,6 +213,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         found = next((source for source in sources if _holds(checkpoint, source)), None)
         if found is None:
             first = next(kind.sources(name, layer, tensor.expert))
+            refuse_foreign(checkpoint.names(), path)
             raise InputError(
                 f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
@@ -294,6 +293,7 @@ def _refuse_leftovers(
         number = re.search(r"\blayers\.(\d+)\.", name)
         if number and layers <= int(number[1]) < layers + drafting:
             continue
+        refuse_foreign([name], path)
         raise InputError(
             f"{path}: tensor {name} is not part of {spec.family} as {config_name} describes it; "
             "numoe does not run this variant yet"

@@ -69,7 +69,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
             ):
                 raise weights.error(f'"block_structure" must be two positive integers, not {structure!r}')
             blocks.append((structure[0], structure[1]))
-        if weights.values.get("type") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
+        if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
             grouped = weights.values.get("strategy") == "group"
             packings.add(
                 (

@@ -29,9 +29,10 @@ _CODES, _SCALES, _ZEROS, _GROUPS = "{module}.qweight", "{module}.scales", "{modu
 _UNREAD = (
     "quant_method", "damp_percent", "damp_auto_increment", "true_sequential", "static_groups", "meta",
     "model_name_or_path", "model_file_base_name", "lm_head", "pack_dtype", "quantizer", "version", "exllama_config",
-    "use_exllama", "disable_exllama", "max_input_length", "cache_block_outputs", "modules_in_block_to_quantize", "tokenizer",
-    "dataset", "batch_size", "block_name_to_quantize", "model_seqlen", "module_name_preceding_first_block",
-    "pad_token_id", "use_cuda_fp16", "backend", "hyb_act", "act_group_aware", "modules_to_not_convert", "mse", "offload_to_disk*",
+    "use_exllama", "disable_exllama", "max_input_length", "cache_block_outputs", "modules_in_block_to_quantize",
+    "tokenizer", "dataset", "batch_size", "block_name_to_quantize", "model_seqlen", "module_name_preceding_first_block",
+    "pad_token_id", "use_cuda_fp16", "backend", "hyb_act", "act_group_aware", "modules_to_not_convert", "mse",
+    "offload_to_disk*",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from numoe.quant.files import Files
 from numoe.quant.formats.fp8 import fp8_format
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.formats.mxfp4 import MX_GROUP
+from numoe.quant.stored.conventions import fp8
 from numoe.quant.stored.conventions.announced import Announced
 from numoe.quant.stored.conventions.integers import affine, check_group, integers_format
 from numoe.quant.stored.conventions.mxfp4 import mxfp4
@@ -40,8 +41,9 @@ def read_mlx(config: Announced) -> Convention:
         if isinstance(value, dict):
             _mode(config.below(name))
     config.only(*(name for name, value in config.values.items() if isinstance(value, dict | bool)), *_KNOWN)
-    four_bits = Spelling(_CODES, ("U32",), (_SCALES,), partial(_scaled, config))
-    return Convention("MLX", (Spelling(_CODES, ("U32",), (_SCALES, _BIASES), partial(_affine, config)), four_bits))
+    scaled = Spelling(_CODES, ("U32",), (_SCALES,), partial(_scaled, config))
+    whole = Spelling(_CODES, ("U32",), (_SCALES, _BIASES), partial(_affine, config))
+    return Convention("MLX", (whole, scaled, *fp8.spellings(((1, MX_GROUP),))))
 
 
 _KNOWN = "group_size", "bits", "mode", "quant_method", "linear_class", "quantize_embeddings"
