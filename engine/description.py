@@ -189,6 +189,11 @@ def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, 
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
     kind = family(config.get("model_type"))
     convention = read_quantization(config, side)
+    if convention.name == "MLX" and not kind.mlx:
+        raise InputError(
+            f"MLX stores other weights of {config.get('model_type')} than its authors do, and numoe does not know "
+            "which: take a release of the model in another format"
+        )
     return kind, kind.spec(config), convention
 
 

@@ -1,6 +1,7 @@
 """A small mixture in each convention gives the logits of the same one in float32, also converted, also from disk."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,28 @@ def test_quantized_models_give_the_logits_of_their_values(
             np.testing.assert_allclose(logits(made), wanted, rtol=0, atol=bound)
         else:
             assert np.isfinite(logits(made)).all()
+
+
+@pytest.mark.usefixtures("square")
+def test_stacked_experts_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, floats = pair("mlx 4 bits", tmp_path, monkeypatch)
+    tensors, stacks = plain(), dict[str, list[RawTensor]]()
+    for number, module in enumerate(PACKED):
+        monkeypatch.setattr(packers, "SEED", number)
+        for part, tensor in CASES["mlx 4 bits"].make()[0].items():
+            name = f"{module}{part.removeprefix('a')}"
+            stacks.setdefault(re.sub(r"experts\.\d", "switch_mlp", name), []).append(tensor)
+    for name, parts in stacks.items():
+        dtype, shape, _ = parts[0]
+        stack = (len(parts), *shape) if "switch_mlp" in name else shape
+        tensors[name] = (dtype, stack, b"".join(data for _, _, data in parts))
+    write_safetensors(packed / "model.safetensors", tensors)
+    wanted = logits(floats)
+    np.testing.assert_allclose(logits(packed), wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_next"}))
+    with pytest.raises(InputError, match="MLX stores other weights of qwen3_next"):
+        describe(packed)
 
 
 @pytest.mark.usefixtures("square")
