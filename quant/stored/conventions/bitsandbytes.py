@@ -60,7 +60,9 @@ def _eight_bits(files: Files, weight: str, parts: Parts) -> Stored:
     maxima = check(parts, _SCB, codes, ("F32",), [(rows,)])
 
     def unpack(arrays: Sequence[NDArray[Any]]) -> INT8:
-        return INT8(arrays[0], (arrays[1] / np.float32(127))[:, None])
+        values, maxima = arrays
+        scales: Float32 = np.divide(maxima, np.float32(127), dtype=np.float32)
+        return INT8(values, scales[:, None])
 
     format = integers_format(8, width, "F32", False)
     return Packed(files, weight, (codes, maxima), codes.shape, format, unpack=unpack, by_rows=(True, True))
