@@ -93,6 +93,7 @@ class Family:
     `title`: the models that people know it by, as the README lists them.
     `gguf`: the architectures that GGUF files of it have.
     `arranged`: as in `Config`.
+    `mlx`: whether mlx-lm stores its weights as they are, but for their codes: of others it moves or shifts some.
     """
 
     title: str
@@ -103,6 +104,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     gguf: tuple[Gguf, ...] = ()
     arranged: Arrangement = field(default_factory=dict)
+    mlx: bool = False
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -142,5 +144,8 @@ class Family:
             known = known.replace(f".experts.{expert}.", ".experts.{expert}.", 1)
         for source in self.names[known]:
             yield replace(source, name=source.name.format(layer=layer, expert=expert))
+            if self.mlx and ".experts.{expert}." in source.name:
+                switched = source.name.replace(".experts.{expert}.", ".switch_mlp.").format(layer=layer)
+                yield replace(source, name=switched, stacked=True)
         yield Source(canonical)
         yield Source(f"{canonical}.weight")  # a part of a stacked tensor, in conversions up to format 4

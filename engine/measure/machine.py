@@ -42,7 +42,7 @@ from numoe.quant.formats.samples import samples
 if TYPE_CHECKING:
     from numoe.engine.model import Model
 
-_FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4"
+_FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "nvfp4", "nf4", "int8", "int4"
 _SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash
 _WORKING_SET = 1 << 26  # more than the caches hold
 _SECONDS = 0.05  # for each figure

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import family, found
 from numoe.engine.families.config import HARMLESS
-from numoe.engine.families.quantization import fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.rope import frequencies
@@ -29,6 +29,7 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.formats.plain import BF16
+from numoe.quant.stored.quantization import read_quantization
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -358,7 +359,7 @@ def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) 
         warnings.simplefilter("error")
         for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
             try:
-                fp8_block(config)
+                read_quantization(config)
                 for _, kind in spec(config).parts():
                     rope = getattr(kind, "rope", None)
                     if rope and rope.dim < 1000:  # else there is no such tensor
@@ -601,39 +602,61 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
 @pytest.mark.parametrize(
     ("table", "name"),
     [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "GPTQ 4-bit"),
-        ({"quant_method": "awq", "bits": 4}, "AWQ 4-bit"),
-        ({"quant_method": "awq", "w_bit": 4}, "AWQ 4-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes int8"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors pack-quantized"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors float-quantized"),
-        ({"group_size": 64, "bits": 4}, "MLX 4-bit"),
-        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX mxfp4 4-bit"),
         ({"quant_method": "exl3", "bits": 3.5}, "EXL3 3.5-bit"),
         ({"quant_method": "hqq", "nbits": 4}, "HQQ 4-bit"),
         ({"quant_method": "quanto", "weights": "int8"}, "Quanto int8"),
         ({"quant_method": "torchao", "quant_type": "int4wo"}, "torchao int4wo"),
         ({"quant_method": "auto-round", "bits": 2}, "AutoRound 2-bit"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
-        ({"quant_algo": "FP8", "config_groups": {}}, "FP8 with one scale a tensor"),
         ({"quant_method": "someone's"}, "someone's"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}},
+            "GPTQ with other bits for some layers",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+            "compressed-tensors with sparse",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}},
+            "compressed-tensors with tr",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {}}},
+            "compressed-tensors marlin",
+        ),
+        ({"quant_algo": "W4A16_AWQ"}, "ModelOpt W4A16_AWQ"),
+        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "W4A8_AWQ"}}}, "ModelOpt W4A8_AWQ"),
+        ({"quant_method": "quark", "algo_config": [{"name": "rotation"}]}, "Quark with rotated weights"),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}}}, "Quark int4"),
+        ({"group_size": 32, "bits": 4, "mode": "new"}, "MLX new"),
         (FP8 | {"fmt": "e5m2"}, "FP8 e5m2"),
-        (FP8 | {"weight_block_size": None}, "FP8 with one scale a tensor"),
-        (FP8 | {"activation_scheme": "static"}, "FP8 with static scales for activations"),
     ],
 )
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
 def test_quantizations_that_are_not_read_are_called_by_their_names(table: dict[str, Any], name: str, key: str) -> None:
-    with pytest.raises(InputError, match=f'quantization "{name}" is not supported.* BF16 or FP8 release of the same'):
-        fp8_block({key: table})
+    with pytest.raises(
+        InputError, match=f'quantization "{re.escape(name)}.* is not supported.* BF16 or FP8 release of the same'
+    ):
+        read_quantization({key: table})
 
 
-def test_a_mixture_of_quantizations_names_its_parts() -> None:
+def test_a_mixture_of_quantizations_is_read_beside_the_config() -> None:
     layers = {"a": {"quant_algo": "NVFP4"}, "b": {"quant_algo": "FP8"}, "c": {"quant_algo": "NVFP4"}}
     side = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
-    with pytest.raises(InputError, match=r'hf_quant_config.json: quantization "FP8 and NVFP4" is not supported'):
-        fp8_block({}, side)
+    assert read_quantization({}, side).name == "ModelOpt"
+    layers["c"]["quant_algo"] = "W4A8_AWQ"
+    with pytest.raises(InputError, match=r'hf_quant_config.json.*: quantization "ModelOpt W4A8_AWQ" is not supported'):
+        read_quantization({}, side)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "modelopt", "quark", "bitsandbytes", "fp8"])
+def test_unknown_keys_of_a_quantization_are_refused_by_name(method: str) -> None:
+    table = {"quant_method": method, "bits": 4} if method in ("awq", "gptq") else {"quant_method": method}
+    assert read_quantization({"text_config": {"quantization_config": table}}).spellings
+    with pytest.raises(InputError, match='"turned_by" is not known'):
+        read_quantization({"text_config": {"quantization_config": table | {"turned_by": 3}}})
 
 
 @pytest.mark.parametrize(
@@ -646,8 +669,8 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
     ],
 )
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
-    assert fp8_block({"quantization_config": table}) == (128, 128)
-    assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+    assert read_quantization({"quantization_config": table}).name == "FP8"
+    assert read_quantization({}, {"quantization": {"quant_algo": None}}).name == "FP8"
 
 
 def test_the_readme_lists_the_families_that_there_are() -> None:
