@@ -10,7 +10,7 @@ from numoe.engine.measure.machine import Machine
 from numoe.quant.compute import threads
 
 MACHINE = import_module("numoe.engine.measure.machine")
-FORMATS = ("f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4")
+FORMATS = MACHINE._FORMATS
 
 
 def a_machine(**changes: Any) -> Machine:

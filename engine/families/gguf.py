@@ -157,9 +157,9 @@ def _drafting(file: GgufFile) -> Sequence[int]:
         return range(min(first, blocks), blocks)
     if type(count) is not int or not 0 <= count < max(blocks, 1):
         raise InputError(f"{file.path}: nextn_predict_layers is {shown(count)}, and there are {shown(blocks)} blocks")
-    first = f"blk.{blocks - count}."
-    if any(name.startswith(first) for name in file.shapes) and not any(
-        name.startswith(f"{first}nextn.") for name in file.shapes
+    block = f"blk.{blocks - count}."
+    if any(name.startswith(block) for name in file.shapes) and not any(
+        name.startswith(f"{block}nextn.") for name in file.shapes
     ):
         return ()  # the key was kept and the blocks left out: these are layers
     return range(blocks - count, blocks)

@@ -151,7 +151,8 @@ def holds(model: Model) -> None:
     assert store.held_bytes <= store.budget
     assert store.budget == max(memory.experts.nbytes, *store.largest.values())
     budget = memory.sessions.budget
-    resident = model.stats()["weight_bytes"] - model.stats()["experts"]["resident_bytes"]
+    stats = model.stats()  # once: what is read ahead may arrive meanwhile
+    resident = stats["weight_bytes"] - stats["experts"]["resident_bytes"]
     assert resident == memory.weights.nbytes
     taken = max(memory.sessions.nbytes, memory.sessions.parts_bytes)
     assert resident + taken + memory.experts.nbytes + 1000 == budget.reserved <= budget.total
