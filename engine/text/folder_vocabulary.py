@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from numoe.engine.text.ends import turn_ends
+from numoe.engine.text.library import library
 from numoe.engine.text.sentencepiece import SentencePieceModel, parse_sentencepiece
 from numoe.engine.text.vocabulary import (
     KIMI,
@@ -24,7 +25,6 @@ from numoe.engine.text.vocabulary import (
     Vocabulary,
     byte_level_backend,
     joins,
-    library,
     sentencepiece_backend,
     tiktoken_vocabulary,
 )
@@ -66,6 +66,11 @@ def read_folder(folder: Path) -> Vocabulary:
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     files = _token_files(names, str(folder))
+    with library(f"the tokenizer files of {folder} do not fit together", "get them again"):
+        return _read(folder, files)
+
+
+def _read(folder: Path, files: tuple[str, ...]) -> Vocabulary:
     config = _Config(folder)
     notes: list[str] = []
     if files[0] == "tokenizer.json":
