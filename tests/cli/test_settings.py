@@ -171,3 +171,28 @@ def test_lines_of_a_batch_are_checked_by_the_same_bounds(
 ) -> None:
     monkeypatch.setattr("numoe.engine.load", None)
     refused(command("run", "tiny", "--batch", "-", stdin=json.dumps({"prompt": "x", **line})), "line 1", told)
+
+
+@pytest.mark.parametrize("given", ["flag", "variable", "config"])
+@pytest.mark.parametrize("name", ["run", "bench", "perplexity", "perplexity --against", "quantize"])
+def test_memory_is_bounded_for_every_command_that_loads_a_model(
+    name: str, given: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text("It was a long day. " * 99)
+    file = str(tmp_path / "text")
+    asked = {
+        "run": ["run", "tiny", "x", "-n", "1"],
+        "bench": ["bench", "tiny"],
+        "perplexity": ["perplexity", "tiny", file],
+        "perplexity --against": ["perplexity", "tiny", file, "--against", "tiny"],
+        "quantize": ["quantize", "tiny", str(tmp_path / "made"), "--quant", "int4", "--calibrate", file],
+    }[name]
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    if given == "variable":
+        monkeypatch.setenv("NUMOE_RAM", "1MB")
+    elif given == "config":
+        (tmp_path / "config.toml").write_text('ram = "1MB"')
+    code, out, err = command(*asked, *(["--ram", "1MB"] if given == "flag" else []))
+    assert (code, out) == (2, "")
+    assert "1 MB are allowed; raise --ram to " in err
+    assert not (tmp_path / "made").exists()
