@@ -70,7 +70,7 @@ class Renderer:
     def _begun(self) -> subprocess.Popen[str]:
         program = Path(__file__).with_name("template_process.py")
         process = subprocess.Popen(
-            isolated(program.read_text(encoding="utf-8")),
+            isolated(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

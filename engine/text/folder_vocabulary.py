@@ -7,6 +7,7 @@ chat_template.jinja or tokenizer_config.json. What wins over what is as in trans
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ _TOKEN_FILES = (
     ("tiktoken.model",),
     ("qwen.tiktoken",),
 )
+_MOST_GROWTH = 100  # characters of one: a short prompt would take all memory; those of models make a few
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -234,8 +236,19 @@ def _backend_of(text: str, path: Path) -> tokenizers.Tokenizer:
         # They would cut prompts, or fill them up; transformers leaves them to its callers.
         backend.no_truncation()
         backend.no_padding()
+        if backend.normalizer is not None:
+            growth = _growth(json.loads(backend.normalizer.__getstate__()))
+            if growth > _MOST_GROWTH:
+                raise InputError(f"{path} makes {growth:.3g} characters of one before it cuts text; fetch it again")
         backend.encode("It's 12 o'clock.\n")  # some faults show only now
     return backend
+
+
+def _growth(step: dict[str, Any]) -> int:
+    """How many characters a normalizer may make of one: replacements one after another multiply."""
+    if "normalizers" in step:
+        return math.prod(map(_growth, step["normalizers"]))
+    return max(1, len(step["content"])) if step["type"] == "Replace" else 1
 
 
 def _tokenizer_model(path: Path, config: _Config) -> tokenizers.Tokenizer:

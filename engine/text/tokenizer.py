@@ -186,6 +186,7 @@ class Tokenizer:
     @cached_property
     def _markerless(self) -> tokenizers.Tokenizer:
         """The same vocabulary, with every special token and chat marker deaf to text."""
+        self.vocab_size  # noqa: B018  refuses ids with gaps, which would all be written
         spec = json.loads(self._backend.to_str())
         markers = self.marker_spellings
         for token in spec["added_tokens"]:
