@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine.experts.store import READERS
-from numoe.engine.home import home
+from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
 from numoe.engine.python import isolated
@@ -281,8 +281,8 @@ def _file() -> Path:
 def _keep(machine: Machine) -> None:
     """For later, where that can be: neither an answer nor a forecast fails because figures cannot be noted."""
     with suppress(OSError):
-        home().mkdir(parents=True, exist_ok=True)
-        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
+        make(home())
+        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode(), private=True)
 
 
 def _name() -> str:
