@@ -548,3 +548,14 @@ def test_a_file_in_the_folder_is_a_chat_format(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(formats, "FORMATS", formats.found())
     names = [type(chat_format("x", vocabulary(template))).__name__ for template in ("{{ 'a' | upper }}", "a")]
     assert names == ["Shouting", "JinjaChat"]
+
+
+def test_arguments_of_tools_that_nest_without_end_are_text() -> None:
+    deep = "[" * 100_000
+    text = f'a\n\n<{DSML}tool_calls>\n<{DSML}invoke name="f">\n<{DSML}parameter name="x" string="false">{deep}'
+    text += f"</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}tool_calls>"
+    parsed = DeepSeekV4Chat().parse(text, thinking=False)
+    assert (parsed["content"], parsed["tool_calls"]) == (text, [])
+    call = {"type": "function", "function": {"name": "f", "arguments": deep}}
+    with pytest.raises(InputError, match="tool call 'f' are not valid JSON"):
+        DeepSeekV4Chat().render([user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}])
