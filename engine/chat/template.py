@@ -14,6 +14,7 @@ from typing import Any
 from weakref import finalize
 
 from numoe.engine.python import isolated
+from numoe.quant.errors import InputError
 
 _PATIENCE = 60.0  # seconds, of which a template computes one: the machine may have much else to do
 
@@ -34,8 +35,12 @@ class Renderer:
 
         Raises:
             TemplateError: it makes nothing.
+            InputError: no process can be begun.
         """
-        asked = json.dumps({"template": template, "variables": variables})
+        try:
+            asked = json.dumps({"template": template, "variables": variables})
+        except RecursionError:
+            raise TemplateError("what it is given is nested too deeply") from None
         with self._lock:
             answer = self._ask(asked)
         if "error" in answer:
@@ -69,14 +74,21 @@ class Renderer:
 
     def _begun(self) -> subprocess.Popen[str]:
         program = Path(__file__).with_name("template_process.py")
-        process = subprocess.Popen(
-            isolated(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="ascii",
-            cwd=program.parent,
-        )
+        command = isolated(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')")
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="ascii",
+                cwd=program.parent,
+            )
+        except OSError as error:
+            raise InputError(
+                f"{command[0]} cannot be started to render the chat template ({error.strerror}); allow more processes, "
+                "or go without it by `numoe run raw=true`"
+            ) from error
         finalize(self, _end, process)
         return process
 

@@ -15,6 +15,7 @@ from numoe.engine.chat.formats import chat_format
 from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.prompt import encode
+from numoe.engine.chat.template import Renderer
 from numoe.engine.chat.thinking import ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.text.tags import DSML, TAGS
 from numoe.engine.text.tokenizer import Tokenizer
@@ -559,3 +560,15 @@ def test_arguments_of_tools_that_nest_without_end_are_text() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": deep}}
     with pytest.raises(InputError, match="tool call 'f' are not valid JSON"):
         DeepSeekV4Chat().render([user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_templates_that_cannot_be_rendered_by_a_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = jinja("{{ messages }}")
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InputError, match="refused the conversation: what it is given is nested too deeply"):
+        chat.render([{"role": "user", "content": deep}])
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(InputError, match=r"^/nowhere/python cannot be started to render"):
+        Renderer().render("x", None)
