@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import ROPE_FREQS
+from numoe.engine.families.gguf import DIVISORS
 from numoe.engine.families.names import Family, Source
 from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
@@ -161,7 +161,8 @@ def describe(model: str | Path) -> Description:
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
         shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
-        divisors = checkpoint[ROPE_FREQS].array().ravel().tolist() if ROPE_FREQS in shapes else None
+        of_rope = [checkpoint[name].array().ravel().tolist() for name in DIVISORS if name in shapes]
+        divisors = of_rope[0] if of_rope else None
         return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
@@ -252,7 +253,7 @@ def _place(
     stored = checkpoint[source.name]
     if source.flat:
         stored = stored.flat()
-    if source.transposed:
+    if source.transposed and not (source.either and list(stored.shape) == want):
         stored = stored.turned()
     found = list(stored.shape)
     same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]

@@ -60,7 +60,7 @@ def from_gguf(
 
     Args:
         shapes: of its tensors by name.
-        divisors: the values of `gguf.ROPE_FREQS`, if it is among them.
+        divisors: the values of the first of `gguf.DIVISORS` that is among them.
 
     Raises:
         InputError: the architecture or one of its settings is not supported, or a key is missing.

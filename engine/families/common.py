@@ -75,6 +75,13 @@ def sparse_layers(config: Config) -> list[bool]:
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
 
 
+def rotated_layers(config: Config) -> list[bool]:
+    """In which layers positions turn queries and keys: all but every `no_rope_layer_interval`-th, or as listed."""
+    layers, every = layer_count(config), config.size("no_rope_layer_interval")
+    listed = config.listing("no_rope_layers") and config.kinds("no_rope_layers", layers, (0, 1), longer=True)
+    return [one == 1 for one in listed] if listed else [(i + 1) % every != 0 for i in range(layers)]
+
+
 def check_heads(config: Config, heads: int, kv_heads: int) -> None:
     """Each key/value head must serve as many of the others. Raises InputError."""
     if heads % kv_heads:
@@ -147,7 +154,7 @@ def corrected_sigmoid(config: Config) -> Router:
         top_groups=config.size("topk_group"),
         group_score="top2",
         normalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
+        scale=config.number("routed_scaling_factor", null=1.0),
     )
 
 

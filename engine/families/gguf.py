@@ -20,6 +20,8 @@ from numoe.quant.errors import InputError
 
 ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
+DIVISORS = (ROPE_FREQS, "rope_factors_short.weight")
+"""Tensors of such numbers; the second is of LongRoPE."""
 
 # Key below the architecture's name -> config.json key.
 _KEYS = {
@@ -77,6 +79,7 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
     config = _config(family, gguf, file, len(drafting))
     spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
     spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    spellings |= {"rope_scaling": "rope.scaling.type", "rope_scaling.short_mscale": "rope.scaling.attn_factor"}
     ignored = [*family.ignored, *(rf"blk\.{number}\..*" for number in drafting), r"(v|mm|mtp|nextn)\..*"]
     arranged = gguf.arranged(file)
     if arranged.get("rope", {}).get("scaling") is not None:
@@ -91,6 +94,12 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
                 f"{file.path}: {prefix}{key} is {shown(file.keys[key])}, and only the head size {head_dim} is supported"
             )
     return config, theirs, spec
+
+
+def expect(file: GgufFile, key: str, only: Any) -> None:
+    """Of what an architecture can say and its family always means. Raises InputError where it says something else."""
+    if key in file.keys and file.keys[key] != only:
+        raise InputError(f"{file.path}: {key} is {shown(file.keys[key])}, and only {shown(only)} is supported here")
 
 
 def neighbours(file: GgufFile) -> Arrangement:
@@ -178,7 +187,8 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     gguf.settle(config, file)
     read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
-        if value in (0, False, None, "", _NEUTRAL.get(key)) or key in read_elsewhere:
+        values = value if isinstance(value, list) else [value]  # of each layer
+        if all(one in (0, False, None, "", _NEUTRAL.get(key)) for one in values) or key in read_elsewhere:
             continue
         raise InputError(f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results')
     return config
@@ -230,6 +240,8 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
     return table
 
 
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func`."""
 EXPERT_KEYS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",

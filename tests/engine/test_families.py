@@ -70,6 +70,10 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("moonshotai__Kimi-Linear-48B-A3B-Instruct", 49.1e9, 3e9),
         ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
         ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
+        ("MiniMaxAI__MiniMax-M2.7", 229e9, 10e9),
+        ("Qwen__Qwen3-VL-30B-A3B-Instruct", 30.5e9, 3.3e9),
+        ("Qwen__Qwen3-VL-2B-Instruct", 1.72e9, 1.72e9),
+        ("XiaomiMiMo__MiMo-V2-Flash", 309e9, 15e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -274,6 +278,33 @@ def test_one_model_waits_for_no_other_family() -> None:
         ("cohere2_moe_a", {"position_embedding_type": "rope_neox"}, "\"position_embedding_type\" is 'rope_neox'"),
         ("cohere2_moe_a", {"expert_selection_fn": "max"}, "'softmax' or 'sigmoid' is supported"),
         ("cohere2_moe_a", {"shared_expert_combination_strategy": "max"}, "'average' or 'sum' is supported"),
+        ("minimax_m2_a", {"qk_norm_type": "per_head"}, "\"qk_norm_type\" is 'per_head'"),
+        ("minimax_m2_a", {"attn_type_list": [1, 0, 1]}, '"attn_type_list" has 0, and only 1'),
+        ("minimax_m2_a", {"shared_intermediate_size": 8}, '"shared_intermediate_size" is 8, and only 0'),
+        ("minimax_m2_b", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "is 1.5, and a head has no more"),
+        ("solar_open_a", {"use_qk_norm": True}, '"use_qk_norm" is True, and only False'),
+        ("solar_open_a", {"first_k_dense_replace": 2}, '"first_k_dense_replace" is 2, and only 0'),
+        ("hy_v3_a", {"route_norm": False}, '"route_norm" is False, and only True'),
+        ("hy_v3_a", {"expert_hidden_dim": 9}, '"expert_hidden_dim" is 9, and only 28'),
+        ("hunyuan_v1_moe_a", {"use_cla": True}, '"use_cla" is not understood'),
+        ("hunyuan_v1_moe_a", {"use_qk_norm": False}, '"use_qk_norm" is False, and only True'),
+        ("hunyuan_v1_moe_a", {"moe_topk": [3, 1]}, '"moe_topk" is about 2 layers, but has to be about 3'),
+        ("hunyuan_v1_moe_a", {"moe_topk": [3, 9, 1]}, '"moe_topk" is 9, more than the experts'),
+        ("hunyuan_v1_moe_a", {"num_shared_expert": [1, 2, 1]}, '"num_shared_expert" has 2, and only 1'),
+        ("hunyuan_v1_moe_a", {"rope_parameters": {"rope_type": "dynamic", "alpha": 0}}, 'alpha" must be a positive'),
+        ("hunyuan_v1_moe_a", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "rope_type\" is 'dynamic'"),
+        ("mimo_v2_flash_a", {"swa_num_key_value_heads": 3}, "8 attention heads cannot share 3"),
+        ("mimo_v2_flash_a", {"swa_head_dim": 4}, '"swa_head_dim" is 4, and only 18'),
+        ("mimo_v2_flash_a", {"n_shared_experts": 1}, '"n_shared_experts" is 1, and only None'),
+        ("mimo_v2_flash_a", {"layer_types": None, "hybrid_layer_pattern": [2] * 7}, "has 2, and only 0, 1"),
+        ("smollm3_a", {"layer_types": ["sliding_attention"] * 5}, '"sliding_window" is null, and there are such'),
+        ("smollm3_a", {"no_rope_layers": [1, 0]}, '"no_rope_layers" is about 2 layers, but has to be about 5'),
+        ("qwen3_vl_moe_a", {"norm_topk_prob": False}, '"norm_topk_prob" is False, and only True'),
+        ("qwen3_vl_a", {"use_sliding_window": True}, '"use_sliding_window" is True, and only False'),
+        ("bailing_moe_a", {"use_qk_norm": None}, '"use_qk_norm" is not true, and of this family Ling 2.0'),
+        ("bailing_moe_a", {"score_function": "softmax"}, "\"score_function\" is 'softmax'"),
+        ("bailing_moe_a", {"moe_shared_expert_intermediate_size": 9}, 'size" is 9, and only 28'),
+        ("bailing_moe_a", {"norm_head": True}, '"norm_head" is not understood'),
         ("gemma3_a", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" is not understood'),
         ("gemma3_a", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is not understood'),
     ],
@@ -474,6 +505,54 @@ def test_of_two_spellings_the_one_counts_that_counts_in_transformers(
         ("gemma3_a", {"layer_types": ["full_attention"] * 7}, {"layer_types": None, "sliding_window_pattern": 1}),
         ("llama4_a", {}, {"layer_types": None, "no_rope_layers": [], "no_rope_layer_interval": 3}),
         ("llama4_b", {}, {"layer_types": None, "moe_layers": None}),
+        ("hy_v3_b", {}, {"mlp_layer_types": None, "first_k_dense_replace": 1, "expert_hidden_dim": 36}),
+        (
+            "hunyuan_v1_moe_a",
+            {},
+            {
+                "rope_parameters": None,
+                "rope_theta": 1000.0,
+                "rope_scaling": {
+                    "alpha": 30.0,
+                    "beta_fast": 32,
+                    "beta_slow": 1,
+                    "factor": 1.0,
+                    "mscale": 1.0,
+                    "type": "dynamic",
+                },
+                "moe_intermediate_size": [36] * 3,
+                "num_shared_expert": [1] * 3,
+                "use_mixed_mlp_moe": True,
+                "vit_patch": 1,
+                "attention_head_dim": 12,
+                "kv_lora_rank": None,
+                "use_cla": False,
+            },
+        ),
+        ("mimo_v2_flash_a", {}, {"layer_types": None, "mlp_layer_types": None, "rope_parameters": None}),
+        (
+            "mimo_v2_flash_b",
+            {"rope_parameters": None},
+            {
+                "rope_parameters": None,
+                "rope_theta": 5000000,
+                "swa_rope_theta": 10000,
+                "layer_types": None,
+                "partial_rotary_factor": 0.334,
+                "hybrid_layer_pattern": [1, 0, 1, 0],
+                "mlp_layer_types": None,
+                "moe_layer_freq": [1, 0, 1, 1],
+                "swa_num_key_value_heads": 6,
+                "swa_head_dim": 12,
+                "sliding_window": 19,
+                "sliding_window_size": 19,
+                "rms_norm_eps": None,
+                "layernorm_epsilon": 1e-5,
+            },
+        ),
+        ("smollm3_a", {}, {"layer_types": None, "no_rope_layers": None}),
+        ("smollm3_b", {}, {"layer_types": None}),
+        ("minimax_m2_a", {}, {"rope_parameters": None, "rope_theta": 5000000}),
         ("cohere2_moe_a", {}, {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 1}),
     ],
 )
@@ -559,6 +638,8 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
         ("gemma4_a", "model.language_model.", ("model.vision_tower.a.weight", "model.embed_vision.b.weight")),
         ("llama4_a", "language_model.model.", ("vision_model.a.weight", "multi_modal_projector.b.weight")),
         ("gemma3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
+        ("qwen3_vl_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("qwen3_vl_moe_a", "model.", ("model.visual.merger.norm.weight",)),
     ],
 )
 def test_the_decoder_of_a_model_of_several_parts_is_read(
@@ -578,9 +659,9 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     save_file(tensors, tmp_path / "model.safetensors")
     logits = load(tmp_path).session(64).feed(golden.ids[:40])
     np.testing.assert_allclose(logits, golden.logits[:40], atol=1e-3)
-    whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
-    with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
-        spec(whole)
+    for said, part, tied in ((True, False, True), (False, True, False), (None, True, True)):  # the whole says it
+        both = {"tie_word_embeddings": said, "text_config": text | {"tie_word_embeddings": part}}
+        assert spec(whole | both).tied is tied
 
 
 @pytest.mark.parametrize("moved", ["language_model.{}", "{}"])
@@ -620,6 +701,20 @@ def test_kimi_linear_is_read_as_it_was_released(checkpoint: Callable[[str], Path
         spec(released | {"linear_attn_config": linear | {"full_attn_layers": [2, 3]}})
     with pytest.raises(InputError, match=r'"linear_attn_config\.gate_lower_bound" is not understood'):
         spec(released | {"linear_attn_config": linear | {"gate_lower_bound": -5.0}})
+
+
+def test_experts_are_turned_unless_they_have_the_right_shape(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Qwen3-VL's are released as (experts, in, out); transformers saves (experts, out, in)."""
+    golden = tiny.load_golden("qwen3_vl_moe_a")
+    tensors = load_file(checkpoint("qwen3_vl_moe_a") / "model.safetensors")
+    turned = {
+        name: np.ascontiguousarray(values.swapaxes(1, 2)) if ".experts." in name else values
+        for name, values in tensors.items()
+    }
+    (tmp_path / "config.json").write_text(json.dumps(golden.config))
+    save_file(turned, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])

@@ -99,10 +99,14 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     projected.setdefault("v", projected["k"])
     q = projected["q"].reshape(count, kind.heads, -1)
     q, gate = q[..., :dim], q[..., dim:]
-    k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
-    if kind.head_norm:
+    if kind.whole_norm:
+        q = normed(projected["q"], a["q_norm"]).reshape(q.shape)
+        projected["k"] = normed(projected["k"], a["k_norm"])
+    k, v = (projected[name].reshape(count, kind.kv_heads, -1) for name in "kv")
+    v = v * kind.value_scale
+    if kind.head_norm and not kind.late_norm:
         q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
-    out = np.zeros((count, kind.heads, dim))
+    out = np.zeros((count, kind.heads, v.shape[-1]))
     for t in range(count):
         first = t - t % kind.chunk if kind.chunk else 0 if kind.window is None else max(0, t - kind.window + 1)
         for h in range(kind.heads):
@@ -112,6 +116,8 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
                 return rotated(values, position, kind.rope) if kind.rope else values
 
             def plain(name: str, values: Wide) -> Wide:
+                if kind.late_norm and name != "v":
+                    values = normed(values, a[f"{name}_norm"])
                 return normed(values) if name in kind.plain_norms else values
 
             query = plain("q", turn(q[t, h], t))
@@ -143,6 +149,9 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, head_norm=True, plain_norms="v", shared_values=True, biases="qkvo", scale=1.0),
         replace(PLAIN, chunk=5, plain_norms="qk"),
         replace(PLAIN, rope=None, temperature=(3, 0.6)),
+        replace(PLAIN, rope=Rope(4, 100.0, first=True), whole_norm=True),
+        replace(PLAIN, head_norm=True, late_norm=True),
+        replace(PLAIN, value_dim=6, value_scale=0.7, sinks=True, window=4, biases="v"),
     ],
     ids=[
         "plain",
@@ -155,6 +164,9 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         "k is v",
         "chunks",
         "temperature",
+        "norm of all heads",
+        "norm after rope",
+        "values of another size",
     ],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
