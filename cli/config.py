@@ -175,17 +175,19 @@ def _changed() -> Iterator[TOMLDocument]:
     """The file with its comments, which stay where they are; written when it is changed, while others wait."""
     import tomlkit
 
+    from numoe.engine.home import home, make
     from numoe.quant.files import locked_soon, write_whole
 
     _read(path())  # what is no file of settings is left alone, without a lock beside it
     file = path().resolve()  # a link to where somebody keeps their settings stays one
     try:
+        make(home())
         file.parent.mkdir(parents=True, exist_ok=True)
         with locked_soon(file, str(file), _PATIENCE):
             _read(file)
             text = file.read_text(encoding="utf-8-sig") if file.exists() else ""
             document = tomlkit.parse(text)
             yield document
-            write_whole(file, document.as_string().encode())
+            write_whole(file, document.as_string().encode(), private=True)
     except OSError as error:
         raise InputError(f"{file} cannot be written ({error.strerror}); check the folder") from error

@@ -14,25 +14,29 @@ if TYPE_CHECKING:
     from numoe.engine.measure.perplexity import Result
 
 
-@takes("against", "window", "stride", "limit", "json")
+@takes("against", "window", "stride", "limit", "threads", "ram", "json")
 def perplexity(model: arguments.Model, file: arguments.File, options: Options) -> None:
     """Measure how well a model predicts a text."""
     text = read_text(file)
     if not text.strip():
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
-        from numoe.engine import load
+        from numoe.engine import describe, load
         from numoe.engine.budget import Budget
+        from numoe.engine.measure.perplexity import DEFAULT_WINDOW
         from numoe.engine.measure.perplexity import perplexity as measure
 
         output.status(f"loading {model}")
-        memory = Budget()  # of both models together
-        loaded, reference, against = load(model, ram=memory), None, options["against"]
+        memory, threads = Budget(options["ram"]), options["threads"]  # of both models together
+        described, against, reference = describe(model), options["against"], None
+        ctx = min(options["window"] or DEFAULT_WINDOW, described.spec.context)
+        loaded = load(described, ram=memory, threads=threads, ctx=ctx)
         tokenizer = loaded.tokenizer
         ids = tokenizer.encode(text)
         if against is not None:
             output.status(f"loading {against}")
-            reference = load(against, ram=memory)
+            described = describe(against)
+            reference = load(described, ram=memory, threads=threads, ctx=min(ctx, described.spec.context))
             if reference.tokenizer.encode(text) != ids:
                 raise InputError(
                     f"{against} splits the text into other tokens than {model} does; "

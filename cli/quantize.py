@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numoe.engine.measure.calibrate import Calibration
 
 
-@takes("quant", "calibrate", "threads", "quiet")
+@takes("quant", "calibrate", "threads", "ram", "quiet")
 def quantize(source: arguments.Source, destination: arguments.Destination, options: Options) -> None:
     """Write a model into a new folder, its weights in fewer bits."""
     calibrate, threads = options["calibrate"], options["threads"]
@@ -40,7 +40,7 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
         inputs, calibration = None, None
         if text is not None:
             output.status(f"loading {source}")
-            measured = _measured(description, text, threads, output)
+            measured = _measured(description, text, options, output)
             inputs, calibration = measured.inputs, measured.text
             output.note(f"calibrated by {measured.tokens} tokens of {calibrate}")
         weights, quant = description.weights(inputs), options["quant"].value
@@ -56,14 +56,15 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
             output.note(made.remark)
 
 
-def _measured(description: Description, text: str, threads: int | None, output: Output) -> Calibration:
+def _measured(description: Description, text: str, options: Options, output: Output) -> Calibration:
     """What a model reads of a text, by which its weights are rounded."""
     from numoe.engine import load
+    from numoe.engine.layers.state import CHUNK
     from numoe.engine.measure.calibrate import calibrate
 
     tokenizer = description.tokenizer
     return calibrate(
-        load(description, threads=threads),
+        load(description, ram=options["ram"], threads=options["threads"], ctx=min(CHUNK, description.spec.context)),
         tokenizer.encode(text),
         bos=tokenizer.bos_id if tokenizer.add_bos else None,
         progress=output.reading,

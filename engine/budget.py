@@ -10,7 +10,7 @@ import gc
 import re
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from threading import Lock
 from weakref import finalize
 
 from numoe.engine.plan import format_bytes, parse_bytes
+from numoe.quant.compute.groups import memory_left
 from numoe.quant.errors import DoesNotFit
 
 
@@ -245,32 +246,8 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     import psutil
 
-    room = min([psutil.virtual_memory().available, *_left_by_groups(root), *_left_by_limits()])
+    room = min([psutil.virtual_memory().available, *memory_left(root), *_left_by_limits()])
     return max(0, int(room)) * 9 // 10
-
-
-# Of both versions of control groups: folder, limits, what is taken, and the part of it that is given back when needed.
-_GROUPS = {
-    "": ("sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
-    "memory": ("sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def _left_by_groups(root: Path) -> Iterator[int]:
-    """What each control group around this process leaves to it."""
-    for line in _lines(root / "proc/self/cgroup"):
-        controllers, _, path = line.partition(":")[2].partition(":")
-        for kind in {"", "memory"} & set(controllers.split(",")):
-            folder, limits, taken, reclaimable = _GROUPS[kind]
-            # Where a container sees its own group as the outermost one, the path does not exist or leads out.
-            names = [] if ".." in path.split("/") else [name for name in path.split("/") if name]
-            for depth in range(len(names) + 1):
-                group = root.joinpath(folder, *names[:depth])
-                statistics = dict(line.split(" ", 1) for line in _lines(group / "memory.stat") if " " in line)
-                used = _number(_lines(group / taken)) or 0
-                used -= min(used, _number([statistics.get(reclaimable, "")]) or 0)
-                found = (_number(_lines(group / limit)) for limit in limits)
-                yield from (limit - used for limit in found if limit is not None)
 
 
 def _left_by_limits() -> Iterator[int]:
@@ -286,15 +263,3 @@ def _left_by_limits() -> Iterator[int]:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
             yield limit - taken
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # no control groups, or not of this version
-        return []
-
-
-def _number(lines: Sequence[str]) -> int | None:
-    """What a file of one number says; None for nothing, or no limit ("max")."""
-    return int(lines[0]) if lines and re.fullmatch(r"[0-9]{1,20}", lines[0]) else None

@@ -80,6 +80,17 @@ def home() -> Path:
     return user_data_path("numoe", appauthor=False)
 
 
+def make(folder: Path) -> None:
+    """Make a folder in `home`, or that itself, which nobody else may look into where it is new.
+
+    One that was there keeps its permissions: the models in it may be for others too.
+
+    Raises OSError.
+    """
+    home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def models_folder() -> Path:
     """Where pulled models are."""
     return home() / "models"

@@ -14,11 +14,11 @@ from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.weights import Weights
 from numoe.engine.measure import machine
 from numoe.engine.model import Memory, Model
-from numoe.engine.plan import Plan, Verdict
+from numoe.engine.plan import Plan, Verdict, longest_context
 from numoe.quant.compute.kernels import use_block
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
-from numoe.quant.errors import InputError
+from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.formats.resident import hold
 from numoe.quant.stored.handle import Stored
 
@@ -59,7 +59,11 @@ def load(
     missing = planned.least_bytes - budget.room
     if ctx is None and experts is None and 0 < missing <= planned.kv_bytes:
         planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
-    memory = _reserve(budget, planned, description.path.name, experts)
+    try:
+        memory = _reserve(budget, planned, description.path.name, experts)
+    except DoesNotFit as error:
+        fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes)
+        raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
     wide = bool(memory.wide_bytes)
     weights = Weights()
     for name, tensor in description.spec.tensors().items():

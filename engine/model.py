@@ -14,9 +14,10 @@ from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.weights import Weights
-from numoe.engine.plan import Plan
+from numoe.engine.plan import Plan, longest_context
 from numoe.engine.session import Passing, Session, restore
 from numoe.quant.compute import workers
+from numoe.quant.errors import DoesNotFit
 
 if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
@@ -71,7 +72,12 @@ class Model:
             InputError: ctx is above the model's limit, or its cache does not fit into memory.
         """
         planned = self.plan(ctx)
-        memory = self.reserve(f"a context of {planned.context} tokens", planned.kv_bytes)
+        try:
+            memory = self.reserve(f"a context of {planned.context} tokens", planned.kv_bytes)
+        except DoesNotFit as error:
+            sessions = self.memory.sessions
+            fits = longest_context(self.spec, sessions.nbytes + sessions.budget.room - sessions.parts_bytes)
+            raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
         return Session(self, planned.context, memory, passes)
 
     def reserve(self, what: str, nbytes: int) -> Reservation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -173,6 +174,11 @@ def plan(spec: ModelSpec, stored: Mapping[str, Format], context: int, disk_bytes
 def kv_bytes(spec: ModelSpec, context: int) -> int:
     """Bytes of all layers' caches for so many tokens."""
     return sum(state.nbytes(context) for block in spec.blocks() for state in block.kind.state().values())
+
+
+def longest_context(spec: ModelSpec, room: int) -> int:
+    """The most tokens, up to the model's limit, whose caches take so many bytes at most; 0 where not even one's do."""
+    return bisect_right(range(1, spec.context + 1), room, key=lambda tokens: kv_bytes(spec, tokens))
 
 
 def scratch_bytes(spec: ModelSpec) -> int:

@@ -131,7 +131,7 @@ def _here(repo_id: str, quant: str) -> home.Pulled | None:
 def _make_models_folder() -> None:
     """Raises InputError when it cannot be."""
     try:
-        home.models_folder().mkdir(parents=True, exist_ok=True)
+        home.make(home.models_folder())
     except OSError as error:
         raise InputError(
             f"{home.models_folder()} cannot be made ({error.strerror}); set NUMOE_HOME to a folder you may write in"

@@ -10,7 +10,7 @@ from pathlib import Path
 from numoe.engine.home import models_folder
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
-from numoe.quant.files import held
+from numoe.quant.files import held, is_left
 from numoe.quant.stored.manifest import MANIFEST_NAME, read_manifest
 
 _BLOCK = 1 << 22
@@ -18,7 +18,10 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Findings:
-    """The files of a folder by what is the matter with them; hidden ones are nobody's business."""
+    """The files of a folder by what is the matter with them.
+
+    Hidden ones are nobody's business, but for what writers left that were killed.
+    """
 
     good: tuple[str, ...]
     damaged: tuple[str, ...]
@@ -66,7 +69,9 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
         found["good" if digest.hexdigest() == record.sha256 else "damaged"].append(name)
         done += record.size
     there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    visible = {path.as_posix() for path in there if not any(part.startswith(".") for part in path.parts)}
+    visible = {
+        path.as_posix() for path in there if is_left(path.name) or not any(part.startswith(".") for part in path.parts)
+    }
     extra = visible - manifest.files.keys() - {MANIFEST_NAME}
     return Findings(**{kind: tuple(names) for kind, names in found.items()}, extra=tuple(sorted(extra)), nbytes=total)
 

@@ -6,8 +6,11 @@ class InputError(ValueError):
 
     The message is one sentence for the person who asked: it names what was refused and the next step. Parameters stand
     in backquotes, as `ram`, and in commands that are a next step, as `numoe pull NAME quant=int8`, as assignments: the
-    terminal makes flags of them.
+    terminal makes flags of them. What it quotes may be long: of more than 1500 characters the middle is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= 1500 else f"{message[:1000]} ... {message[-400:]}")
 
 
 class DoesNotFit(InputError):

@@ -168,7 +168,7 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
     if path.exists() and not path.is_file():  # a device would be replaced by a file
         raise OSError(errno.EINVAL, "it is not an ordinary file")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if re.fullmatch(r"[0-9a-f]+", left.name[len(path.name) + 2 : -len(".part")]):
+        if is_left(left.name, path.name):
             with suppress(OSError), left.open("ab") as file:
                 if lock(file):  # else somebody is writing it now
                     left.unlink()
@@ -191,6 +191,11 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
             return
         finally:
             part.unlink(missing_ok=True)
+
+
+def is_left(name: str, of: str | None = None) -> bool:
+    """Whether a file is called as those that `write_whole` writes, of the file `of` or any."""
+    return re.fullmatch(rf"\.{'.+' if of is None else re.escape(of)}\.[0-9a-f]+\.part", name, re.DOTALL) is not None
 
 
 def _private(path: str, flags: int) -> int:

@@ -23,7 +23,7 @@ TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
 HOME = {
     "gguf": {"quant/stored/gguf.py", "quant/stored/gguf_blocks.py"},
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
-    "jinja2": {"engine/chat/formats/jinja.py"},
+    "jinja2": {"engine/chat/template_process.py"},
     "huggingface_hub": {"engine/hub/network.py"},
     "psutil": {"engine/budget.py"},
     "platformdirs": {"engine/home.py"},

@@ -18,6 +18,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from numoe.engine.home import make
 from numoe.quant.errors import InputError
 
 try:
@@ -118,7 +119,7 @@ class Prompt:
 def _make_private(file: Path) -> None:
     """Make a file, if there is none, and let nobody but the user read it."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make(file.parent)
         os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
         if file.stat().st_mode & 0o077:  # older versions made it so
             file.chmod(0o600)

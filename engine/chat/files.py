@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from numoe.engine.home import home
+from numoe.engine.home import home, make
 from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import locked_soon, write_whole
@@ -141,7 +141,7 @@ def _prepare_folder(path: Path) -> None:
     """Make the folder of chats, if the file is to be there, and keep it from others."""
     folder = chats_folder()
     if path.parent == folder:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make(folder)
         with suppress(OSError):  # a disk without permissions, or another's folder
             folder.chmod(0o700)
 

@@ -59,6 +59,8 @@ Arrangement = Mapping[str, Mapping[str, Any]]
 """See `Config`."""
 
 _LARGEST = 1 << 40
+# With more or less a model has no numbers or no positions left: eps beside a mean square, bases of rotations.
+_SENSIBLE = (("*eps", 0, 1), ("*theta", 2, 1e15), ("*base_freq", 2, 1e15), ("*rotary_factor", 0, 1))
 _MISSING = object()
 
 
@@ -147,6 +149,9 @@ class Config:
         value = self.take(key, null=null)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= 1e30:
             raise self.refusal(key, f"must be a positive number, not {shown(value)}")
+        for pattern, least, most in _SENSIBLE:
+            if fnmatch.fnmatchcase(key, pattern) and not least <= value <= most:
+                raise self.refusal(key, f"is {shown(value)}, and only {least:g} to {most:g} makes sense")
         return float(value)
 
     def flag(self, key: str) -> bool:

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine.experts.store import READERS
-from numoe.engine.home import home
+from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
+from numoe.engine.python import isolated
 from numoe.quant.compute import threads, workers
 from numoe.quant.compute.kernels import BLOCKS, use_block
 from numoe.quant.documents import read_object
@@ -289,8 +289,8 @@ def _file() -> Path:
 def _keep(machine: Machine) -> None:
     """For later, where that can be: neither an answer nor a forecast fails because figures cannot be noted."""
     with suppress(OSError):
-        home().mkdir(parents=True, exist_ok=True)
-        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode())
+        make(home())
+        write_whole(_file(), json.dumps(asdict(machine), indent=1).encode(), private=True)
 
 
 def _name() -> str:
@@ -356,26 +356,15 @@ def _fastest_block(matrices: list[QTensor]) -> int:
 
 
 def _probe() -> Any:
-    """What a whole model takes in a process of its own.
-
-    That one imports what this one can, but nothing out of the folder in which the user stands: a model's folder may
-    hold a json.py of strangers. Nor do variables such as PYTHONPATH and PYTHONSTARTUP lead it there.
-    """
-    paths = sys.path
-    with suppress(FileNotFoundError):  # a folder that is gone holds nothing
-        here = Path.cwd().resolve()
-        paths = [path for path in sys.path if Path(path).resolve() != here or path.endswith("-packages")]
-    command = [sys.executable, "-EPc", _PROBE, *paths]
+    """What a whole model takes in a process of its own."""
     made = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parent
+        isolated(_PROBE), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parent
     )
     return json.loads(made.stdout)
 
 
 # The model is small enough that what it takes is mostly not its weights.
 _PROBE = """
-import sys
-sys.path[:] = sys.argv[1:]
 import json, statistics, time
 import numpy as np
 from numoe.engine import load

@@ -7,6 +7,7 @@ chat_template.jinja or tokenizer_config.json. What wins over what is as in trans
 """
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from numoe.engine.text.ends import turn_ends
+from numoe.engine.text.library import library
 from numoe.engine.text.sentencepiece import SentencePieceModel, parse_sentencepiece
 from numoe.engine.text.vocabulary import (
     KIMI,
@@ -24,7 +26,6 @@ from numoe.engine.text.vocabulary import (
     Vocabulary,
     byte_level_backend,
     joins,
-    library,
     sentencepiece_backend,
     tiktoken_vocabulary,
 )
@@ -39,6 +40,7 @@ _TOKEN_FILES = (
     ("tiktoken.model",),
     ("qwen.tiktoken",),
 )
+_MOST_GROWTH = 100  # characters of one: a short prompt would take all memory; those of models make a few
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -66,6 +68,11 @@ def read_folder(folder: Path) -> Vocabulary:
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     files = _token_files(names, str(folder))
+    with library(f"the tokenizer files of {folder} do not fit together", "get them again"):
+        return _read(folder, files)
+
+
+def _read(folder: Path, files: tuple[str, ...]) -> Vocabulary:
     config = _Config(folder)
     notes: list[str] = []
     if files[0] == "tokenizer.json":
@@ -229,8 +236,19 @@ def _backend_of(text: str, path: Path) -> tokenizers.Tokenizer:
         # They would cut prompts, or fill them up; transformers leaves them to its callers.
         backend.no_truncation()
         backend.no_padding()
+        if backend.normalizer is not None:
+            growth = _growth(json.loads(backend.normalizer.__getstate__()))
+            if growth > _MOST_GROWTH:
+                raise InputError(f"{path} makes {growth:.3g} characters of one before it cuts text; fetch it again")
         backend.encode("It's 12 o'clock.\n")  # some faults show only now
     return backend
+
+
+def _growth(step: dict[str, Any]) -> int:
+    """How many characters a normalizer may make of one: replacements one after another multiply."""
+    if "normalizers" in step:
+        return math.prod(map(_growth, step["normalizers"]))
+    return max(1, len(step["content"])) if step["type"] == "Replace" else 1
 
 
 def _tokenizer_model(path: Path, config: _Config) -> tokenizers.Tokenizer:

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from numoe.engine.text.ends import turn_ends
+from numoe.engine.text.library import library
 from numoe.engine.text.sentencepiece import PieceType, SentencePieceModel
 from numoe.engine.text.vocabulary import (
     NAMED_TOKENS,
@@ -44,6 +45,11 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         InputError: a key is missing or malformed, or `tokenizer.ggml.model` (gpt2, llama and gemma4 are known) or
             `tokenizer.ggml.pre` is unknown; the sentence names it.
     """
+    with library("the GGUF file's vocabulary does not fit together", "take a file of another converter"):
+        return _read(metadata)
+
+
+def _read(metadata: Mapping[str, Any]) -> Vocabulary:
     keys = _Keys(metadata)
     kind = keys.text("model")
     if kind not in _DEFAULT_IDS:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine.layers.ops import Floats
+from numoe.engine.text.library import library
 from numoe.engine.text.tags import TAGS
 from numoe.quant.errors import InputError
 
@@ -29,6 +30,7 @@ _WHITESPACE = r"( |\n[ \t]{0,32})?"  # between the tokens of JSON; a model that 
 
 _LARGEST_CONSTANT = 1 << 53  # llguidance keeps numbers as float64
 _LARGEST_STEP = 100_000  # an automaton has a state a remainder
+_LARGEST_GRAMMAR, _MOST_CHOICES = 1 << 19, 20_000  # more takes seconds, and gigabytes
 _TABLES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of schemas by any name
 
 
@@ -40,10 +42,14 @@ def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     """
     if schema is True:
         schema = {}
-    _refuse_numbers(schema)
-    if isinstance(schema, Mapping):
-        schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
-    return _checked(f"start: %json {json.dumps(schema)}\n", "the JSON schema")
+    try:
+        _refuse_numbers(schema)
+        if isinstance(schema, Mapping):
+            schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
+        grammar = f"start: %json {json.dumps(schema)}\n"
+    except RecursionError:
+        raise InputError("the JSON schema cannot be used: it is nested too deeply; give a flatter one") from None
+    return _checked(grammar, "the JSON schema")
 
 
 def _refuse_numbers(schema: Any) -> None:
@@ -93,6 +99,8 @@ def choice_grammar(choices: Sequence[str]) -> str:
     """
     if not choices or not all(choices):
         raise InputError("a choice is empty; give texts to choose from")
+    if len(choices) > _MOST_CHOICES:
+        raise InputError(f"there are {len(choices)} choices; give up to {_MOST_CHOICES}")
     return _checked(
         f"start: {' | '.join(json.dumps(choice, ensure_ascii=False) for choice in choices)}\n", "the list of choices"
     )
@@ -108,7 +116,9 @@ def regex_grammar(pattern: str) -> str:
     """
     from llguidance import regex_to_lark
 
-    return _checked(f"start: /{regex_to_lark(pattern, 'd')}/\n", "the regular expression")
+    with library("the regular expression cannot be used", "correct it"):
+        grammar = f"start: /{regex_to_lark(pattern, 'd')}/\n"
+    return _checked(grammar, "the regular expression")
 
 
 def named(grammar: str) -> str:
@@ -119,7 +129,11 @@ def named(grammar: str) -> str:
 def _checked(grammar: str, what: str) -> str:
     from llguidance import LLMatcher
 
-    if error := LLMatcher.validate_grammar(grammar):
+    if len(grammar) > _LARGEST_GRAMMAR:
+        raise InputError(f"{what} cannot be used: it has {len(grammar)} characters; shorten it to {_LARGEST_GRAMMAR}")
+    with library(f"{what} cannot be used", "correct it"):
+        error = LLMatcher.validate_grammar(grammar)
+    if error:
         raise InputError(f"{what} cannot be used: {_sentence(error)}")
     return grammar
 
@@ -129,6 +143,7 @@ def _sentence(error: str) -> str:
     first, *others = error.splitlines()
     causes = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
     said = " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    said = said if len(said) <= 300 else f"{said[:300]}..."
     return said.replace("`", "'")  # which are around parameters of ours
 
 
@@ -142,7 +157,8 @@ class Matcher:
         """`vocab`: how many logits there are; it may be more than the tokenizer's ids."""
         from llguidance import LLMatcher
 
-        self._matcher = LLMatcher(_vocabulary(tokenizer, vocab), grammar, log_level=0)
+        with library("the answer cannot take the form asked for", "ask for another form"):
+            self._matcher = LLMatcher(_vocabulary(tokenizer, vocab), grammar, log_level=0)
         self._vocab = vocab
         self._check()
 

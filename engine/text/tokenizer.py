@@ -18,7 +18,8 @@ import tokenizers
 from numoe.engine.text.folder_vocabulary import read_folder
 from numoe.engine.text.folder_vocabulary import require_tokenizer as require_tokenizer
 from numoe.engine.text.gguf_vocabulary import read_metadata
-from numoe.engine.text.vocabulary import BYTE_OF, SPACE, library
+from numoe.engine.text.library import library
+from numoe.engine.text.vocabulary import BYTE_OF, SPACE
 from numoe.quant.errors import InputError
 
 _HIGHEST_ID = 1 << 24  # the largest vocabularies have a million tokens; tables are made as long as this says
@@ -173,7 +174,8 @@ class Tokenizer:
         normalized = any(token.normalized and token.content in markers for token in self._added.values())
         if self._backend.normalizer is None or not normalized:
             return frozenset()
-        found = self._backend.encode(text, add_special_tokens=False)
+        with library("the prompt cannot be cut into tokens", "use the model's original tokenizer files"):
+            found = self._backend.encode(text, add_special_tokens=False)
         spans = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self._marker_ids)
         return frozenset(text[slice(*span)].strip() for span in spans) - markers
 
@@ -184,6 +186,7 @@ class Tokenizer:
     @cached_property
     def _markerless(self) -> tokenizers.Tokenizer:
         """The same vocabulary, with every special token and chat marker deaf to text."""
+        self.vocab_size  # noqa: B018  refuses ids with gaps, which would all be written
         spec = json.loads(self._backend.to_str())
         markers = self.marker_spellings
         for token in spec["added_tokens"]:
@@ -196,7 +199,10 @@ class Tokenizer:
             for token in spec["added_tokens"]:
                 token["content"] = names.get(token["content"], token["content"])
         spec["post_processor"] = None
-        backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        with library(
+            "the vocabulary has markers that it cannot do without", "use the model's original tokenizer files"
+        ):
+            backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
         backend.encode_special_tokens = True
         return backend
 

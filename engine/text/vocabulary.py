@@ -5,16 +5,14 @@ are llama.cpp's (src/llama-vocab.cpp), as GGUF files give them in `tokenizer.ggm
 """
 
 import base64
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from numoe.engine.text.library import library
 from numoe.engine.text.sentencepiece import PieceType, SentencePieceModel
 from numoe.quant.errors import InputError
 
@@ -38,48 +36,6 @@ class Vocabulary:
     chat_template: str | None
     pieces: list[str] | None = None
     notes: tuple[str, ...] = ()
-
-
-@contextmanager
-def library(what: str, remedy: str) -> Iterator[None]:
-    """The boundary around the tokenizers library, which raises bare Exception, and panics in Rust.
-
-    Raises:
-        InputError: whatever it raised, as "what (reason); remedy".
-    """
-    try:
-        with _silent():
-            yield
-    except InputError:
-        raise
-    except BaseException as error:
-        # Panics derive from BaseException, so that few catch them, and their class can't be imported.
-        if isinstance(error, MemoryError) or not (
-            isinstance(error, Exception) or type(error).__name__ == "PanicException"
-        ):
-            raise
-        said = str(error).replace("`", "'")  # which are around parameters of ours
-        raise InputError(f"{what} ({said}); {remedy}") from None
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Rust prints a panic to file descriptor 2 before Python hears of it."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 # ---------------------------------------------------------------------------------------------------- SentencePiece

@@ -11,7 +11,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from queue import SimpleQueue
+
+from numoe.quant.compute import groups
 
 Task = Callable[[], None]
 
@@ -49,11 +52,13 @@ _jobs: SimpleQueue[_Job | None] = SimpleQueue()
 _helper = threading.local()
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(root: Path = groups.ROOT) -> int:
+    """Cores that this process may run on, as many as its control groups give it time for.
+
+    `root` is where proc and sys are.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([there, *(round(cores) for cores in groups.cores_left(root))]))
 
 
 def use(count: int) -> None:

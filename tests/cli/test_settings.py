@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,3 +172,54 @@ def test_lines_of_a_batch_are_checked_by_the_same_bounds(
 ) -> None:
     monkeypatch.setattr("numoe.engine.load", None)
     refused(command("run", "tiny", "--batch", "-", stdin=json.dumps({"prompt": "x", **line})), "line 1", told)
+
+
+@pytest.mark.parametrize("given", ["flag", "variable", "config"])
+@pytest.mark.parametrize("name", ["run", "bench", "perplexity", "perplexity --against", "quantize"])
+def test_memory_is_bounded_for_every_command_that_loads_a_model(
+    name: str, given: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text("It was a long day. " * 99)
+    file = str(tmp_path / "text")
+    asked = {
+        "run": ["run", "tiny", "x", "-n", "1"],
+        "bench": ["bench", "tiny"],
+        "perplexity": ["perplexity", "tiny", file],
+        "perplexity --against": ["perplexity", "tiny", file, "--against", "tiny"],
+        "quantize": ["quantize", "tiny", str(tmp_path / "made"), "--quant", "int4", "--calibrate", file],
+    }[name]
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    if given == "variable":
+        monkeypatch.setenv("NUMOE_RAM", "1MB")
+    elif given == "config":
+        (tmp_path / "config.toml").write_text('ram = "1MB"')
+    code, out, err = command(*asked, *(["--ram", "1MB"] if given == "flag" else []))
+    assert (code, out) == (2, "")
+    assert "1 MB are allowed; raise --ram to " in err
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_kept_is_the_users_own(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Whatever the umask says, and also where files were there before; a home that was there stays as it is."""
+    home = tmp_path / "some" / "home"
+    if there:
+        (home / "chats").mkdir(parents=True)
+        (home / "chats").chmod(0o755)
+        (home / "config.toml").write_text("seed = 2\n")
+        (home / "config.toml").chmod(0o644)
+    monkeypatch.setenv("NUMOE_HOME", str(home))
+    before = os.umask(0)
+    try:
+        assert command("config", "set", "seed", "1")[0] == 0
+        assert command("run", "tiny", "x", "--session", "y", "-n", "2")[0] == 0
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(home).as_posix(): path.stat().st_mode & 0o777 for path in home.rglob("*")}
+    assert modes.pop("chats") == 0o700
+    assert {"config.toml", "chats/y.json", "chats/y.kv"} <= modes.keys()
+    assert set(modes.values()) == {0o600}, modes
+    assert there or home.stat().st_mode & 0o777 == 0o700

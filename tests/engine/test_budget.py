@@ -252,6 +252,27 @@ def test_the_amount_that_a_refusal_names_is_enough(case: str, form: str, checkpo
     assert len(sessions) == 3
 
 
+@pytest.mark.parametrize("case", ["llama_a", "qwen3_moe_a", "v4_a"])
+def test_the_context_that_a_refusal_names_is_the_longest_that_fits(case: str, checkpoint: Checkpoints) -> None:
+    planned = describe(checkpoint(case)).plan(64)
+    ram = planned.least_bytes + 1000
+    with pytest.raises(DoesNotFit, match=r"or take a smaller model; `ctx` \d+ fits$") as refused:
+        load(checkpoint(case), ram=ram, ctx=planned_limit(checkpoint(case)))
+    fits = int(str(refused.value).split("`ctx` ")[1].split()[0])
+    model = load(checkpoint(case), ram=ram, ctx=fits)
+    session = model.session(fits)
+    with pytest.raises(DoesNotFit, match=r"a context of \d+ tokens needs"):
+        load(checkpoint(case), ram=ram, ctx=fits).session(planned_limit(checkpoint(case)))
+    session.close()
+    with pytest.raises(DoesNotFit, match=r"`ctx` \d+ fits$") as refused:
+        model.session(planned_limit(checkpoint(case)))
+    model.session(int(str(refused.value).split("`ctx` ")[1].split()[0]))
+
+
+def planned_limit(folder: Path) -> int:
+    return describe(folder).spec.context
+
+
 def test_answers_that_are_not_read_to_their_end_give_back_their_memory(tmp_path: Path) -> None:
     """Though their session is part of a cycle that was not collected yet."""
     folder = tiny.write_model("qwen3_moe_a", tmp_path / "model")

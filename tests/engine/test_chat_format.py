@@ -15,6 +15,7 @@ from numoe.engine.chat.formats import chat_format
 from numoe.engine.chat.formats.deepseek_v4 import ASSISTANT, BOS, EOS, MAX_EFFORT, REMINDER, USER, DeepSeekV4Chat
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.prompt import encode
+from numoe.engine.chat.template import Renderer
 from numoe.engine.chat.thinking import ThinkSplitter, opens_thinking, split_thinking, tags_of
 from numoe.engine.text.tags import DSML, TAGS
 from numoe.engine.text.tokenizer import Tokenizer
@@ -216,7 +217,14 @@ def test_blocks_are_trimmed_and_loops_controlled() -> None:
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion depth"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{{ 2.0 ** 100000 }}", "out of range"),
-        ("{{ 'a'.center(10 ** 15) }}", "conversation: MemoryError;"),
+        ("{{ 'a'.center(10 ** 15) }}", "it takes too much memory;"),
+        ("{{ '%999999999d' % 1 }}", "it takes too much memory;"),
+        ("{{ '{:999999999}'.format(1) }}", "it takes too much memory;"),
+        ("{{ [1] | batch(10 ** 9, 'x') | list }}", "it takes too much memory;"),
+        ("{{ range(99999) | list | tojson(indent=10 ** 9) }}", "it takes too much memory;"),
+        ("{% set ns = namespace(s='ab') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}", "memory;"),
+        ("{% for i in range(2000) %}{{ messages[0].content * 1000 }}{% endfor %}", "it writes far more text than"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it takes too long;"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
         ("{{ nothing.at.all }}", "'nothing' is undefined"),
         ("{{ raise_exception('one\ntwo \x1b[31m' + 'x' * 9999) }}", r"one two \?\[31mx{187};"),
@@ -235,11 +243,19 @@ def test_failing_templates_speak_for_themselves(template: str, sentence: str) ->
         "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
         "{{ " + "9" * 5000 + " }}",
         "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
+        "{{ 2 ** 4000000000 }}",
     ],
 )
 def test_invalid_templates_are_refused_when_loaded(template: str) -> None:
     with pytest.raises(InputError, match=r"chat template is not valid \(.{10,200}\); go without it"):
         jinja(template)
+
+
+def test_after_a_template_that_was_ended_others_are_rendered() -> None:
+    for _ in range(2):
+        with pytest.raises(InputError, match="not valid"):
+            jinja("{{ 2 ** 4000000000 }}")
+        assert jinja("{{ messages[0].content }}").render([user("\ud83d\n\u4e2d")]) == "\ud83d\n\u4e2d"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_template() -> None:
@@ -533,3 +549,26 @@ def test_a_file_in_the_folder_is_a_chat_format(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(formats, "FORMATS", formats.found())
     names = [type(chat_format("x", vocabulary(template))).__name__ for template in ("{{ 'a' | upper }}", "a")]
     assert names == ["Shouting", "JinjaChat"]
+
+
+def test_arguments_of_tools_that_nest_without_end_are_text() -> None:
+    deep = "[" * 100_000
+    text = f'a\n\n<{DSML}tool_calls>\n<{DSML}invoke name="f">\n<{DSML}parameter name="x" string="false">{deep}'
+    text += f"</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}tool_calls>"
+    parsed = DeepSeekV4Chat().parse(text, thinking=False)
+    assert (parsed["content"], parsed["tool_calls"]) == (text, [])
+    call = {"type": "function", "function": {"name": "f", "arguments": deep}}
+    with pytest.raises(InputError, match="tool call 'f' are not valid JSON"):
+        DeepSeekV4Chat().render([user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_templates_that_cannot_be_rendered_by_a_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = jinja("{{ messages }}")
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InputError, match="refused the conversation: what it is given is nested too deeply"):
+        chat.render([{"role": "user", "content": deep}])
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(InputError, match=r"^/nowhere/python cannot be started to render"):
+        Renderer().render("x", None)

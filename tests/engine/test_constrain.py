@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import reduce
 from typing import Any
 
 import jsonschema
@@ -189,6 +190,9 @@ def test_a_vocabulary_that_lacks_a_character_is_refused(tokenizers: dict[str, To
         ({"const": -(1 << 63)}, "const has -9223372036854775808, and only numbers up to 2**53"),
         ({"properties": {"a": {"enum": [1, {"b": [1 << 64]}]}}}, "enum has 18446744073709551616"),
         ({"multipleOf": 2147483647}, "multipleOf is 2147483647, which takes too long"),
+        (reduce(lambda inner, _: {"items": inner}, range(3000), {}), "it is nested too deeply"),
+        ({"enum": ["word" * 10] * 20_000}, "it has 8"),
+        ({"const": "\ud800"}, "hex escape"),
         ({"items": {"multipleOf": 997, "allOf": [{"multipleOf": 991}]}}, "multipleOf is 997 with 991"),
     ],
 )
@@ -208,6 +212,14 @@ def test_other_forms_that_are_none() -> None:
         regex_grammar("a(")
     with pytest.raises(InputError, match="look-around"):
         regex_grammar("a(?=b)")
+    with pytest.raises(InputError, match="surrogates"):
+        regex_grammar("\ud800")
+    with pytest.raises(InputError, match=r"it has [0-9]+ characters; shorten it"):
+        regex_grammar("ab" * 300_000)
+    with pytest.raises(InputError, match="there are 100000 choices"):
+        choice_grammar(["a"] * 100_000)
+    with pytest.raises(InputError, match="the list of choices cannot be used"):
+        choice_grammar(["\ud800"])
     with pytest.raises(InputError, match="choice is empty"):
         choice_grammar(["a", ""])
     with pytest.raises(InputError, match="choice is empty"):

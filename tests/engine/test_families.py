@@ -161,6 +161,9 @@ def test_unknown_model_types_are_named_with_the_known_ones() -> None:
         ("Qwen__Qwen3-30B-A3B", {"num_attention_heads": 33}, "33 attention heads cannot share 4"),
         ("Qwen__Qwen3-30B-A3B", {"vocab_size": -1}, '"vocab_size" must be a positive integer'),
         ("Qwen__Qwen3-30B-A3B", {"rms_norm_eps": "small"}, '"rms_norm_eps" must be a positive number'),
+        ("Qwen__Qwen3-30B-A3B", {"rms_norm_eps": 1e20}, r'"rms_norm_eps" is 1e\+20, and only 0 to 1 makes sense'),
+        ("Qwen__Qwen3-30B-A3B", {"rope_theta": 1}, r'"rope_theta" is 1, and only 2 to 1e\+15 makes sense'),
+        ("Qwen__Qwen3-30B-A3B", {"tie_word_embeddings": "no"}, '"tie_word_embeddings" must be true or false, not'),
         (
             "nvidia__NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
             {"hybrid_override_pattern": "MEX" + 49 * "M"},

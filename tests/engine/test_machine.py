@@ -285,13 +285,16 @@ def test_a_folder_that_is_gone_is_no_obstacle(tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
-    """Whoever starts another one: `machine._probe` shows how."""
+    """Whoever starts another one asks `python.isolated` how."""
     for part in ("cli", "engine", "quant"):
         folder = Path(str(import_module(f"numoe.{part}").__file__)).parent
         for file in folder.rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            if "sys.executable" in text or "subprocess." in text:
-                assert (file.name, text.count("sys.executable"), text.count('"-EPc"')) == ("machine.py", 1, 1)
+            if file.name == "python.py":
+                assert (text.count("sys.executable"), text.count('"-EPc"')) == (1, 1)
+            else:
+                assert "sys.executable" not in text, file
+                assert text.count("subprocess.run(") + text.count("subprocess.Popen(") == text.count("isolated("), file
 
 
 @pytest.mark.parametrize("spoil", [lambda text: text[:50], lambda text: "[]", lambda text: text.replace("numpy", "n")])

@@ -454,6 +454,22 @@ def test_byte_order_marks_and_other_encodings(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {3, BACKEND.token_to_id("</s>")} and tokenizer.chat_template == "one\n"
 
 
+def test_normalizers_that_multiply_text_are_refused(tmp_path: Path) -> None:
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}
+    steps = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Sequence", "normalizers": [step] * 9}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(BACKEND.to_str()) | {"normalizer": steps}), "utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json makes 1\.95e\+15 characters of one"):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_with_gaps_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    spec = json.loads(BACKEND.to_str())
+    spec["model"]["vocab"] |= {"zz": (1 << 31) - 1}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
+    with pytest.raises(InputError, match="a token with the id 2147483647"):
+        load_tokenizer(tmp_path).encode("<s>", special=False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -65,16 +65,19 @@ def test_every_file_that_is_wrong_is_named(folder: Path, command: Run) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "other.bin").write_text("")
     (folder / ".DS_Store").write_text("")
+    (folder / ".config.json.0a1b2c3d.part").write_text("")
     code, out, _ = command("verify", str(folder))
     assert code == 1
     assert out.splitlines() == [
         f"damaged: {folder / 'model.safetensors'}",
         f"missing: {folder / 'config.json'}",
+        f"extra: {folder / '.config.json.0a1b2c3d.part'}",
         f"extra: {folder / 'inner' / 'other.bin'}",
         f"extra: {folder / 'stranger.txt'}",
     ]
     document = json.loads(command("verify", str(folder), "--json")[1])
-    assert (document["damaged"], document["extra"]) == (["model.safetensors"], ["inner/other.bin", "stranger.txt"])
+    assert document["damaged"] == ["model.safetensors"]
+    assert document["extra"] == [".config.json.0a1b2c3d.part", "inner/other.bin", "stranger.txt"]
     code, _, err = command("verify", str(folder), "--repair")
     assert code == 1
     assert "was not pulled; make it anew with `numoe quantize`" in err

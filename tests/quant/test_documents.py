@@ -83,3 +83,8 @@ def test_a_file_system_without_locks_is_written_all_the_same(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(tmp_path / "chat.json", "the chat"):
         pass
+
+
+def test_what_an_error_quotes_is_cut() -> None:
+    said = str(InputError("config.json: " + "x" * 10**6 + "; fetch it again"))
+    assert len(said) < 1500 and said.startswith("config.json: x") and said.endswith("x; fetch it again")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +127,28 @@ def test_logits_have_the_same_bits_with_any_number_of_threads(model: Callable[[s
         threads.use(count)
         results.append(model(case).session(256).feed(ids))
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "cores"),
+    [
+        ("0::/a/b", {}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000"}, 8),
+        ("0::/a/b", {"a/b/cpu.max": "200000 100000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "250000 100000", "a/cpu.max": "150000 50000"}, 2),
+        ("0::/a/b", {"a/b/cpu.max": "10000 100000"}, 1),
+        ("0::/a/b", {"a/b/cpu.max": "10000 0", "a/cpu.max": "-1 5 6", "cpu.max": ""}, 8),
+        ("0::/../x", {"cpu.max": "300000 100000"}, 3),
+        ("4:cpu,cpuacct:/d/e\n0::/", {"cpu/d/cpu.cfs_quota_us": "400000", "cpu/d/cpu.cfs_period_us": "100000"}, 4),
+        ("4:cpu,cpuacct:/d", {"cpu/d/cpu.cfs_quota_us": "-1", "cpu/d/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores_are_those_that_groups_give_time_for(
+    group: str, files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    there = {"proc/self/cgroup": group} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in there.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert threads.usable_cores(tmp_path) == cores

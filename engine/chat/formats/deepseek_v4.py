@@ -15,6 +15,7 @@ from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.thinking import ThinkSplitter, split_thinking
 from numoe.engine.text.tags import DSML
 from numoe.engine.text.tokenizer import Tokenizer
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -133,8 +134,8 @@ def split_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
             if name in arguments:
                 return text, []
             try:
-                arguments[name] = value if is_string == "true" else json.loads(value)
-            except ValueError:
+                arguments[name] = value if is_string == "true" else parse_json(value, name)
+            except InputError:
                 return text, []
         closing = _END_INVOKE.match(text, position)
         if closing is None:
@@ -228,8 +229,8 @@ def _invocation(call: Mapping[str, Any]) -> str:
     name, arguments = function.get("name"), function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
+            arguments = parse_json(arguments, "what it has")
+        except InputError as error:
             raise InputError(f"The arguments of the tool call {name!r} are not valid JSON ({error}).") from error
     if not isinstance(arguments, Mapping):
         raise InputError(f"The arguments of the tool call {name!r} are not a JSON object.")
