@@ -118,6 +118,13 @@ class Setting:
             return tuple(given or ())
         return given if given is None or self.parse is None else self.parse(given)
 
+    @property
+    def bounds(self) -> str:
+        """What a number can be, behind its help."""
+        if self.least is None:
+            return ""
+        return f" From {self.least:g} " + ("on." if self.most is None else f"to {self.most:g}.")
+
     def read(self, text: str, named: str, none: str = "") -> Any:
         """The value that a text stands for.
 
@@ -130,7 +137,9 @@ class Setting:
         """
         none = none if self.default is None else ""
         if none and text == none:
-            return None
+            return () if self.kind == list[str] else None
+        if self.kind == list[str]:
+            return (text,)
         try:
             return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
         except (KeyError, ValueError):
@@ -191,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
     _filling("max_tokens", int, "Most tokens in an answer; else until it ends.", "ending", short="-n", metavar="N",
              least=0, may=May.ANYWHERE),
     _filling("stop", list[str], "End the answer before this text. Can be repeated.", "ending", metavar="TEXT",
-             may=May.LINE),
+             may=May.LINE | May.TALK),
     _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, field="temperature"),
     _sampling("top_p", float, "Keep the likeliest tokens up to this sum; 1 is off.", default=1.0, least=0, most=1),
     _sampling("top_k", int, "Keep so many of the likeliest; 0 is off.", default=0, least=0),
@@ -235,6 +244,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
     Setting("json", bool, "Print one JSON document.", default=False),
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
