@@ -244,6 +244,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("verbose", bool, "Tell how the answer is sampled, and what that follows from.", default=False),
     Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
     Setting("json", bool, "Print one JSON document.", default=False),
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
@@ -275,6 +276,16 @@ class Options(dict[str, Any]):
 
     stated: Mapping[str, Any] = {}
     """Those that the command line gives itself."""
+    chosen: Mapping[str, Any] = {}
+    """Those that the user gives in any way: also by config.toml and NUMOE_*."""
+
+    def recommend(self, own: Mapping[str, Any]) -> None:
+        """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
+        from numoe.engine import Sampling
+
+        for name, setting in in_group("sampling").items() if own else ():
+            if name not in self.chosen and name != "seed":
+                self[name] = own.get(setting.field, getattr(Sampling(), setting.field))
 
 
 def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -293,7 +304,9 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:
             options = Options({name: setting.value(values[name]) for name, setting in taken.items()})
-            options.stated = {name: value for name, value in options.items() if _on_command_line(context, name)}
+            options.stated = {name: value for name, value in options.items() if _source(context, name) == "COMMANDLINE"}
+            given = ("COMMANDLINE", "DEFAULT_MAP")
+            options.chosen = {name: value for name, value in options.items() if _source(context, name) in given}
             command(**{name: values[name] for name in own}, options=options)
 
         first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -307,9 +320,9 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
     return made
 
 
-def _on_command_line(context: typer.Context, name: str) -> bool:
+def _source(context: typer.Context, name: str) -> str:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return "" if source is None else source.name
 
 
 def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -173,7 +173,9 @@ class Talk:
                 self._answered = True
                 self._keep()
         session = conversation.session
-        if answer.turn.finish_reason == "length":
+        if answer.turn.finish_reason == "repetition":
+            self.output.note("Stopped: the answer repeats itself without end. /more goes on all the same.")
+        elif answer.turn.finish_reason == "length":
             full = session.position == session.context
             self.output.note(("The context is full." if full else "Cut off at max_tokens.") + " /more goes on.")
         used = f"context {session.position}/{session.context}"

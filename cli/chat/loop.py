@@ -79,6 +79,7 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
     path: its file, which need not be there yet. model: another one than it had.
     """
     from numoe.cli.chat.commands import model_name
+    from numoe.engine import describe
     from numoe.engine.chat.files import Chat, chats
     from numoe.engine.home import lookup
 
@@ -91,6 +92,7 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
             )
     else:
         chat = Chat(_last_model(chats(), note) if model is None else model)
+        options.recommend(describe(chat.model).sampling)
     if model is not None:
         chat = replace(chat, model=model_name(model))
     return replace(chat, settings=filled(chat.settings, options.stated if resumed else options))

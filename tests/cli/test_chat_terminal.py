@@ -249,7 +249,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert questions(tmp_path) == ["B and ZC"]
     assert "error: the last answer is whole" in chat.ask("/more", r"error.*\n>$")
 
-    assert "error: top_p is 3.0; give a value" in chat.ask("/set top_p 3", r"error[\s\S]*\n>$")
+    assert "error: top_p takes a number from 0 to 1, not 3.0" in chat.ask("/set top_p 3", r"error[\s\S]*\n>$")
     assert "error: there is no setting colour" in chat.ask("/set colour 3", r"error[\s\S]*\n>$")
     assert "error: top_k takes a whole number" in chat.ask("/set top_k x", r"error.*\n>$")
     assert "error: /set ctx 99999 is not possible" in chat.ask("/set ctx 99999", r"error.*\n>$")
