@@ -155,7 +155,8 @@ class Answer(Iterator[tuple[str, str]]):
             self._end_thinking()
             for piece in generation:
                 yield from self._taken(splitter.push(piece) if splitter else [("text", piece)])
-                looped = repeats([token.id for token in generation.tokens[-_LEAST_REPEATED:]])
+                if len(generation.tokens) >= _LEAST_REPEATED:
+                    looped = repeats([token.id for token in generation.tokens[-_LEAST_REPEATED:]])
                 if self._stop.stopped or looped:
                     break
                 self._end_thinking()
