@@ -299,7 +299,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert re.search(r"mine +[\d-]+ [\d:]+, 2 turns, tiny", listed) and re.search(r"another +.*, 1 turn, tiny", listed)
     chat.clear()
     chat.send("/lo").send("\t").wait("/load$").send(" mi\t").wait("mine$").send("\r")
-    chat.wait(r"2 turns, \d+ tokens, of which \d+ are restored\.\n>$")
+    chat.wait(r"2 turns, \d+ tokens, of which \d+ are restored\.[\s\S]*\n>$")
     assert "nine" in chat.ask("Go on")
     assert json.loads((tmp_path / "chats" / "mine.json").read_text())["turns"][-1]["question"] == "Go on"
     assert "error: there is no folder or file" in chat.ask("/model nowhere", r"error[\s\S]*\n>$")
