@@ -17,9 +17,12 @@ from numoe.cli.settings import Options, spelled, takes
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numoe.engine import Description, Plan
     from numoe.engine.hub.repository import Repository
     from numoe.engine.measure.machine import Forecast, Machine
+    from numoe.quant.stored.checkpoint import Checkpoint
 
 _CONTEXTS = 8192, 32768
 
@@ -60,7 +63,13 @@ def fit(model: arguments.Model, options: Options) -> None:
         output.status(f"reading the headers of {model}")
         path, remote = home.lookup(model), None
         if path is not None:
-            description = describe(path)
+            try:
+                description = describe(path)
+            except InputError as reason:
+                if not path.is_file() or (checkpoint := _opened(path)) is None:
+                    raise
+                _tell_totals(output, model, checkpoint, 0, spelled(str(reason)), json)
+                raise typer.Exit(2) from None
         elif is_hub_id(model):
             remote = repository(model, wait=wait)
             try:
@@ -68,7 +77,9 @@ def fit(model: arguments.Model, options: Options) -> None:
             except HubError:
                 raise
             except InputError as reason:
-                _tell_totals(output, remote, spelled(str(reason)), json)
+                checkpoint = remote.checkpoint()
+                download = sum(info.nbytes for info in checkpoint.tensors.values())
+                _tell_totals(output, remote.repo_id, checkpoint, download, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
         else:
             raise home.unknown(model)
@@ -239,21 +250,31 @@ def _tell_the_way(output: Output, model: str, columns: dict[str, _Column]) -> No
     output.text(f"numoe pull {model} --quant {best}")
 
 
-def _tell_totals(output: Output, remote: Repository, reason: str, json: bool) -> None:
+def _opened(path: Path) -> Checkpoint | None:
+    """A file whose tensors can be listed, if it is one."""
+    from numoe.quant.stored.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(path)
+    except InputError:
+        return None  # what is wrong with it has been said
+
+
+def _tell_totals(output: Output, name: str, checkpoint: Checkpoint, download: int, reason: str, json: bool) -> None:
     """What can be said of a model that numoe does not run."""
     from numoe.engine.plan import format_bytes
 
     dtypes: Counter[str] = Counter()
-    for info in remote.checkpoint().tensors.values():
+    for info in checkpoint.tensors.values():
         dtypes[info.dtype] += info.nbytes
-    download = dtypes.total()
+    total, what = dtypes.total(), "to download and on disk" if download else "on disk"
     output.clear_status()
     if json:
-        document = {"model": remote.repo_id, "download_bytes": download, "formats": {}, "dtypes": dict(dtypes)}
+        document = {"model": name, "download_bytes": download, "formats": {}, "dtypes": dict(dtypes)}
         output.document(document | {"unsupported": reason})
         return
-    output.text(remote.repo_id)
-    output.text(f"{download:,} bytes to download and on disk ({format_bytes(download)})")
+    output.text(name)
+    output.text(f"{total:,} bytes {what} ({format_bytes(total)})")
     output.text()
     output.table([(dtype, format_bytes(nbytes)) for dtype, nbytes in dtypes.most_common()], numbers=[1])
     output.text()

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from numoe.engine.families import family, from_gguf
 from numoe.engine.families.common import drafting_layers
-from numoe.engine.families.gguf import ROPE_FREQS
+from numoe.engine.families.gguf import DIVISORS
 from numoe.engine.families.names import Family, Source
-from numoe.engine.families.quantization import SIDE_FILE, fp8_block, refuse_foreign
 from numoe.engine.home import locate
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
@@ -32,6 +31,7 @@ from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
+from numoe.quant.stored.quantization import SIDE_FILE, Convention, read_quantization, refuse_foreign
 
 if TYPE_CHECKING:
     from numoe.engine.chat.format import ChatFormat
@@ -172,14 +172,15 @@ def describe(model: str | Path) -> Description:
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
         shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
-        divisors = checkpoint[ROPE_FREQS].array().ravel().tolist() if ROPE_FREQS in shapes else None
+        of_rope = [checkpoint[name].array().ravel().tolist() for name in DIVISORS if name in shapes]
+        divisors = of_rope[0] if of_rope else None
         return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
     side = path / SIDE_FILE
-    kind, spec, block = _read(config, read_object(side) if side.exists() else None)
-    return arrange(path, config, kind, spec, open_checkpoint(path, block))
+    kind, spec, convention = _read(config, read_object(side) if side.exists() else None)
+    return arrange(path, config, kind, spec, open_checkpoint(path, convention))
 
 
 def describe_repository(repository: Repository) -> Description:
@@ -192,15 +193,20 @@ def describe_repository(repository: Repository) -> Description:
     side = None
     if SIDE_FILE in repository.files:
         side = parse_json(repository.read(SIDE_FILE), f"{repository.repo_id}/{SIDE_FILE}")
-    kind, spec, block = _read(config, side if isinstance(side, dict) else None)
-    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(block))
+    kind, spec, convention = _read(config, side if isinstance(side, dict) else None)
+    return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(convention))
 
 
-def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, tuple[int, int]]:
-    """The family and spec of a config.json, and the block size of FP8 weights; side: what `SIDE_FILE` holds."""
+def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
+    """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
     kind = family(config.get("model_type"))
-    block = fp8_block(config, side)
-    return kind, kind.spec(config), block
+    convention = read_quantization(config, side)
+    if convention.name == "MLX" and not kind.mlx:
+        raise InputError(
+            f"MLX stores other weights of {config.get('model_type')} than its authors do, and numoe does not know "
+            "which: take a release of the model in another format"
+        )
+    return kind, kind.spec(config), convention
 
 
 def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
@@ -213,8 +219,6 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
     config_name = "the file's metadata" if path.is_file() else "config.json"
-    if not path.is_file():
-        refuse_foreign(checkpoint.tensors, path)
     if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
@@ -226,6 +230,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         found = next((source for source in sources if _holds(checkpoint, source)), None)
         if found is None:
             first = next(kind.sources(name, layer, tensor.expert))
+            refuse_foreign(checkpoint.names(), path)
             raise InputError(
                 f"{path}: tensor {first.name} is missing, which {config_name} asks for; check that all files "
                 "of the model are there and belong together"
@@ -260,10 +265,10 @@ def _place(
     want[axis] = sum(lengths)
     if source.stacked:
         want.insert(0, experts)
-    stored = checkpoint[source.name]
+    stored = checkpoint[source.name].fitted(want)
     if source.flat:
         stored = stored.flat()
-    if source.transposed:
+    if source.transposed and not (source.either and list(stored.shape) == want):
         stored = stored.turned()
     found = list(stored.shape)
     same = found == want if axis == 0 else [n for n in found if n > 1] == [n for n in want if n > 1]
@@ -305,6 +310,7 @@ def _refuse_leftovers(
         number = re.search(r"\blayers\.(\d+)\.", name)
         if number and layers <= int(number[1]) < layers + drafting:
             continue
+        refuse_foreign([name], path)
         raise InputError(
             f"{path}: tensor {name} is not part of {spec.family} as {config_name} describes it; "
             "numoe does not run this variant yet"

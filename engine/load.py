@@ -12,8 +12,10 @@ from numoe.engine.budget import Budget
 from numoe.engine.description import Description, describe
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.weights import Weights
+from numoe.engine.measure import machine
 from numoe.engine.model import Memory, Model
 from numoe.engine.plan import Plan, Verdict
+from numoe.quant.compute.kernels import use_block
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import InputError
@@ -49,6 +51,8 @@ def load(
     if threads is not None and threads < 1:
         raise InputError(f"`threads` must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
+    if measured := machine.known():
+        use_block(measured.block)
     description = model if isinstance(model, Description) else describe(model)
     experts = _experts_on_disk(description)
     planned = description.plan(ctx)

@@ -29,7 +29,7 @@ NAMES = {
     "self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b", "self_attn.q_a_layernorm": "attn_q_a_norm",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b", "self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b",
-    "mlp.gate.e_score_correction": "exp_probs_b",
+    "mlp.gate.e_score_correction": "exp_probs_b", "block_sparse_moe.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
@@ -40,12 +40,35 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # Ling
+    "model.word_embeddings": "token_embd", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+    "attention.query_layernorm": "attn_q_norm", "attention.key_layernorm": "attn_k_norm",
+    # Hunyuan
+    "mlp.router.gate": "ffn_gate_inp", "mlp.gate.wg": "ffn_gate_inp",
+    "mlp.shared_mlp.gate_proj": "ffn_gate_shexp", "mlp.shared_mlp.up_proj": "ffn_up_shexp",
+    "mlp.shared_mlp.down_proj": "ffn_down_shexp",
+    "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm",
+    # Gemma
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1", "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2", "layer_scalar": "layer_output_scale", "rope_freqs": "rope_freqs",
+    **{f"rope_factors_{n}": f"rope_factors_{n}" for n in ("short", "long")},
+    "router.proj": "ffn_gate_inp", "router": "ffn_gate_inp", "experts.down_proj": "ffn_down_exps",
+    "experts.gate_up_proj": "ffn_gate_up_exps",
+    # LFM2, Llama 4
+    "model.embedding_norm": "token_embd_norm", "operator_norm": "attn_norm", "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj",
     # gpt-oss
-    "self_attn": "attn_sinks",
+    "self_attn": "attn_sinks",  # and MiMo-V2
     # Mamba-2, and layers of one norm
     "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out", "norm": "attn_norm",
     "mlp.fc1_latent_proj": "ffn_latent_down", "mlp.fc2_latent_proj": "ffn_latent_up",
+    # Kimi Delta Attention
+    **{f"self_attn.{n}_conv1d": f"ssm_conv1d_{n}" for n in "qkv"}, "self_attn.b_proj": "ssm_beta",
+    "self_attn.f_proj": "ssm_f_a", "self_attn.f_a_proj": "ssm_f_a", "self_attn.f_b_proj": "ssm_f_b",
+    "self_attn.g_proj": "ssm_g_a", "self_attn.g_a_proj": "ssm_g_a", "self_attn.g_b_proj": "ssm_g_b",
+    "self_attn.o_norm": "ssm_norm", "self_attn.dt": "ssm_dt", "self_attn.head_gate": "attn_gate",
 }  # fmt: skip
 
 
@@ -73,6 +96,7 @@ def together(tensors: Arrays) -> Arrays:
     out: Arrays = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
+        name = name.replace("language_model.", "")
         one = re.fullmatch(r"(.+\.layers\.\d+)\.\w+\.experts\.(\d+)\.(\w+)\.weight", name)
         if one:
             stack = f"{one[1]}.mlp.experts.{words.get(one[3], one[3])}.weight"
@@ -82,6 +106,8 @@ def together(tensors: Arrays) -> Arrays:
                 out[name.replace("gate_up_proj", f"{part}_proj.weight")] = half
         else:
             name = f"{name}.weight" if name.endswith("experts.down_proj") else name
+            name = name.replace("attention_sink_bias", "weight").replace("mlp.expert_bias", "mlp.gate.expert_bias")
+            name = name.replace("expert_bias", "e_score_correction_bias")
             out[name.replace("correction_bias", "correction.bias")] = values
     return out | {name: np.stack([stack[e] for e in range(len(stack))]) for name, stack in stacks.items()}
 
@@ -133,6 +159,27 @@ def as_qwen35(tensors: Arrays, config: dict[str, Any]) -> Arrays:
             values = values + 1
         out[name] = values.squeeze()
     return out
+
+
+def as_kda(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Released names said as usual; what decays are made of differs."""
+    words = {
+        ".block_sparse_moe.": ".mlp.", "model.word_embeddings": "model.embed_tokens", ".attention.": ".self_attn.",
+        "self_attn.dense": "self_attn.o_proj", "expert_bias": "e_score_correction_bias", "dt_bias": "dt.bias",
+    }  # fmt: skip
+    out: Arrays = {}
+    for name, values in tensors.items():
+        for theirs, ours in words.items():
+            name = name.replace(theirs, ours)
+        if name.endswith("A_log"):
+            kimi = config["model_type"] == "kimi_linear"
+            values = -np.exp(values) if kimi else np.exp(values).reshape(-1, 1)
+        elif "conv1d" in name:
+            values = values.reshape(1, len(values), 1, -1)
+        elif name.endswith("g_proj.weight") and len(values) == config["num_attention_heads"]:
+            name = name.replace("g_proj", "head_gate")
+        out[name] = values
+    return as_deepseek2(out, config)
 
 
 def as_qwen3next(tensors: Arrays, config: dict[str, Any]) -> Arrays:
@@ -220,18 +267,96 @@ def as_gpt_oss(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out
 
 
+def as_gemma3(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    return {name: values + 1 if name.endswith("norm.weight") else values for name, values in tensors.items()}
+
+
+def as_gemma4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Pairs of full layers that do not turn have their frequencies divided by a lot."""
+    out: Arrays = {}
+    for name, values in tensors.items():
+        name = name if name.endswith((".weight", ".bias", ".scale", "_scale")) else f"{name}.weight"
+        out[name.replace("router.per_expert_scale", "experts.down_proj.scale")] = values
+    pairs = {len(values) // 2 for name, values in out.items() if name.endswith("k_norm.weight")}
+    turning = int(max(pairs) * config["rope_parameters"]["full_attention"]["partial_rotary_factor"])
+    return out | {"rope_freqs.weight": np.array([1] * turning + [1e30] * (max(pairs) - turning), np.float32)}
+
+
+def renamed(tensors: Arrays, words: Mapping[str, str]) -> Arrays:
+    out: Arrays = {}
+    for name, values in tensors.items():
+        for theirs, ours in words.items():
+            name = name.replace(theirs, ours)
+        out[name] = values
+    return out
+
+
+def as_lfm2(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Convolutions of one channel each, as a matrix."""
+    words = {
+        "self_attn.out_proj": "self_attn.o_proj", "q_layernorm": "q_norm", "k_layernorm": "k_norm",
+        ".ffn_norm": ".post_attention_layernorm", "feed_forward.expert_bias": "mlp.gate.e_score_correction_bias",
+        "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+        "feed_forward": "mlp",
+    }  # fmt: skip
+    out = together(renamed(tensors, words))
+    return {name: values.squeeze(1) if name.endswith("conv.conv.weight") else values for name, values in out.items()}
+
+
+def as_llama4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """Experts are stored (in, out)."""
+    words = {"feed_forward.router": "mlp.gate", "feed_forward.shared_expert.": "mlp.shared_experts.",
+             "feed_forward": "mlp"}  # fmt: skip
+    turned = {n: v.swapaxes(1, 2) if ".experts." in n else v for n, v in renamed(tensors, words).items()}
+    return together(turned) | llama3_divisors(config)
+
+
+def llama3_divisors(config: dict[str, Any]) -> Arrays:
+    rope = config["rope_parameters"]
+    if rope["rope_type"] != "llama3":
+        return {}
+    dim, low, high = config["head_dim"], rope["low_freq_factor"], rope["high_freq_factor"]
+    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
+    turns = rope["original_max_position_embeddings"] / waves
+    smooth = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)
+    divisors = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return {"rope_freqs.weight": divisors.astype(np.float32)}
+
+
+def as_phimoe(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    rope = config["rope_parameters"]
+    factors = {f"rope_factors_{n}.weight": f"{n}_factor" for n in ("short", "long") if f"{n}_factor" in rope}
+    out = together(renamed(tensors, {"block_sparse_moe": "mlp", "mlp.router": "mlp.gate"}))
+    return out | {name: np.array(rope[key], np.float32) for name, key in factors.items()}
+
+
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
-    "llama": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35, "gpt-oss": as_gpt_oss,
-    "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
+    "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
+    "gpt-oss": as_gpt_oss, "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
+    "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
+    "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda, "lfm2moe": as_lfm2, "llama4": as_llama4,
+    "phimoe": as_phimoe,
 }  # fmt: skip
+
+
+SPELLINGS = {
+    "model_max_length": "max_position_embeddings", "moe_renormalize": "norm_topk_prob", "num_expert_group": "n_group",
+    "num_experts_per_token": "num_experts_per_tok", "num_shared_experts": "n_shared_experts",
+}  # fmt: skip
+
+
+POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4")
+"""Architectures that call the norm after the attention so, whatever it is of."""
 
 
 def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     """What the metadata says below the architecture's name; None is left out."""
+    config = config | {ours: config[theirs] for theirs, ours in SPELLINGS.items() if theirs in config}
     c = config.get
     heads, kv_heads, hidden = c("num_attention_heads"), c("num_key_value_heads"), c("hidden_size")
-    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta")}
+    rope = c("rope_parameters") or (c("rope_scaling") or {}) | {"rope_theta": c("rope_theta", 10000.0)}
+    local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
     found = {
         "embedding_length": hidden,
         "block_count": c("num_hidden_layers"),
@@ -253,20 +378,20 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": float(rope["factor"]),
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
-            "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
+            "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
+            "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture == "glm4moe" or WAYS.get(architecture) is as_deepseek2:
+    if architecture in ("glm4moe", "bailingmoe2", "dots1") or WAYS.get(architecture) in (as_deepseek2, as_kda):
         found |= {
-            "leading_dense_block_count": c("first_k_dense_replace", 1),
-            "expert_shared_count": c("n_shared_experts", 1),
+            "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
+            "expert_shared_count": c("n_shared_experts", c("num_shared_experts", 1)),
             "expert_weights_scale": float(config["routed_scaling_factor"]),
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
             "expert_group_used_count": c("topk_group"),
             "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
         }
-    if WAYS.get(architecture) is as_deepseek2:
+    if WAYS.get(architecture) in (as_deepseek2, as_kda):
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
         found |= {
             "attention.head_count_kv": 1,
@@ -280,6 +405,15 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
         if rope.get("mscale_all_dim"):
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    if WAYS.get(architecture) is as_kda:
+        found |= {
+            "attention.head_count_kv": [int(kind == "full_attention") for kind in config["layer_types"]],
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "kda.head_dim": config["linear_head_dim"],
+            "kda.safe_gate": c("kda_safe_gate"),
+            "kda.gate_lower_bound": c("kda_lower_bound"),
+            "expert_shared_feed_forward_length": c("moe_intermediate_size") if "kda_lower_bound" in config else None,
+        }
     if "index_topk" in config:
         types = c("indexer_types")
         found |= {
@@ -287,6 +421,34 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "attention.indexer.key_length": c("index_head_dim"),
             "attention.indexer.top_k": c("index_topk"),
             "attention.indexer.types": types and [kind == "full" for kind in types],
+        }
+    if architecture in ("minimax-m2",):
+        found |= {"expert_feed_forward_length": c("intermediate_size"), "expert_gating_func": 2}
+    if architecture == "hy_v3":
+        found |= {
+            "expert_shared_feed_forward_length": c("moe_intermediate_size") * c("num_shared_experts"),
+            "expert_weights_norm": True,
+            "expert_weights_scale": config["router_scaling_factor"],
+            "expert_gating_func": 2,
+        }
+    if architecture == "hunyuan-moe":
+        width = c("intermediate_size")
+        found |= {
+            "expert_used_count": config["moe_topk"],
+            "expert_shared_count": 1,
+            "expert_feed_forward_length": width,
+            "expert_shared_feed_forward_length": width,
+        }
+    if architecture == "mimo2":
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        found |= {
+            "attention.head_count_kv": [kv_heads * (1 + one) for one in sliding],
+            "attention.sliding_window": config["sliding_window"],
+            "attention.sliding_window_pattern": sliding,
+            "attention.value_length": config["v_head_dim"],
+            "attention.value_scale": c("attention_value_scale"),
+            "rope.freq_base_swa": config["rope_parameters"]["sliding_attention"]["rope_theta"],
+            "expert_gating_func": 2,
         }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
@@ -340,9 +502,72 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "ssm.time_step_rank": config["mamba_num_heads"],
             "ssm.inner_size": config["mamba_num_heads"] * config["mamba_head_dim"],
         }
+    part = rope.get("partial_rotary_factor", c("partial_rotary_factor"))
+    if part is not None:
+        found["rope.dimension_count"] = int(config["head_dim"] * part)
+    found |= more_keys(config, architecture, rope)
     if "partial_rotary_factor" in rope:
         found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
+    if local:
+        found |= {"attention.sliding_window": c("sliding_window"), "rope.freq_base_swa": float(local["rope_theta"])}
+        found["final_logit_softcapping"] = c("final_logit_softcapping")
+    if architecture == "gemma4":
+        own = [c("per_layer_config").get(str(i), {}) for i in range(config["num_hidden_layers"])]
+        full = next(one["head_dim"] for one in own if one)
+        found |= {
+            "attention.key_length": full, "attention.value_length": full, "rope.dimension_count": full,
+            "attention.key_length_swa": c("head_dim"), "attention.value_length_swa": c("head_dim"),
+            "rope.dimension_count_swa": c("head_dim"), "expert_used_count": c("top_k_experts"),
+            "attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0,
+            "attention.sliding_window_pattern": [not one for one in own],
+        }  # fmt: skip
+        if any("num_key_value_heads" in one for one in own):
+            found["attention.head_count_kv"] = [one.get("num_key_value_heads", kv_heads) for one in own]
     return found
+
+
+def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -> dict[str, Any]:
+    """Those of architectures that have no others."""
+    c = config.get
+    if architecture == "lfm2moe":
+        return {
+            "attention.layer_norm_rms_epsilon": config["norm_eps"],
+            "attention.head_count_kv": [c("num_key_value_heads") * (kind != "conv") for kind in config["layer_types"]],
+            "shortconv.l_cache": config["conv_L_cache"],
+            "leading_dense_block_count": config["num_dense_layers"],
+            "expert_gating_func": 2,
+            "expert_weights_scale": float(config["routed_scaling_factor"]),
+        }
+    if architecture == "llama4":
+        return {
+            "feed_forward_length": config["intermediate_size_mlp"],
+            "expert_feed_forward_length": config["intermediate_size"],
+            "interleave_moe_layer_step": config["interleave_moe_layer_step"],
+        }
+    if architecture == "cohere2moe":
+        kinds, width, shared = config["layer_types"], config["intermediate_size"], config["num_shared_experts"]
+        return {
+            "attention.layer_norm_epsilon": c("layer_norm_eps"),
+            "feed_forward_length": c("prefix_dense_intermediate_size") or width,
+            "expert_feed_forward_length": width,
+            "expert_shared_count": shared,
+            "expert_shared_feed_forward_length": width * shared,
+            "expert_gating_func": 2 if c("expert_selection_fn") == "sigmoid" else 1,
+            "expert_weights_norm": c("norm_topk_prob"),
+            "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+            "attention.sliding_window": c("sliding_window"),
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in kinds],
+            "logit_scale": c("logit_scale"),
+            "rope.dimension_count": c("head_dim"),
+            "rope.scaling.type": "none",
+        }
+    if architecture == "phimoe":
+        return {
+            "attention.sliding_window": c("sliding_window") or 0,
+            "rope.scaling.original_context_length": rope.get("original_max_position_embeddings", 4096),
+            "rope.scaling.attn_factor": rope.get("short_mscale"),
+        }
+    return {}
 
 
 def write_gguf(
@@ -374,7 +599,7 @@ def write_gguf(
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
         bare = {"A_log": "ssm_a", "D": "ssm_d"}.get(kind)
         theirs = bare or NAMES[part]
-        if theirs == "ffn_norm" and architecture in ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next"):
+        if part == "post_attention_layernorm" and architecture in POST_NORMS:
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
     for name, values in {**change(named), **besides}.items():

@@ -15,6 +15,14 @@ from numoe.engine.families.names import Family, GgufFile
 from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
 
+_LACKING = {
+    "deepseek_v41": "DeepSeek-V4.1, whose Engram tables numoe cannot look up yet; DeepSeek-V4-Flash runs",
+    "qwen4_exp": "Qwen3.8-Flash-Next, whose residual streams numoe does not compute yet; Qwen3.6 runs",
+    "inkling2_loop": "Inkling 2 with looped layers, which numoe does not compute yet; take another model",
+}
+"""The `model_type`s that are known by name and not run, and what numoe lacks."""
+_LACKING_GGUF = {"deepseek41": "deepseek_v41", "qwen4exp": "qwen4_exp"}
+
 
 def _family_of(file: str) -> Family | None:
     """What a file of this folder calls FAMILY."""
@@ -49,6 +57,8 @@ def family(model_type: Any) -> Family:
                 return one
         if model_type in found():
             return found()[model_type]
+        if lacking := _LACKING.get(model_type.removesuffix("_text")):
+            raise InputError(f'config.json: model_type "{model_type}" is {lacking}')
     known = ", ".join(name for name in found() if name.removesuffix("_text") not in found().keys() - {name})
     raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
 
@@ -60,7 +70,7 @@ def from_gguf(
 
     Args:
         shapes: of its tensors by name.
-        divisors: the values of `gguf.ROPE_FREQS`, if it is among them.
+        divisors: the values of the first of `gguf.DIVISORS` that is among them.
 
     Raises:
         InputError: the architecture or one of its settings is not supported, or a key is missing.
@@ -76,6 +86,8 @@ def from_gguf(
     families = list({one.model_types: one for one in found().values()}.values())
     chosen = gguf.chosen(families, architecture, file)
     if chosen is None:
+        if lacking := _LACKING.get(_LACKING_GGUF.get(str(architecture), "")):
+            raise InputError(f'{path}: GGUF architecture "{architecture}" is {lacking}')
         known = ", ".join(sorted({one.architecture for family in families for one in family.gguf}))
         raise InputError(f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {known}')
     return gguf.read(*chosen, file)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from numoe.engine.families import common, kda, latent
 from numoe.engine.families.config import Config, shown
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Source
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.spec import ModelSpec
 
@@ -68,6 +70,17 @@ RELEASED = {
     "e_score_correction_bias": "expert_bias",
 }  # fmt: skip
 NAMES = common.also_called(kda.NAMES, RELEASED)
+_KEYS = {
+    "kda.safe_gate": "kda_safe_gate",
+    "kda.gate_lower_bound": "kda_lower_bound",
+    "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+}
+GGUF = kda.of_gguf(
+    "bailingmoe3",
+    _KEYS,
+    Source("ssm_a", made=np.negative),
+    {"kda.safe_gate": True, "expert_shared_feed_forward_length": None},
+)
 FAMILY = Family(
     "Ling-3.0-flash, tiny: Kimi Delta Attention, and gated latent attention",
     ("bailing_hybrid",),
@@ -75,4 +88,5 @@ FAMILY = Family(
     NAMES,
     DEFAULTS,
     common.IGNORED,
+    (GGUF,),
 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common
-from numoe.engine.families.config import Config, rope
-from numoe.engine.families.names import Family
+from numoe.engine.families import common, gguf
+from numoe.engine.families.config import MOST_LAYERS, Config, rope, shown
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Block, Kind
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import InputError
 
 FULL, SLIDING = common.FULL, common.SLIDING
 DENSE, SPARSE = "dense", "sparse"
@@ -108,8 +110,62 @@ def _feed_forwards(config: Config) -> list[Kind]:
 
 LAYER = common.GROUPED_QUERY | common.dense() | common.dense("mlp.shared_experts", "ffn.shared")
 LAYER |= {"ffn.router": "mlp.gate.weight", "parallel_norm": "input_layernorm.weight"}
-_TABLE = common.names(LAYER, experts="mlp.experts")
-NAMES = _TABLE | common.inside(_TABLE, {name: f"parallel.{name}" for name in ("attention.", "ffn.")})
+
+
+def _in_parallel(table: Names) -> Names:
+    return {**table, **common.inside(table, {name: f"parallel.{name}" for name in ("attention.", "ffn.")})}
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    layers, windows = config["num_hidden_layers"], file.keys.get("attention.sliding_window_pattern", 4)
+    if isinstance(windows, list):
+        if len(windows) < layers:
+            raise InputError(f"{file.path}: attention.sliding_window_pattern must tell of all {layers} layers")
+        config["layer_types"] = [SLIDING if window else FULL for window in windows[:layers]]
+    elif type(windows) is int and windows > 0:  # the first of so many is full
+        kinds = [SLIDING if i % windows else FULL for i in range(min(layers, MOST_LAYERS))]
+        config["layer_types"] = kinds
+    else:
+        raise InputError(f"{file.path}: attention.sliding_window_pattern is {shown(windows)}, no list and no number")
+    score = {0: "sigmoid", gguf.SIGMOID: "sigmoid", gguf.SOFTMAX: "softmax"}
+    gating = config["expert_selection_fn"]
+    config["expert_selection_fn"] = score.get(gating, gating) if type(gating) is int else gating
+    if gating == gguf.SOFTMAX:
+        gguf.expect(file, "expert_weights_norm", True)
+    gguf.expect(file, "rope.freq_base_swa", config["rope_theta"])
+    width, shared = config["intermediate_size"], config["num_shared_experts"]
+    if type(width) is type(shared) is int:
+        gguf.expect(file, "expert_shared_feed_forward_length", width * shared)
+
+
+NAMES = _in_parallel(common.names(LAYER, experts="mlp.experts"))
+GGUF = Gguf(
+    "cohere2moe",
+    _in_parallel(gguf.names({"parallel_norm": "attn_norm"})),
+    {
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+        "feed_forward_length": "prefix_dense_intermediate_size",
+        "expert_feed_forward_length": "intermediate_size",
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_shared_count": "num_shared_experts",
+        "expert_weights_norm": "norm_topk_prob",
+        "expert_gating_func": "expert_selection_fn",
+        "leading_dense_block_count": "first_k_dense_replace",
+        "attention.sliding_window": "sliding_window",
+        "logit_scale": "logit_scale",
+    },
+    optional={
+        "feed_forward_length": None,
+        "attention.layer_norm_epsilon": None,
+        "attention.layer_norm_rms_epsilon": None,
+        "expert_shared_count": 0,
+        "expert_weights_norm": False,
+        "expert_gating_func": 0,
+    },
+    unread=("attention.sliding_window_pattern", "rope.freq_base_swa", "expert_shared_feed_forward_length"),
+    settle=_settle,
+)
 FAMILY = Family(
     "Cohere's North-Mini-Code: attention beside the feed-forward",
     ("cohere2_moe",),
@@ -117,4 +173,5 @@ FAMILY = Family(
     NAMES,
     DEFAULTS,
     common.IGNORED,
+    (GGUF,),
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, shown
+from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, rope_of_kind, shown
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
@@ -67,12 +68,49 @@ def windowed(config: Config, attention: GroupedQueryAttention) -> list[GroupedQu
     return [of_kind[kind] for kind in kinds]
 
 
-def sparse_layers(config: Config) -> list[bool]:
-    """Which layers have experts: every `decoder_sparse_step`-th but for `mlp_only_layers`."""
-    step, dense = config.size("decoder_sparse_step"), config.listing("mlp_only_layers") or []
+def each_by_kind(
+    config: Config, ropes: Mapping[str, Any], *, partial_rope: bool = False
+) -> list[GroupedQueryAttention]:
+    """Of each layer, full or with a window as `layer_types` says, with the rope of its kind and a norm of heads.
+
+    ropes: the tables that stand for `rope_parameters` where those are left out.
+    partial_rope: they may say that only the first channels of a head are rotated.
+    """
+    layers = layer_count(config)
+    kinds = config.kinds("layer_types", layers, (FULL, SLIDING)) or [FULL] * layers
+    of_all = {key: config.take(key) for key in ("rope_theta", "partial_rotary_factor") if config.values.get(key)}
+    tables = {
+        kind: of_all | table if isinstance(table, dict) else table
+        for kind, table in (config.table("rope_parameters") or ropes).items()
+    }
+    of_kind = {
+        kind: grouped_query_attention(
+            config,
+            window=config.size("sliding_window") if kind == SLIDING else None,
+            head_norm=True,
+            biases=attention_biases(config),
+            turn=partial(rope_of_kind, tables=tables, kind=kind, part=1.0 if partial_rope else None),
+        )
+        for kind in dict.fromkeys(kinds)
+    }
+    config.ignore(["sliding_window"])  # where all layers are full
+    return [of_kind[kind] for kind in kinds]
+
+
+def sparse_layers(config: Config, dense: Sequence[int] = ()) -> list[bool]:
+    """Which layers have experts: every `decoder_sparse_step`-th but for `mlp_only_layers`, or `dense` without those."""
+    step, listed = config.size("decoder_sparse_step"), config.listing("mlp_only_layers")
+    dense = dense if listed is None else listed
     if wrong := [layer for layer in dense if type(layer) is not int]:
         raise config.refusal("mlp_only_layers", f"has {shown(wrong[0])}, which is not the number of a layer")
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
+
+
+def rotated_layers(config: Config) -> list[bool]:
+    """In which layers positions turn queries and keys: all but every `no_rope_layer_interval`-th, or as listed."""
+    layers, every = layer_count(config), config.size("no_rope_layer_interval")
+    listed = config.listing("no_rope_layers") and config.kinds("no_rope_layers", layers, (0, 1), longer=True)
+    return [one == 1 for one in listed] if listed else [(i + 1) % every != 0 for i in range(layers)]
 
 
 def check_heads(config: Config, heads: int, kv_heads: int) -> None:
@@ -147,7 +185,7 @@ def corrected_sigmoid(config: Config) -> Router:
         top_groups=config.size("topk_group"),
         group_score="top2",
         normalize=config.flag("norm_topk_prob"),
-        scale=config.number("routed_scaling_factor"),
+        scale=config.number("routed_scaling_factor", null=1.0),
     )
 
 

@@ -142,9 +142,9 @@ class Config:
             raise self.refusal(key, f"must be a whole number from 0, not {shown(value)}")
         return value
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, null: Any = _MISSING) -> float:
         """A positive number that float32 can hold."""
-        value = self.take(key)
+        value = self.take(key, null=null)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= 1e30:
             raise self.refusal(key, f"must be a positive number, not {shown(value)}")
         return float(value)
@@ -238,20 +238,39 @@ def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     return replace(made, **config.arranged.get("rope", {}))
 
 
-def partial_rope(config: Config, head_dim: int) -> Rope:
-    """Of the first channels of a head. The three kinds of positions that mrope_section tells apart are one in text."""
-    block = rope_block(config)
-    block.ignore(["mrope_section", "mrope_interleaved"])
-    source = block if block.values.get("partial_rotary_factor") is not None else config
-    dim = int(head_dim * source.number("partial_rotary_factor"))
+def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Rope:
+    """Of the first channels of a head.
+
+    part: how many of a head's they are where the config does not say it; None: as the family's defaults say.
+    """
+    return _first_channels(config, rope_block(config), head_dim, part)
+
+
+def rope_of_kind(
+    config: Config, head_dim: int, tables: Mapping[str, Any], kind: str, part: float | None = None
+) -> Rope:
+    """Of the layers of a kind, of `rope_parameters` that hold a table for each; `part` as in `partial_rope`, or all."""
+    if not isinstance(values := tables.get(kind), dict):
+        raise config.refusal("rope_parameters", f"has no table {kind}, and there are such layers")
+    block = nested(config, f"rope_parameters.{kind}", values)
+    if part is None:
+        return scaled_rope(config, block, head_dim, interleaved=False)
+    return _first_channels(config, block, head_dim, part)
+
+
+def _first_channels(config: Config, block: Config, head_dim: int, part: float | None) -> Rope:
+    source = next((one for one in (block, config) if one.values.get("partial_rotary_factor") is not None), None)
+    if source is not None or part is None:
+        part = (source or config).number("partial_rotary_factor")
+    dim = _turning(source or config, head_dim, part)
     return scaled_rope(config, block, dim, interleaved=False, whole=head_dim, first=True)
 
 
-def rope_of_kind(config: Config, head_dim: int, tables: Mapping[str, Any], kind: str) -> Rope:
-    """Of the layers of a kind, of `rope_parameters` that hold a table for each."""
-    if not isinstance(block := tables.get(kind), dict):
-        raise config.refusal("rope_parameters", f"has no table {kind}, and there are such layers")
-    return scaled_rope(config, nested(config, f"rope_parameters.{kind}", block), head_dim, interleaved=False)
+def _turning(source: Config, head_dim: int, part: float) -> int:
+    """How many channels of a head are rotated."""
+    if int(head_dim * part) > head_dim:
+        raise source.refusal("partial_rotary_factor", f"is {part}, and a head has no more than its channels")
+    return int(head_dim * part)
 
 
 def rope_block(config: Config) -> Config:
@@ -300,7 +319,8 @@ def scaled_rope(
     if dim % 2:
         raise InputError(f"{config.where}: rotary embeddings turn pairs of channels, and heads have {dim}")
     kind = block.take("rope_type", None if "rope_type" in block.values else "type")
-    block.ignore(["type", "finetuned"])
+    # The three kinds of positions that mrope_section tells apart are one in text.
+    block.ignore(["type", "finetuned", "mrope_section", "mrope_interleaved"])
     theta = block.number("rope_theta")
     if theta <= 1:
         raise block.refusal("rope_theta", f"must be above 1, not {theta}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config, nested, scaled_rope, shown
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
 from numoe.engine.layers.ffn import SwiGLU
@@ -46,6 +46,7 @@ DEFAULTS = common.DEFAULTS | {
     "partial_rotary_factor": 0.125,
 }
 _MOST_ITERATIONS = 1000
+_BLOCKS = {"attention": "attn", "ffn": "ffn"}
 
 
 def read(config: Config) -> ModelSpec:
@@ -177,7 +178,7 @@ def _names() -> Names:
     for ours, theirs in (("compressor", "compressor"), ("indexer.compressor", "indexer.compressor")):
         for a, b in {"ape": "ape", "kv": "wkv.weight", "gate": "wgate.weight", "norm": "norm.weight"}.items():
             local[f"attention.{ours}.{a}"] = f"attn.{theirs}.{b}"
-    for block, short in (("attention", "attn"), ("ffn", "ffn")):
+    for block, short in _BLOCKS.items():
         for part in ("fn", "base", "scale"):
             local[f"{block}_residual.{part}"] = f"hc_{short}_{part}"
     for part, w in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
@@ -199,11 +200,75 @@ def _names() -> Names:
     return {ours: tuple(Source(name) for name in theirs) for ours, theirs in names.items()}
 
 
+# What follows is llama.cpp's `deepseek4` (src/models/deepseek4.cpp, conversion/deepseek.py).
+_SQRT_SOFTPLUS = 4
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    if config["scoring_func"] == _SQRT_SOFTPLUS:
+        config["scoring_func"] = "sqrtsoftplus"
+    config["qk_rope_head_dim"] = file.keys.get("rope.dimension_count")
+    limits = [file.keys.get(f"swiglu_clamp_{part}") for part in ("exp", "shexp")]
+    said = {repr(one) for limit in limits for one in (limit if isinstance(limit, list) else [limit]) if one is not None}
+    if len(said) != 1:
+        raise InputError(f"{file.path}: swiglu_clamp_exp and swiglu_clamp_shexp must be one number for all layers")
+    config["swiglu_limit"] = limits[0][0] if isinstance(limits[0], list) and limits[0] else limits[0]
+    streams = file.keys.get("embedding_length_out")
+    if streams is not None and streams != config["hidden_size"] * config["hc_mult"]:
+        raise InputError(f"{file.path}: embedding_length_out is {shown(streams)}, not that of all streams together")
+
+
+def _gguf_names() -> Names:
+    below: dict[str, str | tuple[str | Source, ...]] = {
+        "attention.q_a": "attn_q_a", "attention.q_norm": "attn_q_a_norm", "attention.q_b": "attn_q_b",
+        "attention.kv": "attn_kv", "attention.kv_norm": "attn_kv_a_norm",
+        "attention.sink": ("attn_sinks.weight",), "attention.o_a": "attn_output_a", "attention.o_b": "attn_output_b",
+        "attention.indexer.q": "indexer.attn_q_b", "attention.indexer.weights": "indexer.proj",
+        "ffn.router_bias": ("exp_probs_b.bias", "exp_probs_b"), "ffn.router_table": ("ffn_gate_tid2eid.weight",),
+    }  # fmt: skip
+    for part in ("ape", "kv", "gate", "norm"):
+        below[f"attention.compressor.{part}"] = (f"attn_compressor_{part}.weight",)
+        spellings = "indexer_compressor", "indexer.compressor", "indexer.compress"
+        below[f"attention.indexer.compressor.{part}"] = tuple(f"{one}_{part}.weight" for one in spellings)
+    for part in ("fn", "base", "scale"):
+        below |= {f"{ours}_residual.{part}": (f"hc_{theirs}_{part}.weight",) for ours, theirs in _BLOCKS.items()}
+    head = {f"head_residual.{part}": (Source(f"output_hc_{part}.weight"),) for part in ("fn", "base", "scale")}
+    return {**gguf.names(below), **head}
+
+
+GGUF = Gguf(
+    "deepseek4",
+    _gguf_names(),
+    latent.INDEXER_KEYS
+    | {
+        "attention.q_lora_rank": "q_lora_rank",
+        "attention.sliding_window": "sliding_window",
+        "attention.output_group_count": "o_groups",
+        "attention.output_lora_rank": "o_lora_rank",
+        "attention.compress_rope_freq_base": "compress_rope_theta",
+        "attention.compress_ratios": "compress_ratios",
+        "hyper_connection.count": "hc_mult",
+        "hyper_connection.sinkhorn_iterations": "hc_sinkhorn_iters",
+        "hyper_connection.epsilon": "hc_eps",
+        "hash_layer_count": "num_hash_layers",
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_weights_norm": "norm_topk_prob",
+        "expert_gating_func": "scoring_func",
+    },
+    unread=("feed_forward_length", "rope.dimension_count", "swiglu_clamp_exp", "swiglu_clamp_shexp",
+            "embedding_length_out"),
+    settle=_settle,
+)  # fmt: skip
 FAMILY = Family(
     "DeepSeek-V4-Flash, V4-Pro: sliding, CSA and HCA attention, hyper-connections, hash and score routing",
     ("deepseek_v4",),
     read,
     _names(),
     DEFAULTS,
-    (r"(model\.)?mtp\..*", *common.IGNORED),
+    (r"(model\.)?mtp\..*", r"blk\.\d+\.exp_probs_b_vl\.bias", *common.IGNORED),
+    (GGUF,),
 )

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, rope_of_kind
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.block import Block, Layer
 from numoe.engine.layers.ffn import SwiGLU
 from numoe.engine.layers.norm import Norm
@@ -97,5 +97,41 @@ _PREFIXES = ("model.language_model.", "language_model.model.")
 NAMES = common.made(common.names(LAYER), r"(.*[_.])?norm", lambda weight: weight + 1)
 for _prefix in _PREFIXES:
     NAMES = common.also_below(NAMES, "model.", _prefix)
+GGUF_LAYER = {
+    "attention_post_norm": "post_attention_norm",
+    "ffn_post_norm": "post_ffw_norm",
+}
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    layers, hidden, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    windows = config["sliding_window_pattern"]
+    if isinstance(windows, list):
+        config |= {"layer_types": [SLIDING if one else FULL for one in windows], "sliding_window_pattern": 1}
+    if config["sliding_window"] in (None, 0):  # one in one layer is full
+        config |= {"sliding_window": 1, "sliding_window_pattern": 1, "layer_types": None}
+    if layers == 62 and type(hidden) is type(heads) is int and heads > 0:  # 27B alone, as llama.cpp tells it
+        config["query_pre_attn_scalar"] = hidden // heads
+    else:
+        config["query_pre_attn_scalar"] = config["head_dim"]
+
+
+GGUF = Gguf(
+    "gemma3",
+    gguf.names(GGUF_LAYER),
+    {
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": "sliding_window_pattern",
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    optional={
+        "attention.sliding_window": None,
+        "attention.sliding_window_pattern": 6,
+        "rope.freq_base_swa": 10000.0,
+        "final_logit_softcapping": None,
+    },
+    settle=_settle,
+)
 IMAGES = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
-FAMILY = Family("Gemma 3 (text)", ("gemma3", "gemma3_text"), read, NAMES, DEFAULTS, (IMAGES, *common.IGNORED))
+FAMILY = Family("Gemma 3 (text)", ("gemma3", "gemma3_text"), read, NAMES, DEFAULTS, (IMAGES, *common.IGNORED), (GGUF,))

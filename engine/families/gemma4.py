@@ -5,17 +5,19 @@ Where there are experts, a dense feed-forward is beside them in every layer.
 
 from __future__ import annotations
 
+from math import nextafter
 from typing import Any
 
-from numoe.engine.families import common, gemma3
+from numoe.engine.families import common, gemma3, gguf
 from numoe.engine.families.config import Config, rope_of_kind, shown
-from numoe.engine.families.names import Family, Names
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import InputError
 
 FULL, SLIDING = common.FULL, common.SLIDING
 DEFAULTS = gemma3.SIZES | {
@@ -116,13 +118,100 @@ def _names() -> Names:
         "ffn.router_norm": "router.scale",
         "ffn.router_scale": "router.per_expert_scale",
     }
-    table = common.names(layer, experts="experts")
-    names: Names = table | common.inside(
-        table, {"ffn.router": "ffn.routed.router", "ffn.experts": "ffn.routed.experts"}
-        | {f"ffn.{n}": f"ffn.dense.{n}" for n in ("gate", "up", "down")},
-    )  # fmt: skip
-    names = common.made(names, r".*\.router_norm", lambda scale: scale * len(scale) ** -0.5)
-    return common.also_below(names, "model.", "model.language_model.")
+    return common.also_below(_in_parts(common.names(layer, experts="experts")), "model.", "model.language_model.")
+
+
+def _in_parts(table: Names) -> Names:
+    """The names of a model's tensors where a dense feed-forward is beside experts, too."""
+    places = {"ffn.router": "ffn.routed.router", "ffn.experts": "ffn.routed.experts"}
+    places |= {f"ffn.{n}": f"ffn.dense.{n}" for n in ("gate", "up", "down")}
+    names = dict(table) | common.inside(table, places)
+    return common.made(names, r".*\.router_norm", lambda scale: scale * len(scale) ** -0.5)
+
+
+_GGUF_NAMES = gguf.names(
+    gemma3.GGUF_LAYER
+    | {
+        "ffn_scale": ("layer_output_scale.weight",),
+        "ffn.dense_norm": ("ffn_norm.weight",),
+        "ffn.dense_post_norm": ("post_ffw_norm_1.weight",),
+        "ffn.routed_post_norm": ("post_ffw_norm_2.weight",),
+        "ffn.experts_norm": ("pre_ffw_norm_2.weight",),
+        "ffn.router_norm": ("ffn_gate_inp.scale",),
+        "ffn.router_scale": ("ffn_down_exps.scale",),
+    }
+)
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    windows, layers = file.keys.get("attention.sliding_window_pattern"), config["num_hidden_layers"]
+    if not isinstance(windows, list) or len(windows) != layers:
+        raise InputError(f"{file.path}: gemma4.attention.sliding_window_pattern must tell of all {layers} layers")
+    kinds = [SLIDING if window else FULL for window in windows]
+    kv_heads = config.pop("num_key_value_heads")
+    kv_heads = kv_heads if isinstance(kv_heads, list) else [kv_heads] * layers
+    if len(kv_heads) != layers:
+        raise InputError(f"{file.path}: gemma4.attention.head_count_kv tells of {len(kv_heads)} layers of {layers}")
+    sizes = {FULL: config.pop("global_head_dim"), SLIDING: config["head_dim"]}
+    for name, kind in (("{}", FULL), ("{}_swa", SLIDING)):
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if file.keys.get(name.format(key), sizes[kind]) != sizes[kind]:
+                raise InputError(f"{file.path}: gemma4.{name.format(key)} is not the size of a head, {sizes[kind]}")
+    own = zip(kinds, kv_heads, strict=True)
+    full = {"rope_type": "proportional", "rope_theta": config["rope_theta"], **_turning(file)}
+    config |= {
+        "layer_types": kinds,
+        "num_key_value_heads": kv_heads[0],
+        "per_layer_config": {
+            str(i): {"num_key_value_heads": count, "head_dim": sizes[kind]} for i, (kind, count) in enumerate(own)
+        },
+        "attention_k_eq_v": any(
+            kind == FULL and not {f"blk.{i}.attn_v.weight", f"blk.{i}.attn_qkv.weight"} & set(file.shapes)
+            for i, kind in enumerate(kinds)
+        ),
+        "rope_parameters": {FULL: full, SLIDING: {"rope_theta": config.pop("rope_local_base_freq")}},
+        "enable_moe_block": bool(config["num_experts"]),
+    }
+
+
+def _turning(file: GgufFile) -> dict[str, float]:
+    """The share of a head's pairs that turn in full layers, of the divisors of their frequencies."""
+    divisors = list(file.divisors or [1.0])
+    turning = divisors.count(1.0)
+    if any(one != 1 for one in divisors[:turning]) or any(one < 1e29 for one in divisors[turning:]):
+        raise InputError(f"{file.path}: {gguf.ROPE_FREQS} must be ones, and then 1e30; convert the model again")
+    return {"partial_rotary_factor": min(1.0, nextafter(turning / len(divisors), 2))}
+
+
+GGUF = Gguf(
+    "gemma4",
+    _in_parts(_GGUF_NAMES),
+    {
+        "attention.key_length": "global_head_dim",
+        "attention.key_length_swa": "head_dim",
+        "attention.sliding_window": "sliding_window",
+        "attention.shared_kv_layers": "num_kv_shared_layers",
+        "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+        "expert_count": "num_experts",
+        "expert_used_count": "top_k_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    optional={
+        "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0,
+        "final_logit_softcapping": None,
+        "expert_count": None,
+        "expert_used_count": None,
+        "expert_feed_forward_length": None,
+    },
+    unread=(
+        "attention.sliding_window_pattern", "attention.value_length", "attention.value_length_swa",
+        "rope.dimension_count", "rope.dimension_count_swa",
+    ),
+    settle=_settle,
+)  # fmt: skip
 
 
 FAMILY = Family(
@@ -131,5 +220,6 @@ FAMILY = Family(
     read,
     _names(),
     DEFAULTS,
-    (r"model\.(vision_tower|audio_tower|embed_vision|embed_audio)\..*", *common.IGNORED),
+    (r"model\.(vision_tower|audio_tower|embed_vision|embed_audio)\..*", r"rope_freqs\.weight", *common.IGNORED),
+    (GGUF,),
 )

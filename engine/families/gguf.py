@@ -20,6 +20,8 @@ from numoe.quant.errors import InputError
 
 ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""
+DIVISORS = (ROPE_FREQS, "rope_factors_short.weight")
+"""Tensors of such numbers; the second is of LongRoPE."""
 
 # Key below the architecture's name -> config.json key.
 _KEYS = {
@@ -77,6 +79,7 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
     config = _config(family, gguf, file, len(drafting))
     spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
     spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    spellings |= {"rope_scaling": "rope.scaling.type", "rope_scaling.short_mscale": "rope.scaling.attn_factor"}
     ignored = [*family.ignored, *(rf"blk\.{number}\..*" for number in drafting), r"(v|mm|mtp|nextn)\..*"]
     arranged = gguf.arranged(file)
     if arranged.get("rope", {}).get("scaling") is not None:
@@ -93,6 +96,12 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
     return config, theirs, spec
 
 
+def expect(file: GgufFile, key: str, only: Any) -> None:
+    """Of what an architecture can say and its family always means. Raises InputError where it says something else."""
+    if key in file.keys and file.keys[key] != only:
+        raise InputError(f"{file.path}: {key} is {shown(file.keys[key])}, and only {shown(only)} is supported here")
+
+
 def neighbours(file: GgufFile) -> Arrangement:
     """Of converters that reorder the rows of queries and keys so that rotated channels are neighbours.
 
@@ -106,11 +115,16 @@ def neighbours(file: GgufFile) -> Arrangement:
 
 def rotate_first(config: dict[str, Any], file: GgufFile) -> None:
     """Of architectures that rotate the first `rope.dimension_count` channels of a head."""
+    config["partial_rotary_factor"] = rotated_part(config, file, "rope.dimension_count")
+
+
+def rotated_part(config: Mapping[str, Any], file: GgufFile, key: str) -> float:
+    """What part of a head has as many channels as a key says. Raises InputError when it has fewer."""
     head_dim = _head_dim(config)
-    rotary = file.keys.get("rope.dimension_count", head_dim)
+    rotary = file.keys.get(key, head_dim)
     if type(rotary) is not int or not 0 < rotary <= head_dim:
-        raise InputError(f"{file.path}: rope.dimension_count is {shown(rotary)}, and heads have {head_dim} channels")
-    config["partial_rotary_factor"] = nextafter(rotary / head_dim, 2)  # of which a head has exactly that many
+        raise InputError(f"{file.path}: {key} is {shown(rotary)}, and heads have {head_dim} channels")
+    return nextafter(rotary / head_dim, 2)  # of which a head has exactly that many
 
 
 def _check_divisors(config: Mapping[str, Any], file: GgufFile) -> None:
@@ -143,6 +157,11 @@ def _drafting(file: GgufFile) -> Sequence[int]:
         return range(min(first, blocks), blocks)
     if type(count) is not int or not 0 <= count < max(blocks, 1):
         raise InputError(f"{file.path}: nextn_predict_layers is {shown(count)}, and there are {shown(blocks)} blocks")
+    first = f"blk.{blocks - count}."
+    if any(name.startswith(first) for name in file.shapes) and not any(
+        name.startswith(f"{first}nextn.") for name in file.shapes
+    ):
+        return ()  # the key was kept and the blocks left out: these are layers
     return range(blocks - count, blocks)
 
 
@@ -178,7 +197,8 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     gguf.settle(config, file)
     read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
-        if value in (0, False, None, "", _NEUTRAL.get(key)) or key in read_elsewhere:
+        values = value if isinstance(value, list) else [value]  # of each layer
+        if all(one in (0, False, None, "", _NEUTRAL.get(key)) for one in values) or key in read_elsewhere:
             continue
         raise InputError(f'{path}: GGUF key "{gguf.architecture}.{key}" is not understood and could change the results')
     return config
@@ -230,6 +250,8 @@ def names(more: Mapping[str, str | tuple[str | Source, ...]] = {}) -> Names:
     return table
 
 
+SOFTMAX, SIGMOID = 1, 2
+"""Values of `expert_gating_func`."""
 EXPERT_KEYS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -247,6 +269,30 @@ def layer_kinds(config: Mapping[str, Any], file: GgufFile, parts: Mapping[str, s
         next((kind for part, kind in parts.items() if f"blk.{i}.{part}.weight" in file.shapes), other)
         for i in range(count)
     ]
+
+
+def windows(config: dict[str, Any], file: GgufFile, every: int, full: int) -> None:
+    """Say which layers have windows, and each kind's rope, as `layer_types` and `rope_parameters`.
+
+    every, full: of so many layers the one of this number sees all, where the file does not say it.
+    """
+    window, pattern = config.get("sliding_window"), file.keys.get("attention.sliding_window_pattern", every)
+    count = min(config["num_hidden_layers"], MOST_LAYERS)
+    if not isinstance(pattern, list):
+        if type(pattern) is not int or pattern < 1:
+            raise InputError(f"{file.path}: attention.sliding_window_pattern is {shown(pattern)}, no number of layers")
+        pattern = [i % pattern != full % pattern for i in range(count)]
+    config["layer_types"] = ["sliding_attention" if window and slides else "full_attention" for slides in pattern]
+    theta = config.pop("rope_theta")
+    scaling = config.pop("rope_scaling", {"rope_type": "default"})
+    config["rope_parameters"] = {
+        "full_attention": scaling | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": file.keys.get("rope.freq_base_swa", theta)},
+    }
+
+
+WINDOW_KEYS = "attention.sliding_window_pattern", "rope.freq_base_swa"
+"""What `windows` reads."""
 
 
 def largest(value: Any) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common, latent
+from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config
+from numoe.engine.families.names import Gguf, GgufFile, Source
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import InputError
 
 LINEAR = "linear_attention"
 SPELLINGS = {
@@ -56,3 +60,38 @@ _LAYER = (
     | {"attention.decay": "self_attn.A_log", "attention.dt_bias": "self_attn.dt_bias"}
 )
 NAMES = common.made(latent.NAMES | common.names(_LAYER), r".*\.decay", common.negative_exponential)
+
+
+def of_gguf(architecture: str, keys: Mapping[str, str], decay: Source, optional: Mapping[str, Any]) -> Gguf:
+    """llama.cpp's files: deepseek2's tensors and keys besides those of Kimi Delta Attention.
+
+    decay: where they keep it, and what it is made of.
+    """
+    own: dict[str, str | tuple[str | Source, ...]] = {
+        "attention.b": ("ssm_beta.weight",), "attention.norm": ("ssm_norm.weight",), "attention.decay": (decay,),
+        "attention.dt_bias": ("ssm_dt.bias", "ssm_dt"), "attention.forget": ("ssm_f_a.weight",),
+        "attention.forget_a": ("ssm_f_a.weight",), "attention.forget_b": ("ssm_f_b.weight",),
+        "attention.gate": ("ssm_g_a.weight", "attn_gate.weight"), "attention.gate_a": ("ssm_g_a.weight",),
+        "attention.gate_b": ("ssm_g_b.weight",),
+        **{f"attention.{n}_conv": (f"ssm_conv1d_{n}.weight",) for n in "qkv"},
+    }  # fmt: skip
+    keys = {**keys, "ssm.conv_kernel": "linear_conv_kernel_dim", "kda.head_dim": "linear_head_dim"}
+    made = latent.deepseek2(architecture=architecture, keys=keys)
+    names = {**gguf.names(own), **made.names}
+    return replace(made, names=names, optional={**made.optional, **optional}, settle=_settled(made.settle))
+
+
+def _settled(settle: Callable[[dict[str, Any], GgufFile], None]) -> Callable[[dict[str, Any], GgufFile], None]:
+    def settled(config: dict[str, Any], file: GgufFile) -> None:
+        settle(config, file)
+        config["num_local_experts"] = config.pop("n_routed_experts")
+        dim = config["linear_head_dim"]
+        config["layer_types"] = gguf.layer_kinds(config, file, {"ssm_f_a": LINEAR}, common.FULL)
+        widths = {shape[0] for name, shape in file.shapes.items() if name.endswith(".ssm_dt.bias")}
+        if type(dim) is not int or dim < 1 or len(widths) != 1 or max(widths) % dim:
+            raise InputError(
+                f"{file.path}: ssm_dt.bias is not of whole heads of kda.head_dim channels; convert it again"
+            )
+        config["linear_num_heads"] = max(widths) // dim
+
+    return settled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numoe.engine.families import common, kda, latent
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family
+from numoe.engine.families.names import Family, Source
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.spec import ModelSpec
 
@@ -57,6 +57,7 @@ def _linear(config: Config) -> tuple[KimiDeltaAttention, list[str]]:
 RELEASED = {f"experts.{{expert}}.{n}_proj": f"experts.{{expert}}.{w}"
             for n, w in (("gate", "w1"), ("up", "w3"), ("down", "w2"))}  # fmt: skip
 NAMES = common.also_called(kda.NAMES, {".mlp.": ".block_sparse_moe.", **RELEASED})
+GGUF = kda.of_gguf("kimi-linear", {}, Source("ssm_a"), {"expert_weights_norm": True})
 FAMILY = Family(
     "Kimi-Linear-48B-A3B: Kimi Delta Attention, and latent attention without rope",
     ("kimi_linear",),
@@ -64,4 +65,5 @@ FAMILY = Family(
     NAMES,
     DEFAULTS,
     common.IGNORED,
+    (GGUF,),
 )

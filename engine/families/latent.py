@@ -226,4 +226,4 @@ def _size(file: GgufFile, *keys: str) -> int:
 
 def _arranged(file: GgufFile) -> Arrangement:
     """Files of converters of 2025 and later have Wk and Wv apart."""
-    return {"latent": {"split": "blk.0.attn_k_b.weight" in file.shapes}}
+    return {"latent": {"split": any(name.endswith(".attn_k_b.weight") for name in file.shapes)}}

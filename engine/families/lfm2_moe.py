@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from numoe.engine.families import common
+from typing import Any
+
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
@@ -72,6 +74,38 @@ def _names() -> Names:
     return table
 
 
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    gguf.expect(file, "expert_gating_func", gguf.SIGMOID)
+    gguf.expect(file, "expert_weights_norm", True)  # as llama.cpp has it whatever is said
+    config["layer_types"] = gguf.layer_kinds(config, file, {"shortconv.conv": CONVOLUTION}, FULL)
+    config["num_key_value_heads"] = gguf.largest(config["num_key_value_heads"])
+    for key, name in (("use_expert_bias", ".exp_probs_b.bias"), ("conv_bias", ".shortconv.conv.bias")):
+        config[key] = any(one.endswith(name) for one in file.shapes)
+
+
+_GGUF_NAMES = {
+    **gguf.names(
+        {"attention.in": "shortconv.in_proj", "attention.conv": "shortconv.conv"}
+        | {"attention.o": ("attn_output.weight", "shortconv.out_proj.weight")}
+        | {"attention.o_bias": ("attn_output.bias", "shortconv.out_proj.bias")}
+        | {"ffn.router_bias": ("exp_probs_b.bias",)}
+    ),
+    "norm": (Source("token_embd_norm.weight"), Source("output_norm.weight")),  # mostly the first, by mistake
+}
+GGUF = Gguf(
+    "lfm2moe",
+    _GGUF_NAMES,
+    {
+        "attention.layer_norm_rms_epsilon": "norm_eps",
+        "shortconv.l_cache": "conv_L_cache",
+        "leading_dense_block_count": "num_dense_layers",
+        "expert_weights_scale": "routed_scaling_factor",
+        **gguf.EXPERT_KEYS,
+    },
+    optional={"leading_dense_block_count": 0, "expert_weights_scale": 1.0},
+    unread=("expert_gating_func", "expert_weights_norm"),
+    settle=_settle,
+)
 FAMILY = Family(
-    "LFM2-8B-A1B, LFM2.5-8B-A1B: short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED
+    "LFM2-8B-A1B, LFM2.5-8B-A1B: short convolutions", ("lfm2_moe",), read, _names(), DEFAULTS, common.IGNORED, (GGUF,)
 )

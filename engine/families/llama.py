@@ -27,5 +27,12 @@ def read(config: Config) -> ModelSpec:
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
 GGUF = Gguf("llama", gguf.NAMES, arranged=gguf.neighbours)
 FAMILY = Family(
-    "Llama 2 and 3, SmolLM2 and others of that layout", ("llama",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,)
+    "Llama 2 and 3, SmolLM2 and others of that layout",
+    ("llama",),
+    read,
+    NAMES,
+    DEFAULTS,
+    common.IGNORED,
+    (GGUF,),
+    mlx=True,
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from numoe.engine.families import common
+from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, rope, shown
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -34,10 +35,7 @@ DEFAULTS = common.DEFAULTS | {
 def read(config: Config) -> ModelSpec:
     config.ignore(["router_jitter_noise"])  # of training
     layers = common.layer_count(config)
-    every = config.size("no_rope_layer_interval")
-    turned = [int((i + 1) % every != 0) for i in range(layers)]
-    if config.listing("no_rope_layers"):
-        turned = config.kinds("no_rope_layers", layers, (0, 1), longer=True) or turned
+    turned = common.rotated_layers(config)
     kinds = config.kinds("layer_types", layers, (FULL, CHUNKED)) or [CHUNKED if turns else FULL for turns in turned]
     with_rope = common.grouped_query_attention(
         config,
@@ -84,6 +82,33 @@ def _names() -> Names:
     return common.also_below(table, "model.", "language_model.model.")
 
 
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    """What llama.cpp has in its code (src/models/llama4.cpp) and not in keys: the defaults above, but for Maverick."""
+    gguf.expect(file, "expert_gating_func", gguf.SIGMOID)
+    gguf.expect(file, "expert_weights_norm", False)
+    gguf.expect(file, "attention.sliding_window", DEFAULTS["attention_chunk_size"])
+    gguf.expect(file, "attention.sliding_window_pattern", DEFAULTS["no_rope_layer_interval"])
+    gguf.expect(file, "rope.freq_base_swa", config["rope_theta"])
+    config["use_qk_norm"] = config["num_local_experts"] != _OF_MAVERICK
+
+
+_OF_MAVERICK = 128
+"""Experts of the one model that norms no heads."""
+GGUF = Gguf(
+    "llama4",
+    gguf.NAMES,
+    {
+        "feed_forward_length": "intermediate_size_mlp",
+        "expert_feed_forward_length": "intermediate_size",
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+    },
+    unread=("expert_gating_func", "expert_weights_norm", "attention.sliding_window",
+            "attention.sliding_window_pattern", "rope.freq_base_swa"),
+    settle=_settle,
+    arranged=gguf.neighbours,
+)  # fmt: skip
 FAMILY = Family(
     "Llama 4 Scout, Maverick (text)",
     ("llama4", "llama4_text"),
@@ -91,4 +116,5 @@ FAMILY = Family(
     _names(),
     DEFAULTS,
     (r"(vision_model|multi_modal_projector)\..*", *common.IGNORED),
+    (GGUF,),
 )

@@ -21,6 +21,7 @@ class Source:
     `fused`: the stored tensor holds the rows of these matrices (of arrays: the last axis) one after another, itself
     among them, or with `alternating` in turn; their canonical names differ from its own in the last word.
     `transposed`: the matrix is stored (in, out). It is turned when it is read, and held in as many bytes.
+    `either`: it is transposed only where its shape is not the right one as it is.
     `flat`: the rows of a stack of matrices, or the one row of a vector, are the rows of this matrix.
     `made`: what makes the array of what is stored.
     """
@@ -30,6 +31,7 @@ class Source:
     fused: tuple[str, ...] = ()
     alternating: bool = False
     transposed: bool = False
+    either: bool = False
     flat: bool = False
     made: Callable[[NDArray[Any]], NDArray[Any]] | None = None
 
@@ -42,7 +44,7 @@ Names = Mapping[str, tuple[Source, ...]]
 class GgufFile:
     """What a GGUF file says: the keys below its architecture's name, and its tensors' shapes by name.
 
-    `divisors`: the values of `gguf.ROPE_FREQS`, if it is among the tensors.
+    `divisors`: the values of the first of `gguf.DIVISORS` that is among the tensors.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class Family:
     `title`: the models that people know it by, as the README lists them.
     `gguf`: the architectures that GGUF files of it have.
     `arranged`: as in `Config`.
+    `mlx`: whether mlx-lm stores its weights as they are, but for their codes: of others it moves or shifts some.
     """
 
     title: str
@@ -101,6 +104,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     gguf: tuple[Gguf, ...] = ()
     arranged: Arrangement = field(default_factory=dict)
+    mlx: bool = False
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -118,15 +122,14 @@ class Family:
     def config(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
     ) -> Config:
-        """The config of the decoder. Raises InputError when two parts of it disagree."""
+        """The config of the decoder. Whether its head is tied says the whole, where that says it."""
         whole = Config(values, {}, where, spelt)
         text = whole.table("text_config")
         if not text:
             return Config(values, self.defaults, where, spelt, self.arranged)
-        ties = [part["tie_word_embeddings"] for part in (values, text) if part.get("tie_word_embeddings") is not None]
-        if len({repr(tie) for tie in ties}) > 1:
-            raise whole.refusal("tie_word_embeddings", "is not what text_config says; keep one of the two")
-        merged = text | {"model_type": values.get("model_type")} | ({"tie_word_embeddings": ties[0]} if ties else {})
+        merged = text | {"model_type": values.get("model_type")}
+        if values.get("tie_word_embeddings") is not None:  # transformers saves that of the text with its default
+            merged["tie_word_embeddings"] = values["tie_word_embeddings"]
         return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
 
     def sources(self, canonical: str, layer: int | None = None, expert: int | None = None) -> Iterator[Source]:
@@ -141,5 +144,8 @@ class Family:
             known = known.replace(f".experts.{expert}.", ".experts.{expert}.", 1)
         for source in self.names[known]:
             yield replace(source, name=source.name.format(layer=layer, expert=expert))
+            if self.mlx and ".experts.{expert}." in source.name:
+                switched = source.name.replace(".experts.{expert}.", ".switch_mlp.").format(layer=layer)
+                yield replace(source, name=switched, stacked=True)
         yield Source(canonical)
         yield Source(f"{canonical}.weight")  # a part of a stacked tensor, in conversions up to format 4

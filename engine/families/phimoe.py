@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from numoe.engine.families import common, mixtral
+from numoe.engine.families import common, gguf, mixtral
 from numoe.engine.families.config import Config, rope_block, scaled_rope, shown
-from numoe.engine.families.names import Family, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.rope import DividedFrequencies, Rope
@@ -78,6 +78,46 @@ def _names() -> Names:
     return table
 
 
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    gguf.expect(file, "expert_gating_func", gguf.SOFTMAX)  # of which a sparse mixer is a kind
+    config["sliding_window"] = config["sliding_window"] or None
+    config["lm_head_bias"] = "output.bias" in file.shapes
+    factor = file.keys.get("rope.scaling.attn_factor", 1.0)
+    known = file.keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
+    if file.divisors is None:
+        gguf.expect(file, "rope.scaling.attn_factor", 1.0)
+        return
+    config["rope_scaling"] = {
+        "rope_type": LONG,
+        "short_factor": list(file.divisors),
+        "short_mscale": factor,
+        "original_max_position_embeddings": known,
+    }
+
+
+def _gguf_names() -> Names:
+    biases = {"norm_bias": (Source("output_norm.bias"),), "head_bias": (Source("output.bias"),)}
+    return {**gguf.NAMES, **biases}
+
+
+GGUF = Gguf(
+    "phimoe",
+    _gguf_names(),
+    {
+        "attention.sliding_window": "sliding_window",
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+    },
+    optional={"attention.sliding_window": None},
+    unread=("expert_gating_func", "rope.scaling.attn_factor"),
+    settle=_settle,
+)
 FAMILY = Family(
-    "Phi-3.5-MoE (4096 tokens), Phi-mini-MoE, Phi-tiny-MoE", ("phimoe",), read, _names(), DEFAULTS, common.IGNORED
+    "Phi-3.5-MoE (4096 tokens), Phi-mini-MoE, Phi-tiny-MoE",
+    ("phimoe",),
+    read,
+    _names(),
+    DEFAULTS,
+    (r"rope_factors_(short|long)\.weight", *common.IGNORED),
+    (GGUF,),
 )

@@ -26,4 +26,4 @@ def read(config: Config) -> ModelSpec:
 
 
 NAMES = common.names(common.NORMS | common.GROUPED_QUERY | common.dense())
-FAMILY = Family("Qwen3", ("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, (Gguf("qwen3", gguf.NAMES),))
+FAMILY = Family("Qwen3", ("qwen3",), read, NAMES, DEFAULTS, common.IGNORED, (Gguf("qwen3", gguf.NAMES),), mlx=True)

@@ -49,4 +49,6 @@ GGUF = Gguf(
 )
 LAYER = common.NORMS | common.GROUPED_QUERY | common.dense() | {"ffn.router": "mlp.gate.weight"}
 NAMES = common.names(LAYER, experts="mlp.experts")
-FAMILY = Family("Qwen3-30B-A3B, 235B-A22B, Coder", ("qwen3_moe",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))
+FAMILY = Family(
+    "Qwen3-30B-A3B, 235B-A22B, Coder", ("qwen3_moe",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,), mlx=True
+)

@@ -27,6 +27,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import lock, shortened
 from numoe.quant.stored import shards
 from numoe.quant.stored.checkpoint import PICKLES, Checkpoint
+from numoe.quant.stored.quantization import PLAIN, Convention
 from numoe.quant.stored.shards import INDEX_NAME, model_shards
 
 LARGEST_SMALL = 64 << 20
@@ -111,7 +112,7 @@ class Repository:
             raise InputError(f"{name} is not a JSON object; tell the model's authors")
         return config
 
-    def checkpoint(self, fp8_block: tuple[int, int] = (128, 128)) -> Checkpoint:
+    def checkpoint(self, convention: Convention = PLAIN) -> Checkpoint:
         """The listing of all tensors, from the index and the headers of the shards alone.
 
         Their paths are REPO_ID/SHARD: there is nothing to read there.
@@ -126,7 +127,7 @@ class Repository:
         names = sorted(set(weight_map.values())) if weight_map else model_shards(self.files, self.repo_id)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             headers = dict(zip(names, pool.map(self._header, names), strict=True))
-        return Checkpoint(folder, *shards.join_shards(folder, headers, weight_map), fp8_block)
+        return Checkpoint(folder, *shards.join_shards(folder, headers, weight_map), convention)
 
     def fetch(self, name: str, folder: Path, received: Callable[[int], None] = lambda count: None) -> Path:
         """Download a file into a folder that exists, or take it as it is there; gives its path.

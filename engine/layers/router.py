@@ -33,6 +33,10 @@ class Router:
     scale: float = 1.0
     logit_bias: bool = False
     """A bias of the projection, which takes part in scores, choice and weights alike (gpt-oss)."""
+    cap: float | None = None
+    """Bounds what scores are of: cap tanh(x W^T / cap) (Laguna)."""
+    least: float = 0.0
+    """The sum that chosen weights are divided by is not below it (ERNIE 4.5)."""
     norm: bool = False
     """An RMS norm of its own comes before the projection (Gemma 4)."""
     expert_scale: bool = False
@@ -75,6 +79,8 @@ class Routing:
         scores = self.matrix.matmul(x)  # (T, E)
         if self.logit_bias is not None:
             scores += self.logit_bias
+        if spec.cap:
+            scores = np.tanh(scores / np.float32(spec.cap)) * np.float32(spec.cap)
         if spec.score == "sparse mixer":
             return self._mix(scores)
         if spec.score == "softmax":
@@ -88,6 +94,7 @@ class Routing:
         if spec.normalize:
             total = np.add.reduce(weights, axis=1, keepdims=True)
             total += 1e-20
+            np.maximum(total, spec.least, out=total)
             weights /= total
         weights *= spec.scale
         if self.expert_scale is not None:

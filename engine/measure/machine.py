@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from numoe.engine.home import home
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute import threads, workers
+from numoe.quant.compute.kernels import BLOCKS, use_block
 from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, write_whole
@@ -41,10 +42,13 @@ from numoe.quant.formats.samples import samples
 if TYPE_CHECKING:
     from numoe.engine.model import Model
 
-_FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "int8", "int4"
+_FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "nvfp4", "nf4", "int8", "int4"
 _SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash
 _WORKING_SET = 1 << 26  # more than the caches hold
 _SECONDS = 0.05  # for each figure
+_BLOCK_TURNS = 5
+_BLOCK_MATRICES = 8
+_CLEARLY = 0.95
 _EXPERT_BATCH = 16  # tokens of a chunk that take the same expert, or so
 _SCRATCH_FILE = 1 << 27
 _KEPT = 20
@@ -97,6 +101,8 @@ class Machine:
     """`weights_per_s` in the form that takes more memory, of the formats that have one."""
     read_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
     """Reading from disk, as many reads at a time as the expert store makes, by the bytes of a read."""
+    block: int = BLOCKS[-1]
+    """Which of BLOCKS few tokens are multiplied fastest with."""
     runs: tuple[Run, ...] = ()
     """The latest, oldest first."""
 
@@ -221,6 +227,8 @@ def _sane(machine: Machine) -> bool:
         )
         and type(machine.cores) is int
         and machine.cores > 0
+        and type(machine.block) is int
+        and machine.block in BLOCKS
         and machine.weights_per_s.keys() == set(_FORMATS)
         and machine.wide_weights_per_s.keys() <= set(_FORMATS)
     )
@@ -286,11 +294,17 @@ def _keep(machine: Machine) -> None:
 
 
 def _name() -> str:
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError):  # Linux alone says more here
+    lines = []
+    with suppress(OSError):  # Linux alone has it
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    return f"{processor}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {version('numoe')}"
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    if not processor:  # asked last, for it may start a program
+        processor = platform.processor() or platform.machine()
+    try:
+        numoe = version("numoe")
+    except PackageNotFoundError:  # run from a folder that was never installed
+        numoe = str(Path(__file__).parent)
+    return f"{processor}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {numoe}"
 
 
 def _piece(nbytes: int) -> int:
@@ -300,8 +314,10 @@ def _piece(nbytes: int) -> int:
 
 def _measure() -> Machine:
     cores = threads.usable_cores()
-    threads.use(cores)
     matrices = samples(_SHAPE, _WORKING_SET)
+    block = _fastest_block([fastest(matrix) for matrix in matrices["int4"][:_BLOCK_MATRICES]])
+    use_block(block)
+    threads.use(cores)
     rates: dict[str, float] = {}
     wide_rates: dict[str, float] = {}
     for kind, stored in matrices.items():
@@ -314,7 +330,29 @@ def _measure() -> Machine:
     probe = _probe()
     kernels = sum(count / rates[kind] for kind, count in probe["active"])
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
-    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates)
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates, block=block)
+
+
+def _fastest_block(matrices: list[QTensor]) -> int:
+    """Which of BLOCKS one token is multiplied fastest with, on one thread: the caches of a core are its own.
+
+    What counts is the processor's time, which others change least, and the largest is taken where none is clearly
+    faster.
+    """
+    threads.use(1)
+    x = np.ones((1, _SHAPE[1]), np.float32)
+    out = np.empty((1, _SHAPE[0]), np.float32)
+    seconds: dict[int, list[float]] = {block: [] for block in BLOCKS}
+    for _ in range(_BLOCK_TURNS):
+        for block in BLOCKS:
+            use_block(block)
+            begun = time.process_time()
+            for matrix in matrices:
+                matrix.matmul(x, out)
+            seconds[block].append(time.process_time() - begun)
+    largest = BLOCKS[-1]
+    best = min(BLOCKS, key=lambda block: median(seconds[block]))
+    return best if median(seconds[best]) < _CLEARLY * median(seconds[largest]) else largest
 
 
 def _probe() -> Any:

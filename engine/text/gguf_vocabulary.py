@@ -32,6 +32,7 @@ _COMPOSES = {"qwen2", "deepseek-r1-qwen"}  # as the models' own tokenizer.json d
 _DEFAULT_IDS = {  # by tokenizer.ggml.model
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
     "gpt2": {"bos_token_id": 11, "eos_token_id": 11},
+    "gemma4": {},
 }
 _NO_ID = (-1, (1 << 32) - 1, (1 << 64) - 1)  # -1 is also written as an unsigned number
 
@@ -40,14 +41,14 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary in a GGUF file's metadata.
 
     Raises:
-        InputError: a key is missing or malformed, or `tokenizer.ggml.model` (gpt2 and llama are known) or
+        InputError: a key is missing or malformed, or `tokenizer.ggml.model` (gpt2, llama and gemma4 are known) or
             `tokenizer.ggml.pre` is unknown; the sentence names it.
     """
     keys = _Keys(metadata)
     kind = keys.text("model")
     if kind not in _DEFAULT_IDS:
         raise InputError(
-            f"the GGUF file's {_PREFIX}model is {kind!r}, and numoe reads gpt2 and llama; take another model"
+            f"the GGUF file's {_PREFIX}model is {kind!r}, and numoe reads gpt2, llama and gemma4; take another model"
         )
     pieces = keys.listed("tokens", str)
     types = keys.listed("token_type", int, len(pieces)) or [int(PieceType.NORMAL)] * len(pieces)
@@ -69,20 +70,20 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
             )
         backend = _byte_level(keys, pieces, types, pre or "default")
     else:
-        backend = sentencepiece_backend(
-            SentencePieceModel(
-                pieces,
-                keys.listed("scores", float, len(pieces), required=True),
-                types,
-                unigram=False,
-                byte_fallback=PieceType.BYTE in types,
-                unk_id=(ids.of("unknown_token_id") or [0])[0],
-                bos_id=bos_id,
-                eos_id=eos_ids[0] if eos_ids else None,
-                dummy_prefix=keys.switch("add_space_prefix", True),
-                collapse_spaces=keys.switch("remove_extra_whitespaces", False),
-            )
+        listed = kind == "gemma4"  # SentencePiece's spaces and bytes, merges as they are listed
+        model = SentencePieceModel(
+            pieces,
+            keys.listed("scores", float, len(pieces), required=not listed),
+            types,
+            unigram=False,
+            byte_fallback=PieceType.BYTE in types,
+            unk_id=(ids.of("unknown_token_id") or [0])[0],
+            bos_id=bos_id,
+            eos_id=eos_ids[0] if eos_ids else None,
+            dummy_prefix=not listed and keys.switch("add_space_prefix", True),
+            collapse_spaces=not listed and keys.switch("remove_extra_whitespaces", False),
         )
+        backend = sentencepiece_backend(model, merges=_merges(keys) if listed else None)
     named = zip(NAMED_TOKENS, ("bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"), strict=True)
     ends = turn_ends(template, pieces, control)
     declared = [i for key in ("eos_token_ids", "eot_token_id", "eom_token_id") for i in ids.of(key)]
@@ -90,7 +91,7 @@ def read_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
         backend,
         bos_id=bos_id,
         eos_ids=frozenset([*eos_ids, *declared, *(i for i, piece in enumerate(pieces) if piece in ends)]),
-        add_bos=keys.switch("add_bos_token", kind == "llama" or pre in _BOS_UNLESS_TOLD),
+        add_bos=kind == "gemma4" or keys.switch("add_bos_token", kind == "llama" or pre in _BOS_UNLESS_TOLD),
         special_tokens={name: pieces[found[0]] for name, key in named if (found := ids.of(key))},
         chat_template=template,
         pieces=pieces,
@@ -180,6 +181,16 @@ class _Ids:
         return found
 
 
+def _merges(keys: _Keys) -> list[tuple[str, str]]:
+    merges = []
+    for merge in keys.listed("merges", str):
+        left, space, right = merge.partition(" ")
+        if not space or " " in right:
+            raise InputError(f"the GGUF file's {_PREFIX}merges has {merge!r}, which is not two tokens; take another")
+        merges.append((left, right))
+    return merges
+
+
 def _byte_level(keys: _Keys, pieces: list[str], types: list[int], pre: str) -> tokenizers.Tokenizer:
     if pre not in PRE_TOKENIZERS:
         raise InputError(
@@ -191,14 +202,7 @@ def _byte_level(keys: _Keys, pieces: list[str], types: list[int], pre: str) -> t
         plain = [i for i, kind in enumerate(types) if kind == PieceType.NORMAL]
         merges = joins({pieces[i]: float(-i) for i in plain})
     else:
-        merges = []
-        for merge in keys.listed("merges", str):
-            left, space, right = merge.partition(" ")
-            if not space or " " in right:
-                raise InputError(
-                    f"the GGUF file's {_PREFIX}merges has {merge!r}, which is not two tokens; take another"
-                )
-            merges.append((left, right))
+        merges = _merges(keys)
     backend = byte_level_backend(
         vocabulary, merges, PRE_TOKENIZERS[pre], whole_words=pre in _WHOLE_WORDS, composes=pre in _COMPOSES
     )

@@ -86,11 +86,14 @@ def _silent() -> Iterator[None]:
 
 
 def sentencepiece_backend(
-    model: SentencePieceModel, prefix: Literal["always", "first"] | None = None
+    model: SentencePieceModel,
+    prefix: Literal["always", "first"] | None = None,
+    merges: list[tuple[str, str]] | None = None,
 ) -> tokenizers.Tokenizer:
     """prefix: where transformers puts a space, unless one is there: before a text, always also behind special tokens.
 
     None: SentencePiece itself puts one before every piece of text.
+    merges: of BPE, best first, where they are listed; else they follow from the scores.
     """
     algorithm: models.Model
     with library("the SentencePiece vocabulary does not fit together", "use the model's tokenizer.json"):
@@ -98,11 +101,13 @@ def sentencepiece_backend(
             pieces = list(zip(model.pieces, model.scores, strict=True))
             algorithm = models.Unigram(pieces, model.unk_id, model.byte_fallback)
         else:
-            entries = zip(model.pieces, model.scores, model.types, strict=True)
-            joinable = (PieceType.NORMAL, PieceType.USER_DEFINED)
+            if merges is None:
+                entries = zip(model.pieces, model.scores, model.types, strict=True)
+                joinable = (PieceType.NORMAL, PieceType.USER_DEFINED)
+                merges = joins({piece: score for piece, score, kind in entries if kind in joinable})
             algorithm = models.BPE(
                 {piece: i for i, piece in enumerate(model.pieces)},
-                joins({piece: score for piece, score, kind in entries if kind in joinable}),
+                merges,
                 unk_token=model.pieces[model.unk_id],
                 fuse_unk=True,
                 byte_fallback=model.byte_fallback,

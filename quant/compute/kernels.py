@@ -1,7 +1,9 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,12 @@ SCRATCH_ELEMENTS = 1 << 19
 """Float32 elements of dequantized weights alive at a time, unless one row, or one of fp8 blocks, is longer: 2 MiB. With
 fewer, NumPy's calls take longer than the caches save."""
 
+BLOCKS = (1 << 17, 1 << 18, 1 << 19)
+"""Elements that can be alive at a time in products by columns with few tokens, of whose digits none depends on it:
+512 KiB to 2 MiB. Which is fastest is the processor's: one with 2 MiB of L2 cache a core gains a third by the least of
+them, and one with 1 MiB loses as much."""
+
+_LARGE_L2 = 2 << 20
 _CHECK_ELEMENTS = 1 << 20
 
 FEW = 16
@@ -32,11 +40,38 @@ def block_rows(columns: int) -> int:
 
 
 @cache
-def equal_spans(count: int, size: int) -> Sequence[tuple[int, int]]:
-    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly."""
-    parts = max(1, -(-count // block_rows(size)))
+def equal_spans(count: int, size: int, most: int | None = None) -> Sequence[tuple[int, int]]:
+    """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly;
+    or in `most` elements."""
+    parts = max(1, -(-count // max(1, (most or SCRATCH_ELEMENTS) // max(1, size))))
     step = max(1, -(-count // parts))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+_block = 0
+
+
+def block_elements() -> int:
+    """Which of BLOCKS this process takes: as `use_block` was told, else by the size of the processor's L2 cache."""
+    global _block
+    if not _block:
+        _block = BLOCKS[0] if l2_bytes() >= _LARGE_L2 else BLOCKS[-1]
+    return _block
+
+
+def use_block(elements: int) -> None:
+    """Take blocks of so many elements from now on. Raises ValueError unless it is one of BLOCKS."""
+    global _block
+    if elements not in BLOCKS:
+        raise ValueError(f"a block has {BLOCKS} elements, not {elements}")
+    _block = elements
+
+
+def l2_bytes() -> int:
+    """The size of a core's L2 cache; 0 where the system does not tell it (Linux does)."""
+    with suppress(OSError, ValueError):
+        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().rstrip("K\n")) << 10
+    return 0
 
 
 def products_by_rows(

@@ -22,7 +22,7 @@ from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.columns import slab_arrays, slab_spans
 from numoe.quant.formats.pack import Moments, float16_loss
 from numoe.quant.formats.qtensor import QTensor
-from numoe.quant.stored.conventions import companion
+from numoe.quant.stored.conventions.native import companion, own_layout
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import DTYPE_BITS
 
@@ -53,8 +53,8 @@ class Matrix:
         """What writes it in the format it has."""
         cuts = self.stored.cuts()
         if not cuts:
-            output = Output(self.name, self.stored.format.kind.upper(), self.stored.shape)
-            return [Making(output, self.stored, _values)]
+            layout = own_layout(self.name, self.stored.format, self.stored.shape)
+            return [Arrangement(self.stored, tuple(Output(*one) for one in layout))]
         copies = []
         for name, cut in zip(_parts(self.name), cuts, strict=False):
             output = Output(name, cut.dtype, (cut.rows, 8 * cut.row // DTYPE_BITS[cut.dtype]))
@@ -258,7 +258,7 @@ class Quantization(Job):
 
 @dataclass(frozen=True)
 class Arrangement(Job):
-    """A matrix that keeps its codes and scales, and is laid out by columns."""
+    """A matrix that keeps its codes and scales, and is laid out by columns where there is such a form of it."""
 
     stored: Stored
     written: tuple[Output, ...]
@@ -273,8 +273,10 @@ class Arrangement(Job):
 
     def pieces(self, reader: Reader) -> Iterator[NDArray]:
         stored = reader(self.stored)
-        rows, columns = stored.shape
-        yield from _codes_first(slab_arrays(stored.rows(*span).matrix()) for span in slab_spans(rows, columns))
+        if not stored.format.by_columns(stored.shape[0]):
+            yield from stored.matrix().arrays().values()
+            return
+        yield from _codes_first(slab_arrays(stored.rows(*span).matrix()) for span in slab_spans(*stored.shape))
 
 
 def copies(stored: Stored) -> list[Job]:
@@ -297,12 +299,6 @@ def _arranged(stored: Stored, copies: Sequence[Copy]) -> list[Job]:
 def _parts(name: str) -> tuple[str, str, str]:
     """The names of a weight's codes, scales and minimums."""
     return name, companion(name, "scale"), companion(name, "minimum")
-
-
-def _values(stored: Stored) -> NDArray:
-    """Those of a matrix of floats, in the dtype in which it is read."""
-    (values,) = stored.matrix().arrays().values()
-    return values
 
 
 def _columns(columns: slice, stored: Stored) -> NDArray:

@@ -15,7 +15,7 @@ from itertools import groupby
 from numoe.quant.convert.jobs import Array, Job, Matrix, copies
 from numoe.quant.files import TensorInfo
 from numoe.quant.stored.checkpoint import Checkpoint
-from numoe.quant.stored.conventions import LAYOUT
+from numoe.quant.stored.conventions.native import LAYOUT
 
 
 @dataclass(frozen=True)

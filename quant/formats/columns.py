@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute.activations import Activations
-from numoe.quant.compute.kernels import FEW, equal_spans, pack_nibbles, transposed
+from numoe.quant.compute.kernels import FEW, block_elements, equal_spans, pack_nibbles, transposed
 from numoe.quant.compute.memory import scratch
 from numoe.quant.compute.threads import Task, run
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
@@ -181,7 +181,7 @@ class Columns(QTensor):
         parts = [(grouped, sums)]
         if tokens > FEW:
             parts = [(grouped[:, :FEW], sums[:, :FEW]), (grouped[:, FEW:], sums[:, FEW:])]
-        for start, stop in equal_spans(groups, size * slab.rows):
+        for start, stop in equal_spans(groups, size * slab.rows, block_elements()):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             for part, to in parts:

@@ -26,6 +26,10 @@ class Format:
     bias: bool = False
     note: str = ""
     """What tells the block to people, where the kind does not."""
+    row_bits: int = 0
+    """Of what there is once a row, beside all that."""
+    column_bits: int = 0
+    """Of what there is once a column."""
     slab_step: int = 0
     """Matrices whose rows this divides have a form by columns (`columns.laid_out`); 0: none has."""
 
@@ -44,7 +48,8 @@ class Format:
         height, width = self.block
         blocks = -(-rows // height) * -(-columns // width)
         factors = blocks * self.scale_bits * (1 + self.bias)
-        return prod(stacked) * (rows * columns * self.bits + factors) // 8
+        beside = rows * self.row_bits + columns * self.column_bits
+        return prod(stacked) * (rows * columns * self.bits + factors + beside) // 8
 
     def by_columns(self, rows: int) -> bool:
         """Whether matrices of so many rows have a form by columns, which takes the same bytes."""

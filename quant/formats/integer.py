@@ -1,6 +1,6 @@
 """Matrices in int8 and int4 with a scale, and perhaps a bias, a group of weights along a row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar
 
@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute import kernels
+from numoe.quant.compute.memory import scratch
 from numoe.quant.dtypes import Float32, UInt8
+from numoe.quant.errors import InputError
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.qtensor import QTensor, check_groups, finite_scales, pair, taken
 
@@ -19,16 +21,25 @@ def integer_format(bits: int, group: int, scale_bits: int, bias: bool) -> Format
     return Format(f"int{bits}", bits, (1, group), scale_bits, bias, note=f"g{group}", slab_step=1)
 
 
+@cache
+def ordered_format(bits: int, group: int, scale_bits: int, bias: bool) -> Format:
+    """That of the same with an `order` of its columns."""
+    plain = integer_format(bits, group, scale_bits, bias)
+    return replace(plain, note=f"g{group} in another order", column_bits=32, slab_step=0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Grouped(QTensor):
     """Integer codes with a scale and perhaps a bias a group of weights along a row.
 
-    scales and bias are (out, in / group), float16 or float32; the group size follows from their shape.
+    scales and bias are (out, in / group), float16 or float32; the group size follows from their shape. Where groups
+    are not of neighbours, order (in,) int32 tells which column each code of a row is of.
     """
 
     codes: NDArray
     scales: NDArray[np.float16] | Float32
     bias: NDArray[np.float16] | Float32 | None = None
+    order: NDArray[np.int32] | None = None
 
     bits: ClassVar[int]
     """Of a code."""
@@ -37,6 +48,8 @@ class _Grouped(QTensor):
         check_groups(f"int{self.bits}", self.shape, self.group, self.scales)
         if self.bias is not None:
             check_groups(f"int{self.bits}", self.shape, self.group, self.bias)
+        if self.order is not None and not np.array_equal(np.sort(self.order), np.arange(self.shape[1])):
+            raise InputError(f"the order of {self.shape[1]} columns does not name each once; download the model again")
 
     @property
     def group(self) -> int:
@@ -45,11 +58,23 @@ class _Grouped(QTensor):
 
     @property
     def format(self) -> Format:
-        return integer_format(self.bits, self.group, 8 * self.scales.itemsize, self.bias is not None)
+        kind = integer_format if self.order is None else ordered_format
+        return kind(self.bits, self.group, 8 * self.scales.itemsize, self.bias is not None)
+
+    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
+        bias = None if self.bias is None else self.bias[start:stop]
+        decode = kernels.dequantize_int4 if self.bits == 4 else kernels.dequantize_int8
+        if self.order is None:
+            decode(self.codes[start:stop], self.scales[start:stop], bias, out)
+        else:
+            values = scratch("ordered", out.shape)
+            decode(self.codes[start:stop], self.scales[start:stop], bias, values)
+            out[:, self.order] = values
 
     def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
         bias = None if self.bias is None else taken(self.bias, start, stop, step)
-        return type(self)(taken(self.codes, start, stop, step), taken(self.scales, start, stop, step), bias)
+        codes, scales = (taken(values, start, stop, step) for values in (self.codes, self.scales))
+        return type(self)(codes, scales, bias, self.order)
 
     def finite(self) -> bool:
         return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
@@ -66,10 +91,6 @@ class INT8(_Grouped):
     def shape(self) -> tuple[int, int]:
         return pair(self.codes)
 
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        bias = None if self.bias is None else self.bias[start:stop]
-        kernels.dequantize_int8(self.codes[start:stop], self.scales[start:stop], bias, out)
-
 
 @dataclass(frozen=True, eq=False)
 class INT4(_Grouped):
@@ -85,7 +106,3 @@ class INT4(_Grouped):
     @property
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], 2 * self.codes.shape[1]
-
-    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        bias = None if self.bias is None else self.bias[start:stop]
-        kernels.dequantize_int4(self.codes[start:stop], self.scales[start:stop], bias, out)

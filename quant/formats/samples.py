@@ -13,6 +13,8 @@ from numoe.quant.dtypes import Float32
 from numoe.quant.formats.fp8 import FP8
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
+from numoe.quant.formats.nf4 import NF4
+from numoe.quant.formats.nvfp4 import NVFP4
 from numoe.quant.formats.pack import pack_bf16, pack_fp8, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.formats.plain import BF16, F16, F32
 from numoe.quant.formats.qtensor import QTensor
@@ -39,7 +41,7 @@ def samples(shape: tuple[int, int], nbytes: int) -> dict[str, list[QTensor]]:
     f16 = np.tile(normal.astype(np.float16), 2)
     bf16 = np.tile((normal.view(np.uint32) >> np.uint32(16)).astype(np.uint16), 2)
     groups, blocks = (rows, columns // MX_GROUP), (rows // 128, columns // 128)
-    ones = np.ones(groups, np.float16)
+    ones, ones32 = np.ones(groups, np.float16), np.ones((rows, 1), np.float32)
 
     def cut(values: NDArray[Any], width: int = columns) -> NDArray[Any]:
         return values.reshape(-1, rows, width)
@@ -50,6 +52,10 @@ def samples(shape: tuple[int, int], nbytes: int) -> dict[str, list[QTensor]]:
         "bf16": [BF16(codes) for codes in cut(bf16)],
         "fp8": [FP8(codes, np.full(blocks, 127, np.uint8)) for codes in cut(raw | np.uint8(0x40))],
         "mxfp4": [MXFP4(codes, np.full(groups, 127, np.uint8)) for codes in cut(raw, columns // 2)],
+        "nvfp4": [
+            NVFP4(codes, np.full((rows, columns // 16), 56, np.uint8), ones32) for codes in cut(raw, columns // 2)
+        ],
+        "nf4": [NF4(codes, np.ones((rows, columns // 64), np.float32)) for codes in cut(raw, columns // 2)],
         "int8": [INT8(codes, ones) for codes in cut(raw.view(np.int8))],
         "int4": [INT4(codes, ones) for codes in cut(raw, columns // 2)],
     }

@@ -14,7 +14,9 @@ from numoe.quant.documents import refuse_lfs_pointer
 from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.stored import safetensors, shards
-from numoe.quant.stored.conventions import LAYOUT, Conventions
+from numoe.quant.stored.conventions.native import LAYOUT
+from numoe.quant.stored.conventions.registry import PLAIN, Conventions
+from numoe.quant.stored.conventions.spelling import Convention
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
 
@@ -34,14 +36,14 @@ class Checkpoint:
         path: Path,
         tensors: Mapping[str, TensorInfo],
         metadata: Mapping[str, Any],
-        fp8_block: tuple[int, int] = (128, 128),
+        convention: Convention = PLAIN,
         files: Files | None = None,
     ) -> None:
         self.path = path
         self.tensors = tensors
         self.metadata = metadata
         self.files = files or Files()
-        self._conventions = Conventions(tensors, self.files, fp8_block, LAYOUT.items() <= metadata.items())
+        self._conventions = Conventions(tensors, self.files, convention, LAYOUT.items() <= metadata.items())
         self._found: dict[str, Stored] = {}
 
     def __enter__(self) -> Self:
@@ -57,7 +59,7 @@ class Checkpoint:
         self.files.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self.tensors or f"{name}_blocks" in self.tensors
+        return name in self._conventions
 
     def __getitem__(self, name: str) -> Stored:
         """The weight by a name. Raises InputError where there is none, or its codes and scales do not fit."""
@@ -76,10 +78,10 @@ class Checkpoint:
         return self._conventions.names()
 
 
-def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -> Checkpoint:
+def open_checkpoint(path: str | Path, convention: Convention = PLAIN) -> Checkpoint:
     """Opens a folder of safetensors files (with or without an index), a .safetensors file or a .gguf file.
 
-    `fp8_block` is the (height, width) of the blocks that share an FP8 scale. Reads headers only.
+    `convention` is what a config says of quantized weights. Reads headers only.
     Raises InputError when there is nothing readable there or a header is damaged.
     """
     path = Path(path)
@@ -89,15 +91,15 @@ def open_checkpoint(path: str | Path, fp8_block: tuple[int, int] = (128, 128)) -
         tensors, metadata = shards.read_folder(path)
         if not tensors:
             raise _nothing_in(path)
-        return Checkpoint(path, tensors, metadata, fp8_block, files)
+        return Checkpoint(path, tensors, metadata, convention, files)
     beginning = _beginning(path)
     refuse_lfs_pointer(beginning, path)
     if path.suffix == ".gguf" or beginning.startswith(GGUF):
         from numoe.quant.stored import gguf  # imports gguf, which safetensors users need not wait for
 
-        return Checkpoint(path, *gguf.read_gguf(path, files), fp8_block, files)
+        return Checkpoint(path, *gguf.read_gguf(path, files), convention, files)
     if path.suffix == ".safetensors":
-        return Checkpoint(path, *safetensors.read_header(path), fp8_block, files)
+        return Checkpoint(path, *safetensors.read_header(path), convention, files)
     if path.suffix in PICKLES:
         raise InputError(f"{path} is a pickle, which can run code when opened: get the model's .safetensors files")
     raise InputError(f"{path} is not a folder, a .safetensors file or a GGUF file; check the path")

@@ -120,7 +120,13 @@ class Stored(ABC):
 
     def moved(self, tensors: Mapping[str, TensorInfo], files: Files) -> Self:
         """The same weight where its tensors lie elsewhere."""
-        return replace(self, parts=tuple(tensors[info.name] for info in self.parts), files=files)
+        there = ((tensors[info.name], info) for info in self.parts)
+        parts = tuple(replace(now, dtype=info.dtype, shape=info.shape) for now, info in there)
+        return replace(self, parts=parts, files=files)
+
+    def fitted(self, shape: Sequence[int]) -> Self:
+        """The same weight in the shape that a model has for it, where what is stored does not say one."""
+        return self
 
     def matrix(self) -> QTensor:
         """It as a QTensor (out, in), in the format and order it is stored in; reads no other bytes.

@@ -332,7 +332,7 @@ def test_show(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_show_reads_no_weights(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model("v4_a", tmp_path)
     monkeypatch.setattr("numoe.quant.stored.handle.Stored.array", None)
-    monkeypatch.setattr("numoe.quant.stored.conventions.Numbers.array", None)
+    monkeypatch.setattr("numoe.quant.stored.conventions.native.Numbers.array", None)
     monkeypatch.setattr("numoe.quant.stored.handle.Stored.matrix", None)
     code, out, _ = command("show", str(model), "--json", "--ctx", "100")
     assert code == 0

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from gguf_files import write_gguf
 from helpers import released_v4_listing, reshard
 from hub_server import Hub, virtual_release
 from machines import a_machine, keep
@@ -298,6 +300,30 @@ def test_architectures_that_are_not_known_get_their_totals(
     assert (code, document["download_bytes"], document["formats"]) == (2, told["download_bytes"], {})
     assert sum(document["dtypes"].values()) == told["download_bytes"]
     assert "gpt9" in document["unsupported"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "reason"),
+    [
+        ("mamba", {}, 'GGUF architecture "mamba" is not supported yet'),
+        ("llama", {"attention.max_alibi_bias": 8.0}, '"llama.attention.max_alibi_bias" is not understood'),
+    ],
+)
+def test_gguf_files_that_do_not_run_get_their_totals(
+    checkpoint: Checkpoints, command: Run, tmp_path: Path, architecture: str, more: dict[str, Any], reason: str
+) -> None:
+    config = tiny.load_golden("llama_a").config
+    path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", architecture, **more)
+    right = write_gguf(checkpoint("llama_a"), config, tmp_path / "right.gguf", "llama")
+    total = describe(right).plan(512).disk_bytes
+    code, out, _ = command("fit", str(path))
+    assert code == 2 and f"{total:,} bytes on disk" in out and reason in " ".join(out.split()) and "F32" in out
+    code, out, _ = command("fit", str(path), "--json")
+    document = json.loads(out)
+    assert (code, document["download_bytes"], document["dtypes"]) == (2, 0, {"F32": total})
+    path.write_bytes(path.read_bytes()[:-100])
+    code, out, err = command("fit", str(path))
+    assert (code, out) == (1, "") and "model.gguf" in err
 
 
 def test_what_is_nowhere_is_one_sentence(hub: Hub, command: Run) -> None:

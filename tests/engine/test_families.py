@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import family, found
 from numoe.engine.families.config import HARMLESS
-from numoe.engine.families.quantization import fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.rope import frequencies
@@ -29,6 +29,7 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.plan import plan
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.formats.plain import BF16
+from numoe.quant.stored.quantization import read_quantization
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -70,6 +71,11 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("moonshotai__Kimi-Linear-48B-A3B-Instruct", 49.1e9, 3e9),
         ("moonshotai__Kimi-K2-Instruct", 1.026e12, 32e9),
         ("moonshotai__Kimi-K2.5", 1.026e12, 32e9),
+        ("MiniMaxAI__MiniMax-M2.7", 229e9, 10e9),
+        ("Qwen__Qwen3-VL-30B-A3B-Instruct", 30.5e9, 3.3e9),
+        ("Qwen__Qwen3-VL-2B-Instruct", 1.72e9, 1.72e9),
+        ("XiaomiMiMo__MiMo-V2-Flash", 309e9, 15e9),
+        ("allenai__OLMoE-1B-7B-0924", 6.92e9, 1.3e9),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: float, active: float) -> None:
@@ -271,6 +277,45 @@ def test_one_model_waits_for_no_other_family() -> None:
         ("cohere2_moe_a", {"position_embedding_type": "rope_neox"}, "\"position_embedding_type\" is 'rope_neox'"),
         ("cohere2_moe_a", {"expert_selection_fn": "max"}, "'softmax' or 'sigmoid' is supported"),
         ("cohere2_moe_a", {"shared_expert_combination_strategy": "max"}, "'average' or 'sum' is supported"),
+        ("minimax_m2_a", {"qk_norm_type": "per_head"}, "\"qk_norm_type\" is 'per_head'"),
+        ("minimax_m2_a", {"attn_type_list": [1, 0, 1]}, '"attn_type_list" has 0, and only 1'),
+        ("minimax_m2_a", {"shared_intermediate_size": 8}, '"shared_intermediate_size" is 8, and only 0'),
+        ("minimax_m2_b", {"rope_parameters": {"partial_rotary_factor": 1.5}}, "is 1.5, and a head has no more"),
+        ("solar_open_a", {"use_qk_norm": True}, '"use_qk_norm" is True, and only False'),
+        ("solar_open_a", {"first_k_dense_replace": 2}, '"first_k_dense_replace" is 2, and only 0'),
+        ("hy_v3_a", {"route_norm": False}, '"route_norm" is False, and only True'),
+        ("hy_v3_a", {"expert_hidden_dim": 9}, '"expert_hidden_dim" is 9, and only 28'),
+        ("hunyuan_v1_moe_a", {"use_cla": True}, '"use_cla" is not understood'),
+        ("hunyuan_v1_moe_a", {"use_qk_norm": False}, '"use_qk_norm" is False, and only True'),
+        ("hunyuan_v1_moe_a", {"moe_topk": [3, 1]}, '"moe_topk" is about 2 layers, but has to be about 3'),
+        ("hunyuan_v1_moe_a", {"moe_topk": [3, 9, 1]}, '"moe_topk" is 9, more than the experts'),
+        ("hunyuan_v1_moe_a", {"num_shared_expert": [1, 2, 1]}, '"num_shared_expert" has 2, and only 1'),
+        ("hunyuan_v1_moe_a", {"rope_parameters": {"rope_type": "dynamic", "alpha": 0}}, 'alpha" must be a positive'),
+        ("hunyuan_v1_moe_a", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "rope_type\" is 'dynamic'"),
+        ("mimo_v2_flash_a", {"swa_num_key_value_heads": 3}, "8 attention heads cannot share 3"),
+        ("mimo_v2_flash_a", {"swa_head_dim": 4}, '"swa_head_dim" is 4, and only 18'),
+        ("mimo_v2_flash_a", {"n_shared_experts": 1}, '"n_shared_experts" is 1, and only None'),
+        ("mimo_v2_flash_a", {"layer_types": None, "hybrid_layer_pattern": [2] * 7}, "has 2, and only 0, 1"),
+        ("smollm3_a", {"layer_types": ["sliding_attention"] * 5}, '"sliding_window" is null, and there are such'),
+        ("smollm3_a", {"no_rope_layers": [1, 0]}, '"no_rope_layers" is about 2 layers, but has to be about 5'),
+        ("qwen3_vl_moe_a", {"norm_topk_prob": False}, '"norm_topk_prob" is False, and only True'),
+        ("qwen3_vl_a", {"use_sliding_window": True}, '"use_sliding_window" is True, and only False'),
+        ("bailing_moe_a", {"use_qk_norm": None}, '"use_qk_norm" is not true, and of this family Ling 2.0'),
+        ("bailing_moe_a", {"score_function": "softmax"}, "\"score_function\" is 'softmax'"),
+        ("bailing_moe_a", {"moe_shared_expert_intermediate_size": 9}, 'size" is 9, and only 28'),
+        ("bailing_moe_a", {"norm_head": True}, '"norm_head" is not understood'),
+        ("laguna_a", {"gating": False}, '"gating" is False; true,'),
+        ("laguna_a", {"gating_types": ["per_element"] * 4}, "\"gating_types\" has 'per_element'"),
+        ("laguna_a", {"num_attention_heads_per_layer": [6, 8]}, '"num_attention_heads_per_layer" must be 4'),
+        (
+            "laguna_a",
+            {"moe_apply_router_weight_on_input": True},
+            '"moe_apply_router_weight_on_input" is not understood',
+        ),
+        ("mellum_a", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "has no table sliding_attention"),
+        ("afmoe_a", {"score_func": "softmax"}, "\"score_func\" is 'softmax'"),
+        ("ernie4_5_moe_a", {"moe_layer_end_index": -2}, '"moe_layer_end_index" must be the number of a layer'),
+        ("dots1_a", {"scoring_func": "softmax"}, "\"scoring_func\" is 'softmax'"),
         ("gemma3_a", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" is not understood'),
         ("gemma3_a", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is not understood'),
     ],
@@ -314,7 +359,7 @@ def test_any_value_in_any_key_is_read_or_refused_in_a_sentence(model_type: str) 
         warnings.simplefilter("error")
         for config in spoilt(tiny.load_golden(SMALL[model_type]).config):
             try:
-                fp8_block(config)
+                read_quantization(config)
                 for _, kind in spec(config).parts():
                     rope = getattr(kind, "rope", None)
                     if rope and rope.dim < 1000:  # else there is no such tensor
@@ -471,6 +516,70 @@ def test_of_two_spellings_the_one_counts_that_counts_in_transformers(
         ("gemma3_a", {"layer_types": ["full_attention"] * 7}, {"layer_types": None, "sliding_window_pattern": 1}),
         ("llama4_a", {}, {"layer_types": None, "no_rope_layers": [], "no_rope_layer_interval": 3}),
         ("llama4_b", {}, {"layer_types": None, "moe_layers": None}),
+        ("hy_v3_b", {}, {"mlp_layer_types": None, "first_k_dense_replace": 1, "expert_hidden_dim": 36}),
+        (
+            "hunyuan_v1_moe_a",
+            {},
+            {
+                "rope_parameters": None,
+                "rope_theta": 1000.0,
+                "rope_scaling": {
+                    "alpha": 30.0,
+                    "beta_fast": 32,
+                    "beta_slow": 1,
+                    "factor": 1.0,
+                    "mscale": 1.0,
+                    "type": "dynamic",
+                },
+                "moe_intermediate_size": [36] * 3,
+                "num_shared_expert": [1] * 3,
+                "use_mixed_mlp_moe": True,
+                "vit_patch": 1,
+                "attention_head_dim": 12,
+                "kv_lora_rank": None,
+                "use_cla": False,
+            },
+        ),
+        ("mimo_v2_flash_a", {}, {"layer_types": None, "mlp_layer_types": None, "rope_parameters": None}),
+        (
+            "mimo_v2_flash_b",
+            {"rope_parameters": None},
+            {
+                "rope_parameters": None,
+                "rope_theta": 5000000,
+                "swa_rope_theta": 10000,
+                "layer_types": None,
+                "partial_rotary_factor": 0.334,
+                "hybrid_layer_pattern": [1, 0, 1, 0],
+                "mlp_layer_types": None,
+                "moe_layer_freq": [1, 0, 1, 1],
+                "swa_num_key_value_heads": 6,
+                "swa_head_dim": 12,
+                "sliding_window": 19,
+                "sliding_window_size": 19,
+                "rms_norm_eps": None,
+                "layernorm_epsilon": 1e-5,
+            },
+        ),
+        ("smollm3_a", {}, {"layer_types": None, "no_rope_layers": None}),
+        ("smollm3_b", {}, {"layer_types": None}),
+        ("minimax_m2_a", {}, {"rope_parameters": None, "rope_theta": 5000000}),
+        (
+            "laguna_a",
+            {},
+            {
+                "gating": "per-head",
+                "gating_types": ["per_head"] * 4,
+                "mlp_layer_types": None,
+                "mlp_only_layers": [0],
+                "decoder_sparse_step": 1,
+                "norm_topk_prob": True,
+            },
+        ),
+        ("flint_a", {}, {"layer_types": None, "mlp_only_layers": None}),
+        ("afmoe_a", {}, {"layer_types": None, "score_func": "sigmoid", "route_norm": True, "n_group": 1}),
+        ("ernie4_5_moe_b", {}, {"moe_layer_end_index": -1, "moe_use_aux_free": True, "num_nextn_predict_layers": 1}),
+        ("dots1_a", {}, {"layer_types": None, "scoring_func": "noaux_tc"}),
         ("cohere2_moe_a", {}, {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 1}),
     ],
 )
@@ -493,39 +602,61 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
 @pytest.mark.parametrize(
     ("table", "name"),
     [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "GPTQ 4-bit"),
-        ({"quant_method": "awq", "bits": 4}, "AWQ 4-bit"),
-        ({"quant_method": "awq", "w_bit": 4}, "AWQ 4-bit"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes nf4"),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes int8"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors pack-quantized"),
-        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors float-quantized"),
-        ({"group_size": 64, "bits": 4}, "MLX 4-bit"),
-        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MLX mxfp4 4-bit"),
         ({"quant_method": "exl3", "bits": 3.5}, "EXL3 3.5-bit"),
         ({"quant_method": "hqq", "nbits": 4}, "HQQ 4-bit"),
         ({"quant_method": "quanto", "weights": "int8"}, "Quanto int8"),
         ({"quant_method": "torchao", "quant_type": "int4wo"}, "torchao int4wo"),
         ({"quant_method": "auto-round", "bits": 2}, "AutoRound 2-bit"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"),
-        ({"quant_algo": "FP8", "config_groups": {}}, "FP8 with one scale a tensor"),
         ({"quant_method": "someone's"}, "someone's"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
+        (
+            {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}},
+            "GPTQ with other bits for some layers",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
+            "compressed-tensors with sparse",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}},
+            "compressed-tensors with tr",
+        ),
+        (
+            {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {}}},
+            "compressed-tensors marlin",
+        ),
+        ({"quant_algo": "W4A16_AWQ"}, "ModelOpt W4A16_AWQ"),
+        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "W4A8_AWQ"}}}, "ModelOpt W4A8_AWQ"),
+        ({"quant_method": "quark", "algo_config": [{"name": "rotation"}]}, "Quark with rotated weights"),
+        ({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}}}, "Quark int4"),
+        ({"group_size": 32, "bits": 4, "mode": "new"}, "MLX new"),
         (FP8 | {"fmt": "e5m2"}, "FP8 e5m2"),
-        (FP8 | {"weight_block_size": None}, "FP8 with one scale a tensor"),
-        (FP8 | {"activation_scheme": "static"}, "FP8 with static scales for activations"),
     ],
 )
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
 def test_quantizations_that_are_not_read_are_called_by_their_names(table: dict[str, Any], name: str, key: str) -> None:
-    with pytest.raises(InputError, match=f'quantization "{name}" is not supported.* BF16 or FP8 release of the same'):
-        fp8_block({key: table})
+    with pytest.raises(
+        InputError, match=f'quantization "{re.escape(name)}.* is not supported.* BF16 or FP8 release of the same'
+    ):
+        read_quantization({key: table})
 
 
-def test_a_mixture_of_quantizations_names_its_parts() -> None:
+def test_a_mixture_of_quantizations_is_read_beside_the_config() -> None:
     layers = {"a": {"quant_algo": "NVFP4"}, "b": {"quant_algo": "FP8"}, "c": {"quant_algo": "NVFP4"}}
     side = {"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}}
-    with pytest.raises(InputError, match=r'hf_quant_config.json: quantization "FP8 and NVFP4" is not supported'):
-        fp8_block({}, side)
+    assert read_quantization({}, side).name == "ModelOpt"
+    layers["c"]["quant_algo"] = "W4A8_AWQ"
+    with pytest.raises(InputError, match=r'hf_quant_config.json.*: quantization "ModelOpt W4A8_AWQ" is not supported'):
+        read_quantization({}, side)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "modelopt", "quark", "bitsandbytes", "fp8"])
+def test_unknown_keys_of_a_quantization_are_refused_by_name(method: str) -> None:
+    table = {"quant_method": method, "bits": 4} if method in ("awq", "gptq") else {"quant_method": method}
+    assert read_quantization({"text_config": {"quantization_config": table}}).spellings
+    with pytest.raises(InputError, match='"turned_by" is not known'):
+        read_quantization({"text_config": {"quantization_config": table | {"turned_by": 3}}})
 
 
 @pytest.mark.parametrize(
@@ -538,8 +669,8 @@ def test_a_mixture_of_quantizations_names_its_parts() -> None:
     ],
 )
 def test_fp8_in_blocks_is_read_under_all_its_spellings(table: dict[str, Any]) -> None:
-    assert fp8_block({"quantization_config": table}) == (128, 128)
-    assert fp8_block({}, {"quantization": {"quant_algo": None}}) == (128, 128)
+    assert read_quantization({"quantization_config": table}).name == "FP8"
+    assert read_quantization({}, {"quantization": {"quant_algo": None}}).name == "FP8"
 
 
 def test_the_readme_lists_the_families_that_there_are() -> None:
@@ -556,6 +687,8 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
         ("gemma4_a", "model.language_model.", ("model.vision_tower.a.weight", "model.embed_vision.b.weight")),
         ("llama4_a", "language_model.model.", ("vision_model.a.weight", "multi_modal_projector.b.weight")),
         ("gemma3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
+        ("qwen3_vl_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("qwen3_vl_moe_a", "model.", ("model.visual.merger.norm.weight",)),
     ],
 )
 def test_the_decoder_of_a_model_of_several_parts_is_read(
@@ -575,9 +708,9 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     save_file(tensors, tmp_path / "model.safetensors")
     logits = load(tmp_path).session(64).feed(golden.ids[:40])
     np.testing.assert_allclose(logits, golden.logits[:40], atol=1e-3)
-    whole |= {"tie_word_embeddings": True, "text_config": text | {"tie_word_embeddings": False}}
-    with pytest.raises(InputError, match='"tie_word_embeddings" is not what text_config says'):
-        spec(whole)
+    for said, part, tied in ((True, False, True), (False, True, False), (None, True, True)):  # the whole says it
+        both = {"tie_word_embeddings": said, "text_config": text | {"tie_word_embeddings": part}}
+        assert spec(whole | both).tied is tied
 
 
 @pytest.mark.parametrize("moved", ["language_model.{}", "{}"])
@@ -617,6 +750,20 @@ def test_kimi_linear_is_read_as_it_was_released(checkpoint: Callable[[str], Path
         spec(released | {"linear_attn_config": linear | {"full_attn_layers": [2, 3]}})
     with pytest.raises(InputError, match=r'"linear_attn_config\.gate_lower_bound" is not understood'):
         spec(released | {"linear_attn_config": linear | {"gate_lower_bound": -5.0}})
+
+
+def test_experts_are_turned_unless_they_have_the_right_shape(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Qwen3-VL's are released as (experts, in, out); transformers saves (experts, out, in)."""
+    golden = tiny.load_golden("qwen3_vl_moe_a")
+    tensors = load_file(checkpoint("qwen3_vl_moe_a") / "model.safetensors")
+    turned = {
+        name: np.ascontiguousarray(values.swapaxes(1, 2)) if ".experts." in name else values
+        for name, values in tensors.items()
+    }
+    (tmp_path / "config.json").write_text(json.dumps(golden.config))
+    save_file(turned, tmp_path / "model.safetensors")
+    logits = load(tmp_path).session(64).feed(golden.ids[:40])
+    np.testing.assert_allclose(logits, golden.logits[:40], atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])

@@ -22,15 +22,24 @@ Checkpoints = Callable[[str], Path]
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
-    "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa",
+    "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "kimi_linear": "kimi-linear",
+    "bailing_hybrid": "bailingmoe3",
+    "lfm2_moe": "lfm2moe", "llama4_text": "llama4", "phimoe": "phimoe", "cohere2_moe": "cohere2moe",
     "granitemoe": "granitemoe", "granitemoeshared": "granitemoe", "granitemoehybrid": "granitehybrid",
-    "nemotron_h": "nemotron_h_moe",
+    "nemotron_h": "nemotron_h_moe", "dots1": "dots1", "minimax_m2": "minimax-m2", "solar_open": "glm4moe",
+    "hy_v3": "hy_v3",
+    "hunyuan_v1_moe": "hunyuan-moe", "mimo_v2_flash": "mimo2",
+    "bailing_moe": "bailingmoe2", "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
+    "gemma3_text": "gemma3", "gemma4_text": "gemma4",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
          "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
-         "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a",
-         "granitemoe_a", "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a")  # fmt: skip
+         "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "granitemoe_a",
+         "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a", "hy_v3_a",
+         "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",
+         "gemma3_a", "gemma4_a", "kimi_linear_a", "bailing_hybrid_a", "lfm2_moe_a", "phimoe_b",
+         "cohere2_moe_a", "dots1_b")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -92,6 +101,10 @@ OLD = {"attention.key_length_mla": None, "attention.value_length_mla": None, "ex
         ("v3_a", fused, {}),
         ("qwen3_5_moe_a", fused, {}),
         ("qwen3_5_moe_a", None, {"attention.recurrent_layers": None}),
+        ("qwen3_vl_a", None, {"n_deepstack_layers": 3, "rope.dimension_sections": [24, 20, 20, 0]}),
+        ("minimax_m2_a", None, {"expert_gating_func": None}),
+        ("hy_v3_a", None, {"expert_gating_func": None}),
+        ("mimo_v2_flash_a", fused, {"nextn_predict_layers": 0}),
     ],
 )
 def test_files_of_other_converters_are_the_same_models(
@@ -107,7 +120,7 @@ def test_files_of_other_converters_are_the_same_models(
 
 
 @pytest.mark.parametrize("said", [True, False])
-@pytest.mark.parametrize("case", ["v3_b", "glm4_moe_lite_a", "qwen3_5_moe_a", "qwen3_a"])
+@pytest.mark.parametrize("case", ["v3_b", "glm4_moe_lite_a", "qwen3_5_moe_a", "qwen3_a", "hy_v3_a", "mimo_v2_flash_a"])
 def test_blocks_that_only_draft_tokens_are_left_aside(
     checkpoint: Checkpoints, tmp_path: Path, case: str, said: bool
 ) -> None:
@@ -246,16 +259,27 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         "nemotron_h_a",
         "granitemoehybrid_a",
         "granitemoe_b",
+        "hy_v3_a",
+        "hunyuan_v1_moe_b",
+        "bailing_moe_b",
+        "gemma3_a",
+        "gemma4_a",
+        "kimi_linear_a",
+        "lfm2_moe_a",
+        "llama4_a",
+        "phimoe_a",
+        "cohere2_moe_a",
     ],
 )
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
     checkpoint: Checkpoints, tmp_path: Path, case: str
 ) -> None:
     scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.original_context_length": 64}
+    scaling = {} if case == "gemma4_a" else scaling  # which has tables of its own
     opened = open_checkpoint(written(checkpoint, case, tmp_path / "model.gguf", **scaling))
     shapes = {name: opened[name].shape for name in opened.names()}
     metadata = dict(opened.metadata)
-    assert from_gguf(metadata, shapes, None, opened.path)[2].routed_experts
+    assert from_gguf(metadata, shapes, None, opened.path)[2].layers
     odd = (True, "x", "", -1, 0, 1.5, 10**12, float("nan"), float("inf"), [], [1, 2], ["x"], [0] * 9)
     architecture = metadata["general.architecture"]
     more = ("rope.dimension_count", "attention.causal", "attention.value_length", "nextn_predict_layers")
@@ -264,7 +288,8 @@ def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
             try:
                 from_gguf(metadata | {key: value}, shapes, None, opened.path)
             except InputError as error:
-                assert "config.json" not in str(error) and "\n" not in str(error) and len(str(error)) < 400
+                told = str(error).partition("; known are ")[0]
+                assert "config.json" not in told and "\n" not in str(error) and len(told) < 400
 
 
 def test_refusals_call_keys_as_the_file_does(checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -331,7 +356,7 @@ def test_unknown_architectures_are_named(checkpoint: Checkpoints, tmp_path: Path
     config = tiny.load_golden("llama_a").config
     path = write_gguf(checkpoint("llama_a"), config, tmp_path / "model.gguf", "mamba")
     with pytest.raises(
-        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are deepseek2, .*llama, .*qwen3moe'
+        InputError, match=r'GGUF architecture "mamba" is not supported yet; known are .*deepseek2, .*llama, .*qwen3moe'
     ):
         load(path)
 
@@ -354,3 +379,66 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
     np.testing.assert_array_equal(flat.rows(3, 9).matrix().dequantize(), np.concatenate(each)[3:9])
     with pytest.raises(InputError, match=r"'k' cannot be used: it is Q8_0 stored \(in, out\), and only floats"):
         opened["k"].turned()
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "more", "reason"),
+    [
+        ("gemma4_a", {}, {"attention.sliding_window_pattern": [True]}, "window_pattern must tell of all 5 layers"),
+        ("gemma4_a", {}, {"attention.head_count_kv": [3, 2]}, "head_count_kv tells of 2 layers of 5"),
+        ("gemma4_a", {}, {"attention.value_length_swa": 10}, "value_length_swa is not the size of a head, 14"),
+        ("gemma4_a", {"rope_freqs.weight": [1e30] * 6 + [1] * 6}, {}, "rope_freqs.weight must be ones, and"),
+        ("gemma4_a", {}, {"embedding_length_per_layer_input": 8}, 'per_layer_input" is 8, and only 0'),
+        ("gemma4_a", {}, {"rope.scaling.type": "yarn"}, 'gemma4.rope.scaling.type" is not understood'),
+        ("kimi_linear_a", {}, {"kda.head_dim": 13}, "ssm_dt.bias is not of whole heads of kda.head_dim"),
+        ("bailing_hybrid_a", {}, {"swiglu_clamp_exp": [0.0, 7.0]}, 'bailingmoe3.swiglu_clamp_exp" is not understood'),
+        ("lfm2_moe_a", {}, {"expert_gating_func": 1}, "expert_gating_func is 1, and only 2"),
+        ("lfm2_moe_a", {}, {"attention.sliding_window": 9}, 'lfm2moe.attention.sliding_window" is not understood'),
+        ("llama4_a", {}, {"attention.sliding_window": 0}, "attention.sliding_window is 0, and only 8192"),
+        ("llama4_a", {}, {"attention.sliding_window_pattern": [True]}, "window_pattern is \\[True\\], and only 4"),
+        ("llama4_a", {}, {"attention.scale": 0.5}, 'llama4.attention.scale" is not understood'),
+        ("phimoe_a", {}, {"rope.scaling.attn_factor": 1.2}, "rope.scaling.attn_factor is 1.2.*, and only 1.0"),
+        ("phimoe_b", {"rope_factors_short.weight": [1.0] * 5}, {}, 'short_factor" must be 6 positive numbers'),
+        ("cohere2_moe_a", {}, {"expert_weights_scale": 2.0}, 'cohere2moe.expert_weights_scale" is not understood'),
+        ("cohere2_moe_a", {}, {"expert_gating_func": 3}, 'cohere2moe.expert_gating_func" is 3'),
+        ("cohere2_moe_a", {}, {"expert_shared_feed_forward_length": 9}, "expert_shared_feed_forward_length is 9"),
+        ("cohere2_moe_a", {}, {"attention.sliding_window_pattern": [True]}, "must tell of all 5 layers"),
+    ],
+)
+def test_what_is_not_computed_is_refused_by_its_key(
+    checkpoint: Checkpoints, tmp_path: Path, case: str, change: dict[str, Any], more: dict[str, Any], reason: str
+) -> None:
+    changed = {name: np.array(values, np.float32) for name, values in change.items()}
+    path = written(checkpoint, case, tmp_path / "model.gguf", {}, lambda tensors: {**tensors, **changed}, **more)
+    with pytest.raises(InputError, match=reason):
+        load(path)
+
+
+# What files of an architecture cannot say, and llama.cpp has in its code.
+WITHOUT_KEYS: dict[str, dict[str, Any]] = {
+    "llama4_b": {"attention_chunk_size": 8192, "attn_temperature_tuning": True, "use_qk_norm": True,
+                 "no_rope_layers": None, "layer_types": None, "moe_layers": None,
+                 "rope_parameters": {"rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                     "high_freq_factor": 1.0, "original_max_position_embeddings": 64}},
+    "phimoe_a": {"router_jitter_noise": 0.01},
+    "lfm2_moe_b": {"norm_topk_prob": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WITHOUT_KEYS)
+def test_settings_that_no_key_tells(checkpoint: Checkpoints, tmp_path: Path, case: str) -> None:
+    golden = tiny.load_golden(case)
+    folder = shutil.copytree(checkpoint(case), tmp_path / case)
+    config = golden.config | WITHOUT_KEYS[case]
+    (folder / "config.json").write_text(json.dumps(config))
+    path = write_gguf(folder, config, tmp_path / "model.gguf", ARCHITECTURES[config["model_type"]])
+    there = load(folder).session(512).feed(golden.ids)
+    assert np.abs(load(path).session(512).feed(golden.ids) - there).max() < 2e-5
+
+
+def test_maverick_alone_norms_no_heads(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    opened = open_checkpoint(written(checkpoint, "llama4_a", tmp_path / "model.gguf"))
+    shapes = {name: opened[name].shape for name in opened.names()}
+    for experts, norms in ((16, "qk"), (128, "")):
+        spec = from_gguf(dict(opened.metadata) | {"llama4.expert_count": experts}, shapes, [1.0] * 6, opened.path)[2]
+        assert spec.layers[0][0].kind.plain_norms == norms  # type: ignore[attr-defined]

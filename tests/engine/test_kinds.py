@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from numoe.engine.families.config import Config, scaled_rope
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention import softmax
-from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.attention.grouped import GroupedQueryAttention, OutputGate
 from numoe.engine.layers.attention.indexer import TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Block, Compute, Kind, Shared
@@ -99,10 +99,16 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     projected.setdefault("v", projected["k"])
     q = projected["q"].reshape(count, kind.heads, -1)
     q, gate = q[..., :dim], q[..., dim:]
-    k, v = (projected[name].reshape(count, kind.kv_heads, dim) for name in "kv")
-    if kind.head_norm:
+    if kind.whole_norm:
+        q = normed(projected["q"], a["q_norm"]).reshape(q.shape)
+        projected["k"] = normed(projected["k"], a["k_norm"])
+    k, v = (projected[name].reshape(count, kind.kv_heads, -1) for name in "kv")
+    v = v * kind.value_scale
+    if kind.head_norm and not kind.late_norm:
         q, k = normed(q, a["q_norm"]), normed(k, a["k_norm"])
-    out = np.zeros((count, kind.heads, dim))
+    if kind.clip:
+        q, k, v = (np.clip(part, -kind.clip, kind.clip) for part in (q, k, v))
+    out = np.zeros((count, kind.heads, v.shape[-1]))
     for t in range(count):
         first = t - t % kind.chunk if kind.chunk else 0 if kind.window is None else max(0, t - kind.window + 1)
         for h in range(kind.heads):
@@ -112,6 +118,8 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
                 return rotated(values, position, kind.rope) if kind.rope else values
 
             def plain(name: str, values: Wide) -> Wide:
+                if kind.late_norm and name != "v":
+                    values = normed(values, a[f"{name}_norm"])
                 return normed(values) if name in kind.plain_norms else values
 
             query = plain("q", turn(q[t, h], t))
@@ -124,6 +132,9 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
             out[t, h] = share @ plain("v", v[first : t + 1, group])
     if kind.gate:
         out /= 1 + np.exp(-gate)
+    if kind.output_gate:
+        gate = (x @ m["gate"].T).reshape(count, kind.heads, -1)
+        out *= np.log1p(np.exp(gate)) if kind.output_gate.score == "softplus" else 1 / (1 + np.exp(-gate))
     return out.reshape(count, -1) @ m["o"].T + a.get("o_bias", 0)
 
 
@@ -143,6 +154,12 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, head_norm=True, plain_norms="v", shared_values=True, biases="qkvo", scale=1.0),
         replace(PLAIN, chunk=5, plain_norms="qk"),
         replace(PLAIN, rope=None, temperature=(3, 0.6)),
+        replace(PLAIN, rope=Rope(4, 100.0, first=True), whole_norm=True),
+        replace(PLAIN, head_norm=True, late_norm=True),
+        replace(PLAIN, value_dim=6, value_scale=0.7, sinks=True, window=4, biases="v"),
+        replace(PLAIN, output_gate=OutputGate("sigmoid"), value_dim=6, window=4),
+        replace(PLAIN, output_gate=OutputGate("softplus", by_head=True), head_norm=True),
+        replace(PLAIN, clip=0.7, whole_norm=True, biases="qkv"),
     ],
     ids=[
         "plain",
@@ -155,6 +172,12 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         "k is v",
         "chunks",
         "temperature",
+        "norm of all heads",
+        "norm after rope",
+        "values of another size",
+        "gates of channels",
+        "gates of heads",
+        "clipped",
     ],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])
@@ -326,6 +349,8 @@ def test_squared_relu(bias: bool) -> None:
         Router("softmax", groups=4, top_groups=2, normalize=False),
         Router("sqrtsoftplus", bias=True),
         Router("softmax", norm=True, expert_scale=True),
+        Router("sigmoid", bias=True, cap=0.4),
+        Router("softmax", bias=True, least=0.35),
     ],
     ids=str,
 )
@@ -339,6 +364,7 @@ def test_routing(router: Router) -> None:
         row = x[t].astype(np.float64)
         row = normed(row, w.arrays["router_norm"]) if router.norm else row
         logits = w.matrices["router"].dequantize() @ row + w.arrays.get("router_logit_bias", 0)
+        logits = router.cap * np.tanh(logits / router.cap) if router.cap else logits
         scores = {
             "softmax": softmaxed(logits),
             "sigmoid": 1 / (1 + np.exp(-logits)),
@@ -351,7 +377,7 @@ def test_routing(router: Router) -> None:
             kept = np.argsort(-best)[: router.top_groups]
             ranked = np.where(np.isin(np.arange(experts) // (experts // router.groups), kept), ranked, -np.inf)
         picked = np.sort(np.argsort(-ranked)[:top_k])
-        right = scores[picked] / (scores[picked].sum() if router.normalize else 1) * router.scale
+        right = scores[picked] / (max(scores[picked].sum(), router.least) if router.normalize else 1) * router.scale
         right *= w.arrays["router_scale"][picked] if router.expert_scale else 1
         assert chosen[t].tolist() == picked.tolist()
         np.testing.assert_allclose(weights[t], right, rtol=1e-5)

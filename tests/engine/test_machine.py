@@ -19,7 +19,7 @@ from machines import FORMATS, a_machine, keep
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.measure.machine import Machine, calibrate, known, record
 from numoe.engine.plan import Plan, Verdict
-from numoe.quant.compute import threads
+from numoe.quant.compute import kernels, threads
 from numoe.quant.convert.recipe import Target
 
 Models = Callable[[str], Model]
@@ -181,6 +181,17 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
 # ---------------------------------------------------------------------------------------------------- measurements
 
 
+def test_a_model_is_computed_in_the_block_that_was_measured() -> None:
+    before = kernels.block_elements()
+    try:
+        for block in kernels.BLOCKS:
+            keep(replace(a_machine(), block=block))
+            load("tiny", ctx=64)
+            assert kernels.block_elements() == block
+    finally:
+        kernels.use_block(before)
+
+
 def test_a_machine_is_measured_once(
     measured: tuple[Machine, Path], monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
@@ -316,7 +327,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize("value", WRONG, ids=repr)
-@pytest.mark.parametrize("key", ["cores", "weights_per_s", "macs_per_s", "layer_s", "process_bytes", "runs", "name"])
+@pytest.mark.parametrize(
+    "key", ["cores", "weights_per_s", "macs_per_s", "layer_s", "process_bytes", "block", "runs", "name"]
+)
 def test_figures_that_cannot_be_are_measured_anew(
     key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
 ) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from vocabularies import BACKEND, CORPUS, MARKERS, SPECIALS, byte_level_backend, plain, sentencepiece_folder
 
-from numoe.engine.text.sentencepiece import parse_sentencepiece
+from numoe.engine.text.sentencepiece import PieceType, parse_sentencepiece
 from numoe.engine.text.tokenizer import Tokenizer, gguf_tokenizer, load_tokenizer, require_tokenizer
 from numoe.engine.text.vocabulary import PRE_TOKENIZERS, joins
 from numoe.quant.errors import InputError
@@ -703,9 +703,28 @@ def test_gguf_sentencepiece_vocabulary_encodes_as_the_model_it_was_made_from(loa
     assert [tokenizer.encode(text) for text in golden["texts"]] == golden["ids"]
 
 
+def test_gguf_vocabulary_of_gemma_4_joins_by_its_merges() -> None:
+    model = parse_sentencepiece((GOLDEN / "sentencepiece_bpe.model").read_bytes(), "bpe")
+    plain = (PieceType.NORMAL, PieceType.USER_DEFINED)
+    entries = zip(model.pieces, model.scores, model.types, strict=True)
+    merges = [" ".join(pair) for pair in joins({piece: score for piece, score, kind in entries if kind in plain})]
+    values = {"tokens": model.pieces, "token_type": model.types, "bos_token_id": 1, "eos_token_id": 2}
+    by_scores = {"model": "llama", "scores": model.scores, "add_space_prefix": False}
+    by_merges = {"model": "gemma4", "merges": merges, "scores": [-1000.0] * len(model.pieces), "add_bos_token": False}
+    right, tokenizer = (
+        gguf_tokenizer({f"tokenizer.ggml.{key}": value for key, value in (values | more).items()})
+        for more in (by_scores, by_merges)
+    )
+    assert tokenizer.add_bos and tokenizer.bos_id == 1 and tokenizer.eos_ids == {2}
+    for text in json.loads((GOLDEN / "sentencepiece_bpe.json").read_text("utf-8"))["texts"]:
+        assert tokenizer.encode(text) == right.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == right.decode(right.encode(text))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"model": "gemma4", "merges": None}, r"no tokenizer\.ggml\.merges"),
         ({"model": "t5"}, r"tokenizer\.ggml\.model is 't5'"),
         ({"model": 5}, r"tokenizer\.ggml\.model is '5', not a text"),
         ({"pre": ["x"]}, r"tokenizer\.ggml\.pre is .*, not a text"),

@@ -20,6 +20,7 @@ from numoe.quant.formats import pack
 from numoe.quant.formats.fp8 import FP8
 from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.stored.checkpoint import Checkpoint, open_checkpoint
+from numoe.quant.stored.quantization import read_quantization
 from numoe.quant.stored.shards import model_shards
 
 
@@ -182,10 +183,11 @@ def test_fp8_blocks_of_another_size(tmp_path):
     made = pack.pack_fp8(W, (64, 32))
     tensors = {"a.weight": raw("F8_E4M3", made.codes), "a.scale": raw("F8_E8M0", made.scales)}
     path = write_safetensors(tmp_path / "a.safetensors", tensors)
-    with open_checkpoint(path, fp8_block=(64, 32)) as opened:
+    convention = read_quantization({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 32]}})
+    with open_checkpoint(path, convention) as opened:
         tensor = opened["a.weight"].rows(70, 200).matrix()
         np.testing.assert_array_equal(tensor.dequantize(), made.dequantize()[70:200])
-    with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"a\.scale.*\(3, 2\).*block size"):
+    with open_checkpoint(path) as opened, pytest.raises(InputError, match=r"a\.scale.*\[3, 2\].*check the quant"):
         opened["a.weight"].matrix()
 
 

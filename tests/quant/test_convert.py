@@ -34,7 +34,7 @@ from numoe.quant.convert.jobs import Matrix
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
 from numoe.quant.stored.checkpoint import Checkpoint, open_checkpoint
-from numoe.quant.stored.conventions import LAYOUT, companion
+from numoe.quant.stored.conventions.native import LAYOUT, companion
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
 from numoe.quant.stored.shards import INDEX_NAME

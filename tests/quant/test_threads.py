@@ -14,6 +14,8 @@ from numoe.engine import Model
 from numoe.quant.compute import kernels, threads
 from numoe.quant.formats.pack import pack_bf16, pack_fp8, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.formats.plain import F32
+from numoe.quant.formats.qtensor import QTensor
+from numoe.quant.formats.resident import fastest
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,32 @@ def test_products_have_the_same_bits_with_any_number_of_threads(
         results.append(tensor.matmul(x))  # type: ignore[attr-defined]
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.fixture
+def all_blocks() -> Iterator[tuple[int, ...]]:
+    before = kernels.block_elements()
+    yield kernels.BLOCKS
+    kernels.use_block(before)
+
+
+@pytest.mark.parametrize("pack", [pack_mxfp4, pack_int8, pack_int4])
+@pytest.mark.parametrize("tokens", [1, 5, 17])
+@pytest.mark.parametrize("wide", [False, True])
+def test_products_of_few_tokens_have_the_same_bits_with_any_block(
+    pack: Callable[..., QTensor], tokens: int, wide: bool, all_blocks: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(1)
+    tensor = fastest(pack(rng.standard_normal((1032, 2048), np.float32)), wide=wide)
+    x = rng.standard_normal((tokens, 2048), np.float32)
+    spans, results = set(), []
+    for block in all_blocks:
+        kernels.use_block(block)
+        spans.add(len(kernels.equal_spans(2048, 516, kernels.block_elements())))
+        results.append(tensor.matmul(x))
+    assert len(spans) == len(all_blocks)
+    for result in results[1:]:
+        np.testing.assert_array_equal(results[0], result)
 
 
 @pytest.mark.parametrize("case", ["v4_released", "qwen3_moe_a"])

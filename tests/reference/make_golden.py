@@ -39,8 +39,14 @@ MAX_NOISE_RECURRENT = 2.5e-4  # where every token's rounding goes on through a s
 RECURRENT = (*tiny.RECURRENT, "nemotron_h", "granitemoehybrid")  # of which the last two were found to be steady
 
 
-ALIASES = {"kimi_k2": "deepseek_v3"}
+ALIASES = {"kimi_k2": "deepseek_v3", "bailing_moe": "glm4_moe"}
 """What transformers calls a family that config.json calls otherwise."""
+PARTS = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Decoders that transformers has in models of several parts alone."""
+VISION = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "num_position_embeddings": 4,
+    "deepstack_visual_indexes": [0], "patch_size": 2, "spatial_merge_size": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,55 @@ def released_v3(config: dict[str, Any]) -> Listing:
     return [entry for part in parts() for entry in part]
 
 
+def released_ling(config: dict[str, Any]) -> Listing:
+    """Ling 2.0 as released: queries, keys and values in one tensor, and names of its own."""
+    hidden, width, vocab = config["hidden_size"], config["moe_intermediate_size"], config["vocab_size"]
+    heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    listing: Listing = [(f"{n}.weight", "F32", (vocab, hidden)) for n in ("model.word_embeddings", "lm_head")]
+    listing.append(("model.norm.weight", "F32", (hidden,)))
+    for layer in range(config["num_hidden_layers"] + config["num_nextn_predict_layers"]):
+        at = f"model.layers.{layer}"
+        rows = (heads + 2 * kv_heads) * dim
+        listing.append((f"{at}.attention.query_key_value.weight", "F32", (rows, hidden)))
+        if config["use_qkv_bias"]:
+            listing.append((f"{at}.attention.query_key_value.bias", "F32", (rows,)))
+        listing.append((f"{at}.attention.dense.weight", "F32", (hidden, heads * dim)))
+        listing += [(f"{at}.attention.{n}_layernorm.weight", "F32", (dim,)) for n in ("query", "key")]
+        listing += [(f"{at}.{n}_layernorm.weight", "F32", (hidden,)) for n in ("input", "post_attention")]
+        experts = {f"mlp.experts.{e}": width for e in range(config["num_experts"])}
+        parts = experts | {"mlp.shared_experts": width * config["num_shared_experts"]}
+        if layer < config["first_k_dense_replace"]:
+            parts = {"mlp": config["intermediate_size"]}
+        else:
+            listing.append((f"{at}.mlp.gate.weight", "F32", (config["num_experts"], hidden)))
+            listing.append((f"{at}.mlp.gate.expert_bias", "F32", (config["num_experts"],)))
+        for part, inner in parts.items():
+            listing += [(f"{at}.{part}.{n}_proj.weight", "F32", (inner, hidden)) for n in ("gate", "up")]
+            listing.append((f"{at}.{part}.down_proj.weight", "F32", (hidden, inner)))
+    return listing
+
+
+def as_glm(config: dict[str, Any], stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Ling's tensors under GLM-4.5's names; and what its config calls otherwise."""
+    config |= {"n_routed_experts": config["num_experts"], "n_shared_experts": config["num_shared_experts"]}
+    config |= {"attention_bias": config["use_qkv_bias"]}
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    rows = [n * config["head_dim"] for n in (heads, kv_heads, kv_heads)]
+    places = {"word_embeddings": "embed_tokens", ".attention.": ".self_attn.", ".dense.": ".o_proj.",
+              "query_layernorm": "q_norm", "key_layernorm": "k_norm",
+              "expert_bias": "e_score_correction_bias"}  # fmt: skip
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        for theirs, ours in places.items():
+            name = name.replace(theirs, ours)
+        if "query_key_value" in name:
+            for n, part in zip("qkv", tensor.split(rows), strict=True):
+                out[name.replace("query_key_value", f"{n}_proj")] = part.contiguous()
+        else:
+            out[name] = tensor
+    return out
+
+
 YARN = {
     "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256, "beta_fast": 32, "beta_slow": 1,
 }  # fmt: skip
@@ -328,12 +383,12 @@ CASES = {
     ),
     "gemma3_a": define("gemma3_text", 150,
         vocab_size=77, hidden_size=48, intermediate_size=76, num_hidden_layers=7, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=14, sliding_window=31, query_pre_attn_scalar=20, max_position_embeddings=1024,
+        num_key_value_heads=2, head_dim=14, sliding_window=31, query_pre_attn_scalar=14, max_position_embeddings=1024,
         final_logit_softcapping=9.0,
     ),
     "gemma3_b": define("gemma3_text", 130,
         vocab_size=66, hidden_size=40, intermediate_size=50, num_hidden_layers=4, num_attention_heads=5,
-        num_key_value_heads=5, head_dim=12, sliding_window=18, query_pre_attn_scalar=12, max_position_embeddings=1024,
+        num_key_value_heads=5, head_dim=12, sliding_window=18, query_pre_attn_scalar=20, max_position_embeddings=1024,
         attention_bias=True, tie_word_embeddings=False, rms_norm_eps=1e-5,
         layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
         rope_parameters={
@@ -712,6 +767,136 @@ CASES = {
         mlp_layer_types=["sparse", "dense", "sparse", "sparse"], prefix_dense_sliding_window_pattern=2,
         tie_word_embeddings=False, logit_scale=1.3, max_position_embeddings=1024,
     ),
+    # Norms over all heads together, half of a head rotated or all of it, a correction of the choice; odd sizes.
+    "minimax_m2_a": define("minimax_m2", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=36, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=14, rotary_dim=8, num_local_experts=7, num_experts_per_tok=3,
+        max_position_embeddings=1024,
+    ),
+    "minimax_m2_b": define("minimax_m2", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=28, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=True, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 9000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    # GLM-4.5's without norms of heads, with a whole rope, biases, groups of experts.
+    "solar_open_a": define("solar_open", 150,
+        vocab_size=79, hidden_size=60, moe_intermediate_size=32, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, n_routed_experts=9, n_shared_experts=2, num_experts_per_tok=3,
+        routed_scaling_factor=1.6, max_position_embeddings=2048,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 8000.0, "factor": 4.0, "original_max_position_embeddings": 512,
+        },
+    ),
+    "solar_open_b": define("solar_open", 120,
+        vocab_size=68, hidden_size=44, moe_intermediate_size=28, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=16, n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=2,
+        norm_topk_prob=False, attention_bias=True, max_position_embeddings=1024,
+    ),
+    # Two dense layers or one, biases in attention and dense feed-forwards, two shared experts.
+    "hy_v3_a": define("hy_v3", 150,
+        vocab_size=77, hidden_size=60, intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, num_experts=7, num_experts_per_tok=3,
+        num_shared_experts=2, mlp_layer_types=["dense", "sparse", "dense", "sparse"], max_position_embeddings=1024,
+    ),
+    "hy_v3_b": define("hy_v3", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3,
+        num_attention_heads=3, num_key_value_heads=3, head_dim=16, num_experts=5, num_experts_per_tok=2,
+        router_scaling_factor=1.3, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
+        max_position_embeddings=1024,
+    ),
+    # Norms after rope, whose base an alpha makes larger, as many experts for each layer as it says; plain rope, biases.
+    "hunyuan_v1_moe_a": define("hunyuan_v1_moe", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=36, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, num_experts=7, moe_topk=[3, 1, 2], max_position_embeddings=1024,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1000.0, "alpha": 30.0, "factor": 1.0},
+    ),
+    "hunyuan_v1_moe_b": define("hunyuan_v1_moe", 120,
+        vocab_size=70, hidden_size=48, intermediate_size=28, num_hidden_layers=4, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, num_experts=5, moe_topk=2, attention_bias=True, tie_word_embeddings=True,
+        max_position_embeddings=1024,
+    ),
+    # Windows with sinks, twice the key/value heads and their own rope; values of another size; groups, biases.
+    "mimo_v2_flash_a": define("mimo_v2_flash", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=7,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=18, v_head_dim=10, n_routed_experts=9,
+        num_experts_per_tok=3, sliding_window=33, max_position_embeddings=1024,
+    ),
+    "mimo_v2_flash_b": define("mimo_v2_flash", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=3, head_dim=12, v_head_dim=16, n_routed_experts=8, n_group=4,
+        topk_group=2, num_experts_per_tok=2, norm_topk_prob=False, routed_scaling_factor=1.4, attention_bias=True,
+        attention_value_scale=None, sliding_window=20, max_position_embeddings=1024,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        mlp_layer_types=["sparse", "dense", "sparse", "sparse"],
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 9000.0, "partial_rotary_factor": 1.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    # Layers without rope, and windows there; biases.
+    "smollm3_a": define("smollm3", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=72, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=None, pad_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    ),
+    "smollm3_b": define("smollm3", 120,
+        vocab_size=70, hidden_size=48, intermediate_size=56, num_hidden_layers=5, num_attention_heads=3,
+        num_key_value_heads=3, no_rope_layers=[1, 0, 1, 0, 0], use_sliding_window=True, sliding_window=23,
+        attention_bias=True, mlp_bias=True, tie_word_embeddings=False, max_position_embeddings=1024,
+        bos_token_id=1, eos_token_id=None, pad_token_id=0,
+    ),
+    # The text parts of models of several parts: sections of positions, YaRN, biases, dense layers.
+    "qwen3_vl_a": define("qwen3_vl_text", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=72, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 2, 2], "mrope_interleaved": True,
+        },
+    ),
+    "qwen3_vl_b": define("qwen3_vl_text", 120,
+        vocab_size=70, hidden_size=44, intermediate_size=52, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, attention_bias=True, tie_word_embeddings=True,
+        max_position_embeddings=2048, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 9000.0, "factor": 4.0, "original_max_position_embeddings": 512,
+            "mrope_section": [4, 2, 2],
+        },
+    ),
+    "qwen3_vl_moe_a": define("qwen3_vl_moe_text", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, num_experts=7, num_experts_per_tok=3,
+        mlp_only_layers=[1], max_position_embeddings=1024,
+    ),
+    "qwen3_vl_moe_b": define("qwen3_vl_moe_text", 120,
+        vocab_size=70, hidden_size=48, intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, num_experts=5, num_experts_per_tok=2, attention_bias=True,
+        rms_norm_eps=1e-5, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [3, 1, 1]},
+    ),
+    # Ling 2.0, in GLM-4.5's stead: groups and a layer that drafts; biases, one group, whole rope.
+    "bailing_moe_a": define("bailing_moe", 150,
+        architectures=["BailingMoeV2ForCausalLM"], model_type="bailing_moe", vocab_size=81, hidden_size=60,
+        intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=12, num_experts=8, num_experts_per_tok=3, num_shared_experts=1, n_group=4,
+        topk_group=2, first_k_dense_replace=1, num_nextn_predict_layers=1, partial_rotary_factor=0.5,
+        rope_theta=6000, rope_scaling=None, max_position_embeddings=1024, routed_scaling_factor=2.5,
+        norm_topk_prob=True, score_function="sigmoid", moe_router_enable_expert_bias=True, use_qk_norm=True,
+        use_qkv_bias=False, use_bias=False, use_rmsnorm=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        hidden_act="silu", router_dtype="fp32", moe_shared_expert_intermediate_size=28, max_window_layers=4,
+        listing=released_ling,
+    ),
+    "bailing_moe_b": define("bailing_moe", 120,
+        architectures=["BailingMoeV2ForCausalLM"], model_type="bailing_moe", vocab_size=70, hidden_size=44,
+        intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=16, num_experts=5, num_experts_per_tok=2, num_shared_experts=2, n_group=1,
+        topk_group=1, first_k_dense_replace=2, num_nextn_predict_layers=0, partial_rotary_factor=1.0,
+        rope_theta=9000, max_position_embeddings=1024, routed_scaling_factor=1.0, norm_topk_prob=True,
+        use_qk_norm=True, use_qkv_bias=True, use_bias=False, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        hidden_act="silu", listing=released_ling,
+    ),
     # Chunks, layers without rope and with a temperature, a dense layer; several experts, no norm of heads, biases.
     "llama4_a": define("llama4_text", 150,
         vocab_size=74, hidden_size=60, intermediate_size=36, intermediate_size_mlp=52, num_hidden_layers=5,
@@ -744,11 +929,149 @@ CASES = {
             "short_mscale": 1.2, "long_mscale": 1.3,
         },
     ),
+    # Windows and full layers with their own ropes, YaRN on one; a dense layer. No windows, weights as they are.
+    "mellum_a": define("mellum", 150,
+        vocab_size=77, hidden_size=60, intermediate_size=52, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, num_experts=7, num_experts_per_tok=3,
+        sliding_window=29, max_position_embeddings=1024, mlp_layer_types=["sparse", "dense", "sparse", "sparse"],
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": YARN | {"rope_theta": 50000.0, "original_max_position_embeddings": 64},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+        },
+    ),
+    "mellum_b": define("mellum", 120,
+        vocab_size=66, hidden_size=44, moe_intermediate_size=20, num_hidden_layers=3, num_attention_heads=3,
+        num_key_value_heads=3, head_dim=10, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
+        attention_bias=True, tie_word_embeddings=True, rms_norm_eps=1e-5, max_position_embeddings=1024,
+    ),
+    # Gates of heads, as many heads as each layer has, part of a head rotated with YaRN; gates of channels, a cap.
+    "laguna_a": define("laguna", 150,
+        vocab_size=79, hidden_size=60, intermediate_size=52, moe_intermediate_size=28,
+        shared_expert_intermediate_size=36, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+        num_attention_heads_per_layer=[6, 8, 4, 8], head_dim=16, num_experts=7, num_experts_per_tok=3,
+        sliding_window=27, moe_routed_scaling_factor=2.5, max_position_embeddings=1024,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": YARN | {
+                "rope_theta": 50000.0, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "laguna_b": define("laguna", 120,
+        vocab_size=68, hidden_size=44, intermediate_size=48, moe_intermediate_size=20,
+        shared_expert_intermediate_size=24, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3,
+        head_dim=12, num_experts=6, num_experts_per_tok=2, gating="per-element", moe_router_logit_softcapping=0.7,
+        attention_bias=True, mlp_layer_types=["sparse", "dense", "sparse"], rms_norm_eps=1e-5,
+        max_position_embeddings=1024,
+    ),
+    # Sinks, windows with rope and full layers without, a shared expert; all layers sparse, weights as they are.
+    "flint_a": define("flint", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=64, moe_intermediate_size=28,
+        shared_expert_intermediate_size=36, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=14, num_experts=9, num_experts_per_tok=3, sliding_window=33, max_position_embeddings=1024,
+    ),
+    "flint_b": define("flint", 120,
+        vocab_size=64, hidden_size=44, intermediate_size=48, moe_intermediate_size=20,
+        shared_expert_intermediate_size=24, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3,
+        head_dim=10, num_experts=5, num_experts_per_tok=2, sliding_window=21, norm_topk_prob=False,
+        mlp_only_layers=[], attention_bias=True, tie_word_embeddings=True, max_position_embeddings=1024,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+    ),
+    # Gates of channels, norms on both sides, windows with rope and full layers without; scaled embeddings or not.
+    "afmoe_a": define("afmoe", 150,
+        vocab_size=75, hidden_size=60, intermediate_size=64, moe_intermediate_size=28, num_hidden_layers=5,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, num_experts=9, num_experts_per_tok=3,
+        num_shared_experts=1, num_dense_layers=2, route_scale=2.8, sliding_window=31, global_attn_every_n_layers=3,
+        mup_enabled=True, max_position_embeddings=1024,
+    ),
+    "afmoe_b": define("afmoe", 120,
+        vocab_size=69, hidden_size=44, intermediate_size=48, moe_intermediate_size=20, num_hidden_layers=3,
+        num_attention_heads=3, head_dim=10, num_experts=5, num_experts_per_tok=2, num_shared_experts=2,
+        num_dense_layers=0, sliding_window=19, attention_bias=True, tie_word_embeddings=True,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"], max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+    ),
+    # Every other layer with experts up to one, a sum with a floor; biases, no shared expert.
+    "ernie4_5_moe_a": define("ernie4_5_moe", 150,
+        vocab_size=76, hidden_size=60, intermediate_size=64, moe_intermediate_size=28, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=2, moe_num_experts=7, moe_k=3, moe_num_shared_experts=2,
+        moe_layer_start_index=1, moe_layer_end_index=4, moe_layer_interval=2, moe_norm_min=0.6,
+        max_position_embeddings=1024,
+    ),
+    "ernie4_5_moe_b": define("ernie4_5_moe", 120,
+        vocab_size=67, hidden_size=48, intermediate_size=52, moe_intermediate_size=20, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, moe_num_experts=5, moe_k=2, moe_num_shared_experts=0,
+        moe_layer_start_index=0, use_bias=True, tie_word_embeddings=False, rms_norm_eps=1e-6,
+        max_position_embeddings=1024, rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+    ),
+    # Norms over all heads, few key heads, clipped values; biases.
+    "olmoe_a": define("olmoe", 150,
+        vocab_size=78, hidden_size=60, intermediate_size=28, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, num_experts=9, num_experts_per_tok=3, clip_qkv=0.8, max_position_embeddings=1024,
+        pad_token_id=0, eos_token_id=1,
+    ),
+    "olmoe_b": define("olmoe", 120,
+        vocab_size=71, hidden_size=48, intermediate_size=20, num_hidden_layers=3, num_attention_heads=4,
+        num_experts=5, num_experts_per_tok=2, norm_topk_prob=True, attention_bias=True, tie_word_embeddings=True,
+        rms_norm_eps=1e-6, max_position_embeddings=1024, pad_token_id=0, eos_token_id=1,
+    ),
+    # Windows from a layer on, groups of experts; biases, one group.
+    "dots1_a": define("dots1", 150,
+        vocab_size=74, hidden_size=60, intermediate_size=64, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=14, n_routed_experts=9, n_shared_experts=2, n_group=3,
+        topk_group=2, num_experts_per_tok=3, first_k_dense_replace=1, norm_topk_prob=True, routed_scaling_factor=2.5,
+        sliding_window=35, max_window_layers=2, max_position_embeddings=1024,
+    ),
+    "dots1_b": define("dots1", 120,
+        vocab_size=65, hidden_size=48, intermediate_size=52, moe_intermediate_size=20, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=5, n_shared_experts=1, num_experts_per_tok=2,
+        attention_bias=True, sliding_window=None, rms_norm_eps=1e-5, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+    ),
 }  # fmt: skip
+
+
+def whole_model(text: dict[str, Any]) -> transformers.PreTrainedModel:
+    """A model of several parts with this decoder, all of it random."""
+    config = transformers.AutoConfig.for_model(
+        text["model_type"].removesuffix("_text"),
+        text_config=text,
+        vision_config=VISION | {"out_hidden_size": text["hidden_size"]},
+        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    )
+    return transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+
+
+def saved_part(case: Case) -> tuple[dict[str, Any], Listing]:
+    """`saved_listing` of the decoder in a model of several parts, whose names its tensors keep."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole_model({"model_type": case.model_type, **case.config}).save_pretrained(folder)
+        saved = json.loads((Path(folder) / "config.json").read_text())
+        with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys() if ".visual." not in name}  # noqa: SIM118
+            listing = [(n, s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()]
+    return saved["text_config"] | {"tie_word_embeddings": saved["tie_word_embeddings"]}, listing
+
+
+def put_into_whole(folder: Path) -> Path:
+    """A folder below this one with a model of several parts that has the decoder here."""
+    text, whole = json.loads((folder / "config.json").read_text()), folder / "whole"
+    stored: dict[str, torch.Tensor] = {}
+    whole_model(text).save_pretrained(whole)
+    for path in (whole / "model.safetensors", folder / "model.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    save_file(stored, whole / "model.safetensors", metadata={"format": "pt"})
+    return whole
 
 
 def saved_listing(case: Case) -> tuple[dict[str, Any], Listing]:
     """config.json and the tensors, as transformers' own save_pretrained writes them."""
+    if case.model_type in PARTS:
+        return saved_part(case)
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -790,6 +1113,8 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
     config = json.loads((folder / "config.json").read_text())
     target.mkdir()
     kept = {k: v for k, v in config.items() if k not in ("quantization_config", "expert_dtype", "torch_dtype")}
+    if kept["model_type"] == "bailing_moe":
+        plain = as_glm(kept, plain)
     kept["model_type"] = ALIASES.get(kept["model_type"], kept["model_type"])
     (target / "config.json").write_text(json.dumps(kept))
     save_file(plain, target / "model.safetensors", metadata={"format": "pt"})
@@ -798,7 +1123,11 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
 
 def load_reference(folder: Path) -> transformers.PreTrainedModel:
     """The model in float32 with eager attention; every tensor of the folder is used and none is missing."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForCausalLM
+    if json.loads((folder / "config.json").read_text())["model_type"] in PARTS:
+        folder = put_into_whole(folder)
+        kind = transformers.AutoModelForImageTextToText
+    model, info = kind.from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",

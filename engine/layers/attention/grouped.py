@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,14 @@ from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
+
+
+@dataclass(frozen=True)
+class OutputGate:
+    """The output of heads times score(x Wg): a number for each channel of each head (Trinity), or for each head."""
+
+    score: Literal["sigmoid", "softplus"]
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,23 +57,40 @@ class GroupedQueryAttention(Kind):
     """A token sees the positions of its own chunk alone, of so many from 0 on (Llama 4)."""
     temperature: tuple[int, float] | None = None
     """(n, c): queries are multiplied with 1 + c log(1 + floor((position + 1) / n)) (arXiv 2501.19399; Llama 4)."""
+    whole_norm: bool = False
+    """RMS norm over all query heads together and over all key heads, before rope (OLMo 2, MiniMax-M2)."""
+    late_norm: bool = False
+    """The norm of heads comes after rope (Hunyuan)."""
+    value_dim: int | None = None
+    """Channels of a value head; None: head_dim."""
+    value_scale: float = 1.0
+    """What values are multiplied with (MiMo-V2)."""
+    output_gate: OutputGate | None = None
+    """One that has a projection of its own (Trinity, Laguna)."""
+    clip: float | None = None
+    """Bounds queries, keys and values on both sides, before rope (OLMoE)."""
 
     @property
     def label(self) -> str:
         return "sliding" if self.window else "chunked" if self.chunk else "full"
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        q, k, value_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.value_dim or self.head_dim
         table = {
             "q": Tensor((2 * q if self.gate else q, hidden), "attention"),
-            "k": Tensor((kv, hidden), "attention"),
-            "v": Tensor((kv, hidden), "attention"),
-            "o": Tensor((hidden, q), "attention"),
+            "k": Tensor((k, hidden), "attention"),
+            "v": Tensor((self.kv_heads * value_dim, hidden), "attention"),
+            "o": Tensor((hidden, self.heads * value_dim), "attention"),
         }
         if self.shared_values:
             del table["v"]
+        if self.output_gate:
+            width = 1 if self.output_gate.by_head else value_dim
+            table["gate"] = Tensor((self.heads * width, hidden), "attention")
         if self.head_norm:
             table |= {name: Tensor((self.head_dim,), "norms", "array") for name in ("q_norm", "k_norm")}
+        if self.whole_norm:
+            table |= {f"{name}_norm": Tensor((width,), "norms", "array") for name, width in (("q", q), ("k", k))}
         table |= {
             f"{name}_bias": Tensor((table[name].shape[0],), "attention", "array")
             for name in self.biases
@@ -75,8 +101,11 @@ class GroupedQueryAttention(Kind):
         return table
 
     def state(self) -> Mapping[str, Rows]:
-        row = Rows(self.kv_heads, self.head_dim, self.window or self.chunk)
-        return {"k": row, "v": row}
+        kept = self.window or self.chunk
+        return {
+            "k": Rows(self.kv_heads, self.head_dim, kept),
+            "v": Rows(self.kv_heads, self.value_dim or self.head_dim, kept),
+        }
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
         return GroupedQuery(self, weights, shared)
@@ -97,60 +126,75 @@ class GroupedQuery:
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
         spec, count = self.spec, len(x)
-        heads, gate = self._project(x)  # (T, H + 2 G, C)
-        rotated = spec.heads + spec.kv_heads
-        q, k, v = heads[:, : spec.heads], heads[:, spec.heads : rotated], heads[:, rotated:]
-        if spec.head_norm:
-            ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
-            ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
+        heads, v, gate = self._project(x)
+        q, k = heads[:, : spec.heads], heads[:, spec.heads :]
+        if spec.whole_norm:
+            self._norm(q.reshape(count, -1), k.reshape(count, -1))
+        if spec.head_norm and not spec.late_norm:
+            self._norm(q, k)
+        if spec.clip:
+            for part in (heads, v):
+                np.clip(part, -spec.clip, spec.clip, out=part)
         if self.rotation:
-            self.rotation.apply(heads[:, :rotated], angles(self.rotation, step))
+            self.rotation.apply(heads, angles(self.rotation, step))
+        if spec.head_norm and spec.late_norm:
+            self._norm(q, k)
+        if spec.value_scale != 1:
+            v *= np.float32(spec.value_scale)
         for name, part in (("q", q), ("k", k), ("v", v)):
             if name in spec.plain_norms:
                 ops.rms_norm(part, None, self.norm_eps, out=part)
         if spec.temperature:
             every, strength = spec.temperature
             q *= (1 + strength * np.log1p(np.floor((step.positions + 1) / np.float32(every))))[:, None, None]
-        out = np.empty((count, spec.heads, spec.head_dim), np.float32)
+        out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["k"].write(k[own].transpose(1, 0, 2), segment.start)
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
             self._attend(q[own], states["k"], states["v"], segment, out[own])
         if gate is not None:
-            out *= ops.sigmoid(gate)
+            soft = spec.output_gate and spec.output_gate.score == "softplus"
+            out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
         y = self.w.matrices["o"].matmul(out.reshape(count, -1))
         if "o" in spec.biases:
             y += self.w.arrays["o_bias"]
         return y
 
-    def _project(self, x: Floats) -> tuple[Floats, Floats | None]:
-        """Queries, keys and values, (T, H + 2 G, C), and the gates (T, H, C) if there are any."""
+    def _norm(self, q: Floats, k: Floats) -> None:
+        """In place, over the last axis; views of both are fine."""
+        ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
+        ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
+
+    def _project(self, x: Floats) -> tuple[Floats, Floats, Floats | None]:
+        """Queries and keys (T, H + G, C), values (T, G, Cv), and the gates (T, H, Cv or 1) if there are any."""
         spec, count = self.spec, len(x)
         activations = Activations(x)
-        heads = np.empty((count, spec.heads + 2 * spec.kv_heads, spec.head_dim), np.float32)
+        heads = np.empty((count, spec.heads + spec.kv_heads, spec.head_dim), np.float32)
+        values = np.empty((count, spec.kv_heads, spec.value_dim or spec.head_dim), np.float32)
         channels = heads.reshape(count, -1)
         first = spec.heads * spec.head_dim
-        second = first + spec.kv_heads * spec.head_dim
-        parts = {"q": channels[:, :first], "k": channels[:, first:second], "v": channels[:, second:]}
+        parts = {"q": channels[:, :first], "k": channels[:, first:], "v": values.reshape(count, -1)}
         if spec.shared_values:
             del parts["v"]
         if spec.gate:
             parts["q"] = np.empty((count, 2 * first), np.float32)
+        if spec.output_gate:
+            parts["gate"] = np.empty((count, self.w.matrices["gate"].shape[0]), np.float32)
         matmul_all([(self.w.matrices[name], activations, part) for name, part in parts.items()])
         for name, part in parts.items():
             if name in spec.biases:
                 part += self.w.arrays[f"{name}_bias"]
         if spec.shared_values:
-            channels[:, second:] = channels[:, first:second]
+            values[:] = heads[:, spec.heads :]
         if not spec.gate:
-            return heads, None
+            return heads, values, parts["gate"].reshape(count, spec.heads, -1) if spec.output_gate else None
         both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
         heads[:, : spec.heads] = both[:, :, 0]
-        return heads, np.ascontiguousarray(both[:, :, 1])
+        return heads, values, np.ascontiguousarray(both[:, :, 1])
 
     def _attend(self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats) -> None:
-        """q and out (T, H, C) of one sequence."""
+        """q (T, H, C) and out (T, H, Cv) of one sequence."""
         spec, count, start = self.spec, segment.count, segment.start
         groups, share = spec.kv_heads, spec.heads // spec.kv_heads
         grouped = out.reshape(count, groups, share, -1)

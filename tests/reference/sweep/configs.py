@@ -12,7 +12,6 @@ import transformers
 from report import Report
 
 from numoe.engine.families import family, found
-from numoe.engine.families.quantization import SIDE_FILE, fp8_block
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
@@ -22,6 +21,7 @@ from numoe.engine.layers.recurrent.deltanet import GatedDeltaNet
 from numoe.engine.layers.rope import Rope, Yarn, frequencies
 from numoe.engine.layers.spec import ModelSpec
 from numoe.quant.errors import InputError
+from numoe.quant.stored.quantization import SIDE_FILE, read_quantization
 
 Numbers = dict[str, Any]
 """What a model computes with, by a name of it; of each layer one entry of a list."""
@@ -39,7 +39,7 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
     without: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
     for name, config, side in configs(folders):
         try:
-            fp8_block(config, side)
+            read_quantization(config, side)
             family(config.get("model_type")).spec(config)
         except InputError as error:
             report.refuse(error)

@@ -1,22 +1,13 @@
-"""How safetensors files store weights, whose codes and scales are tensors of their own. The conventions understood are
-
-    X.weight (F8_E4M3) + X.scale or X.weight_scale_inv       blocks of 128x128; e8m0 or float scales
-    X.weight (I8)      + X.scale (F8_E8M0)                   mxfp4: two e2m1 values a byte, groups of 32
-    X_blocks (U8)      + X_scales                            mxfp4 as gpt-oss stores it; its name here is X
-    X.weight (I8)      + X.scale (F16) [+ X.minimum (F16)]   numoe's int8: (out, in), scales (out, in / group)
-    X.weight (U8)      + X.scale (F16) [+ X.minimum (F16)]   numoe's int4: (out, in / 2) in the order of `INT4`
-
-All but the third say Y_scale and Y_minimum beside a Y that does not end in .weight.
+"""The handles on weights whose tensors need no unpacking, numoe's own among them.
 
 Where safetensors' `__metadata__` says so (`LAYOUT`), matrices in mxfp4, int8 and int4 are stored by columns: dtypes and
-shapes are those above, and the bytes are in the order of `columns.slab_arrays`, slab after slab.
+shapes are those of `registry`, and the bytes are in the order of `columns.slab_arrays`, slab after slab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -25,12 +16,12 @@ from numpy.typing import NDArray
 from numoe.quant.compute.kernels import all_finite
 from numoe.quant.dtypes import Float32, UInt8, decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
-from numoe.quant.files import Extent, Files, TensorInfo
+from numoe.quant.files import Extent, TensorInfo
 from numoe.quant.formats import columns
 from numoe.quant.formats.format import FLOAT32, INT64, Format
 from numoe.quant.formats.fp8 import FP8, fp8_format
-from numoe.quant.formats.integer import INT4, INT8, integer_format
-from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
+from numoe.quant.formats.integer import INT4, INT8
+from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.formats.plain import BF16, F16, F32
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.stored.handle import Cut, Stored
@@ -50,7 +41,7 @@ _INTEGERS = {
     "I64": "<i8",
 }
 _FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-_FORMATS = {"F32": F32.format, "F64": F32.format, "F16": F16.format, "BF16": BF16.format}
+FORMATS = {"F32": F32.format, "F64": F32.format, "F16": F16.format, "BF16": BF16.format}
 _E8M0 = ("F8_E8M0", "U8")
 _SCALES = (*_E8M0, "F32", "BF16")
 _SUPPORTED = "use a checkpoint in F32, F16, BF16, FP8 with block scales, MXFP4, or a GGUF file"
@@ -61,6 +52,30 @@ def companion(name: str, part: str) -> str:
     if name.endswith(".weight"):
         return f"{name.removesuffix('weight')}{part}"
     return f"{name}_{part}"
+
+
+def own_layout(name: str, format: Format, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The tensors, (name, dtype, shape), in which numoe stores a matrix (out, in) of a format, in their order."""
+    rows, width = shape
+    height, breadth = format.block
+    factors = -(-rows // height), -(-width // breadth)
+    codes = (rows, width * format.bits // 8)
+    scales = {8: "F8_E8M0", 16: "F16", 32: "F32"}.get(format.scale_bits, "")
+    parts: list[tuple[str, str, tuple[int, ...]]]
+    if format.kind == "nvfp4":
+        parts = [(name, "U8", codes), ("scale", "F8_E4M3", factors), ("factor", "F32", (rows, 1))]
+    elif format.kind == "nf4":
+        parts = [(name, "U8", codes), ("nf4", "F32", factors)]
+    elif format.scale_bits:
+        dtype = {"fp8": "F8_E4M3", "mxfp4": "I8", "int8": "I8", "int4": "U8"}[format.kind]
+        parts = [(name, dtype, codes), ("scale", scales, factors)]
+        if format.bias:
+            parts.append(("minimum", scales, factors))
+        if format.column_bits:
+            parts.append(("order", "I32", (width,)))
+    else:
+        parts = [(name, format.kind.upper(), (rows, width))]
+    return [parts[0], *((companion(name, part), dtype, size) for part, dtype, size in parts[1:])]
 
 
 class Numbers(Stored):
@@ -160,7 +175,9 @@ class BlockScaled(Stored):
 
     def cuts(self) -> tuple[Cut, ...]:
         start, stop, step = self._range
-        height, _ = self.block
+        height, width = self.block
+        if (start % height or step > 1) and width >= self.whole[-1]:
+            return ()
         if start % height or step > 1:
             raise InputError(
                 f"{self.parts[0].path}: {self.name!r} cannot be cut at row {start} without new scales, as its blocks "
@@ -194,11 +211,11 @@ class Microscaled(Stored):
 
 
 class Grouped(Stored):
-    """int8 or int4 with a float16 scale, and perhaps a minimum, a group."""
+    """int8 or int4 with a float scale, and perhaps a minimum, a group."""
 
     def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> INT8 | INT4:
         codes, *factors = (part.reshape(stop - start, -1) for part in raw)
-        scales, *minimum = (part.view("<f2") for part in factors)
+        scales, *minimum = (part.view(_FLOATS[info.dtype]) for part, info in zip(factors, self.parts[1:], strict=True))
         bias = minimum[0] if minimum else None
         return INT4(codes, scales, bias) if self.format.bits == 4 else INT8(codes.view(np.int8), scales, bias)
 
@@ -218,127 +235,13 @@ class Slabs(Stored):
 
     def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
         codes, *factors = raw
-        arrays = [codes, *(part.view("<f2") if self.format.scale_bits == 16 else part for part in factors)]
+        arrays = [
+            codes,
+            *(part.view(_FLOATS.get(info.dtype, "u1")) for part, info in zip(factors, self.parts[1:], strict=True)),
+        ]
         rows, width = self.whole
         matrix = columns.from_arrays(self.format, arrays, (rows, width))
         return matrix if stop - start == rows else matrix.slice_rows(start, stop)
-
-
-@dataclass(frozen=True)
-class Conventions:
-    """The weights among tensors, and which kind of `Stored` each is.
-
-    `fp8_block` is the (height, width) of the blocks that share an FP8 scale; `by_columns` tells of `LAYOUT`.
-    """
-
-    tensors: Mapping[str, TensorInfo]
-    files: Files
-    fp8_block: tuple[int, int]
-    by_columns: bool
-
-    def names(self) -> Iterator[str]:
-        """Those of the weights, in stored order; scales belong to their weight and are not listed."""
-        for name in self.tensors:
-            if name not in self._folded:
-                yield self._folded_into.get(name, name)
-
-    def find(self, name: str) -> Stored | None:
-        """The weight by a name. Raises InputError where its codes and scales do not fit each other."""
-        info = self.tensors.get(name)
-        if info is not None:
-            scales = self._scales_of(info)
-            if scales is None:
-                return self._unscaled(info)
-            if info.dtype == "F8_E4M3":
-                return self._fp8(info, scales)
-            if scales.dtype == "F16":
-                return self._grouped(info, scales)
-            return self._mxfp4(name, info, scales, (*info.shape[:-1], 2 * info.shape[-1] if info.shape else 0))
-        blocks, scales = self.tensors.get(f"{name}_blocks"), self.tensors.get(f"{name}_scales")
-        if blocks is None or scales is None:
-            return None
-        if blocks.shape[-1:] != (MX_GROUP // 2,) or len(blocks.shape) < 3:
-            raise InputError(f"{blocks.path}: {blocks.name!r} has the shape {blocks.shape}, not (.., out, in/32, 16)")
-        return self._mxfp4(name, blocks, scales, (*blocks.shape[:-2], MX_GROUP * blocks.shape[-2]))
-
-    @cached_property
-    def _folded_into(self) -> dict[str, str]:
-        # gpt-oss: the codes X_blocks and the weight X that they are.
-        codes = {name: name.removesuffix("_blocks") for name in self.tensors if name.endswith("_blocks")}
-        return {name: weight for name, weight in codes.items() if f"{weight}_scales" in self.tensors}
-
-    @cached_property
-    def _folded(self) -> frozenset[str]:
-        folded = {f"{weight}_scales" for weight in self._folded_into.values()}
-        for info in self.tensors.values():
-            scales = self._scales_of(info)
-            if scales is not None:
-                folded.add(scales.name)
-                if (minimum := self._minimum_of(info, scales)) is not None:
-                    folded.add(minimum.name)
-        return frozenset(folded)
-
-    def _scales_of(self, info: TensorInfo) -> TensorInfo | None:
-        if info.dtype not in ("F8_E4M3", "I8", "U8"):
-            return None
-        candidates = (f"{info.name}_scale_inv", companion(info.name, "scale"))
-        found = next((self.tensors[name] for name in candidates if name in self.tensors), None)
-        # A U8 tensor is int4 codes only beside numoe's own scales.
-        return None if found is not None and info.dtype == "U8" and found.dtype != "F16" else found
-
-    def _minimum_of(self, info: TensorInfo, scales: TensorInfo) -> TensorInfo | None:
-        return self.tensors.get(companion(info.name, "minimum")) if scales.dtype == "F16" else None
-
-    def _unscaled(self, info: TensorInfo) -> Stored:
-        # GGUF's plain types have the names of safetensors' dtypes; all others of GGUF pack weights in blocks.
-        if info.dtype not in DTYPE_BITS:
-            from numoe.quant.stored.gguf_blocks import Blocks  # imports gguf, which others need not wait for
-
-            return Blocks.of(self.files, info)
-        format = _FORMATS.get(info.dtype) or Format(info.dtype.lower(), DTYPE_BITS[info.dtype])
-        return Numbers(self.files, info.name, (info,), info.shape, format)
-
-    def _fp8(self, info: TensorInfo, scales: TensorInfo) -> Stored:
-        blocks = tuple(-(-size // step) for size, step in zip(info.shape[-2:], self.fp8_block, strict=False))
-        self._check_scales(info, scales, (*info.shape[:-2], *blocks), _SCALES)
-        format = fp8_format(self.fp8_block, 8 if scales.dtype in _E8M0 else 32)
-        return BlockScaled(self.files, info.name, (info, scales), info.shape, format, block=self.fp8_block)
-
-    def _mxfp4(self, name: str, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...]) -> Stored:
-        if shape[-1] % MX_GROUP:
-            raise InputError(f"{info.path}: the rows of {info.name!r} hold {shape[-1]} values, not a multiple of 32")
-        self._check_scales(info, scales, (*shape[:-1], shape[-1] // MX_GROUP), _E8M0)
-        kind = self._kind(Microscaled, shape, MXFP4.format)
-        return kind(self.files, name, (info, scales), shape, MXFP4.format)
-
-    def _grouped(self, info: TensorInfo, scales: TensorInfo) -> Stored:
-        bits = 4 if info.dtype == "U8" else 8
-        width = info.shape[-1] * 8 // bits if len(info.shape) > 1 else 0
-        groups = scales.shape[-1] if scales.shape else 0
-        if groups < 1 or width % (2 * groups):
-            raise InputError(
-                f"{info.path}: {info.name!r} of shape {info.shape} does not divide into even groups by the scales "
-                f"{scales.name!r} of shape {scales.shape}; convert or download the model again"
-            )
-        minimum = self._minimum_of(info, scales)
-        factors = (scales,) if minimum is None else (scales, minimum)
-        for stored in factors:
-            self._check_scales(info, stored, (*info.shape[:-1], groups), ("F16",))
-        shape = (*info.shape[:-1], width)
-        format = integer_format(bits, width // groups, 16, minimum is not None)
-        return self._kind(Grouped, shape, format)(self.files, info.name, (info, *factors), shape, format)
-
-    def _kind(self, by_rows: type[Stored], shape: tuple[int, ...], format: Format) -> type[Stored]:
-        return Slabs if self.by_columns and len(shape) == 2 and format.by_columns(shape[0]) else by_rows
-
-    def _check_scales(
-        self, info: TensorInfo, scales: TensorInfo, shape: tuple[int, ...], dtypes: tuple[str, ...]
-    ) -> None:
-        if scales.shape != shape or scales.dtype not in dtypes:
-            raise InputError(
-                f"{scales.path}: {scales.name!r} is {scales.dtype} {scales.shape} where {info.name!r} "
-                f"{info.shape} needs {' or '.join(dtypes)} {shape}; check the block size in the config"
-            )
 
 
 def _float_values(raw: UInt8, info: TensorInfo) -> Float32:

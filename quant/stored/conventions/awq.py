@@ -1,0 +1,72 @@
+"""AWQ, as AutoAWQ's "gemm" version writes it.
+
+    X.qweight (I32: in, out / 8) + X.scales (groups, out) + X.qzeros (I32: groups, out / 8)
+
+The fields of a word, least significant first, are those of the outputs 0, 2, 4, 6, 1, 3, 5 and 7 of its eight.
+Source: AutoAWQ 0.2.9, `packing_utils`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.dtypes import UInt8
+from numoe.quant.files import Files
+from numoe.quant.formats.integer import INT4, INT8
+from numoe.quant.stored.conventions.announced import Announced
+from numoe.quant.stored.conventions.integers import check_group, integers, integers_format
+from numoe.quant.stored.conventions.spelling import FLOATS, Convention, Packed, Parts, Spelling, check, fields, misfit
+from numoe.quant.stored.handle import Stored
+
+_CODES, _SCALES, _ZEROS = "{module}.qweight", "{module}.scales", "{module}.qzeros"
+_PLACES = [0, 2, 4, 6, 1, 3, 5, 7]
+_BITS = 4
+
+
+def read_awq(config: Announced) -> Convention:
+    """What such a config says. Raises InputError for what is not computed."""
+    config.only(
+        "quant_method", "bits", "w_bit", "group_size", "q_group_size", "version", "zero_point",
+        "modules_to_not_convert", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config",
+    )  # fmt: skip
+    version = (config.get("version", str) or "gemm").lower()
+    config.size("bits" if "bits" in config.values else "w_bit", (_BITS,), _BITS)
+    if version != "gemm":
+        raise config.unsupported(f"AWQ {version}")
+    if config.get("zero_point", bool, True) is not True:
+        raise config.unsupported("AWQ without zero points")
+    key = "group_size" if "group_size" in config.values else "q_group_size"
+    group = None if config.get(key, int, -1) == -1 else config.size(key)
+    return Convention("AWQ", (Spelling(_CODES, ("I32",), (_SCALES, _ZEROS), partial(_stored, group)),))
+
+
+def _stored(group: int | None, files: Files, weight: str, parts: Parts) -> Stored:
+    codes = parts[_CODES]
+    if len(codes.shape) != 2:
+        raise misfit(codes, "it is no matrix")
+    width, words = codes.shape
+    rows = 8 * words
+    groups = check_group(codes, width, group or width)
+    scales = check(parts, _SCALES, codes, FLOATS, [(groups, rows)])
+    zeros = check(parts, _ZEROS, codes, ("I32",), [(groups, words)])
+
+    def unpack(arrays: Sequence[NDArray[Any]]) -> INT4 | INT8:
+        packed, factors, middle = arrays
+        return integers(_unpacked(packed), _BITS, np.ascontiguousarray(factors.T), _unpacked(middle))
+
+    format = integers_format(_BITS, width // groups, scales.dtype, True)
+    by_rows = (False, False, False)
+    return Packed(files, weight, (codes, scales, zeros), (rows, width), format, unpack=unpack, by_rows=by_rows)
+
+
+def _unpacked(words: NDArray[Any]) -> UInt8:
+    """(n, out / 8) -> (out, n)."""
+    stored = fields(words, _BITS, 8 * words.shape[1]).reshape(len(words), -1, 8)
+    codes = np.empty_like(stored)
+    codes[..., _PLACES] = stored
+    return np.ascontiguousarray(codes.reshape(len(words), -1).T)

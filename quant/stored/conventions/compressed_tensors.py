@@ -1,0 +1,187 @@
+"""compressed-tensors, as vLLM's LLM Compressor writes it.
+
+    float-quantized   X.weight (F8_E4M3) + X.weight_scale, of a tensor, a row or a block
+    int-quantized     X.weight (I8) + X.weight_scale [+ X.weight_zero_point]
+    pack-quantized    X.weight_packed (I32) + X.weight_scale [+ X.weight_zero_point] [+ X.weight_g_idx], X.weight_shape
+    nvfp4, mxfp4      X.weight_packed (U8) + X.weight_scale [+ X.weight_global_scale, which divides]
+
+Packed codes lie along a row as a stream of bits, least significant first, with 2^(bits-1) added; zero points lie so
+along a column. Source: compressed-tensors' `compressors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numoe.quant.files import Files
+from numoe.quant.formats.integer import INT4, INT8
+from numoe.quant.stored.conventions import fp8
+from numoe.quant.stored.conventions.announced import Announced
+from numoe.quant.stored.conventions.integers import check_group, integers, integers_format
+from numoe.quant.stored.conventions.mxfp4 import mxfp4
+from numoe.quant.stored.conventions.nvfp4 import nvfp4
+from numoe.quant.stored.conventions.spelling import FLOATS, Convention, Packed, Parts, Spelling, check, fields, misfit
+from numoe.quant.stored.handle import Stored
+
+_CODES, _PLAIN = "{weight}_packed", "{weight}"
+_SCALE, _ZERO, _GROUPS = "{weight}_scale", "{weight}_zero_point", "{weight}_g_idx"
+_FORMATS = (
+    "float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "mixed-precision", "dense",
+)  # fmt: skip
+_DROPPED = (*fp8.DROPPED, ".input_global_scale", ".weight_shape", ".input_zero_point", ".output_zero_point")
+
+
+def read_compressed_tensors(config: Announced) -> Convention:
+    """What such a config says. Raises InputError for what is not computed."""
+    config.only(
+        "quant_method", "format", "config_groups", "ignore", "kv_cache_scheme", "quantization_status", "version",
+        "global_compression_ratio", "sparsity_config", "transform_config", "producer", "quant_algo", "run_compressed",
+    )  # fmt: skip
+    sparsity = config.below("sparsity_config").values.get("format", "dense")
+    if sparsity != "dense":
+        raise config.unsupported(f"compressed-tensors with {sparsity} sparsity")
+    if config.below("transform_config").values.get("config_groups"):
+        raise config.unsupported("compressed-tensors with transforms (rotated weights)")
+    packings: set[tuple[int, int | None, bool, bool]] = set()
+    blocks, symmetric = [(128, 128)], True
+    for _, group in config.each("config_groups"):
+        format = group.get("format", str) or config.get("format", str) or "dense"
+        if format not in _FORMATS:
+            raise config.unsupported(f"compressed-tensors {format}")
+        weights = group.below("weights")
+        if not weights.values:
+            continue
+        _check_weights(weights)
+        if weights.values.get("type", "int") == "int" and format in ("int-quantized", "naive-quantized"):
+            symmetric = symmetric and weights.get("symmetric", bool, True)
+        structure = weights.values.get("block_structure")
+        if isinstance(structure, str):  # as old files have it: "128x128"
+            structure = [int(part) if part.isdigit() else 0 for part in structure.split("x")]
+        if structure is not None:
+            if not (
+                isinstance(structure, list) and len(structure) == 2 and all(type(n) is int and n > 0 for n in structure)
+            ):
+                raise weights.error(f'"block_structure" must be two positive integers, not {structure!r}')
+            blocks.append((structure[0], structure[1]))
+        if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
+            grouped = weights.values.get("strategy") == "group"
+            packings.add(
+                (
+                    weights.size("num_bits", range(2, 9), 8),
+                    weights.size("group_size") if grouped else None,
+                    weights.get("symmetric", bool, True),
+                    weights.values.get("actorder") in ("group", True),
+                )
+            )
+    if len(packings) > 1:
+        raise config.unsupported("compressed-tensors with packed integers of several kinds")
+    return _convention(tuple(blocks), next(iter(packings), None), symmetric)
+
+
+def _convention(
+    blocks: tuple[tuple[int, int], ...], packing: tuple[int, int | None, bool, bool] | None, symmetric: bool
+) -> Convention:
+    """All spellings.
+
+    packing: bits, group size (None: a row), symmetric and in another order, of packed integers.
+    symmetric: whether those that are not packed are.
+    """
+    spellings = [
+        *fp8.spellings(blocks, _SCALE),
+        int8_rows(symmetric),
+        nvfp4(_CODES, "U8", _SCALE, "{weight}_global_scale", divides=True),
+        mxfp4(_CODES, "U8", _SCALE),
+    ]
+    if packing is not None:
+        _, _, centred, ordered = packing
+        needs = (_SCALE, *(() if centred else (_ZERO,)), *((_GROUPS,) if ordered else ()))
+        may = (_ZERO,) if centred else ()
+        spellings.append(Spelling(_CODES, ("I32",), needs, partial(_packed, packing), may))
+    return Convention("compressed-tensors", tuple(spellings), _DROPPED)
+
+
+def int8_rows(symmetric: bool = True) -> Spelling:
+    """int8 with a scale a row or tensor, and a zero point where it is not symmetric."""
+    return Spelling(_PLAIN, ("I8",), (_SCALE,) if symmetric else (_SCALE, _ZERO), _bytes)
+
+
+def _check_weights(weights: Announced) -> None:
+    weights.only(
+        "num_bits", "type", "strategy", "group_size", "block_structure", "symmetric", "actorder", "dynamic",
+        "scale_dtype", "zp_dtype", "observer", "observer_kwargs", "is_mx",
+    )  # fmt: skip
+    kind, strategy = weights.values.get("type", "int"), weights.values.get("strategy") or "tensor"
+    if kind not in ("int", "float") or strategy not in ("tensor", "channel", "group", "block", "tensor_group"):
+        raise weights.unsupported(f"compressed-tensors {kind} by {strategy}")
+    if weights.values.get("dynamic") not in (None, False):
+        raise weights.error('"dynamic" weights have no scales; use a checkpoint with stored ones')
+    if weights.values.get("actorder") not in (None, False, True, "group", "weight", "static"):
+        raise weights.error(f'"actorder" {weights.values["actorder"]!r} is not known')
+
+
+def _packed(packing: tuple[int, int | None, bool, bool], files: Files, weight: str, parts: Parts) -> Stored:
+    bits, group, symmetric, ordered = packing
+    codes = parts[_CODES]
+    if len(codes.shape) < 2:
+        raise misfit(codes, "it is no matrix")
+    if symmetric and _ZERO in parts:
+        raise misfit(codes, f"{parts[_ZERO].name!r} is there, and the config says that weights are symmetric")
+    *stack, rows, words = codes.shape
+    if group is None:
+        width = words * 32 // bits
+        groups, group = 1, width
+    else:
+        # Of a row that does not fill its words the scales alone tell where it ends.
+        scale_shape = parts[_SCALE].shape
+        groups = scale_shape[-1] if scale_shape else 0
+        width = groups * group
+    if words != -(-width * bits // 32):
+        raise misfit(codes, f"rows of {words} words do not hold {groups} groups of {group} codes of {bits} bits")
+    check_group(codes, width, group)
+    found = [codes, check(parts, _SCALE, codes, FLOATS, [(*stack, rows, groups)])]
+    if not symmetric:
+        found.append(check(parts, _ZERO, codes, ("I32",), [(*stack, -(-rows * bits // 32), groups)]))
+    if ordered:
+        found.append(check(parts, _GROUPS, codes, ("I32",), [(*stack, width)]))
+
+    def unpack(arrays: Sequence[NDArray[Any]]) -> INT4 | INT8:
+        packed, scales, *others = arrays
+        zeros = None if symmetric else fields(np.ascontiguousarray(others[0].T), bits, rows).T
+        return integers(fields(packed, bits, width), bits, scales, zeros, others[-1] if ordered else None)
+
+    by_rows = (symmetric, symmetric, *(False for _ in found[2:]))
+    format = integers_format(bits, group, found[1].dtype, not symmetric, ordered)
+    return Packed(files, weight, tuple(found), (*stack, rows, width), format, unpack=unpack, by_rows=by_rows)
+
+
+def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
+    """int8 with a scale a row, or one for all."""
+    codes = parts[_PLAIN]
+    if len(codes.shape) < 2:
+        raise misfit(codes, "it is no matrix")
+    *stack, rows, width = codes.shape
+    check_group(codes, width, width)
+    lead = tuple(stack)
+    each, one = ((*lead, rows, 1), (*lead, rows)), ((*lead, 1, 1), (*lead, 1), lead)
+    scale = check(parts, _SCALE, codes, FLOATS, [*each, *one])
+    found = [codes, scale]
+    if _ZERO in parts:
+        found.append(check(parts, _ZERO, codes, ("I8",), [scale.shape]))
+    by_rows = (True, *(info.shape in each for info in found[1:]))
+
+    def unpack(arrays: Sequence[NDArray[Any]]) -> INT8:
+        values, scales, *zeros = arrays
+        scales = np.broadcast_to(scales.reshape(-1, 1), (len(values), 1))
+        zero = np.broadcast_to(zeros[0].reshape(-1, 1), scales.shape).astype(np.int32) + 128 if zeros else None
+        made = integers(values.view(np.uint8) ^ np.uint8(128), 8, np.ascontiguousarray(scales), zero)
+        assert isinstance(made, INT8)
+        return made
+
+    format = integers_format(8, width, scale.dtype, _ZERO in parts)
+    return Packed(files, weight, tuple(found), codes.shape, format, unpack=unpack, by_rows=by_rows)

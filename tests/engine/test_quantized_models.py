@@ -1,0 +1,137 @@
+"""A small mixture in each convention gives the logits of the same one in float32, also converted, also from disk."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import packers
+import pytest
+from helpers import RawTensor, write_safetensors
+from packers import CASES
+
+from numoe.engine import InputError, describe, load
+from numoe.quant.convert.convert import Folder, convert
+
+SIZE, EXPERTS, VOCAB = 128, 4, 32
+CONFIG: dict[str, Any] = {
+    "model_type": "qwen3_moe", "hidden_size": SIZE, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 32, "moe_intermediate_size": SIZE, "intermediate_size": SIZE,
+    "num_experts": EXPERTS, "num_experts_per_tok": 2, "norm_topk_prob": True, "vocab_size": VOCAB, "hidden_act": "silu",
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}  # fmt: skip
+LAYER = "model.layers.0."
+PACKED = [f"{LAYER}self_attn.{part}_proj" for part in "qkvo"] + [
+    f"{LAYER}mlp.experts.{expert}.{part}_proj" for expert in range(EXPERTS) for part in ("gate", "up", "down")
+]
+
+
+def f32(seed: int, *shape: int, scale: float = 1.0) -> RawTensor:
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * np.float32(scale)
+    return "F32", shape, values.tobytes()
+
+
+def plain() -> dict[str, RawTensor]:
+    """The tensors that stay as they are."""
+    ones = "F32", (SIZE,), np.ones(SIZE, np.float32).tobytes()
+    head = "F32", (32,), np.ones(32, np.float32).tobytes()
+    norms = ("model.norm", f"{LAYER}input_layernorm", f"{LAYER}post_attention_layernorm")
+    return {
+        "model.embed_tokens.weight": f32(1, VOCAB, SIZE),
+        "lm_head.weight": f32(2, VOCAB, SIZE, scale=0.1),
+        f"{LAYER}mlp.gate.weight": f32(3, EXPERTS, SIZE, scale=0.3),
+        **{f"{name}.weight": ones for name in norms},
+        **{f"{LAYER}self_attn.{part}_norm.weight": head for part in "qk"},
+    }
+
+
+def written(folder: Path, config: dict[str, Any], tensors: dict[str, RawTensor]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.fixture
+def square(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packers, "ROWS", SIZE)
+    monkeypatch.setattr(packers, "WIDTH", SIZE)
+
+
+def pair(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The folders of a model in a convention, and of the same one in float32."""
+    case, packed, floats = CASES[name], plain(), plain()
+    for number, module in enumerate(PACKED):
+        monkeypatch.setattr(packers, "SEED", number)
+        tensors, values = case.make()
+        packed |= {f"{module}{part.removeprefix('a')}": tensor for part, tensor in tensors.items()}
+        floats[f"{module}.weight"] = ("F32", (SIZE, SIZE), values.astype("<f4").tobytes())
+    table = dict(case.config)
+    if own := table.pop("a", None):  # what holds for a layer alone holds for each
+        table |= dict.fromkeys(PACKED, own)
+    return written(folder / "packed", {case.key: table}, packed), written(folder / "floats", {}, floats)
+
+
+def logits(folder: Path, ram: int | None = None) -> np.ndarray:
+    return load(folder, ram=ram, threads=1, ctx=16).session().feed([3, 1, 4, 1, 5])
+
+
+@pytest.mark.usefixtures("square")
+@pytest.mark.parametrize("name", CASES)
+def test_quantized_models_give_the_logits_of_their_values(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, floats = pair(name, tmp_path, monkeypatch)
+    wanted, description = logits(floats), describe(packed)
+    bound = 1e-5 * float(np.abs(wanted).max())
+    found = logits(packed)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=bound)
+    planned = description.plan(16)
+    assert 0 < planned.expert_bytes < describe(floats).plan(16).expert_bytes or CASES[name].kind == "f32"
+    least = planned.least_bytes + planned.scratch_bytes
+    np.testing.assert_array_equal(logits(packed, least), found)  # most experts stay on disk
+    for quant in ("native", "int4"):
+        made = tmp_path / quant
+        convert(description.checkpoint, description.weights(), made, quant, Folder(packed, "source"))
+        if quant == "native":
+            np.testing.assert_allclose(logits(made), wanted, rtol=0, atol=bound)
+        else:
+            assert np.isfinite(logits(made)).all()
+
+
+@pytest.mark.usefixtures("square")
+def test_stacked_experts_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, floats = pair("mlx 4 bits", tmp_path, monkeypatch)
+    tensors, stacks = plain(), dict[str, list[RawTensor]]()
+    for number, module in enumerate(PACKED):
+        monkeypatch.setattr(packers, "SEED", number)
+        for part, tensor in CASES["mlx 4 bits"].make()[0].items():
+            name = f"{module}{part.removeprefix('a')}"
+            stacks.setdefault(re.sub(r"experts\.\d", "switch_mlp", name), []).append(tensor)
+    for name, parts in stacks.items():
+        dtype, shape, _ = parts[0]
+        stack = (len(parts), *shape) if "switch_mlp" in name else shape
+        tensors[name] = (dtype, stack, b"".join(data for _, _, data in parts))
+    write_safetensors(packed / "model.safetensors", tensors)
+    wanted = logits(floats)
+    np.testing.assert_allclose(logits(packed), wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+    config = json.loads((packed / "config.json").read_text())
+    (packed / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_next"}))
+    with pytest.raises(InputError, match="MLX stores other weights of qwen3_next"):
+        describe(packed)
+
+
+@pytest.mark.usefixtures("square")
+def test_a_missing_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, _ = pair("ct w4a16", tmp_path, monkeypatch)
+    case = CASES["ct w4a16"]
+    tensors = plain()
+    for module in PACKED:
+        made, _ = case.make()
+        tensors |= {f"{module}{part.removeprefix('a')}": tensor for part, tensor in made.items()}
+    del tensors[f"{PACKED[5]}.weight_scale"]
+    write_safetensors(packed / "model.safetensors", tensors)
+    with pytest.raises(InputError, match=r"experts\.0\.up_proj\.weight_packed.*without .*up_proj\.weight_scale'"):
+        load(packed)
