@@ -60,11 +60,18 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+@app.command("help")
+def help_(name: Annotated[str | None, typer.Argument(metavar="COMMAND")] = None) -> None:
+    """Tell what numoe does, or one of its commands."""
+    app([*([name] if name else []), "--help"], prog_name="numoe")
+
+
 @app.callback()
 def _numoe(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version and leave."),
     ] = False,
 ) -> None:
     """Run large open mixture-of-experts language models in pure NumPy."""

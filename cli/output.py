@@ -180,6 +180,11 @@ class Output:
             text = "\n".join(_wrapped(text, shutil.get_terminal_size().columns))
         self._note(text + "\n")
 
+    def recall(self, text: str) -> None:
+        """What was said earlier, where a person reads it."""
+        if self._live:
+            self.note(text)
+
     def notes(self, rows: Sequence[tuple[str, str]]) -> None:
         """Two columns, the second folded into the width of the screen."""
         left = max((len(first) for first, _ in rows), default=0) + 2

@@ -30,7 +30,7 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "quiet",
+    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.
@@ -53,6 +53,9 @@ def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, opt
         description = describe(model)
         for told in description.tokenizer.notes:
             output.note(told)
+        options.recommend(description.sampling)
+        if options["verbose"]:
+            output.note(_sampling(options, description.sampling))
         asked = _Asked(model, description, options, output, stack)
         code = asked.batch() if options["batch"] is not None else asked.prompt(text)
     if code:
@@ -76,6 +79,16 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
     if options["out"] is not None and not batch:
         raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
+
+
+def _sampling(options: Options, own: dict[str, Any]) -> str:
+    """How the answer is sampled: temp 0.6 (the model's own), top_p 1.0, seed 3 (as given)."""
+    settings = {name: one for name, one in in_group("sampling").items() if options[name] is not None}
+    why = {
+        name: " (as given)" if name in options.chosen else " (the model's own)" * (one.field in own)
+        for name, one in settings.items()
+    }
+    return "sampling: " + ", ".join(f"{name} {options[name]}{why[name]}" for name in settings)
 
 
 @dataclass
@@ -119,7 +132,7 @@ class _Asked:
         reason = self._show(session, answer)
         if reason == "cancelled":
             return 130
-        return CUT if reason == "length" and request.grammar is not None else 0
+        return CUT if reason in ("length", "repetition") and request.grammar is not None else 0
 
     def _load(self, room: int | None) -> Model:
         from numoe.engine import load
@@ -196,7 +209,13 @@ class _Asked:
             made = document(answer, known + len(generation.prompt), known, tokenizer)
             made["timings"]["load_s"] = self.load_seconds
             (output.document if options["json"] else output.line)({"model": self.model, **made, "experts": experts})
-        output.note(statistics(generation, experts))
+        said = [statistics(generation, experts)]
+        if turn.finish_reason == "length":
+            full = session.position == session.context
+            said.append("the context is full (--ctx)" if full else "cut off at --max-tokens")
+        elif turn.finish_reason == "repetition":
+            said.append("stopped, for the answer repeats itself without end")
+        output.note(", ".join(said))
         record(session.model, len(generation.tokens) - 1, generation.decode_seconds)
         return turn.finish_reason
 

@@ -118,6 +118,13 @@ class Setting:
             return tuple(given or ())
         return given if given is None or self.parse is None else self.parse(given)
 
+    @property
+    def bounds(self) -> str:
+        """What a number can be, behind its help."""
+        if self.least is None:
+            return ""
+        return f" From {self.least:g} " + ("on." if self.most is None else f"to {self.most:g}.")
+
     def read(self, text: str, named: str, none: str = "") -> Any:
         """The value that a text stands for.
 
@@ -130,7 +137,9 @@ class Setting:
         """
         none = none if self.default is None else ""
         if none and text == none:
-            return None
+            return () if self.kind == list[str] else None
+        if self.kind == list[str]:
+            return (text,)
         try:
             return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
         except (KeyError, ValueError):
@@ -191,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
     _filling("max_tokens", int, "Most tokens in an answer; else until it ends.", "ending", short="-n", metavar="N",
              least=0, may=May.ANYWHERE),
     _filling("stop", list[str], "End the answer before this text. Can be repeated.", "ending", metavar="TEXT",
-             may=May.LINE),
+             may=May.LINE | May.TALK),
     _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, field="temperature"),
     _sampling("top_p", float, "Keep the likeliest tokens up to this sum; 1 is off.", default=1.0, least=0, most=1),
     _sampling("top_k", int, "Keep so many of the likeliest; 0 is off.", default=0, least=0),
@@ -235,6 +244,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("verbose", bool, "Tell how the answer is sampled, and what that follows from.", default=False),
+    Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
     Setting("json", bool, "Print one JSON document.", default=False),
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
@@ -265,6 +276,16 @@ class Options(dict[str, Any]):
 
     stated: Mapping[str, Any] = {}
     """Those that the command line gives itself."""
+    chosen: Mapping[str, Any] = {}
+    """Those that the user gives in any way: also by config.toml and NUMOE_*."""
+
+    def recommend(self, own: Mapping[str, Any]) -> None:
+        """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
+        from numoe.engine import Sampling
+
+        for name, setting in in_group("sampling").items() if own else ():
+            if name not in self.chosen and name != "seed":
+                self[name] = own.get(setting.field, getattr(Sampling(), setting.field))
 
 
 def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -283,7 +304,9 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:
             options = Options({name: setting.value(values[name]) for name, setting in taken.items()})
-            options.stated = {name: value for name, value in options.items() if _on_command_line(context, name)}
+            options.stated = {name: value for name, value in options.items() if _source(context, name) == "COMMANDLINE"}
+            given = ("COMMANDLINE", "DEFAULT_MAP")
+            options.chosen = {name: value for name, value in options.items() if _source(context, name) in given}
             command(**{name: values[name] for name in own}, options=options)
 
         first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -297,9 +320,9 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
     return made
 
 
-def _on_command_line(context: typer.Context, name: str) -> bool:
+def _source(context: typer.Context, name: str) -> str:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return "" if source is None else source.name
 
 
 def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -135,6 +135,17 @@ class Description:
         return load_tokenizer(self.path)
 
     @cached_property
+    def sampling(self) -> dict[str, Any]:
+        """What the model's authors recommend, by the fields of `Sampling`; {} where they say nothing.
+
+        Raises:
+            InputError: a value is of another type or out of range.
+        """
+        from numoe.engine.text.recommended import from_folder, from_metadata
+
+        return from_metadata(self.checkpoint.metadata) if self.path.is_file() else from_folder(self.path)
+
+    @cached_property
     def chat_format(self) -> ChatFormat:
         """How a conversation becomes a prompt. Raises InputError when the model comes without a template."""
         from numoe.engine.chat.formats import chat_format

@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from numoe.cli.output import Output
+from numoe.cli.arguments import models_here
+from numoe.cli.output import Output, printable
 from numoe.cli.reply import Interrupt, show, statistics
-from numoe.cli.settings import May, filled, settings_in, spelled
+from numoe.cli.settings import May, Setting, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
-from numoe.engine.chat.answer import Answer
+from numoe.engine.chat.answer import Answer, Turn
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
 from numoe.engine.home import TINY, expanded
@@ -28,7 +29,7 @@ from numoe.quant.errors import InputError
 COMMANDS = {
     "help": ("", "list the commands"),
     "system": ("TEXT", "set the instructions (without TEXT: none)"),
-    "set": ("NAME VALUE", "change a setting (without NAME: list them)"),
+    "set": ("NAME VALUE", "change a setting (without NAME: list them, their ranges and what they do)"),
     "show": ("", "the model, the chat and its settings"),
     "think": ("on|off", "ask for reasoning or not; show|hide unfolds or folds it"),
     "retry": ("", "answer the last question again"),
@@ -39,6 +40,10 @@ COMMANDS = {
     "save": ("NAME", "keep the chat under a name, or in a file NAME.json"),
     "load": ("NAME", "go on with another chat"),
     "list": ("", "the chats that are kept"),
+    "transcript": ("", "all that was said"),
+    "export": ("FILE", "write what was said into FILE.md, or with its settings into FILE.json"),
+    "rename": ("NAME", "keep the chat under another name"),
+    "delete": ("NAME", "remove a chat that is kept"),
     "file": ("PATH|off", "put a text file before the next question (off: none)"),
     "copy": ("", "copy the last answer to the clipboard"),
     "stats": ("", "tokens, memory and experts"),
@@ -52,6 +57,8 @@ KEYS = (
     ("Tab", "completes commands and files"),
 )
 _SETTINGS = settings_in(May.TALK)
+_OTHERWISE = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help"}
+"""What else people type for a command."""
 SPELLINGS = {name: f"/set {name}" for name in _SETTINGS}
 """How settings are given here, for `spelled`."""
 
@@ -112,12 +119,15 @@ class Talk:
             KeyboardInterrupt: before the answer began. The question is forgotten.
         """
         edits, self.draft = self.draft is not None, None
-        name, _, text = line.partition(" ")
-        name = {"/exit": "/bye"}.get(name, name)
-        if name[1:] in COMMANDS and name[0] == "/":
-            getattr(self, f"do_{name[1:]}")(text.strip())
-        elif name[0] == "/" and name[1:].isalpha():
-            raise InputError(f"there is no command {name}; /help lists them")
+        if line.startswith("/"):
+            typed, _, text = line[1:].partition(" ")
+            name = _OTHERWISE.get(typed.lower(), typed.lower())
+            if name in COMMANDS:
+                getattr(self, f"do_{name}")(text.strip())
+            elif _setting(name):
+                self.do_set(line[1:])
+            else:
+                raise InputError(f"there is no command /{printable(typed)[:40]}; /help lists them")
         else:
             question = "\n\n".join([*self._files.values(), line])
             ask = self.conversation.edit if edits else self.conversation.ask
@@ -132,12 +142,19 @@ class Talk:
         names = [path.stem for path in chats()]
         words: dict[str, tuple[list[str], bool]] = {name: ([], False) for name in (*COMMANDS, "exit")}
         words |= {"set": ([*_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
-        return words | {"save": (names, True), "load": (names, True), "file": ([], True), "model": ([], True)}
+        return words | {
+            "save": (names, True),
+            "load": (names, True),
+            "file": ([], True),
+            "delete": (names, False),
+            "export": ([], True),
+            "model": ([*models_here("")], True),
+        }
 
     def leave(self) -> None:
         """Keep what the session remembers, so that the chat goes on at once the next time."""
         cache = _cache(self._path)
-        if self._answered and cache and self.conversation.chat.turns:
+        if self._keeps and self._answered and cache and self.conversation.chat.turns:
             self.output.status("saving the chat")
             self.conversation.save_cache(cache)
             self._answered = False
@@ -156,7 +173,9 @@ class Talk:
                 self._answered = True
                 self._keep()
         session = conversation.session
-        if answer.turn.finish_reason == "length":
+        if answer.turn.finish_reason == "repetition":
+            self.output.note("Stopped: the answer repeats itself without end. /more goes on all the same.")
+        elif answer.turn.finish_reason == "length":
             full = session.position == session.context
             self.output.note(("The context is full." if full else "Cut off at max_tokens.") + " /more goes on.")
         used = f"context {session.position}/{session.context}"
@@ -201,6 +220,7 @@ class Talk:
         else:
             why = f" ({spelled(conversation.reason)})" if conversation.reason else ""
             self.output.note(f"{said}, which are read again with the next question{why}.")
+        self.output.recall(_said(conversation.chat.turns[-1:]))
 
     def _open(self, chat: Chat, cache: Path | None = None) -> None:
         """Go on with another chat, model or context. Where that fails, with what there was."""
@@ -229,7 +249,7 @@ class Talk:
     def _settings(self) -> list[tuple[str, str]]:
         settings = self.conversation.chat.settings
         values = {**asdict(settings), **asdict(settings.sampling)}
-        return [(name, str(values[setting.field]).lower()) for name, setting in _SETTINGS.items()]
+        return [(name, _shown(values[setting.field])) for name, setting in _SETTINGS.items()]
 
     # ------------------------------------------------------------------------------------------- commands
 
@@ -242,13 +262,26 @@ class Talk:
         self.output.note("The instructions are set." if text else "There are no instructions now.")
 
     def do_set(self, text: str) -> None:
-        name, _, value = text.partition(" ")
-        if not name:
-            self.output.notes(self._settings())
+        if not text:
+            settings = zip(self._settings(), _SETTINGS.values(), strict=True)
+            self.output.notes(
+                [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
+            )
             return
-        if name not in _SETTINGS:
-            raise InputError(f"there is no setting {name}; there are {', '.join(_SETTINGS)}")
-        self._change({name: _SETTINGS[name].read(value, name, none="none")})
+        name, _, value = text.replace("=", " ", "=" in text.partition(" ")[0]).partition(" ")
+        if name.lstrip("-").lower() == "system":
+            self.do_system(value.strip())
+            return
+        setting = _setting(name)
+        if setting is None:
+            raise InputError(f"there is no setting {name}; there are system, {', '.join(_SETTINGS)}")
+        if not value.strip():
+            raise InputError(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
+        parsed = setting.read(value.strip(), setting.name, none="none")
+        if parsed is not None and not isinstance(parsed, tuple):
+            setting.check(parsed, setting.name)
+        self._change({setting.name: parsed})
+        self.output.note(f"{setting.name} is {dict(self._settings())[setting.name]}.")
 
     def do_show(self, text: str) -> None:
         chat, session = self.conversation.chat, self.conversation.session
@@ -324,6 +357,42 @@ class Talk:
     def do_list(self, text: str) -> None:
         self.output.notes(chat_rows() or [("No chats are kept yet.", "")])
 
+    def do_transcript(self, text: str) -> None:
+        self.output.text(_said(self.conversation.chat.turns) or "Nothing was said yet.")
+
+    def do_export(self, text: str) -> None:
+        path = expanded(text, "there is no file")
+        if path.suffix not in (".md", ".json"):
+            raise InputError("/export takes a file that ends with .md or .json")
+        chat = self.conversation.chat
+        try:
+            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(markdown(chat) if path.suffix == ".md" else chat.text())
+        except FileExistsError:
+            raise InputError(f"{path} is there already; give another name, or remove it first") from None
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}); give another file") from None
+        self.output.note(f"What was said is in {path}.")
+
+    def do_rename(self, text: str) -> None:
+        before, path = self._path, chat_path(text)
+        if before is None:
+            raise InputError("this chat is not kept yet; /save NAME keeps it")
+        self.do_save(text)
+        if path != before:
+            for old in (before, cache_path(before)):
+                old.unlink(missing_ok=True)
+
+    def do_delete(self, text: str) -> None:
+        path = chat_path(text)
+        if path == self._path:
+            raise InputError("this is the chat that you are in; /clear begins another")
+        Chat.read(path)
+        with alone(path):
+            for old in (path, cache_path(path)):
+                old.unlink(missing_ok=True)
+        self.output.note(f"The chat {text} is removed.")
+
     def do_file(self, text: str) -> None:
         if text == "-":
             raise InputError("/file takes the path of a text file")
@@ -377,6 +446,28 @@ class Talk:
 
     def do_bye(self, text: str) -> None:
         raise EOFError
+
+
+def _setting(name: str) -> Setting | None:
+    """The setting that a name means: its own, that of its flag, or the engine's."""
+    plain = name.lstrip("-").lower().replace("-", "_")
+    return next((one for one in _SETTINGS.values() if plain in (one.name, one.field)), None)
+
+
+def _shown(value: Any) -> str:
+    return (", ".join(value) or "none") if isinstance(value, (tuple, list)) else str(value).lower()
+
+
+def _said(turns: Sequence[Turn]) -> str:
+    """What was said, as it stood on the screen."""
+    return "\n".join(f"> {turn.question}\n{turn.trimmed().text}".rstrip() for turn in turns)
+
+
+def markdown(chat: Chat) -> str:
+    """A chat as a document to read."""
+    system = [f"> {line}" for line in (chat.settings.system or "").splitlines()]
+    turns = (f"## {turn.question}\n\n{turn.trimmed().text.strip()}\n" for turn in chat.turns)
+    return "\n".join([f"# A chat with {chat.model}\n", *system, *[""] * bool(system), *turns])
 
 
 def _named(text: str) -> Path:

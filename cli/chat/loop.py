@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
+    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
@@ -59,9 +59,10 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
         if path is not None:
             held.enter_context(alone(path))
         begun = _begun(path, model, options, output.note)
-        talk = Talk(output, _loader(options, output), begun, path, held, keeps=typed_in or path is not None)
+        keeps = options["save"] and (typed_in or path is not None)
+        talk = Talk(output, _loader(options, output), begun, path, held, keeps)
         stack.callback(talk.leave)
-        _talk(talk, stack, typed_in)
+        _talk(talk, stack, typed_in, options["save"])
 
 
 def _screen(options: Options) -> Output:
@@ -78,6 +79,7 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
     path: its file, which need not be there yet. model: another one than it had.
     """
     from numoe.cli.chat.commands import model_name
+    from numoe.engine import describe
     from numoe.engine.chat.files import Chat, chats
     from numoe.engine.home import lookup
 
@@ -90,6 +92,7 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
             )
     else:
         chat = Chat(_last_model(chats(), note) if model is None else model)
+        options.recommend(describe(chat.model).sampling)
     if model is not None:
         chat = replace(chat, model=model_name(model))
     return replace(chat, settings=filled(chat.settings, options.stated if resumed else options))
@@ -111,7 +114,7 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
     return loaded
 
 
-def _talk(talk: Talk, stack: ExitStack, typed_in: bool) -> None:
+def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
     """Do what every line says, to the last. Of lines that are typed in, one that fails is told of."""
     from numoe.cli.chat.commands import SPELLINGS
 
@@ -123,7 +126,7 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool) -> None:
         if hasattr(signal, "SIGHUP"):  # the terminal is closed
             signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
         _introduce(talk)
-        prompt = Prompt(home() / "history", talk.completions)
+        prompt = Prompt(home() / "history" if saves else None, talk.completions)
         lines = _typed_lines(stack.enter_context(prompt), talk)
     for line in lines:
         try:
@@ -164,7 +167,10 @@ def _introduce(talk: Talk) -> None:
     talk.output.note(f"{model.path.name}, context {session.context} tokens. /help lists the commands.")
     if talk.conversation.chat.model == "tiny":
         size = model.plan().parameters / 1e6
-        talk.output.note(f"A demonstration of {size:.1f} M parameters. For more: numoe pull Qwen/Qwen3-30B-A3B")
+        talk.output.note(
+            f"A demonstration of {size:.1f} M parameters. Whether a larger one runs here, before it is downloaded: "
+            "numoe fit Qwen/Qwen3-30B-A3B"
+        )
 
 
 def _typed_lines(prompt: Prompt, talk: Talk) -> Iterator[str]:

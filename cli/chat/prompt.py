@@ -13,7 +13,7 @@ from typing import Any
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, WordCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
@@ -39,17 +39,18 @@ class Prompt:
     While entered, keys that are typed in between are not shown but kept for the next turn, a paste as a whole.
     """
 
-    def __init__(self, history: Path, commands: Commands) -> None:
+    def __init__(self, history: Path | None, commands: Commands) -> None:
         """
         Args:
-            history: a file that keeps what was typed, made if need be.
+            history: a file that keeps what was typed, made if need be; None: nothing does.
             commands: what is completed.
         """
-        _make_private(history)
+        if history:
+            _make_private(history)
         self._session: PromptSession[str] = PromptSession(
             "> ",
             output=create_output(stdout=sys.stderr),
-            history=FileHistory(str(history)),
+            history=FileHistory(str(history)) if history else InMemoryHistory(),
             completer=_Commands(commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,

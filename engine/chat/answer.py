@@ -55,7 +55,7 @@ def is_text(*texts: str) -> bool:
 class Turn:
     """A question and its answer, reasoning apart, both as the model wrote them.
 
-    finish_reason: "stop", "length" or "cancelled", see `Generation`.
+    finish_reason: "stop", "length" or "cancelled", see `Generation`; or "repetition", see `repeats`.
     """
 
     question: str
@@ -77,6 +77,23 @@ class Turn:
             return self.text and lead + self.text
         opening, closing = tags
         return ("" if opened else opening) + self.thinking + (closing + self.text if self.text else "")
+
+
+_LEAST_REPEATED, _LEAST_REPEATS = 512, 8
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether a text has come to an endless loop: its last 512 tokens are one passage over and over, 8 times or more.
+
+    ids: all of its tokens; only the last are looked at.
+    """
+    tail = list(ids[-_LEAST_REPEATED:])
+    if len(tail) < _LEAST_REPEATED:
+        return False
+    return any(
+        tail[-period - 1] == tail[-1] and tail[period:] == tail[:-period]
+        for period in range(1, _LEAST_REPEATED // _LEAST_REPEATS + 1)
+    )
 
 
 class Answer(Iterator[tuple[str, str]]):
@@ -133,17 +150,21 @@ class Answer(Iterator[tuple[str, str]]):
     def _run(self) -> Generator[tuple[str, str], None, None]:
         generation, splitter = self.generation, self._splitter
         self.turn = replace(self.turn, finish_reason="cancelled")
+        looped = False
         try:
             self._end_thinking()
             for piece in generation:
                 yield from self._taken(splitter.push(piece) if splitter else [("text", piece)])
-                if self._stop.stopped:
+                if len(generation.tokens) >= _LEAST_REPEATED:
+                    looped = repeats([token.id for token in generation.tokens[-_LEAST_REPEATED:]])
+                if self._stop.stopped or looped:
                     break
                 self._end_thinking()
             if not self._stop.stopped:
                 yield from self._taken(splitter.flush() if splitter else [])
                 yield from self._added("text", self._stop.flush())
-            self.turn = replace(self.turn, finish_reason="stop" if self._stop.stopped else generation.finish_reason)
+            why = "stop" if self._stop.stopped else "repetition" if looped else generation.finish_reason
+            self.turn = replace(self.turn, finish_reason=why)
         finally:
             if generation.tokens or self.turn.finish_reason != "cancelled":
                 self._ended(self.turn)

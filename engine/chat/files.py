@@ -47,13 +47,17 @@ class Chat:
         Raises:
             InputError: it cannot be written.
         """
-        text = json.dumps({"numoe": f"chat {FILE_VERSION}", **asdict(self)}, ensure_ascii=False, indent=1)
         try:
             _prepare_folder(path)
             # What is not UTF-8, as the name of a model's folder can be, becomes an escape that JSON knows too.
-            write_whole(path, f"{text}\n".encode("utf-8", "backslashreplace"), private=True)
+            write_whole(path, self.text().encode("utf-8", "backslashreplace"), private=True)
         except OSError as error:
             raise _unwritable(path, error) from error
+
+    def text(self) -> str:
+        """What the file holds."""
+        document = {"numoe": f"chat {FILE_VERSION}", **asdict(self)}
+        return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Chat:

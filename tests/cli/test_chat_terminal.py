@@ -229,7 +229,8 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     editor.write_text('#!/bin/sh\nprintf " and Z" >> "$1"\n')
     editor.chmod(0o755)
     chat = start("tiny", "--temp", "0", answers=answers, VISUAL=str(editor))
-    assert "/system TEXT     set the instructions" in chat.ask("/help", r"Tab .*\n>$")
+    chat.ask("/help", r"Tab .*\n>$")  # longer than the screen
+    assert "/system TEXT     set the instructions" in chat.raw
     assert "error: there is no command /jump; /help lists them" in chat.ask("/jump", r"error.*\n>$")
     assert "error: nothing was asked yet" in chat.ask("/retry", r"error.*\n>$")
     assert "The instructions are set." in chat.ask("/system Be kind.", r"set\.\n>$")
@@ -248,7 +249,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert questions(tmp_path) == ["B and ZC"]
     assert "error: the last answer is whole" in chat.ask("/more", r"error.*\n>$")
 
-    assert "error: top_p is 3.0; give a value" in chat.ask("/set top_p 3", r"error[\s\S]*\n>$")
+    assert "error: top_p takes a number from 0 to 1, not 3.0" in chat.ask("/set top_p 3", r"error[\s\S]*\n>$")
     assert "error: there is no setting colour" in chat.ask("/set colour 3", r"error[\s\S]*\n>$")
     assert "error: top_k takes a whole number" in chat.ask("/set top_k x", r"error.*\n>$")
     assert "error: /set ctx 99999 is not possible" in chat.ask("/set ctx 99999", r"error.*\n>$")
@@ -298,7 +299,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert re.search(r"mine +[\d-]+ [\d:]+, 2 turns, tiny", listed) and re.search(r"another +.*, 1 turn, tiny", listed)
     chat.clear()
     chat.send("/lo").send("\t").wait("/load$").send(" mi\t").wait("mine$").send("\r")
-    chat.wait(r"2 turns, \d+ tokens, of which \d+ are restored\.\n>$")
+    chat.wait(r"2 turns, \d+ tokens, of which \d+ are restored\.[\s\S]*\n>$")
     assert "nine" in chat.ask("Go on")
     assert json.loads((tmp_path / "chats" / "mine.json").read_text())["turns"][-1]["question"] == "Go on"
     assert "error: there is no folder or file" in chat.ask("/model nowhere", r"error[\s\S]*\n>$")
@@ -506,3 +507,88 @@ def test_a_full_context_ends_an_answer(command: Run, model: str) -> None:
     assert err.count("The context is full. /more goes on.") == 2
     assert "The context is full: the oldest turn is no longer told to the model." in err
     assert "has room for 60; shorten it or raise --ctx" in err
+
+
+@pytest.mark.parametrize("line", ["/", "/jump", "/think_budge 5", "/etc/passwd?", "/set-temp 5", "/<x>"])
+def test_what_begins_with_a_slash_is_never_asked(command: Run, line: str) -> None:
+    code, out, err = command("chat", "tiny", stdin=f"{line}\n")
+    assert (code, out) == (1, "")
+    assert err.endswith(f"error: there is no command {line.split()[0]}; /help lists them\n")
+
+
+@pytest.mark.parametrize("line", ["/q", "/quit", "/BYE", "/exit"])
+def test_ways_to_leave(command: Run, line: str) -> None:
+    assert command("chat", "tiny", stdin=f"{line}\n/jump\n") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/set temperature 0.5", "temp is 0.5."),
+        ("/set temp=0.5", "temp is 0.5."),
+        ("/set --top-p 0.5", "top_p is 0.5."),
+        ("/think_budget 5", "think_budget is 5."),
+        ("/set stop END", "stop is END."),
+        ("/set stop none", "stop is none."),
+        ("/set system Be brief.", "The instructions are set."),
+        ("/set", "temp 0.6"),
+        ("/?", "/help"),
+        ("/Help", "/help"),
+    ],
+)
+def test_commands_that_are_meant(command: Run, line: str, told: str) -> None:
+    code, out, err = command("chat", "tiny", stdin=f"{line}\n")
+    assert (code, out) == (0, "")
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/set temp -1", "temp takes a number from 0 on, not -1"),
+        ("/set top_p 2", "top_p takes a number from 0 to 1, not 2"),
+        ("/set temp", "/set temp needs a value: Randomness"),
+        ("/set colour=3", "there is no setting colour; there are system, "),
+    ],
+)
+def test_settings_that_are_refused_say_what_is_allowed(command: Run, line: str, told: str) -> None:
+    code, _, err = command("chat", "tiny", stdin=f"{line}\n")
+    assert code == 1 and told in err
+
+
+def test_chats_are_shown_exported_renamed_and_removed(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    turns = (Turn("What is\nthis?", text="\n```py\n  x = 1\n```", finish_reason="stop"), Turn("And?", text="No."))
+    for name in ("one", "two"):
+        Chat("tiny", turns=turns).write(chat_path(name))
+    lines = f"/transcript\n/export {tmp_path}/a.md\n/export {tmp_path}/a.json\n/rename three\n/delete two\n"
+    code, out, err = command("chat", "--session", "one", stdin=lines)
+    assert code == 0, err
+    assert out == "> What is\nthis?\n\n```py\n  x = 1\n```\n> And?\nNo.\n"
+    assert (
+        (tmp_path / "a.md").read_text().startswith("# A chat with tiny\n\n## What is\nthis?\n\n```py\n  x = 1\n```\n")
+    )
+    assert Chat.read(tmp_path / "a.json").turns == turns
+    assert [path.stem for path in (tmp_path / "chats").glob("*.json")] == ["three"]
+    code, _, err = command("chat", "--session", "three", stdin=f"/export {tmp_path}/a.md\n")
+    assert code == 1 and "is there already" in err
+    code, _, err = command("chat", "--session", "three", stdin="/delete three\n")
+    assert code == 1 and "/clear begins another" in err
+
+
+def test_a_chat_that_goes_on_shows_its_last_exchange(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    Chat("tiny", turns=(Turn("First?", text="One."), Turn("Last?", text="Two."))).write(chat_path("a"))
+    screen = start("-c", answers=[]).screen
+    assert "> Last?\nTwo.\n" in screen and "First?" not in screen
+
+
+def test_a_chat_that_is_not_kept(start: Start, tmp_path: Path) -> None:
+    chat = start("--no-save", answers=["Yes."])
+    assert "Yes." in chat.ask("Really?")
+    assert chat.send("/bye\r").left() == 0
+    assert not (tmp_path / "history").exists() and not list(tmp_path.glob("chats/*"))

@@ -48,7 +48,15 @@ def test_help_imports_nothing_heavy() -> None:
 def test_version(command: Run) -> None:
     from importlib.metadata import version
 
-    assert command("--version") == (0, f"numoe {version('numoe')}\n", "")
+    for flag in ("--version", "-V"):
+        assert command(flag) == (0, f"numoe {version('numoe')}\n", "")
+
+
+def test_help_is_a_command_too(command: Run) -> None:
+    assert command("help") == command("--help")
+    assert command("help", "fit") == command("fit", "--help")
+    code, out, err = command("help", "dance")
+    assert (code, out) == (2, "") and "dance" in err
 
 
 @pytest.mark.parametrize("name", ["run", "chat", "show"])

@@ -843,3 +843,30 @@ def test_a_prompt_of_a_million_bytes_is_read_where_it_fits(command: Run, tmp_pat
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     told = document(command, str(model), "-n", "2", stdin=MILLION)
     assert told["prompt_tokens"] == 1 + len("user: ") + 512 + len("\nassistant: ")
+
+
+def test_the_models_own_sampling_is_the_default(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model("llama_a", tmp_path / "model")
+    (model / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.7, "top_p": 0.8}')
+    asked = ("run", str(model), "hi", "--raw", "-n", "1", "--verbose")
+    _, _, err = command(*asked, "--seed", "3")
+    assert "temp 0.7 (the model's own), top_p 0.8 (the model's own), top_k 0, " in err
+    assert "seed 3 (as given)" in err
+    _, _, err = command(*asked, "--temp", "0")
+    assert "temp 0.0 (as given), top_p 0.8 (the model's own)" in err
+    monkeypatch.setenv("NUMOE_TOP_P", "0.5")
+    assert "top_p 0.5 (as given)" in command(*asked)[2]
+
+
+def test_an_answer_that_is_cut_is_told(command: Run) -> None:
+    code, _, err = command("run", "tiny", "What sound does a sheep make?", "-n", "2")
+    assert code == 0 and err.endswith(", cut off at --max-tokens\n")
+    assert "cut off" not in command("run", "tiny", "What sound does a sheep make?")[2]
+
+
+def test_an_endless_repetition_ends(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = describe("tiny").tokenizer.encode(" on")[0]
+    monkeypatch.setattr("numoe.engine.text.sample.Sampler.choose", lambda *_: word)
+    code, out, err = command("run", "tiny", "hi", "--json")
+    assert code == 0 and json.loads(out)["finish_reason"] == "repetition"
+    assert err.endswith(", stopped, for the answer repeats itself without end\n")
