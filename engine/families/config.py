@@ -60,7 +60,7 @@ Arrangement = Mapping[str, Mapping[str, Any]]
 
 _LARGEST = 1 << 40
 # With more or less a model has no numbers or no positions left: eps beside a mean square, bases of rotations.
-_SENSIBLE = (("*eps", 0, 1), ("*theta", 2, 1e15), ("*base_freq", 2, 1e15), ("*rotary_factor", 0, 1))
+_SENSIBLE = (("*eps", 0, 1), ("*theta", 2, 1e15), ("*base_freq", 2, 1e15))
 _MISSING = object()
 
 
