@@ -42,9 +42,13 @@ if TYPE_CHECKING:
 
 LARGEST_BATCH = 4 << 30
 """Bytes of a file of prompts."""
+PARALLEL = 16
+"""Prompts that are answered at once where nobody says how many: of more, a token of each takes about as long as of so
+many, for then computing is most of a pass, and not the weights."""
 KEPT_POINTS = 4
 """Snapshots, longest first, of beginnings that prompts share: caches with windows cannot go back to them otherwise."""
 
+_WORTH_SHARING = 8  # tokens; fewer are read beside the rest of a prompt at no cost
 _KEYS = settings_in(May.LINE)
 _FORMS = in_group("form")
 # What an answer comes from, beside the prompt and the model. The context is not among them: a longer one, as for a
@@ -313,10 +317,18 @@ def _together(
 ) -> Lines:
     """The same in the same order, made by several sessions on threads of their own. What a thread raises is raised."""
     waiting, left, begin = deque(enumerate(requests)), Event(), Barrier(len(sessions))
+    shared = _shared_by_all(requests, sessions[0])
+    if shared:
+        with passes.member():
+            sessions[0].feed(shared, last=True)
+        for session in sessions[1:]:
+            session.fork(sessions[0])
     made: SimpleQueue[tuple[int, dict[str, Any] | BaseException]] = SimpleQueue()
 
     def work(session: Session) -> None:
         asked = _Asked(session, lambda: left.is_set() or cancelled())
+        if shared:
+            asked.points.append(session.snapshot())
         try:
             with passes.member():
                 begin.wait()  # so that what a pass is made of does not depend on who starts first
@@ -346,6 +358,23 @@ def _together(
         begin.abort()  # where not all have started, who has waits for no one
         for thread in threads:
             thread.join()
+
+
+def _shared_by_all(requests: Sequence[Request], session: Session) -> list[int]:
+    """The tokens that every prompt begins with, and that leave room for one of each; none where they are few."""
+    shared: list[int] | None = None
+    for request in requests:
+        try:
+            ids, _ = request.encode(session.model.description)
+        except InputError:  # told when its turn comes
+            continue
+        if shared is None:
+            shared = ids[:-1]
+        pairs = enumerate(zip(shared, ids[:-1], strict=False))
+        shared = shared[: next((i for i, (one, other) in pairs if one != other), min(len(shared), len(ids) - 1))]
+        if len(shared) < _WORTH_SHARING:
+            return []
+    return (shared or [])[: session.context - 1]
 
 
 def _taken(waiting: deque[tuple[int, Request]]) -> tuple[int, Request] | None:

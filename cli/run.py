@@ -75,7 +75,7 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise typer.BadParameter("--schema, --choices and --regex are each the whole form; choose one")
     if batch and (options["session"] is not None or options["file"] or prompted):
         raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
-    if batch and options["parallel"] > 1 and options["trace"] is not None:
+    if batch and (options["parallel"] or 1) > 1 and options["trace"] is not None:
         raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
     if options["out"] is not None and not batch:
         raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
@@ -104,7 +104,8 @@ class _Asked:
 
     def batch(self) -> int:
         """Answer a file of prompts, and return the exit code."""
-        from numoe.cli.batch import Answers, answer_batch, count, read_batch
+        from numoe.cli.batch import PARALLEL, Answers, answer_batch, count, read_batch
+        from numoe.engine.experts import heat
 
         options, output = self.options, self.output
         items = read_batch(options["batch"], options, self.description)
@@ -113,8 +114,10 @@ class _Asked:
             if asked < len(items):
                 output.note(f"{options['out']} has {len(items) - asked} of {len(items)} answers already.")
             if asked:
-                model, parallel = self._load(options["ctx"]), options["parallel"]
+                model = self._load(options["ctx"])
+                parallel = options["parallel"] or (PARALLEL if options["trace"] is None else 1)
                 answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
+                heat.keep(model)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0
@@ -198,6 +201,7 @@ class _Asked:
 
     def _show(self, session: Session, answer: Answer) -> str | None:
         """Show an answer and what is known of it, and return why it ended."""
+        from numoe.engine.experts import heat
         from numoe.engine.measure.machine import record
 
         options, output, generation = self.options, self.output, answer.generation
@@ -217,6 +221,7 @@ class _Asked:
             said.append("stopped, for the answer repeats itself without end")
         output.note(", ".join(said))
         record(session.model, len(generation.tokens) - 1, generation.decode_seconds)
+        heat.keep(session.model)
         return turn.finish_reason
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from numoe.engine.budget import Budget
 from numoe.engine.description import Description, describe
+from numoe.engine.experts import heat
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.weights import Weights
 from numoe.engine.measure import machine
@@ -64,7 +65,20 @@ def load(
     except DoesNotFit as error:
         fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
-    wide = bool(memory.wide_bytes)
+    weights = _read(description, wide=bool(memory.wide_bytes))
+    if experts and memory.experts is None:
+        experts.allow(experts.total_bytes)
+        if memory.wide_bytes:
+            experts.widen()
+    loaded = Model(description, weights, experts, memory)
+    identity = description.identity  # now, while the files are those that were read
+    if experts and memory.experts is not None:
+        experts.warm(heat.kept(identity))
+    return loaded
+
+
+def _read(description: Description, *, wide: bool) -> Weights:
+    """All weights but the routed experts."""
     weights = Weights()
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
@@ -76,13 +90,7 @@ def load(
             weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
                 place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide
             )
-    if experts and memory.experts is None:
-        experts.allow(experts.total_bytes)
-        if wide:
-            experts.widen()
-    loaded = Model(description, weights, experts, memory)
-    description.identity  # noqa: B018  now, while the files are those that were read
-    return loaded
+    return weights
 
 
 def _experts_on_disk(description: Description) -> ExpertStore | None:

@@ -261,6 +261,19 @@ class Session(Generic[_Model]):
     def _holds(self, snapshot: Snapshot) -> bool:
         return tuple(self._written[: snapshot.cache.position]) == snapshot.tokens
 
+    def fork(self, other: Session[_Model]) -> None:
+        """Be where another session of the same model is, without reading its tokens.
+
+        Raises:
+            InputError: it has read more tokens than this one's context.
+        """
+        other._settle()
+        require_room(other.position, self.context, self.context)
+        kept = other._cache.arrays()
+        for name, rows in self._cache.prepare(other.position).items():
+            np.copyto(rows, kept[name])
+        self._written, self._position, self._ahead = other.tokens, other.position, None
+
     def align(self, token_ids: Sequence[int], points: Iterable[Snapshot] = ()) -> list[int]:
         """Go back to the longest common beginning with `token_ids` and return what is left to feed.
 

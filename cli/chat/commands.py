@@ -21,6 +21,7 @@ from numoe.engine import Model, describe
 from numoe.engine.chat.answer import Answer, Turn
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
+from numoe.engine.experts import heat
 from numoe.engine.home import TINY, expanded
 from numoe.engine.measure.machine import record
 from numoe.engine.plan import format_bytes
@@ -183,6 +184,7 @@ class Talk:
         asked["hit_rate"] = asked.get("hits", 0) / max(1, asked.get("hits", 0) + asked.get("misses", 0))
         self.output.note(f"{statistics(answer.generation, asked)}, {used}")
         record(session.model, len(answer.generation.tokens) - 1, answer.generation.decode_seconds)
+        heat.keep(session.model)
 
     def _experts(self) -> dict[str, Any]:
         experts: dict[str, Any] = self.conversation.model.stats()["experts"]

@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +67,11 @@ class DecayedCounts:
 
     def worth(self, key: Key) -> float:
         return self._counts.get(key, -math.inf)
+
+    def assume(self, keys: Sequence[Key]) -> None:
+        """Have keys that were not used yet be worth less than a use, and the first the most."""
+        for rank, key in enumerate(keys):
+            self._counts.setdefault(key, -1 - rank / len(keys))
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ class ExpertStore:
         self._order: list[tuple[float, int, Key]] = []
         self._numbers = itertools.count()
         self._expected: dict[int, list[_Entry]] = {}
+        self._warming: deque[Key] = deque()
         self._guesses: dict[int, _Guess] = {}
         self._spare: dict[int, list[UInt8]] = {}  # buffers without a unit, by size
         self._held = 0  # bytes of resident units, of those being read, and of spare buffers
@@ -255,6 +261,20 @@ class ExpertStore:
             self._held += grown
             self.budget += grown
             self.total_bytes += grown
+
+    def hottest(self) -> list[Key]:
+        """The units that are worth keeping, the best first: as many as there are in memory now."""
+        with self._change:
+            keys = sorted(self._units, key=self._counts.worth, reverse=True)[: len(self._resident)]
+            return [key for key in keys if self._counts.worth(key) > -math.inf]
+
+    def warm(self, keys: Sequence[Key]) -> None:
+        """Read units, the first ones first, while nothing is asked for, as far as there is free memory."""
+        with self._change:
+            known = [key for key in keys if key in self._units]
+            self._counts.assume(known)
+            self._warming = deque(known)
+            self._schedule()
 
     def stats(self) -> dict[str, Any]:
         """Counts since loading, and the bytes of the weights that are in memory now.
@@ -398,7 +418,21 @@ class ExpertStore:
             if entry.users:
                 return entry
         room = min(self.budget // 2, self.budget - self._largest) - self._expected_held
-        return next((entry for entry in self._queue.values() if entry.unit.needed <= room), None)
+        expected = next((entry for entry in self._queue.values() if entry.unit.needed <= room), None)
+        return expected or self._warm_one()
+
+    def _warm_one(self) -> _Entry | None:
+        """The next of those to be warm that is not there; None where there are no more, or no free memory."""
+        while self._warming:
+            key = self._warming[0]
+            if self._held + self._units[key].needed > self.budget - self._largest:
+                self._warming.clear()
+                break
+            self._warming.popleft()
+            if key not in self._resident and key not in self._reading and key not in self._queue:
+                entry = self._queue[key] = _Entry(key, self._units[key])
+                return entry
+        return None
 
     def _reserve(self, entry: _Entry) -> bool:
         """Get memory for a unit, from others if need be; False if all of it is in use."""

@@ -114,7 +114,7 @@ def test_a_quantization_is_looked_for_beside_the_config(hub: Hub, repository: Pa
     hub.add("Org/Model", {p.name: p.read_bytes() for p in repository.iterdir()} | {"hf_quant_config.json": named})
     for arguments in (("fit", "Org/Model"), ("pull", "Org/Model", "--quant", "native")):
         code, out, err = command(*arguments)
-        assert code and 'W4A16_AWQ' in " ".join((out + err).split())
+        assert code and "W4A16_AWQ" in " ".join((out + err).split())
 
 
 def test_numbers_are_those_of_the_downloaded_model(
@@ -199,7 +199,7 @@ def test_a_partial_download_elsewhere_is_not_the_model(
 def test_figures_that_cannot_be_kept_are_told_all_the_same(
     tiny_repository: str, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **named: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     told = command("fit", tiny_repository, "--ram", "1GB")

@@ -312,7 +312,7 @@ def test_a_batch_answers_each_as_if_alone(
         {"prompt": f"{long}what?", "system": "be", "temp": 1, "seed": 4, "logprobs": 1},
         {"prompt": f"{long}why?", "choices": ["b", "c"]},
     )
-    code, out, err = command("run", model, "--batch", file, "-n", "6")
+    code, out, err = command("run", model, "--batch", file, "-n", "6", "--parallel", "1")
     assert code == 0 and "5 answers" in err
     answers = [json.loads(line) for line in out.splitlines()]
     assert [answer["id"] for answer in answers] == [1, "b", 3, 4, 5]
@@ -348,7 +348,7 @@ def test_prompts_that_are_answered_together_are_answered_as_one_by_one(
         return original(decoder, parts, wanted)
 
     monkeypatch.setattr(Decoder, "forward_all", counted)
-    alone = command("run", model, "--batch", file, "-q", "--ctx", "256", "--seed", "1")
+    alone = command("run", model, "--batch", file, "-q", "--ctx", "256", "--seed", "1", "--parallel", "1")
     passes = len(widths)
     assert set(widths) == {1}
     widths.clear()
@@ -357,6 +357,30 @@ def test_prompts_that_are_answered_together_are_answered_as_one_by_one(
     for one, other in zip(without_times(alone[1]), without_times(together[1]), strict=True):
         assert one | {"reused_tokens": 0} == other | {"reused_tokens": 0} and ("error" in one) == (one["id"] == 5)
     assert max(widths) == 4 and len(widths) < passes / 2
+
+
+def test_a_beginning_that_all_prompts_share_is_read_once(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a long story " * 9
+    file = write_lines(tmp_path / "batch", *({"prompt": f"{long}{n}"} for n in range(6)))
+    read: list[int] = []
+    original = Decoder.forward_all
+
+    def counted(decoder: Decoder, parts: Any, wanted: Any = "last") -> Any:
+        read.append(sum(len(ids) for ids, _ in parts))
+        return original(decoder, parts, wanted)
+
+    monkeypatch.setattr(Decoder, "forward_all", counted)
+    alone = command("run", model, "--batch", file, "-q", "-n", "4", "--ctx", "256", "--parallel", "1")
+    assert sum(read) < 2 * len(long)
+    read.clear()
+    together = command("run", model, "--batch", file, "-q", "-n", "4", "--ctx", "256")
+    assert sum(read) < 2 * len(long)
+    texts = [[line["text"] for line in without_times(out)] for _, out, _ in (alone, together)]
+    assert texts[0] == texts[1]
+    reused = [line["reused_tokens"] for line in without_times(together[1])]
+    assert min(reused) == max(reused) > len(long)
 
 
 def test_there_are_as_many_sessions_as_there_is_memory_for(

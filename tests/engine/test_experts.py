@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
+from numoe.engine.experts import heat
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
 from numoe.quant.compute import threads
@@ -660,3 +661,69 @@ def test_nan_is_found_when_an_expert_is_first_read(tmp_path: Path) -> None:
     take(store, 1, [0, 1])
     with pytest.raises(InputError, match="NaN"):
         store_of(path, LAYERS * EXPERTS)
+
+
+# ------------------------------------------------------------------------------------------------------------ heat
+
+
+def settled(store: ExpertStore) -> None:
+    """Wait until nothing is read any more."""
+    with store._change:
+        store._change.wait_for(lambda: not store._reading and not store._warming)
+
+
+@pytest.fixture
+def streaming(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Model]:
+    """What loads a model with room for a third of its experts or so; what is kept of it is in a folder of its own."""
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))
+    planned = describe(checkpoint("qwen3_moe_a")).plan(64)
+    room = planned.least_bytes + (planned.expert_bytes - planned.least_experts) // 3
+    return lambda: load(checkpoint("qwen3_moe_a"), ram=room, ctx=64)
+
+
+def test_a_new_start_reads_first_what_was_used_most(streaming: Callable[[], Model]) -> None:
+    first = streaming()
+    assert first.experts
+    ids = tiny.load_golden("qwen3_moe_a").ids[:12].tolist()
+    for _ in range(3):
+        session = first.session(64)
+        logits = session.feed(ids)
+        session.close()
+    settled(first.experts)
+    hottest = first.experts.hottest()
+    heat.keep(first)
+    second = streaming()
+    assert second.experts and heat.kept(second.identity) == hottest
+    settled(second.experts)
+    there = set(second.experts._resident)
+    assert there and there == set(hottest[: len(there)]) and second.experts.held_bytes <= second.experts.budget
+    np.testing.assert_array_equal(second.session(64).feed(ids), logits)
+    assert second.stats()["experts"]["hits"] >= len(there) // 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[[1]]", '[["a", 2], [1, true], [99999, 1]]', "[" * 9999, "\xff", "[[0, -1]]"]
+)
+def test_a_damaged_note_is_none(streaming: Callable[[], Model], text: str) -> None:
+    expected = streaming().session(64).feed([1, 2, 3])
+    folder = heat._folder()
+    folder.mkdir(parents=True)
+    (folder / f"{streaming().identity}.json").write_text(text, encoding="latin-1")
+    np.testing.assert_array_equal(streaming().session(64).feed([1, 2, 3]), expected)
+
+
+def test_notes_are_for_their_user_and_are_bounded(
+    streaming: Callable[[], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heat, "MOST_FILES", 2)
+    model = streaming()
+    model.session(64).feed([1, 2, 3])
+    for age, name in enumerate("abc"):
+        heat._folder().mkdir(parents=True, exist_ok=True)
+        (heat._folder() / f"{name}.json").write_text("[]")
+        os.utime(heat._folder() / f"{name}.json", (age, age))
+    heat.keep(model)
+    assert {file.stem for file in heat._folder().iterdir()} == {"c", model.identity}
+    if os.name == "posix":
+        assert (heat._folder() / f"{model.identity}.json").stat().st_mode & 0o077 == 0

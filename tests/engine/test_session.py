@@ -36,6 +36,21 @@ def case(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def test_a_fork_goes_on_as_the_session_does(model: Models, case: str) -> None:
+    ids = tiny.load_golden(case).ids[:50].tolist()
+    one, other = model(case).session(64), model(case).session(56)
+    one.feed(ids[:30])
+    one.feed(ids[30:40])
+    one.rewind(3)
+    other.feed(ids[5:9])
+    other.fork(one)
+    assert other.tokens == one.tokens == ids[:37]
+    np.testing.assert_array_equal(other.feed(ids[37:45]), one.feed(ids[37:45]))
+    np.testing.assert_array_equal(other.feed(ids[45:46]), one.feed(ids[45:46]))
+    with pytest.raises(InputError, match="46 tokens do not fit into the context of 40"):
+        model(case).session(40).fork(one)
+
+
 def test_feed_refuses_what_it_cannot_read(model: Models) -> None:
     session = model("llama_a").session(32)
     for tokens, reason in [
