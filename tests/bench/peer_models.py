@@ -55,6 +55,38 @@ class LlamaCpp:
         return np.ctypeslib.as_array(pointer, (1, self.spec.vocab)).copy()
 
 
+class LlamaCppTogether:
+    """A GGUF file in llama-cpp-python with several sequences, of which every pass decodes a token each."""
+
+    def __init__(self, path: Path, context: int, threads: int, sequences: int) -> None:
+        import llama_cpp as api
+
+        self._api = api
+        model = api.llama_model_default_params()
+        model.n_gpu_layers = 0
+        options = api.llama_context_default_params()
+        options.n_ctx = context * sequences
+        options.n_seq_max = sequences
+        options.n_threads = options.n_threads_batch = threads
+        self._model = api.llama_model_load_from_file(str(path).encode(), model)
+        self._context = api.llama_init_from_model(self._model, options)
+        self._batch = api.llama_batch_init(sequences, 0, 1)
+        self._sequences = sequences
+        self._position = 0
+
+    def feed(self, token_ids: Sequence[int]) -> None:
+        """A token of each sequence."""
+        batch = self._batch
+        batch.n_tokens = self._sequences
+        for i, token in enumerate(token_ids):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, self._position, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, i
+        if self._api.llama_decode(self._context, batch):
+            raise RuntimeError("llama.cpp did not decode the batch")
+        self._api.llama_get_logits_ith(self._context, self._sequences - 1)
+        self._position += 1
+
+
 @dataclass(frozen=True)
 class Shape:
     """A Qwen3-MoE model; by default of OLMoE's sizes."""

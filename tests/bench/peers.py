@@ -346,7 +346,58 @@ def olmoe(layers: int, threads: int, rounds: int) -> Iterator[Row]:
             yield Row(f"{what}, scaling to {threads} cores", ratios(samples, "ours", "one thread"), "", 1.7, 1.9)
 
 
-SECTIONS = ("kernels", "smollm2", "fidelity", "olmoe")
+class Together:
+    """Our sequences, of which every pass decodes a token each."""
+
+    def __init__(self, model: Model, context: int, sequences: int) -> None:
+        self._decoder = model.decoder
+        self._caches = [model.decoder.cache(context) for _ in range(sequences)]
+
+    def feed(self, token_ids: Sequence[int]) -> None:
+        parts = [(np.array([token]), cache) for token, cache in zip(token_ids, self._caches, strict=True)]
+        self._decoder.forward_all(parts, ["last"] * len(parts))
+
+
+def together(one: Any, ids: Iterator[int], passes: int) -> float:
+    """Tokens a second of all sequences, which go on from where they are."""
+    begun = time.perf_counter()
+    for _ in range(passes):
+        one.feed([next(ids) for _ in range(SEQUENCES)])
+    return passes * SEQUENCES / (time.perf_counter() - begun)
+
+
+def sequences(path: Path, layers: int, threads: int, rounds: int) -> Iterator[Row]:
+    """Sixteen sequences that decode together: of SmolLM2, and of a mixture of experts of OLMoE's shape."""
+    from peer_models import LlamaCppTogether, Shape, write_gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        experts = Path(folder) / "olmoe.gguf"
+        write_gguf(experts, Shape(layers=layers))
+        files = [("SmolLM2", path, 0.95, 1.2), (f"{layers} layers of OLMoE's shape", experts, 0.65, 0.9)]
+        for name, file, must, push in files:
+            if not file.exists():
+                continue
+            say(f"{SEQUENCES} sequences of {name}")
+            model = load(file, threads=threads, ctx=512)
+            competitors: dict[str, Any] = {"ours": Together(model, 512, SEQUENCES)}
+            alone = model.session(512)
+            if not missing("llama_cpp"):
+                competitors["llama.cpp"] = LlamaCppTogether(file, 512, threads, SEQUENCES)
+            ids = cycle(tokens(999, model.spec.vocab))
+            speeds = {one: partial(together, session, ids, 4) for one, session in competitors.items()}
+            speeds["one of ours"] = lambda alone=alone, ids=ids: decoding(alone, [next(ids) for _ in range(8)])
+            alone.feed([1])
+            samples = in_turn(rounds, speeds)
+            figures = told(samples, "tok/s")
+            if "llama.cpp" in samples:
+                what = f"{name}, {SEQUENCES} sequences together, against llama.cpp"
+                yield Row(what, ratios(samples, "ours", "llama.cpp"), figures, must, push)
+            what = f"{name}, {SEQUENCES} sequences together against one"
+            yield Row(what, ratios(samples, "ours", "one of ours"), figures)
+
+
+SEQUENCES = 16
+SECTIONS = ("kernels", "smollm2", "fidelity", "olmoe", "sequences")
 
 
 def main() -> None:
@@ -368,6 +419,7 @@ def main() -> None:
         "smollm2": partial(smollm2, file, threads, rounds),
         "fidelity": partial(fidelity, file, threads, arguments.tokens),
         "olmoe": partial(olmoe, arguments.layers, threads, rounds),
+        "sequences": partial(sequences, file, arguments.layers, threads, rounds),
     }
     packages = "numoe", "numpy", "llama-cpp-python", "torch", "transformers"
     print(f"{platform.machine()}, {threads} threads, {', '.join(map(installed, packages))}\n")
