@@ -106,6 +106,15 @@ def sparse_layers(config: Config, dense: Sequence[int] = ()) -> list[bool]:
     return [i not in dense and (i + 1) % step == 0 for i in range(layer_count(config))]
 
 
+def feed_forwards(
+    config: Config, moe: MixtureOfExperts, sparse: Sequence[bool]
+) -> list[FeedForward | MixtureOfExperts]:
+    """The mixture in the layers that have experts, and a dense one in the others."""
+    dense = moe.expert if all(sparse) else swiglu(config)
+    config.ignore(["intermediate_size"])  # of dense layers alone
+    return [moe if one else dense for one in sparse]
+
+
 def rotated_layers(config: Config) -> list[bool]:
     """In which layers positions turn queries and keys: all but every `no_rope_layer_interval`-th, or as listed."""
     layers, every = layer_count(config), config.size("no_rope_layer_interval")

@@ -43,10 +43,7 @@ def read(config: Config) -> ModelSpec:
         Router("sigmoid", normalize=config.flag("norm_topk_prob")),
         common.swiglu(config, "shared_expert_intermediate_size"),
     )
-    sparse = common.sparse_layers(config, dense=(0, 1))
-    dense = moe.expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size"])  # of dense layers alone
-    ffns = [moe if one else dense for one in sparse]
+    ffns = common.feed_forwards(config, moe, common.sparse_layers(config, dense=(0, 1)))
     return common.model(config, [decoder_layer(of_kind[kind], ffn) for kind, ffn in zip(kinds, ffns, strict=True)])
 
 

@@ -53,10 +53,7 @@ def read(config: Config) -> ModelSpec:
         router,
         common.swiglu(config, "shared_expert_intermediate_size"),
     )
-    sparse = latent.sparse_layers(config)
-    dense = moe.expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size"])  # of dense layers alone
-    ffns = [moe if one else dense for one in sparse]
+    ffns = common.feed_forwards(config, moe, latent.sparse_layers(config))
     return common.model(config, [decoder_layer(*both) for both in zip(_attentions(config), ffns, strict=True)])
 
 

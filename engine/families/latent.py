@@ -93,11 +93,8 @@ def model(
     expert = common.swiglu(config, "moe_intermediate_size")
     shared = replace(expert, width=expert.width * config.size("n_shared_experts"))
     moe = common.mixture(config, experts, expert, router, shared)
-    sparse = sparse_layers(config)
-    dense = expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size"])  # of dense layers alone
-    mixers = attention if isinstance(attention, Sequence) else [attention] * len(sparse)
-    ffns = [moe if one else dense for one in sparse]
+    ffns = common.feed_forwards(config, moe, sparse_layers(config))
+    mixers = attention if isinstance(attention, Sequence) else [attention] * len(ffns)
     return common.model(config, [decoder_layer(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)])
 
 

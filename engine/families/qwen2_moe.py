@@ -34,10 +34,9 @@ def read(config: Config) -> ModelSpec:
         common.swiglu(config, "shared_expert_intermediate_size"),
         shared_gate=True,
     )
-    sparse = common.sparse_layers(config)
-    dense = moe.expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size", "sliding_window", "max_window_layers", "attention_bias"])
-    return common.model(config, [decoder_layer(attention, moe if one else dense) for one in sparse])
+    ffns = common.feed_forwards(config, moe, common.sparse_layers(config))
+    config.ignore(["sliding_window", "max_window_layers", "attention_bias"])
+    return common.model(config, [decoder_layer(attention, ffn) for ffn in ffns])
 
 
 LAYER = common.NORMS | common.GROUPED_QUERY | common.dense() | common.dense("mlp.shared_expert", "ffn.shared")

@@ -35,10 +35,8 @@ def read(config: Config) -> ModelSpec:
         common.swiglu(config, "moe_intermediate_size"),
         Router("softmax", normalize=config.flag("norm_topk_prob")),
     )
-    sparse = common.sparse_layers(config)
-    dense = moe.expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size"])  # of dense layers alone
-    return common.model(config, [decoder_layer(attention, moe if is_sparse else dense) for is_sparse in sparse])
+    ffns = common.feed_forwards(config, moe, common.sparse_layers(config))
+    return common.model(config, [decoder_layer(attention, ffn) for ffn in ffns])
 
 
 GGUF = Gguf(

@@ -19,10 +19,7 @@ def read(config: Config) -> ModelSpec:
     config.ignore(["mtp_*"])  # a head that only drafts tokens
     mixers = deltanet.mixers(config, ("qkvz", "ba"))
     moe = deltanet.mixture(config, normalize=config.flag("norm_topk_prob"))
-    sparse = common.sparse_layers(config)
-    dense = moe.expert if all(sparse) else common.swiglu(config)
-    config.ignore(["intermediate_size"])  # of dense layers alone
-    ffns = [moe if one else dense for one in sparse]
+    ffns = common.feed_forwards(config, moe, common.sparse_layers(config))
     return common.model(config, [decoder_layer(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)])
 
 
