@@ -28,7 +28,7 @@ class Announced:
         if value is None:
             return default
         if type(value) is not kind:
-            raise self.error(f'"{key}" must be {_KINDS[kind]}, not {value!r}')
+            raise self.error(f'"{key}" must be {_KINDS[kind]}, not {value!r:.60}')
         return value
 
     def size(self, key: str, choices: Iterable[int] = (), default: int | None = None) -> int:
@@ -36,7 +36,7 @@ class Announced:
         value, choices = self.get(key, int, default), list(choices)
         if value is None or value < 1 or (choices and value not in choices):
             wanted = f"one of {', '.join(map(str, choices))}" if choices else "a positive integer"
-            raise self.error(f'"{key}" must be {wanted}, not {self.values.get(key)!r}')
+            raise self.error(f'"{key}" must be {wanted}, not {self.values.get(key)!r:.60}')
         return int(value)
 
     def below(self, key: str) -> Announced:
