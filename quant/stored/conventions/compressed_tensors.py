@@ -67,7 +67,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
             if not (
                 isinstance(structure, list) and len(structure) == 2 and all(type(n) is int and n > 0 for n in structure)
             ):
-                raise weights.error(f'"block_structure" must be two positive integers, not {structure!r}')
+                raise weights.error(f'"block_structure" must be two positive integers, not {structure!r:.60}')
             blocks.append((structure[0], structure[1]))
         if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
             grouped = weights.values.get("strategy") == "group"
@@ -122,7 +122,7 @@ def _check_weights(weights: Announced) -> None:
     if weights.values.get("dynamic") not in (None, False):
         raise weights.error('"dynamic" weights have no scales; use a checkpoint with stored ones')
     if weights.values.get("actorder") not in (None, False, True, "group", "weight", "static"):
-        raise weights.error(f'"actorder" {weights.values["actorder"]!r} is not known')
+        raise weights.error(f'"actorder" {weights.values["actorder"]!r:.60} is not known')
 
 
 def _packed(packing: tuple[int, int | None, bool, bool], files: Files, weight: str, parts: Parts) -> Stored:

@@ -73,7 +73,7 @@ def read_fp8(config: Announced) -> Convention:
     if block is None:
         block = [128, 128]
     if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 1 << 20 for n in block)):
-        raise config.error(f'"weight_block_size" must be two positive integers, not {block!r}')
+        raise config.error(f'"weight_block_size" must be two positive integers, not {block!r:.60}')
     config.only(
         "quant_method", "fmt", "activation_scheme", "weight_block_size", "dequantize", "expert_dtype", "ignored_layers",
         "kv_cache_*", "modules_to_convert", "modules_to_not_convert", "scale_fmt", "activation_scale_ub",

@@ -35,7 +35,7 @@ def read_modelopt(config: Announced) -> Convention:
         raise config.unsupported("ModelOpt with scales for what weights are multiplied with (pre_quant_scale)")
     block = config.values.get("weight_block_size") or config.values.get("block_size") or [128, 128]
     if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 1 << 20 for n in block)):
-        raise config.error(f'"weight_block_size" must be two positive integers, not {block!r}')
+        raise config.error(f'"weight_block_size" must be two positive integers, not {block!r:.60}')
     blocks = ((block[0], block[1]),)
     spellings = (
         nvfp4("{weight}", "U8", "{weight}_scale", "{weight}_scale_2"),
