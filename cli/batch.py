@@ -389,7 +389,7 @@ def count(items: Sequence[Item], lines: Sequence[Mapping[str, Any] | None]) -> t
     failed = cut = 0
     for item, line in zip(items, lines, strict=True):
         failed += line is not None and "error" in line
-        cut += line is not None and line.get("finish_reason") == "length" and item.request.grammar is not None
+        cut += line is not None and item.request.cut(line.get("finish_reason"))
     return failed, cut
 
 

@@ -45,6 +45,10 @@ class Request:
             prompt = [{"role": "system", "content": settings.system}, *prompt]
         return cls(prompt, settings, _grammar(options), options["logprobs"])
 
+    def cut(self, finish_reason: str | None) -> bool:
+        """Whether an answer that ended so is not the whole of the form that was asked for."""
+        return self.grammar is not None and finish_reason in ("length", "repetition")
+
     def encode(self, description: Description) -> tuple[list[int], bool | None]:
         """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text."""
         from numoe.engine.chat.prompt import encode

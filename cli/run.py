@@ -135,7 +135,7 @@ class _Asked:
         reason = self._show(session, answer)
         if reason == "cancelled":
             return 130
-        return CUT if reason in ("length", "repetition") and request.grammar is not None else 0
+        return CUT if request.cut(reason) else 0
 
     def _load(self, room: int | None) -> Model:
         from numoe.engine import load
