@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -294,6 +293,8 @@ def _keep(machine: Machine) -> None:
 
 
 def _name() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes 2 MB, and most runs know no machine
+
     lines = []
     with suppress(OSError):  # Linux alone has it
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
