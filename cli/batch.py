@@ -30,7 +30,7 @@ from numoe.cli.request import Request
 from numoe.cli.settings import SETTINGS, May, in_group, settings_in, spelled
 from numoe.cli.text import read_text
 from numoe.engine.batch import Passes
-from numoe.engine.session import require_room
+from numoe.engine.session import require_room, shared_length
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.files import locked, write_whole
@@ -317,7 +317,7 @@ def _together(
 ) -> Lines:
     """The same in the same order, made by several sessions on threads of their own. What a thread raises is raised."""
     waiting, left, begin = deque(enumerate(requests)), Event(), Barrier(len(sessions))
-    shared = _shared_by_all(requests, sessions[0])
+    shared = _shared_by_all(requests[: len(sessions)], sessions[0])
     if shared:
         with passes.member():
             sessions[0].feed(shared, last=True)
@@ -361,17 +361,14 @@ def _together(
 
 
 def _shared_by_all(requests: Sequence[Request], session: Session) -> list[int]:
-    """The tokens that every prompt begins with, and that leave room for one of each; none where they are few."""
+    """The tokens that these prompts begin with, and that leave room for one of each; none where they are few."""
     shared: list[int] | None = None
     for request in requests:
         try:
             ids, _ = request.encode(session.model.description)
         except InputError:  # told when its turn comes
             continue
-        if shared is None:
-            shared = ids[:-1]
-        pairs = enumerate(zip(shared, ids[:-1], strict=False))
-        shared = shared[: next((i for i, (one, other) in pairs if one != other), min(len(shared), len(ids) - 1))]
+        shared = ids[:-1] if shared is None else shared[: shared_length(shared, ids[:-1])]
         if len(shared) < _WORTH_SHARING:
             return []
     return (shared or [])[: session.context - 1]
@@ -442,5 +439,4 @@ def _shared(ids: Sequence[int], other: Request, session: Session) -> int:
         theirs, _ = other.encode(session.model.description)
     except InputError:  # told when its turn comes
         return 0
-    pairs = enumerate(zip(ids[:-1], theirs, strict=False))
-    return next((i for i, (ours, its) in pairs if ours != its), min(len(ids) - 1, len(theirs)))
+    return shared_length(ids[:-1], theirs)

@@ -39,6 +39,12 @@ def require_room(tokens: int, context: int, limit: int) -> None:
         )
 
 
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))
+
+
 class Passing(Protocol):
     """What takes tokens through the layers: a `Decoder`, or `Passes` of several sessions together."""
 
@@ -287,8 +293,7 @@ class Session(Generic[_Model]):
                 if not self._holds(point):
                     continue
                 self._restore(point)
-            pairs = enumerate(zip(self.tokens, ids[:-1], strict=False))
-            common = next((i for i, (ours, theirs) in pairs if ours != theirs), min(self.position, len(ids) - 1))
+            common = shared_length(self.tokens, ids[:-1])
             if self._cache.reach(common) == common:
                 break
         self._position = min(common, self._cache.position)

@@ -602,14 +602,19 @@ def write_gguf(
         if part == "post_attention_layernorm" and architecture in POST_NORMS:
             theirs = "post_attention_norm"
         named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
-    for name, values in {**change(named), **besides}.items():
+    write_tensors(writer, {**change(named), **besides})
+    return path
+
+
+def write_tensors(writer: gguf.GGUFWriter, tensors: Arrays) -> None:
+    """Add tensors, of which bytes are MXFP4 blocks, and write the whole file."""
+    for name, values in tensors.items():
         packed = gguf.GGMLQuantizationType.MXFP4 if values.dtype == np.uint8 else None
         writer.add_tensor(name, np.ascontiguousarray(values), raw_dtype=packed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -240,6 +240,7 @@ GGUF = Gguf(
     "deepseek4",
     _gguf_names(),
     latent.INDEXER_KEYS
+    | latent.MIXTURE_KEYS
     | {
         "attention.q_lora_rank": "q_lora_rank",
         "attention.sliding_window": "sliding_window",
@@ -251,13 +252,6 @@ GGUF = Gguf(
         "hyper_connection.sinkhorn_iterations": "hc_sinkhorn_iters",
         "hyper_connection.epsilon": "hc_eps",
         "hash_layer_count": "num_hash_layers",
-        "expert_count": "n_routed_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
-        "expert_shared_count": "n_shared_experts",
-        "expert_weights_scale": "routed_scaling_factor",
-        "expert_weights_norm": "norm_topk_prob",
-        "expert_gating_func": "scoring_func",
     },
     unread=("feed_forward_length", "rope.dimension_count", "swiglu_clamp_exp", "swiglu_clamp_shexp",
             "embedding_length_out"),

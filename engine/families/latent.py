@@ -142,17 +142,19 @@ INDEXER_KEYS = {
 }
 
 
-EXPERT_KEYS = {
-    "leading_dense_block_count": "first_k_dense_replace",
+MIXTURE_KEYS = {
     "expert_count": "n_routed_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_count": "n_shared_experts",
     "expert_weights_scale": "routed_scaling_factor",
     "expert_weights_norm": "norm_topk_prob",
+    "expert_gating_func": "scoring_func",
+}
+EXPERT_KEYS = MIXTURE_KEYS | {
+    "leading_dense_block_count": "first_k_dense_replace",
     "expert_group_count": "n_group",
     "expert_group_used_count": "topk_group",
-    "expert_gating_func": "scoring_func",
 }
 EXPERT_OPTIONAL = {
     "leading_dense_block_count": 0,

@@ -34,16 +34,16 @@ _SMALL_RESULTS = 1200
 _SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
 
 
-def block_rows(columns: int) -> int:
-    """How many rows of `columns` elements fit in the scratch, at least one."""
-    return max(1, SCRATCH_ELEMENTS // max(1, columns))
+def block_rows(columns: int, most: int | None = None) -> int:
+    """How many rows of `columns` elements fit in the scratch, or in `most` elements; at least one."""
+    return max(1, (most or SCRATCH_ELEMENTS) // max(1, columns))
 
 
 @cache
 def equal_spans(count: int, size: int, most: int | None = None) -> Sequence[tuple[int, int]]:
     """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly;
     or in `most` elements."""
-    parts = max(1, -(-count // max(1, (most or SCRATCH_ELEMENTS) // max(1, size))))
+    parts = max(1, -(-count // block_rows(size, most)))
     step = max(1, -(-count // parts))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 

@@ -32,7 +32,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from peers import ROOT, Row, in_turn, missing, ratios, say, tokens, told
+from peers import ROOT, Row, in_turn, missing, ratios, reading, say, tokens, told
 
 from numoe.engine import load
 from numoe.engine.description import describe
@@ -176,14 +176,6 @@ def converted(source: Path, llama_cpp: Path) -> Path:
     return out
 
 
-def prefill(session: Any, ids: list[int]) -> float:
-    """Tokens a second of a prompt."""
-    session.rewind(session.position)
-    begun = time.perf_counter()
-    session.feed(ids, last=True)
-    return len(ids) / (time.perf_counter() - begun)
-
-
 def decode(session: Any, ids: Iterator[int], count: int) -> float:
     """Tokens a second, one after the other."""
     begun = time.perf_counter()
@@ -210,7 +202,7 @@ def in_memory(folder: Path, gguf: Path | None, threads: int, rounds: int) -> Ite
         sessions["llama.cpp"] = LlamaCpp(gguf, CONTEXT, threads)
     prompt, ids = tokens(512, VOCAB), ids_without_end()
     say("flagship: prefill")
-    read = in_turn(rounds, {name: partial(prefill, one, prompt) for name, one in sessions.items()})
+    read = in_turn(rounds, {name: partial(reading, one, prompt) for name, one in sessions.items()})
     say("flagship: decode")
     made = in_turn(2 * rounds, {name: partial(decode, one, ids, 3) for name, one in sessions.items()})
     figures = told(made, "tok/s")
@@ -246,7 +238,7 @@ def from_disk(folder: Path, threads: int, rounds: int) -> Iterator[Row]:
         after = third.stats()["experts"]
         missed = (after["bytes_read"] - before["bytes_read"]) / 8
         computing = decode(sessions["whole"], ids, 4)
-        taken.append((1 / both, missed / reading(path, plan.largest_expert), 1 / computing))
+        taken.append((1 / both, missed / read_speed(path, plan.largest_expert), 1 / computing))
     bound = [token / max(read, compute) for token, read, compute in taken]
     token, read, compute = (median(column) * 1000 for column in zip(*taken, strict=True))
     stats = third.stats()["experts"]
@@ -257,7 +249,7 @@ def from_disk(folder: Path, threads: int, rounds: int) -> Iterator[Row]:
     )
 
 
-def reading(path: Path, nbytes: int) -> float:
+def read_speed(path: Path, nbytes: int) -> float:
     """Bytes a second of reads of so many bytes at random places, as many at a time as the expert store makes."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny
+from gguf_files import write_tensors
 
 from numoe.engine import InputError, load
 from numoe.engine.description import describe
@@ -103,13 +104,7 @@ def write(folder: Path, path: Path, besides: dict[str, np.ndarray] | None = None
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                    list: writer.add_array}[type(value)]  # fmt: skip
             add(f"deepseek4.{key}", value)
-    for name, values in (tensors(folder) | (besides or {})).items():
-        packed = gguf.GGMLQuantizationType.MXFP4 if values.dtype == np.uint8 else None
-        writer.add_tensor(name, np.ascontiguousarray(values), raw_dtype=packed)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_tensors(writer, tensors(folder) | (besides or {}))
     return path
 
 
