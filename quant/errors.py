@@ -1,5 +1,7 @@
 """The one error that foreign input raises, and the kind of it that has an exit code of its own."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """A file, key, parameter or value was refused.
@@ -15,3 +17,14 @@ class InputError(ValueError):
 
 class DoesNotFit(InputError):
     """A model, or a context, takes more memory than there is or is allowed."""
+
+
+def shown(value: Any) -> str:
+    """A value as errors quote it: in one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def word(value: Any) -> str:
+    """A value as errors quote a name: as it is if it could be one."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 60 else shown(value)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from numoe.engine.families import gguf
-from numoe.engine.families.config import word
 from numoe.engine.families.names import Family, GgufFile
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, word
 
 _LACKING = {
     "deepseek_v41": "DeepSeek-V4.1, whose Engram tables numoe cannot look up yet; DeepSeek-V4-Flash runs",

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from numoe.engine.families import common, kda, latent
-from numoe.engine.families.config import Config, shown
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Source
 from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import shown
 
 DEFAULTS = kda.DEFAULTS | {
     "max_position_embeddings": 262144,

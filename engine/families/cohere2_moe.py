@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import MOST_LAYERS, Config, rope, shown
+from numoe.engine.families.config import MOST_LAYERS, Config, rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Block, Kind
@@ -14,7 +14,7 @@ from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 FULL, SLIDING = common.FULL, common.SLIDING
 DENSE, SPARSE = "dense", "sparse"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, rope_of_kind, shown
+from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, rope_of_kind
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Layer
@@ -22,7 +22,7 @@ from numoe.engine.layers.residual import PlainResidual, Residual
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 DEFAULTS: dict[str, Any] = {
     "hidden_act": "silu",

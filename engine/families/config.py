@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from numoe.engine.layers.rope import DividedFrequencies, LinearScaling, Llama3Scaling, Rope, Yarn
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown, word
 
 # Keys of Hugging Face configs without influence on the logits of a decoder in inference: what transformers keeps of
 # every model, training, other programs' notes, and decoding defaults (transformers' GenerationConfig) saved with them.
@@ -224,17 +224,6 @@ class Config:
                 unknown[0],
                 f"is not understood{family} and could change the results; numoe does not run this variant yet",
             )
-
-
-def shown(value: Any) -> str:
-    """A value as errors quote it: in one line of bounded length."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def word(value: Any) -> str:
-    """A value as errors quote a name: as it is if it could be one."""
-    return value if isinstance(value, str) and value.isprintable() and len(value) <= 60 else shown(value)
 
 
 def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:

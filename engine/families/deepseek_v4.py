@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf, latent
-from numoe.engine.families.config import Config, nested, scaled_rope, shown
+from numoe.engine.families.config import Config, nested, scaled_rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
@@ -19,7 +19,7 @@ from numoe.engine.layers.residual import HyperConnections
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 SLIDING, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 DEFAULTS = common.DEFAULTS | {

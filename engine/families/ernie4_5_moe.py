@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import Config, rope, shown
+from numoe.engine.families.config import Config, rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Source
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import shown
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 131072,

@@ -9,7 +9,7 @@ from math import nextafter
 from typing import Any
 
 from numoe.engine.families import common, gemma3, gguf
-from numoe.engine.families.config import Config, rope_of_kind, shown
+from numoe.engine.families.config import Config, rope_of_kind
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Block
@@ -17,7 +17,7 @@ from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 FULL, SLIDING = common.FULL, common.SLIDING
 DEFAULTS = gemma3.SIZES | {

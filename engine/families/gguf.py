@@ -12,11 +12,11 @@ from dataclasses import replace
 from math import nextafter
 from typing import Any
 
-from numoe.engine.families.config import MOST_LAYERS, Arrangement, shown
+from numoe.engine.families.config import MOST_LAYERS, Arrangement
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.rope import DividedFrequencies
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 ROPE_FREQS = "rope_freqs.weight"
 """What converters make of Llama 3's `rope_scaling`: the divisor of each pair's frequency, (head_dim / 2,)."""

@@ -8,13 +8,13 @@ from math import inf
 from typing import Any
 
 from numoe.engine.families import common, gguf, granitemoe
-from numoe.engine.families.config import Config, shown
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 _MAMBA, _FULL = ("linear_attention", "mamba"), ("full_attention", "attention")
 _SIZES = {"heads": "mamba_n_heads", "groups": "mamba_n_groups", "states": "mamba_d_state", "kernel": "mamba_d_conv"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import Config, rope_block, scaled_rope, shown
+from numoe.engine.families.config import Config, rope_block, scaled_rope
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import shown
 
 DEFAULTS = common.DEFAULTS | {
     "max_position_embeddings": 2048,

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf, latent
-from numoe.engine.families.config import Config, shown
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf, GgufFile, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention, OutputGate
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import shown
 
 GATES = {True: True, "per-head": True, "per-element": False}
 """What `gating` says -> whether there is one number a head."""

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf
-from numoe.engine.families.config import Config, rope, shown
+from numoe.engine.families.config import Config, rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
+from numoe.quant.errors import shown
 
 FULL, CHUNKED = common.FULL, "chunked_attention"
 DEFAULTS = common.DEFAULTS | {

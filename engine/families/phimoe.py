@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf, mixtral
-from numoe.engine.families.config import Config, rope_block, scaled_rope, shown
+from numoe.engine.families.config import Config, rope_block, scaled_rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.rope import DividedFrequencies, Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
+from numoe.quant.errors import shown
 
 LONG = "longrope"
 NORM = Norm(center=True, bias=True)

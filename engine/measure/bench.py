@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from numoe.engine.layers.ops import Floats
 from numoe.engine.text.sample import Sampler, Sampling
 from numoe.quant.compute import workers
 from numoe.quant.compute.activations import Activations
-from numoe.quant.compute.kernels import FEW
+from numoe.quant.compute.kernels import FEW, cache_bytes
 from numoe.quant.compute.threads import in_use, run, usable_cores, use
 from numoe.quant.errors import InputError
 from numoe.quant.formats.qtensor import QTensor, matmul_all
@@ -189,8 +188,7 @@ def _turn(ours: list[Iterator[int]], plain: list[Iterator[int]], threads: int) -
 
 def working_set_bytes() -> int:
     """Twice the last-level cache; 64 MiB where the system does not tell its size (Linux does)."""
-    sizes = [file.read_text() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]  # "512K"
-    return 2 * max([int(size.rstrip("K\n")) << 10 for size in sizes], default=32 << 20)
+    return 2 * (cache_bytes() or 32 << 20)
 
 
 def copies(matrix: QTensor, nbytes: int) -> list[QTensor]:

@@ -292,20 +292,24 @@ def _keep(machine: Machine) -> None:
         write_whole(_file(), json.dumps(asdict(machine), indent=1).encode(), private=True)
 
 
-def _name() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # takes 2 MB, and most runs know no machine
-
+def processor() -> str:
+    """What this machine computes with, by name."""
     lines = []
     with suppress(OSError):  # Linux alone has it
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    if not processor:  # asked last, for it may start a program
-        processor = platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    # asked last, for it may start a program
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _name() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes 2 MB, and most runs know no machine
+
     try:
         numoe = version("numoe")
     except PackageNotFoundError:  # run from a folder that was never installed
         numoe = str(Path(__file__).parent)
-    return f"{processor}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {numoe}"
+    return f"{processor()}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {numoe}"
 
 
 def _piece(nbytes: int) -> int:

@@ -1,7 +1,6 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -55,7 +54,7 @@ def block_elements() -> int:
     """Which of BLOCKS this process takes: as `use_block` was told, else by the size of the processor's L2 cache."""
     global _block
     if not _block:
-        _block = BLOCKS[0] if l2_bytes() >= _LARGE_L2 else BLOCKS[-1]
+        _block = BLOCKS[0] if cache_bytes("2") >= _LARGE_L2 else BLOCKS[-1]
     return _block
 
 
@@ -67,11 +66,11 @@ def use_block(elements: int) -> None:
     _block = elements
 
 
-def l2_bytes() -> int:
-    """The size of a core's L2 cache; 0 where the system does not tell it (Linux does)."""
-    with suppress(OSError, ValueError):
-        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().rstrip("K\n")) << 10
-    return 0
+def cache_bytes(level: str = "*") -> int:
+    """The size of the largest cache of a core, or of those with this number; 0 where the system does not tell it
+    (Linux does)."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob(f"index{level}/size")
+    return max((int(file.read_text().rstrip("K\n")) << 10 for file in sizes), default=0)  # "512K"
 
 
 def products_by_rows(

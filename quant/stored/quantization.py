@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from numoe.quant.stored.conventions.announced import Announced, said, unsupported
+from numoe.quant.errors import word
+from numoe.quant.stored.conventions.announced import Announced, unsupported
 from numoe.quant.stored.conventions.registry import PLAIN as PLAIN
 from numoe.quant.stored.conventions.registry import read_convention
 from numoe.quant.stored.conventions.spelling import Convention as Convention
@@ -65,23 +66,23 @@ def format_name(table: Mapping[str, Any]) -> str:
     if algorithm := table.get("moe_quant_algo") or table.get("quant_algo"):
         parts = table.get("quantized_layers")
         if algorithm == "MIXED_PRECISION" and isinstance(parts, dict):
-            kinds = {said(part.get("quant_algo")) for part in parts.values() if isinstance(part, dict)}
+            kinds = {word(part.get("quant_algo")) for part in parts.values() if isinstance(part, dict)}
             return " and ".join(sorted(kinds)) or algorithm
-        return "FP8 with one scale a tensor" if algorithm == "FP8" else said(algorithm)
+        return "FP8 with one scale a tensor" if algorithm == "FP8" else word(algorithm)
     if method == "bitsandbytes":
         kind = table.get("bnb_4bit_quant_type") or "fp4"
-        return f"bitsandbytes {said(kind)}" if table.get("load_in_4bit") else "bitsandbytes int8"
+        return f"bitsandbytes {word(kind)}" if table.get("load_in_4bit") else "bitsandbytes int8"
     if method == "compressed-tensors" or (method is None and "config_groups" in table):
-        return f"compressed-tensors {said(table.get('format') or '')}".rstrip()
+        return f"compressed-tensors {word(table.get('format') or '')}".rstrip()
     bits = next((table[key] for key in _BITS if table.get(key)), None)
     if method is None and "group_size" in table:
-        name = "MLX" if table.get("mode") in (None, "affine") else f"MLX {said(table['mode'])}"
+        name = "MLX" if table.get("mode") in (None, "affine") else f"MLX {word(table['mode'])}"
     else:
-        name = _METHODS.get(method, said(method)) if isinstance(method, str) else "without a quant_method"
+        name = _METHODS.get(method, word(method)) if isinstance(method, str) else "without a quant_method"
     for key in ("weights", "quant_type", "mode"):
         if bits is None and isinstance(table.get(key), str):
-            return f"{name} {said(table[key])}"
-    return f"{name} {said(bits)}-bit" if bits is not None else name
+            return f"{name} {word(table[key])}"
+    return f"{name} {word(bits)}-bit" if bits is not None else name
 
 
 def refuse_foreign(names: Iterable[str], where: Path) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from numoe.engine.description import describe
 from numoe.engine.experts.store import READERS
 from numoe.engine.layers import mixture, residual
 from numoe.engine.layers.attention import compressed
+from numoe.engine.measure.machine import processor
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files
@@ -326,9 +326,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     given = parser.parse_args()
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    processor = cpuinfo.partition("model name")[2].partition("\n")[0].strip(" :\t") or platform.machine()
-    print(f"{processor}, {given.threads} threads, {len(RATIOS)} layers of {given.experts} experts\n")
+    print(f"{processor()}, {given.threads} threads, {len(RATIOS)} layers of {given.experts} experts\n")
     print("| | ratio | must | push for | reached | medians |\n| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as temporary:
         say("flagship: writing the layers")

@@ -62,11 +62,6 @@ class Announced:
         return InputError(f"{self.where}: {reason}")
 
 
-def said(value: Any) -> str:
-    """A value as errors quote a name: as it is if it could be one."""
-    return value if isinstance(value, str) and value.isprintable() and len(value) <= 60 else repr(value)[:60]
-
-
 _KINDS: Mapping[type, str] = {int: "an integer", str: "a text", bool: "true or false", dict: "a table", list: "a list"}
 
 

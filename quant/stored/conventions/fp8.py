@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from functools import partial
 
+from numoe.quant.errors import word
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.fp8 import fp8_format
-from numoe.quant.stored.conventions.announced import Announced, said
+from numoe.quant.stored.conventions.announced import Announced
 from numoe.quant.stored.conventions.native import BlockScaled
 from numoe.quant.stored.conventions.spelling import Convention, Parts, Spelling, check
 from numoe.quant.stored.handle import Stored
@@ -65,10 +66,10 @@ def _stored(blocks: tuple[tuple[int, int], ...], name: str, files: Files, weight
 def read_fp8(config: Announced) -> Convention:
     """The `fp8` and `fbgemm_fp8` of transformers and others. Raises InputError for what is not computed."""
     if config.values.get("fmt") not in (None, *_E4M3):
-        raise config.unsupported(f"FP8 {said(config.values['fmt'])}")
+        raise config.unsupported(f"FP8 {word(config.values['fmt'])}")
     scheme = config.values.get("activation_scheme")
     if scheme not in (None, "dynamic", "static"):
-        raise config.unsupported(f"FP8 with {said(scheme)} scales for activations")
+        raise config.unsupported(f"FP8 with {word(scheme)} scales for activations")
     block = config.values.get("weight_block_size", [128, 128])
     if block is None:
         block = [128, 128]
