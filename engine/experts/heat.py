@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.engine.home import home, make
-from numoe.quant.documents import parse_json
+from numoe.quant.documents import parse_json, read_document
 from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
@@ -45,10 +45,8 @@ def kept(identity: str) -> list[Key]:
     """What was noted of the model with this identity; nothing where there is no such file, or a damaged one."""
     path = _folder() / f"{identity}.json"
     try:
-        if path.stat().st_size > _LARGEST:
-            return []
-        keys = parse_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError, InputError):
+        keys = parse_json(read_document(path, _LARGEST), path)
+    except InputError:
         return []
     if not isinstance(keys, list):
         return []
