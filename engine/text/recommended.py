@@ -8,7 +8,7 @@ from typing import Any
 
 from numoe.engine.text.sample import Sampling
 from numoe.quant.documents import read_object
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 # Field of `Sampling` -> its type, and its key in a GGUF file; generation_config.json has our names.
 _FIELDS: Mapping[str, tuple[type, str]] = {
@@ -19,6 +19,9 @@ _FIELDS: Mapping[str, tuple[type, str]] = {
     "repetition_penalty": (float, "penalty_repeat"),
     "repeat_last_n": (int, "penalty_last_n"),
 }
+
+
+_BEYOND = 1e9  # no setting means anything there, and NaN is not below it
 
 
 def from_folder(folder: Path) -> dict[str, Any]:
@@ -49,8 +52,9 @@ def _checked(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if value is None:
             continue
         kind = _FIELDS[name][0]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
-            raise InputError(f"{where}: {name} is {value!r:.60}, which is no number for it; correct or remove it")
+        number = not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < _BEYOND
+        if not number or (kind is int and value % 1):
+            raise InputError(f"{where}: {name} is {shown(value)}, which is no number for it; correct or remove it")
         made[name] = max(0, int(value)) if kind is int else float(f"{value:.6g}")
     try:
         Sampling(**made)

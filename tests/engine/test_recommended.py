@@ -41,6 +41,13 @@ def test_gguf_metadata() -> None:
     assert from_metadata({"general.name": "x"}) == {}
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("inf"), float("nan")], ids=["huge", "low", "inf", "nan"])
+@pytest.mark.parametrize("key", ["temp", "top_k", "top_p", "penalty_last_n"])
+def test_numbers_without_bounds_are_refused(key: str, number: float) -> None:
+    with pytest.raises(InputError, match=r"general\.sampling: .*orrect or remove it"):
+        from_metadata({f"general.sampling.{key}": number})
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": "hot"}, {"top_p": 3}, {"top_k": True}, {"top_k": 1.5}])
 def test_values_that_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(wrong))
