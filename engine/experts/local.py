@@ -16,7 +16,9 @@ from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.kernels import FEW
 from numoe.quant.formats.qtensor import QTensor
 
-Arrivals = Iterator[list[tuple[int, dict[str, QTensor]]]]
+Arrived = list[tuple[int, dict[str, QTensor]]]
+"""Experts that are there, with their matrices."""
+Arrivals = Iterator[Arrived]
 
 
 class ExpertSource(Protocol):
@@ -52,8 +54,7 @@ class LocalBank:
         with self._source.stream(layer, places) as arriving:
             meanwhile()
             for batch in arriving:
-                # Few tokens leave an expert little work: all that are there share the threads then.
-                for part in [batch] if count <= FEW else [[one] for one in batch]:
+                for part in _shared(batch, places, max(count, FEW * k)):
                     blocks = [
                         (
                             Weights(matrices, {name: bias[expert] for name, bias in biases.items()}),
@@ -70,3 +71,18 @@ class LocalBank:
 
     def prefetch(self, layer: int, chosen: Ids) -> None:
         self._source.expect(layer, np.unique(chosen).tolist())
+
+
+def _shared(batch: Arrived, places: Mapping[int, Ids], most: int) -> Iterator[Arrived]:
+    """Experts that share the threads, since few tokens leave each little work: parts of a batch that have at most
+    `most` tokens, so that what is alive between their products is no more than all tokens take in one expert."""
+    part: Arrived = []
+    rows = 0
+    for one in batch:
+        taken = len(places[one[0]])
+        if part and rows + taken > most:
+            yield part
+            part, rows = [], 0
+        part.append(one)
+        rows += taken
+    yield part
