@@ -32,6 +32,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 # macOS refuses to read 2 GiB or more at once.
 _LARGEST_READ = 1 << 30
 
+PAGE = 4096
+"""Reads that go past the system's cache begin and end with a multiple of it, in the file and in memory: that of every
+disk's sectors."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -61,7 +65,16 @@ class Files:
 
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
+        self._past_cache: dict[Path, FileIO | None] = {}  # None: not possible there
         self._lock = threading.Lock()
+
+    def open(self, path: Path) -> None:
+        """Opens a file that may have no name when it is read.
+
+        Raises InputError when it cannot be opened.
+        """
+        self._file(path)
+        self._direct(path)
 
     def read_range(
         self, path: Path, offset: int, nbytes: int, out: NDArray[np.uint8] | None = None
@@ -85,6 +98,32 @@ class Files:
             done += count
         return out[:nbytes]
 
+    def read_once(self, path: Path, offset: int, nbytes: int, pages: NDArray[np.uint8]) -> None:
+        """`nbytes` from `offset` of a file, without a copy of them in the system's memory where that is possible: it
+        would take the place of others, and making it takes five times as long as the rest of the processor's work.
+
+        pages: (n,) uint8, as many PAGEs as the range touches, beginning with one. What they hold of the file is at its
+        place, and the rest of the first and the last is overwritten.
+
+        Raises InputError as `read_range`.
+        """
+        lead = offset % PAGE
+        done = 0
+        while done < lead + nbytes and (file := self._direct(path)) is not None:
+            try:
+                count = os.preadv(file.fileno(), [pages.data[done : done + _LARGEST_READ]], offset - lead + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise InputError(f"{path} cannot be read ({error.strerror}); check its disk") from error
+                self._past_cache[path] = None  # its disk has larger sectors, or its file system cannot
+            else:
+                if count == 0:
+                    break  # which `read_range` tells
+                done += count
+        if done < lead + nbytes:
+            self.read_range(path, offset, nbytes, pages[lead : lead + nbytes])
+            self.drop_cached(path, offset, nbytes)
+
     def drop_cached(self, path: Path, offset: int, nbytes: int) -> None:
         """Tells the system, where it listens, that its own copy of a range that was read is not needed again."""
         if hasattr(os, "posix_fadvise"):
@@ -93,9 +132,10 @@ class Files:
     def close(self) -> None:
         """Closes every file. A later read opens it again."""
         with self._lock:
-            for file in self._open.values():
+            for file in (*self._open.values(), *filter(None, self._past_cache.values())):
                 file.close()
             self._open.clear()
+            self._past_cache.clear()
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:
@@ -105,6 +145,16 @@ class Files:
                 except OSError as error:
                     raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
             return self._open[path]
+
+    def _direct(self, path: Path) -> FileIO | None:
+        """The file for reads past the system's cache; None where there are none."""
+        with self._lock:
+            if path not in self._past_cache:
+                self._past_cache[path] = None
+                if hasattr(os, "O_DIRECT") and hasattr(os, "preadv"):
+                    with suppress(OSError):  # a file system that cannot; what else is wrong, `read_range` tells
+                        self._past_cache[path] = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
+            return self._past_cache[path]
 
     def _read_into(self, file: FileIO, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):

@@ -22,7 +22,7 @@ from typing import Any
 
 from numoe.quant.compute.memory import ALIGNMENT, lasting, unshared
 from numoe.quant.dtypes import UInt8
-from numoe.quant.files import Extent, Files
+from numoe.quant.files import PAGE, Extent, Files
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import apart, fastest, settled
 from numoe.quant.stored.handle import Stored
@@ -33,6 +33,8 @@ Key = tuple[int, int]
 READERS = 4
 """Threads that read: a disk gives its full speed only to several reads at a time."""
 
+# Ranges of so many bytes have whole pages of the buffer, to be read past the system's cache.
+_PAGED = 1 << 20
 # Bytes between two ranges that are read through instead of starting another read, as a share of the unit.
 _GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
@@ -529,9 +531,10 @@ class ExpertStore:
         buffer = entry.buffer
         assert buffer is not None
         for extent, at in entry.unit.runs:
-            self._files.read_range(*extent, out=buffer[at : at + extent.nbytes])
             if self.budget < self.total_bytes:
-                self._files.drop_cached(*extent)
+                read_once(self._files, extent, buffer, at)
+            else:  # nothing is read again, but perhaps by another start
+                self._files.read_range(*extent, out=buffer[at : at + extent.nbytes])
         check = entry.key not in self._checked
         matrices = {
             part: stored.assemble([buffer[p] for p in places], check=check)
@@ -550,6 +553,19 @@ def _buffer(nbytes: int, stays: bool) -> UInt8:
     return lasting(nbytes) if stays else unshared(nbytes)
 
 
+def read_once(files: Files, extent: Extent, buffer: UInt8, at: int) -> None:
+    """Read a range to its place in a buffer, as `_lay_out` gave it one; the system keeps no copy where it listens."""
+    if extent.nbytes >= _PAGED:
+        files.read_once(*extent, buffer[at - at % PAGE : _page_end(at + extent.nbytes)])
+    else:
+        files.read_range(*extent, out=buffer[at : at + extent.nbytes])
+        files.drop_cached(*extent)
+
+
+def _page_end(at: int) -> int:
+    return -(-at // PAGE) * PAGE
+
+
 def _lay_out(stored: Mapping[str, Stored]) -> _Unit:
     extents = {part: one.extents() for part, one in stored.items()}
     flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
@@ -564,9 +580,13 @@ def _lay_out(stored: Mapping[str, Stored]) -> _Unit:
             joined.append(extent)
     runs, used = [], 0
     for run in joined:
-        used += (run.offset - used) % ALIGNMENT  # as aligned as in the file
-        runs.append((run, used))
-        used += run.nbytes
+        if run.nbytes < _PAGED:
+            used += (run.offset - used) % ALIGNMENT  # as aligned as in the file
+            runs.append((run, used))
+            used += run.nbytes
+        else:
+            runs.append((run, _page_end(used) + run.offset % PAGE))
+            used = _page_end(runs[-1][1] + run.nbytes)
 
     def place(extent: Extent) -> slice:
         for run, at in runs:

@@ -35,10 +35,9 @@ from peers import ROOT, Row, in_turn, missing, ratios, reading, say, tokens, tol
 
 from numoe.engine import load
 from numoe.engine.description import describe
-from numoe.engine.experts.store import READERS
 from numoe.engine.layers import mixture, residual
 from numoe.engine.layers.attention import compressed
-from numoe.engine.measure.machine import processor
+from numoe.engine.measure.machine import processor, read_speed
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files
@@ -238,7 +237,7 @@ def from_disk(folder: Path, threads: int, rounds: int) -> Iterator[Row]:
         after = third.stats()["experts"]
         missed = (after["bytes_read"] - before["bytes_read"]) / 8
         computing = decode(sessions["whole"], ids, 4)
-        taken.append((1 / both, missed / read_speed(path, plan.largest_expert), 1 / computing))
+        taken.append((1 / both, missed / reading_speed(path, plan.largest_expert), 1 / computing))
     bound = [token / max(read, compute) for token, read, compute in taken]
     token, read, compute = (median(column) * 1000 for column in zip(*taken, strict=True))
     stats = third.stats()["experts"]
@@ -249,18 +248,11 @@ def from_disk(folder: Path, threads: int, rounds: int) -> Iterator[Row]:
     )
 
 
-def read_speed(path: Path, nbytes: int) -> float:
-    """Bytes a second of reads of so many bytes at random places, as many at a time as the expert store makes."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    files = Files()
-    size = path.stat().st_size
+def reading_speed(path: Path, nbytes: int) -> float:
+    """Bytes a second of reads of so many bytes at random places."""
+    files, size = Files(), path.stat().st_size
     files.drop_cached(path, 0, size)
-    starts = np.random.default_rng().integers(0, size - nbytes, 64).tolist()
-    with ThreadPoolExecutor(READERS) as pool:
-        begun = time.perf_counter()
-        read = sum(pool.map(lambda start: len(files.read_range(path, start, nbytes)), starts))
-        return read / (time.perf_counter() - begun)
+    return read_speed(files, path, np.random.default_rng().integers(0, size - nbytes, 64).tolist(), nbytes)
 
 
 @contextmanager

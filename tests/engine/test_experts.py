@@ -161,6 +161,18 @@ def test_no_digit_depends_on_the_budget(
         assert model.experts.held_bytes <= model.experts.budget
 
 
+@pytest.mark.parametrize("name", ["v4_released", "qwen3_moe_a"])
+def test_no_digit_depends_on_reads_past_the_cache(
+    checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """These experts are too small for them otherwise."""
+    ids = tiny.load_golden(name).ids.tolist()[:44]
+    expected = load(checkpoint(name)).session(64).feed(ids)
+    monkeypatch.setattr(experts, "_PAGED", 1)
+    model = load_with(monkeypatch, checkpoint(name), lambda store: store.total_bytes // 2)
+    np.testing.assert_array_equal(model.session(64).feed(ids), expected)
+
+
 def test_everything_that_fits_is_read_when_loading(checkpoint: Checkpoints, reads: list[tuple[Path, int, int]]) -> None:
     model = load(checkpoint("v4_released"))
     assert model.experts is not None and model.experts.complete
@@ -699,7 +711,6 @@ def test_a_new_start_reads_first_what_was_used_most(streaming: Callable[[], Mode
     there = set(second.experts._resident)
     assert there and there == set(hottest[: len(there)]) and second.experts.held_bytes <= second.experts.budget
     np.testing.assert_array_equal(second.session(64).feed(ids), logits)
-    assert second.stats()["experts"]["hits"] >= len(there) // 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """safetensors files and folders: what is read, what is folded together, and what is refused with which sentence."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from numoe.quant import files
+from numoe.quant.compute import memory
 from numoe.quant.dtypes import decode_bf16, decode_e8m0
 from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
@@ -235,6 +237,36 @@ def test_read_range_without_preadv_and_with_short_reads(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="ends at byte 256"):
             opened.read_range(path, 250, 7)
         opened.close()
+
+
+@pytest.mark.parametrize("way", ["past the cache", "no such reads", "larger sectors", "ends in between"])
+@pytest.mark.parametrize("offset, nbytes", [(0, 1), (0, 8192), (5000, 9000), (4096, 4096), (8191, 2), (12288, 7712)])
+def test_read_once(tmp_path, monkeypatch, way, offset, nbytes):
+    path = tmp_path / "bytes"
+    content = np.random.default_rng(0).integers(0, 256, 20000, np.uint8)
+    path.write_bytes(content.tobytes())
+    if way == "no such reads":
+        monkeypatch.delattr(files.os, "O_DIRECT", raising=False)
+    elif way != "past the cache":
+        preadv, refused = os.preadv, []
+
+        def refuse(file, buffers, at):
+            if at % files.PAGE == 0 and len(buffers[0]) % files.PAGE == 0 and len(refused) < 1:
+                refused.append(at)
+                if way == "larger sectors":
+                    raise OSError(errno.EINVAL, "no")
+                return preadv(file, [buffers[0][:3]], at)
+            return preadv(file, buffers, at)
+
+        monkeypatch.setattr(files.os, "preadv", refuse)
+    lead = offset % files.PAGE
+    pages = memory.unshared(-(-(lead + nbytes) // files.PAGE) * files.PAGE)
+    opened = files.Files()
+    opened.read_once(path, offset, nbytes, pages)
+    np.testing.assert_array_equal(pages[lead : lead + nbytes], content[offset : offset + nbytes])
+    with pytest.raises(InputError, match="ends at byte 20000"):
+        opened.read_once(path, 16384, 4096, pages[: files.PAGE])
+    opened.close()
 
 
 # Refusals
