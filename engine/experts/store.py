@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
-from numoe.quant.compute.memory import ALIGNMENT, lasting, unshared
+from numoe.quant.compute import workers
+from numoe.quant.compute.memory import ALIGNMENT, lasting
+from numoe.quant.compute.slots import Slots
 from numoe.quant.dtypes import UInt8
 from numoe.quant.files import PAGE, Extent, Files
 from numoe.quant.formats.qtensor import QTensor
@@ -35,6 +37,8 @@ READERS = 4
 
 # Ranges of so many bytes have whole pages of the buffer, to be read past the system's cache.
 _PAGED = 1 << 20
+# Bytes of addresses for units that come and go, taken at once.
+_REGION = 1 << 30
 # Bytes between two ranges that are read through instead of starting another read, as a share of the unit.
 _GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
@@ -174,7 +178,8 @@ class ExpertStore:
         self._expected: dict[int, list[_Entry]] = {}
         self._warming: deque[Key] = deque()
         self._guesses: dict[int, _Guess] = {}
-        self._spare: dict[int, list[UInt8]] = {}  # buffers without a unit, by size
+        self._slots = Slots(0)
+        self._spare: dict[int, list[UInt8]] = {}  # slots without a unit, by size
         self._held = 0  # bytes of resident units, of those being read, and of spare buffers
         self._expected_held = 0  # those of them that are kept for a layer to come
         self._checked: set[Key] = set()  # units without NaN
@@ -218,6 +223,7 @@ class ExpertStore:
         before = self.budget
         if not before:
             self._counts = DecayedCounts(budget * len(self._units) // self.total_bytes)
+            self._slots = Slots(min(budget, _REGION))
         elif budget < before:
             self._shrink(budget)
             return
@@ -447,7 +453,8 @@ class ExpertStore:
             if not self._drop_spare(unit.buffer_bytes, 1) and not self._evict():
                 return False
         stays = unit.keeps_buffer and self.budget == self.total_bytes
-        entry.buffer = spare.pop() if spare else _buffer(unit.buffer_bytes, stays)
+        # What is never written to again can lie in huge pages, which slots cannot.
+        entry.buffer = (lasting if stays else self._slots.take)(unit.buffer_bytes) if not spare else spare.pop()
         self._held += more
         if entry.expected:
             self._expected_held += unit.needed
@@ -460,6 +467,8 @@ class ExpertStore:
             kept = keep if one == size else 0
             dropped |= len(spare) > kept
             self._held -= one * max(0, len(spare) - kept)
+            for slot in spare[kept:]:
+                self._slots.give_back(slot)
             del spare[kept:]
         return dropped
 
@@ -542,15 +551,12 @@ class ExpertStore:
         }
         used = {part: fastest(matrix) for part, matrix in matrices.items()}
         if entry.unit.keeps_buffer:
+            if self.budget < self.total_bytes:
+                workers.know_placed(used.values())
             return used
         if self.budget == self.total_bytes:
             return {part: settled(matrix) for part, matrix in used.items()}
         return apart(used)
-
-
-def _buffer(nbytes: int, stays: bool) -> UInt8:
-    """Uninitialised memory; `stays`: whether it is never written to again."""
-    return lasting(nbytes) if stays else unshared(nbytes)
 
 
 def read_once(files: Files, extent: Extent, buffer: UInt8, at: int) -> None:

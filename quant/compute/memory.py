@@ -33,10 +33,10 @@ def lasting(nbytes: int) -> UInt8:
     """
     global _rest
     if nbytes >= HUGE:
-        return _aligned(nbytes)
+        return aligned(nbytes)
     with _taking:
         if len(_rest) < nbytes:
-            _rest = _aligned(_PIECE)
+            _rest = aligned(_PIECE)
         taken, _rest = _rest[:nbytes], _rest[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         return taken
 
@@ -47,7 +47,7 @@ def unshared(nbytes: int) -> UInt8:
     Otherwise the first change of every page would copy it, for a worker to keep what there was at its birth.
     """
     if sys.platform != "linux":
-        return _aligned(nbytes)
+        return aligned(nbytes)
     memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_DONTFORK)
     if nbytes >= HUGE:
@@ -75,12 +75,13 @@ def scratch(use: str, shape: tuple[int, ...], dtype: type = np.float32) -> NDArr
         held = _scratch.buffers.get(use)
         if held is None or held.size < size:
             nbytes = size * np.dtype(dtype).itemsize
-            held = _scratch.buffers[use] = _aligned(nbytes).view(dtype)
+            held = _scratch.buffers[use] = aligned(nbytes).view(dtype)
             _scratch.views = {key: old for key, old in _scratch.views.items() if key[0] != use}
         view = _scratch.views[use, shape] = held[:size].reshape(shape)
     return view
 
 
-def _aligned(nbytes: int) -> UInt8:
+def aligned(nbytes: int) -> UInt8:
+    """Uninitialised memory that begins with a cache line."""
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes]

@@ -25,13 +25,15 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
 from numoe.quant.compute import threads
 from numoe.quant.compute.activations import Activations, Rows
+from numoe.quant.compute.slots import found, regions, told
 from numoe.quant.compute.threads import Task
 from numoe.quant.dtypes import Float32
 from numoe.quant.errors import InputError
@@ -53,6 +55,7 @@ Product = tuple[Multiplied, Activations, Float32]
 # begun and for done, the length of the message and the message itself, then the values.
 _JOB, _IN, _ASLEEP, _LENGTH = 0, 1, 65, 129
 _MOST_WORKERS, _MOST_TASKS = 64, 1 << 12
+_MOST_PLACED = 1 << 10  # matrices of slots that a worker does not look for anew
 _BEGUN = 8 * 130
 _DONE = _BEGUN + _MOST_TASKS
 _MESSAGE = _DONE + _MOST_TASKS
@@ -108,6 +111,7 @@ class _Pool:
 
     def __init__(self, count: int, matrices: dict[int, weakref.ref[Multiplied]]):
         self.members = matrices
+        self.regions = regions()
         self._shared = _Shared()
         self._job = 0
         self.pids: list[int] = []
@@ -164,7 +168,9 @@ class _Pool:
                 place += whole.x.size
             if place + out.size > shared.values.size:
                 return False
-            described.append((id(matrix), bases[id(whole)], _told(x.rows), place, len(out)))
+            key = id(matrix)
+            which = key if key in self.members else _placed[key].told
+            described.append((which, bases[id(whole)], _told(x.rows), place, len(out)))
             results.append((place, out))
             place += out.size
         message = marshal.dumps((given, described))
@@ -229,6 +235,7 @@ class _Pool:
             gc.disable()  # it would touch, and so copy, what is shared
             _close_all_but(bell)
             self._matrices = {key: matrix for key, ref in self.members.items() if (matrix := ref()) is not None}
+            self._understood = lru_cache(_MOST_PLACED)(found)
             self._loop(index, share, bell)
             code = 0
         finally:
@@ -274,8 +281,8 @@ class _Pool:
         given, described = marshal.loads(shared.bytes[_MESSAGE : _MESSAGE + length])
         bases = [Activations(shared.at(*base)) for base in given]
         tasks: list[Task] = []
-        for key, base, rows, place, count in described:
-            matrix = self._matrices[key]
+        for which, base, rows, place, count in described:
+            matrix = self._matrices[which] if isinstance(which, int) else self._understood(which)
             x = bases[base] if rows is None else bases[base].take(_understood(rows))
             tasks += matrix.products(x, shared.at(place, count, matrix.shape[0]))
         return tasks
@@ -298,6 +305,16 @@ def _close_all_but(kept: int) -> None:
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
+class _Placed(NamedTuple):
+    """A matrix whose arrays lie in regions that workers may share: it needs no worker that was born after it."""
+
+    ref: weakref.ref[Multiplied]
+    regions: int
+    """Workers see it if they were born when there were so many."""
+    told: bytes
+
+
+_placed: dict[int, _Placed] = {}
 _known: dict[int, weakref.ref[Multiplied]] = {}
 _pool: _Pool | None = None
 _possible = sys.platform == "linux"
@@ -311,7 +328,18 @@ def know(matrices: Iterable[Multiplied]) -> None:
         _known[key] = weakref.ref(matrix, lambda ref, key=key: _forget(key, ref))  # type: ignore[misc]
 
 
+def know_placed(matrices: Iterable[Multiplied]) -> None:
+    """The same for matrices in `Slots`, which may come and go while workers live; others stay unknown."""
+    for matrix in matrices:
+        if description := told(matrix):
+            key = id(matrix)
+            ref = weakref.ref(matrix, lambda ref, key=key: _forget(key, ref))  # type: ignore[misc]
+            _placed[key] = _Placed(ref, *description)
+
+
 def _forget(key: int, ref: weakref.ref[Multiplied]) -> None:
+    if (placed := _placed.get(key)) and placed.ref is ref:
+        del _placed[key]
     if _known.get(key) is ref:
         del _known[key]
     # Workers that hold on to the memory of a matrix end with it, if not in the middle of a product with others.
@@ -333,8 +361,8 @@ def multiply(products: Sequence[Product]) -> bool:
     if count < 1 or not _possible or not _one_at_a_time.acquire(blocking=False):
         return False
     try:
-        if _pool is None or len(_pool) != count or not _all_in(_pool.members, products):
-            if not _all_in(_known, products):
+        if _pool is None or len(_pool) != count or not _all_in(_pool.members, products, _pool.regions):
+            if not _all_in(_known, products, regions()):
                 return False
             _end()
             try:
@@ -350,8 +378,14 @@ def multiply(products: Sequence[Product]) -> bool:
         _one_at_a_time.release()
 
 
-def _all_in(members: dict[int, weakref.ref[Multiplied]], products: Sequence[Product]) -> bool:
-    return all((ref := members.get(id(matrix))) is not None and ref() is matrix for matrix, _, _ in products)
+def _all_in(members: dict[int, weakref.ref[Multiplied]], products: Sequence[Product], regions_seen: int) -> bool:
+    def known(matrix: Multiplied) -> bool:
+        if (ref := members.get(id(matrix))) is not None and ref() is matrix:
+            return True
+        placed = _placed.get(id(matrix))
+        return placed is not None and placed.ref() is matrix and placed.regions <= regions_seen
+
+    return all(known(matrix) for matrix, _, _ in products)
 
 
 def private_bytes() -> int:

@@ -374,17 +374,20 @@ def test_buffers_never_exceed_the_budget(
 ) -> None:
     """Counted where they are made; units of several sizes, any mixture of asking and expecting."""
     live, most = [0], [0]
-    make = experts._buffer
 
-    def count(nbytes: int, changes: bool) -> np.ndarray:
-        buffer = make(nbytes, changes)
-        live[0] += nbytes
-        most[0] = max(most[0], live[0])
-        weakref.finalize(buffer, lambda: live.__setitem__(0, live[0] - nbytes))
-        return buffer
+    class Counted(experts.Slots):
+        def take(self, nbytes: int) -> np.ndarray:
+            live[0] += nbytes
+            most[0] = max(most[0], live[0])
+            return super().take(nbytes)
+
+        def give_back(self, slot: np.ndarray) -> None:
+            live[0] -= len(slot)
+            super().give_back(slot)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experts, "_buffer", count)
+        patch.setattr(experts, "Slots", Counted)
+        patch.setattr(experts, "lasting", Counted(1 << 20).take)
         store = store_of(mixed, units)
         for expecting, layer, wanted in requests:
             if expecting:

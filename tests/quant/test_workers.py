@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from numoe.quant.compute import threads, workers
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.memory import unshared
+from numoe.quant.compute.slots import Slots
 from numoe.quant.errors import InputError
 from numoe.quant.formats import qtensor
 from numoe.quant.formats.columns import laid_out, widened
@@ -171,6 +173,42 @@ def test_workers_do_not_keep_a_dropped_matrix() -> None:
     del several[0]
     gc.collect()
     assert ends(pid)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_matrices_of_slots_come_and_go(pack: Callable[[np.ndarray], QTensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker computes with what lies in a slot now, though it was born before that was written there."""
+    random = np.random.default_rng(0)
+    slots = Slots(1 << 20)
+    threads.use(2)
+    (anchor,) = matrices([(64, 128)])
+    workers.know([anchor])
+    x = Activations(np.ones((2, 128), np.float32))
+
+    def placed(matrix: QTensor) -> QTensor:
+        copies = {}
+        for name, values in matrix.arrays().items():
+            copies[name] = slots.take(values.nbytes).view(values.dtype).reshape(values.shape)
+            np.copyto(copies[name], values)
+        return replace(matrix, **copies)
+
+    born: list[list[int]] = []
+    shared: list[bool] = []
+    multiply = workers.multiply
+    monkeypatch.setattr(workers, "multiply", lambda products: shared.append(multiply(products)) or shared[-1])
+    for _ in range(4):
+        plain = pack(random.standard_normal((256, 128), np.float32) * np.float32(random.uniform(1, 9)))
+        here = placed(plain)
+        workers.know_placed([here])
+        products = [(here, x, None), (anchor, x, None)]
+        got = matmul_all(products)[0]
+        born.append(pids())
+        np.testing.assert_array_equal(got, alone([(plain, x, None)])[0])
+        for values in here.arrays().values():
+            slots.give_back(values.reshape(-1).view(np.uint8))
+        del here, products
+    assert born[0] and all(each == born[0] for each in born) and all(shared[::2])  # the others are `alone`
+    assert not workers._placed
 
 
 def test_workers_do_not_see_memory_that_changes() -> None:
