@@ -12,8 +12,8 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, document, show, statistics
-from numoe.cli.request import Request
+from numoe.cli.reply import Interrupt, document, drafts, show, statistics
+from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
 
@@ -138,19 +138,16 @@ class _Asked:
         return CUT if request.cut(reason) else 0
 
     def _load(self, room: int | None) -> Model:
-        from numoe.engine import load
         from numoe.engine.measure.replay import RouteTrace
 
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        options = self.options
-        made = load(
-            self.description, ram=options["ram"], threads=options["threads"], ctx=context, kv=options["kv"]
-        )
+        made = load_drafted(self.description, context, self.options)
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)
             made.trace_routes(self.stack.enter_context(trace))
+            made.drafter = None  # whose wrong guesses take experts too
         self.output.clear_status()
         return made
 
@@ -215,6 +212,7 @@ class _Asked:
             tokenizer = self.description.tokenizer if options["logprobs"] else None
             made = document(answer, known + len(generation.prompt), known, tokenizer)
             made["timings"]["load_s"] = self.load_seconds
+            made["drafts"] = drafts(generation)
             (output.document if options["json"] else output.line)({"model": self.model, **made, "experts": experts})
         said = [statistics(generation, experts)]
         if turn.finish_reason == "length":

@@ -243,6 +243,8 @@ SETTINGS: tuple[Setting, ...] = (
              metavar="N", least=1, field="context", may=May.CONFIG | May.TALK, scan=read_count),
     Setting("kv", Rows, "How what is remembered of tokens is held; float32 is exact.", "room", Rows.INT8,
             may=May.CONFIG),
+    Setting("draft", str, "Have this small model guess ahead for a large one of its vocabulary; none: guess nothing.",
+            "room", metavar="MODEL", may=May.CONFIG),
     Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,

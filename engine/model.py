@@ -16,6 +16,7 @@ from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.weights import Weights
 from numoe.engine.plan import Plan, longest_context
 from numoe.engine.session import Passing, Session, restore
+from numoe.engine.speculation import Drafter
 from numoe.quant.compute import workers
 from numoe.quant.errors import DoesNotFit
 
@@ -49,6 +50,8 @@ class Model:
         self.experts = experts
         self.weights = weights
         self.memory = memory
+        self.drafter: Drafter | None = None
+        """Guesses ahead in sessions whose `generate` is given no other."""
         self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None, memory.planned.kv)
         workers.know(weights.matrices.values())
         if experts and experts.complete:

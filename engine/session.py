@@ -69,6 +69,9 @@ class Runs(Protocol):
     @property
     def identity(self) -> str: ...
 
+    @property
+    def drafter(self) -> Drafter | None: ...
+
     def session(self, ctx: int | None = None, *, kv: str | None = None) -> Session: ...
 
 
@@ -335,7 +338,8 @@ class Session(Generic[_Model]):
             stop: strings that end the text; they are not part of it.
             logprobs: record the log-probabilities of each token and of so many best alternatives.
             grammar: the form of the text, see `text.grammar`; the text ends when nothing can follow.
-            drafter: guesses what comes next, which saves passes; see `speculation`. The text is the same without.
+            drafter: guesses what comes next, which saves passes; see `speculation`. The text is the same without. None:
+                the model's, if it has one, unless passes are shared with other sessions.
             options: of the sampling temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n and seed, see
                 `Sampling`; cancelled(), asked before every token: True ends the text; progress, called as `feed` does
                 while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`).
@@ -353,6 +357,8 @@ class Session(Generic[_Model]):
         hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown") if name in options}
         asked = Options(max_tokens, stop, logprobs, **hooks)
         sampler = Sampler(Sampling(**options))
+        if drafter is None and self._decoder is self.model.decoder:
+            drafter = self.model.drafter
         form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab)
         return Generation(self, tokenizer, list(prompt), sampler, asked, form, drafter)
 
