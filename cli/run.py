@@ -29,7 +29,7 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
+    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
     "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
@@ -77,6 +77,8 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
     if batch and (options["parallel"] or 1) > 1 and options["trace"] is not None:
         raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
+    if options["prompt_cache"] is not None and (batch or options["session"] is not None):
+        raise typer.BadParameter("--prompt-cache is for one prompt; chats and batches read what they share once anyway")
     if options["out"] is not None and not batch:
         raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
 
@@ -152,13 +154,21 @@ class _Asked:
         return made
 
     def _alone(self, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
+        from numoe.engine.prompt_cache import PromptCache
         from numoe.engine.session import require_room
 
         context = self.options["ctx"]
         ids, opened = request.encode(self.description)
         require_room(len(ids), self.description.plan(context).context, self.description.spec.context)
-        session = self._load(context).session(context)
-        return session, request.ask(session, ids, opened, **hooks)
+        model = self._load(context)
+        if self.options["prompt_cache"] is None:
+            return (session := model.session(context)), request.ask(session, ids, opened, **hooks)
+        cache = PromptCache(self.options["prompt_cache"])
+        session = cache.open(model, context)
+        unread = cache.begin(session, ids)
+        self.stack.callback(cache.close)
+        hooks["progress"] = cache.reading(hooks["progress"])
+        return session, request.ask(session, unread, opened, **hooks)
 
     def _in_chat(self, text: str, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
         from numoe.engine.chat.files import alone, chat_path

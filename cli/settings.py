@@ -207,6 +207,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
     Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
+    Setting("prompt_cache", Path, "Keep what was read of the prompt in this file; what it has is not read again.",
+            metavar="FILE"),
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),

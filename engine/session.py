@@ -369,14 +369,15 @@ class Session(Generic[_Model]):
             InputError: the file cannot be written.
         """
         self._settle()
-        session_file.write(Path(path), self.model.identity, self.context, self.kv, self.tokens, self._cache.arrays())
+        kept = session_file.Header(self.model.identity, self.context, self.kv, self._cache.back)
+        session_file.write(Path(path), kept, self.tokens, self._cache.arrays(kept.back))
 
 
 def restore(model: Runs, path: Path) -> Session:
     """The session that `Session.save` wrote, in the form that it had; see `Model.restore`."""
     kept = session_file.read(path, model.identity, model.spec.vocab, model.spec.context)
     session = model.session(kept.context, kv=kept.kv)
-    kept.fill(session._cache.prepare(len(kept.tokens)))
+    kept.fill(session._cache.prepare(len(kept.tokens), kept.back))
     session._written = kept.tokens
     session._position = len(kept.tokens)
     return session

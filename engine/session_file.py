@@ -23,21 +23,33 @@ _EARLIER = 2
 """Whose rows are float32."""
 
 
-def write(
-    path: Path, model: str, context: int, kv: str, tokens: list[int], arrays: Mapping[str, NDArray[Any]]
-) -> None:
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a session. model: the identity of the one whose it is. kv: the form of its rows.
+
+    back: how many tokens it can go back by from where it is.
+    """
+
+    model: str
+    context: int
+    kv: str
+    back: int
+
+
+def write(path: Path, kept: Header, tokens: list[int], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a file, whole or not at all, which nobody else may read.
 
-    model: the identity of the one whose session it is. kv: the form of its rows. arrays: as `Cache.arrays` gives them.
+    arrays: as `Cache.arrays` gives them.
 
     Raises:
         InputError: it cannot be written.
     """
     header = {
         "numoe": f"session {FILE_VERSION}",
-        "model": model,
-        "context": str(context),
-        "kv": kv,
+        "model": kept.model,
+        "context": str(kept.context),
+        "kv": kept.kv,
+        "back": str(kept.back),
         "tokens": json.dumps(tokens),
         "rows": _digest(pieces(arrays)),
     }
@@ -66,6 +78,7 @@ class Kept:
     path: Path
     context: int
     kv: str
+    back: int
     tokens: list[int]
     _rows: str
     _stored: Mapping[str, TensorInfo]
@@ -116,10 +129,12 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
         raise InputError(f"{path} is a session of another model; load that model, or start a new session")
     tokens = _numbers(header.get("tokens", ""), vocab)
     contexts = _numbers(f"[{header.get('context')}]", limit + 1)
-    kv = header.get("kv", "") if header["numoe"] == f"session {FILE_VERSION}" else FLOAT32.name
-    if kv not in ROW_FORMS or tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
+    if header["numoe"] == f"session {_EARLIER}":
+        header |= {"kv": FLOAT32.name, "back": "0"}
+    kv, backs = header.get("kv", ""), _numbers(f"[{header.get('back')}]", 1 + len(tokens or ()))
+    if kv not in ROW_FORMS or not backs or len(backs) != 1 or tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
         raise _damaged(path)
-    return Kept(path, contexts[0], kv, tokens, header.get("rows", ""), stored)
+    return Kept(path, contexts[0], kv, backs[0], tokens, header.get("rows", ""), stored)
 
 
 def _numbers(text: str, end: int) -> list[int] | None:

@@ -63,12 +63,13 @@ class State(Protocol):
 
     def put_back(self, passed: Passed) -> None: ...
 
-    def needed(self, position: int) -> Mapping[str, NDArray[Any]]:
-        """What a token at `position` may need, to be written to a file: arrays by what their names end with."""
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
+        """What a token at `position` may need, and one so many tokens back, to be written to a file: arrays by what
+        their names end with."""
         ...
 
-    def prepare(self, position: int) -> None:
-        """Whatever was here is forgotten, and what `needed` gives at a position is to be filled in."""
+    def prepare(self, position: int, back: int) -> None:
+        """Whatever was here is forgotten, and what `needed` gives is to be filled in."""
         ...
 
 
@@ -168,7 +169,7 @@ class KeptRows:
         return Stretch(self.form, self._views(start, stop), self.spec)
 
     def reaches(self, position: int) -> bool:
-        return self.spec.keep is None or self._first <= max(0, position // self.spec.stride - self.spec.keep)
+        return self._first <= self._needs(position)
 
     def forget(self) -> None:
         self._first = 0
@@ -186,13 +187,16 @@ class KeptRows:
             self._first, rows = passed
             self._put(0, rows)
 
-    def needed(self, position: int) -> Mapping[str, NDArray[Any]]:
-        end = position // self.spec.stride
-        first = 0 if self.spec.keep is None else max(self._first, end - self.spec.keep)
-        return dict(zip(self._suffixes, self._views(first, end), strict=True))
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
+        views = self._views(self._needs(position - back), position // self.spec.stride)
+        return dict(zip(self._suffixes, views, strict=True))
 
-    def prepare(self, position: int) -> None:
-        self._first = 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
+    def prepare(self, position: int, back: int) -> None:
+        self._first = self._needs(position - back)
+
+    def _needs(self, position: int) -> int:
+        """The first row that a token at `position` may need."""
+        return 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
 
 
 # ----------------------------------------------------------------------------------------- recurrent
@@ -254,10 +258,10 @@ class RecurrentState:
         assert passed is not None
         self._buffers[:] = passed[1][0]
 
-    def needed(self, position: int) -> Mapping[str, NDArray[Any]]:
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
         return {"": self.now}
 
-    def prepare(self, position: int) -> None:
+    def prepare(self, position: int, back: int) -> None:
         self.forget()
 
 
@@ -368,19 +372,24 @@ class Cache:
         if self._point and self._point.position > snapshot.position:
             self._point = None  # what follows is read anew, below it
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Of every state by name what a next token may need, to be written to a file."""
+    @property
+    def back(self) -> int:
+        """How many tokens, up to the slack, it can go back by wherever it is."""
+        return next(back for back in range(min(SLACK, self.position), -1, -1) if self._reaches(self.position - back))
+
+    def arrays(self, back: int = 0) -> dict[str, NDArray[Any]]:
+        """Of every state by name what a next token may need, and one so many tokens back, to be written to a file."""
         return {
             f"{i}.{name}{suffix}": values
             for i, block in enumerate(self.blocks)
             for name, state in block.items()
-            for suffix, values in state.needed(self.position).items()
+            for suffix, values in state.needed(self.position, back).items()
         }
 
-    def prepare(self, position: int) -> dict[str, NDArray[Any]]:
+    def prepare(self, position: int, back: int = 0) -> dict[str, NDArray[Any]]:
         """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
         self.clear()
         for state in self._states():
-            state.prepare(position)
+            state.prepare(position, back)
         self._place.at = position, 0
-        return self.arrays()
+        return self.arrays(back)

@@ -493,7 +493,7 @@ def test_rows_are_what_was_written(keep: int | None, stride: int, moves: list[tu
         end = cache.position // stride
         kept = 0 if keep is None else max(0, end - keep)
         assert rows.view(kept, end).floats()[0, :, 0].tolist() == written[kept:end]
-        assert rows.needed(cache.position)[""][0, :, 0].tolist() == written[kept:end]
+        assert rows.needed(cache.position, 0)[""][0, :, 0].tolist() == written[kept:end]
 
 
 def count_up(cache: Cache, tokens: int, fails: bool = False) -> None:
