@@ -82,7 +82,7 @@ def load_drafted(described: Description, ctx: int, options: Mapping[str, Any]) -
     """
     from numoe.engine import describe, load
     from numoe.engine.budget import Budget
-    from numoe.engine.speculation import drafting
+    from numoe.engine.drafting import drafting
 
     memory, draft = Budget(options["ram"]), options["draft"]
     model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"])

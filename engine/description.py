@@ -238,7 +238,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
                 "of the model are there and belong together"
             )
         experts = routed[layer][0] if layer in routed else 0
-        places[name] = _place(name, tensors, found, experts, checkpoint, config_name)
+        places[name] = place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
 
@@ -248,7 +248,7 @@ def _holds(checkpoint: Checkpoint, source: Source) -> bool:
     return source.name in (checkpoint.tensors if source.transposed else checkpoint)
 
 
-def _place(
+def place(
     name: str,
     tensors: Mapping[str, Tensor],
     source: Source,

@@ -13,15 +13,10 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.state import CHUNK
-from numoe.quant.errors import InputError
-
-if TYPE_CHECKING:
-    from numoe.engine.layers.spec import ModelSpec
-    from numoe.engine.text.tokenizer import Tokenizer
 
 
 class Drafter(Protocol):
@@ -142,24 +137,33 @@ _FADES = 0.98
 """What was learned counts by so much less with every pass."""
 
 
-@dataclass
 class _Share:
-    """How often tokens of a sort come; at first as if a few had been tried, of which half came."""
+    """How often tokens of a sort come, the first of a proposal, the second where the first did, and so on.
 
-    came: float = 1.0
-    tried: float = 2.0
+    At first it is as if a few had been tried: of the first half came, and of those after as many as before them.
+    """
+
+    def __init__(self) -> None:
+        self.came = [0.0] * COUNTS[-1]
+        self.tried = [0.0] * COUNTS[-1]
 
     def learn(self, proposed: int, accepted: int) -> None:
-        self.came += accepted
-        self.tried += min(accepted + 1, proposed)
+        for place in range(min(accepted + 1, proposed)):
+            self.tried[place] += 1
+            self.came[place] += place < accepted
 
     def fade(self) -> None:
-        self.came = 1 + (self.came - 1) * _FADES
-        self.tried = 2 + (self.tried - 2) * _FADES
+        self.came = [_FADES * count for count in self.came]
+        self.tried = [_FADES * count for count in self.tried]
 
-    @property
-    def rate(self) -> float:
-        return self.came / self.tried
+    def expected(self) -> list[float]:
+        """How likely the first, the first two, ... of a proposal come."""
+        rate, both, likely = 0.5, 1.0, []
+        for came, tried in zip(self.came, self.tried, strict=True):
+            rate = (came + 2 * rate) / (tried + 2)
+            both *= rate
+            likely.append(both)
+        return likely
 
 
 class Paying:
@@ -216,14 +220,16 @@ class Paying:
 
     def _count(self, number: int, sort: int) -> int:
         """How many tokens of a sort are worth reading."""
-        rate, single = self._shares.get((number, sort), _Share()).rate, self.single_seconds
+        likely, single = self._shares.get((number, sort), _Share()).expected(), self.single_seconds
         assert single is not None
         each = median(self._drafted[number]) / single if number in self._drafted else 0.0
         again = max(0.0, median(self._again) / single - 1) if self._again else 0.0
 
         def gain(count: int) -> float:
-            come = sum(rate**i for i in range(count + 1))
-            return come / (self._passes(count) + count * each + (1 - rate**count) * again)
+            if not count:
+                return 1.0
+            come = 1 + sum(likely[:count])
+            return come / (self._passes(count) + count * each + (1 - likely[count - 1]) * again)
 
         best = max(COUNTS, key=gain)
         return best if gain(best) > _GAIN else 0
@@ -235,56 +241,6 @@ class Paying:
         at = max(1.0, median(self._seconds[known]) / single)
         slope = max(_DEARER, (at - 1) / known) if known else _DEARER
         return at + (count - known) * slope
-
-
-class Drafted(Protocol):
-    """What is drafted for, or drafts: a model in memory."""
-
-    @property
-    def experts(self) -> Complete | None: ...
-
-    @property
-    def spec(self) -> ModelSpec: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-    def session(self, ctx: int | None = None) -> Guessing: ...
-
-
-class Complete(Protocol):
-    """Routed experts."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether all are in memory."""
-        ...
-
-
-def drafting(model: Drafted, small: Drafted | None = None, ctx: int | None = None) -> Paying | None:
-    """What guesses for a model by itself: a small model's guesses, where there is one, and what was said before.
-
-    None where experts come from disk, for a wrong guess has others read.
-
-    Args:
-        ctx: tokens that the small model reads at most, where it can.
-
-    Raises:
-        InputError: the small model's vocabulary is another one.
-    """
-    if model.experts and not model.experts.complete:
-        return None
-    drafters: list[Sorted] = [PromptLookup(tokens=COUNTS[-1])]
-    if small is not None:
-        _require_same(model.tokenizer, small.tokenizer)
-        drafters.append(Drafting(small.session(ctx and min(ctx, small.spec.context))))
-    return Paying(*drafters)
-
-
-def _require_same(one: Tokenizer, other: Tokenizer) -> None:
-    sizes = one.vocab_size, other.vocab_size
-    if sizes[0] != sizes[1] or any(one.token_bytes(i) != other.token_bytes(i) for i in range(sizes[0])):
-        raise InputError("the model of `draft` has another vocabulary; give a smaller model of the same family")
 
 
 def _last(run: array[int], known: array[int]) -> int | None:

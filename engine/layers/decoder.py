@@ -54,6 +54,8 @@ class Decoder:
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
+        self.watch: Callable[[Step, Floats], None] | None = None
+        """Called with what the last layer gives, in every pass; not to be kept without a copy."""
         parts = weights.numbered("layers.", len(spec.layers))
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
@@ -102,14 +104,23 @@ class Decoder:
             ops.soft_cap(logits, self.spec.logit_cap)
         return logits
 
-    def _states(self, step: Step) -> Floats:
-        """The residual's state after the last layer, of every token."""
+    def _embedded(self, step: Step) -> Floats:
         x = self.embedding.rows(step.ids)  # (T, D)
         if self.spec.embedding_scale != 1:
             x *= np.float32(self.spec.embedding_scale)
-        state = self.spec.residual.open(x)  # (T, D) or (T, N, D)
+        return x
+
+    def _open(self, step: Step) -> Floats:
+        """The residual's state before the first layer, (T, D) or (T, N, D)."""
+        return self.spec.residual.open(self._embedded(step))
+
+    def _states(self, step: Step) -> Floats:
+        """The same after the last layer."""
+        state = self._open(step)
         for begin in self.shared.beginnings:
             begin(step)
         for block in self.blocks:
             state = block(state, step)
+        if self.watch:
+            self.watch(step, state)
         return state

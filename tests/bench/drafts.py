@@ -11,7 +11,8 @@ from statistics import median
 
 from numoe.engine import Model, load
 from numoe.engine.chat.prompt import encode
-from numoe.engine.speculation import Drafter, drafting
+from numoe.engine.drafting import drafting
+from numoe.engine.speculation import Drafter
 
 CODE = '''class Account:
     def __init__(self, owner, balance=0):
