@@ -42,7 +42,7 @@ class _Column:
         return self.forecast.expert_bytes / self.plan.expert_bytes if self.plan.expert_bytes else 1.0
 
 
-@takes("ram", "ctx", "read_gb_s", "cores", "json")
+@takes("ram", "ctx", "kv", "read_gb_s", "cores", "json")
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
     ram, ctx, json = options["ram"], options["ctx"], options["json"]
@@ -83,7 +83,7 @@ def fit(model: arguments.Model, options: Options) -> None:
                 raise typer.Exit(2) from None
         else:
             raise home.unknown(model)
-        plans = {quant: description.plan(ctx, quant) for quant in _quants(description)}
+        plans = {quant: description.plan(ctx, quant, options["kv"]) for quant in _quants(description)}
         streaming = [plan for plan in plans.values() if plan.verdict(room) is Verdict.FROM_DISK]
         machine = _machine(output, streaming, options["read_gb_s"], options["cores"])
         columns = {
@@ -139,7 +139,7 @@ def _column(
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
     names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
     shards = sorted(remote.files[name].size for name in names) if remote else []
-    kv = {context: kv_bytes(description.spec, context) for context in contexts}
+    kv = {context: kv_bytes(description.spec, context, plan.kv) for context in contexts}
     return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numoe.engine.measure.perplexity import Result
 
 
-@takes("against", "window", "stride", "limit", "threads", "ram", "json")
+@takes("against", "window", "stride", "limit", "threads", "ram", "kv", "json", kv="float32")
 def perplexity(model: arguments.Model, file: arguments.File, options: Options) -> None:
     """Measure how well a model predicts a text."""
     text = read_text(file)
@@ -30,7 +30,7 @@ def perplexity(model: arguments.Model, file: arguments.File, options: Options) -
         memory, threads = Budget(options["ram"]), options["threads"]  # of both models together
         described, against, reference = describe(model), options["against"], None
         ctx = min(options["window"] or DEFAULT_WINDOW, described.spec.context)
-        loaded = load(described, ram=memory, threads=threads, ctx=ctx)
+        loaded = load(described, ram=memory, threads=threads, ctx=ctx, kv=options["kv"])
         tokenizer = loaded.tokenizer
         ids = tokenizer.encode(text)
         if against is not None:

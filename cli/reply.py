@@ -49,6 +49,19 @@ def statistics(generation: Generation, experts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def drafts(generation: Generation) -> dict[str, Any]:
+    """What came of guessing ahead, as JSON: the share of guesses that came, and how many times as fast it was as passes
+    of one token are; None where there is none to compare."""
+    single, seconds = generation.single_seconds, generation.decode_seconds
+    return {
+        "passes": generation.passes,
+        "proposed": generation.proposed,
+        "accepted": generation.accepted,
+        "acceptance": generation.accepted / generation.proposed if generation.proposed else None,
+        "gain": (generation.passes + generation.accepted) * single / seconds if single and generation.proposed else None,
+    }
+
+
 def document(answer: Answer, prompt_tokens: int, reused_tokens: int, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What is known of an answer that has ended, as JSON.
 

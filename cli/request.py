@@ -12,7 +12,7 @@ from numoe.cli.settings import filled, in_group
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
-    from numoe.engine import Description, Session
+    from numoe.engine import Description, Model, Session
     from numoe.engine.chat.answer import Answer, Settings
 
 Messages = Sequence[Mapping[str, str]]
@@ -72,6 +72,28 @@ class Request:
         from numoe.engine.chat.answer import answer
 
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
+
+
+def load_drafted(described: Description, ctx: int, options: Mapping[str, Any]) -> Model:
+    """A model for contexts of so many tokens, for which something guesses ahead where that may pay.
+
+    Raises:
+        InputError: it does not fit, or the model of --draft does not go with it.
+    """
+    from numoe.engine import describe, load
+    from numoe.engine.budget import Budget
+    from numoe.engine.drafting import drafting
+
+    memory, draft = Budget(options["ram"]), options["draft"]
+    model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"])
+    if draft == "none":
+        return model
+    small = None
+    if draft is not None:
+        own = describe(draft)
+        small = load(own, ram=memory, threads=options["threads"], ctx=min(ctx, own.spec.context), kv=options["kv"])
+    model.drafter = drafting(model, small, ctx)
+    return model
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:

@@ -12,8 +12,8 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, document, show, statistics
-from numoe.cli.request import Request
+from numoe.cli.reply import Interrupt, document, drafts, show, statistics
+from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
 
@@ -29,7 +29,7 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
+    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
     "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
@@ -77,6 +77,8 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
     if batch and (options["parallel"] or 1) > 1 and options["trace"] is not None:
         raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
+    if options["prompt_cache"] is not None and (batch or options["session"] is not None):
+        raise typer.BadParameter("--prompt-cache is for one prompt; chats and batches read what they share once anyway")
     if options["out"] is not None and not batch:
         raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
 
@@ -138,27 +140,35 @@ class _Asked:
         return CUT if request.cut(reason) else 0
 
     def _load(self, room: int | None) -> Model:
-        from numoe.engine import load
         from numoe.engine.measure.replay import RouteTrace
 
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        made = load(self.description, ram=self.options["ram"], threads=self.options["threads"], ctx=context)
+        made = load_drafted(self.description, context, self.options)
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)
             made.trace_routes(self.stack.enter_context(trace))
+            made.drafter = None  # whose wrong guesses take experts too
         self.output.clear_status()
         return made
 
     def _alone(self, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
+        from numoe.engine.prompt_cache import PromptCache
         from numoe.engine.session import require_room
 
         context = self.options["ctx"]
         ids, opened = request.encode(self.description)
         require_room(len(ids), self.description.plan(context).context, self.description.spec.context)
-        session = self._load(context).session(context)
-        return session, request.ask(session, ids, opened, **hooks)
+        model = self._load(context)
+        if self.options["prompt_cache"] is None:
+            return (session := model.session(context)), request.ask(session, ids, opened, **hooks)
+        cache = PromptCache(self.options["prompt_cache"])
+        session = cache.open(model, context)
+        unread = cache.begin(session, ids)
+        self.stack.callback(cache.close)
+        hooks["progress"] = cache.reading(hooks["progress"])
+        return session, request.ask(session, unread, opened, **hooks)
 
     def _in_chat(self, text: str, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
         from numoe.engine.chat.files import alone, chat_path
@@ -212,6 +222,7 @@ class _Asked:
             tokenizer = self.description.tokenizer if options["logprobs"] else None
             made = document(answer, known + len(generation.prompt), known, tokenizer)
             made["timings"]["load_s"] = self.load_seconds
+            made["drafts"] = drafts(generation)
             (output.document if options["json"] else output.line)({"model": self.model, **made, "experts": experts})
         said = [statistics(generation, experts)]
         if turn.finish_reason == "length":

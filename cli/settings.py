@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from numoe.cli.text import read_schema
+from numoe.cli.text import read_count, read_schema
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ class May(Flag):
     ANYWHERE = CONFIG | LINE | TALK
 
 
+class Rows(StrEnum):
+    """The keys of `numoe.engine.layers.rows.ROW_FORMS`, which takes NumPy to import."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class Recipe(StrEnum):
     """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
 
@@ -48,7 +56,7 @@ class Recipe(StrEnum):
     NATIVE = "native"
 
 
-_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,)}
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,), Rows: (str,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -57,6 +65,7 @@ _WANTED: Mapping[Any, str] = {
     list: "a list of texts",
     dict: "an object",
     Recipe: " or ".join(Recipe),
+    Rows: " or ".join(Rows),
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -72,6 +81,7 @@ class Setting:
     least, most: the bounds of a number.
     field: of the engine's `Settings` or `Sampling`, which it fills.
     may: where else it can be given.
+    scan: reads a number that can be written in several ways.
     parse: makes the value of what the flag takes. json: the types of that value; none: those of `kind`.
     """
 
@@ -87,6 +97,7 @@ class Setting:
     most: float | None = None
     field: str = ""
     may: May = May.NOWHERE
+    scan: Callable[[str], Any] | None = None
     parse: Callable[[str], Any] | None = None
     json: tuple[type, ...] = ()
 
@@ -104,9 +115,20 @@ class Setting:
     def parameter(self) -> inspect.Parameter:
         """What Typer makes an option of."""
         flags = [flag for flag in (self.short, self.long or self.flag) if flag]
-        option = typer.Option(self.default, *flags, metavar=self.metavar, help=self.help, min=self.least, max=self.most)
+        shown: dict[str, Any] = {"metavar": self.metavar, "help": self.help}
+        shown |= {"parser": self._scanned} if self.scan else {"min": self.least, "max": self.most}
+        option = typer.Option(self.default, *flags, **shown)
         kind = self.kind | None if self.default is None else self.kind
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+    def _scanned(self, given: Any) -> Any:
+        """What a flag takes, as a number. Raises typer.BadParameter where it is none, or out of bounds."""
+        try:
+            value = given if isinstance(given, int) else self.read(given, self.flag)
+            self.check(value, self.flag)
+        except InputError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
 
     def value(self, given: Any) -> Any:
         """The value that a flag means by what Typer makes of it.
@@ -141,7 +163,7 @@ class Setting:
         if self.kind == list[str]:
             return (text,)
         try:
-            return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
+            return _BOOLS[text.lower()] if self.kind is bool else (self.scan or self.types[0])(text)
         except (KeyError, ValueError):
             raise self._refusal(f" or {none}" if none else "", named, repr(text)) from None
 
@@ -154,15 +176,15 @@ class Setting:
         fits = type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
-        elif self.kind is Recipe:
-            fits &= value in list(Recipe)
+        elif self.kind in (Recipe, Rows):
+            fits &= value in list(self.kind)
         elif fits and self.least is not None:
             fits = self.least <= value and (self.most is None or value <= self.most)
         if not fits:
             raise self._refusal("", named, json.dumps(value, default=str))
 
     def _refusal(self, more: str, named: str, value: str) -> InputError:
-        wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
+        wanted = _WANTED[self.kind if self.kind in (Recipe, Rows) else self.types[0]]
         if self.least is not None:
             wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
         return InputError(f"{named} takes {wanted}{more}, not {value}")
@@ -185,6 +207,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
     Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
+    Setting("prompt_cache", Path, "Keep what was read of the prompt in this file; what it has is not read again.",
+            metavar="FILE"),
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
@@ -217,8 +241,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("logprobs", int, "In JSON: log-probabilities of each token and of the K likeliest.", "", 0, "K", least=0,
             may=May.LINE),
     # What the model gets of the machine.
-    _filling("ctx", int, "Tokens of context; else 8192 or the model's limit, if lower.", "room", metavar="N", least=1,
-             field="context", may=May.CONFIG | May.TALK),
+    _filling("ctx", int, "Tokens of context, such as 32k or 1M; else 8192 or the model's limit, if lower.", "room",
+             metavar="N", least=1, field="context", may=May.CONFIG | May.TALK, scan=read_count),
+    Setting("kv", Rows, "How what is remembered of tokens is held; float32 is exact.", "room", Rows.INT8,
+            may=May.CONFIG),
+    Setting("draft", str, "Have this small model guess ahead for a large one of its vocabulary; none: guess nothing.",
+            "room", metavar="MODEL", may=May.CONFIG),
     Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from numoe.engine import Description, ModelSpec, Plan
 
 
-@takes("ctx", "json")
+@takes("ctx", "kv", "json")
 def show(model: arguments.Model, options: Options) -> None:
     """Tell what a model is made of, without reading its weights."""
     from numoe.engine import describe
 
     description = describe(model)
-    plan = description.plan(options["ctx"])
+    plan = description.plan(options["ctx"], kv=options["kv"])
     if options["json"]:
         Output().document({"model": model, **_document(description, plan)})
     else:

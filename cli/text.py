@@ -47,6 +47,12 @@ def read_text(name: str, largest: int = LARGEST) -> str:
         raise InputError(str(error)) from None
 
 
+def read_count(text: str) -> int:
+    """A number of tokens: 32768, 32k or 1M, as models count, in thousands of 1024. Raises ValueError."""
+    power = " kKmM".find(text[-1:] or " ") + 1 >> 1
+    return int(text[:-1]) << 10 * power if power else int(text)
+
+
 def read_schema(value: str) -> Any:
     """The JSON schema that --schema gives, as it is or as the name of a file.
 

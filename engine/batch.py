@@ -19,6 +19,7 @@ import numpy as np
 
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.rows import RowForm
 from numoe.engine.layers.state import CHUNK, Cache
 
 PROMPT_SHARE = CHUNK // 2
@@ -54,9 +55,9 @@ class Passes:
         self._waiting: list[_Part] = []
         self._passing = False
 
-    def cache(self, context: int) -> Cache:
+    def cache(self, context: int, form: RowForm | None = None) -> Cache:
         """As `Decoder.cache`."""
-        return self._decoder.cache(context)
+        return self._decoder.cache(context, form)
 
     @contextmanager
     def member(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import DIVISORS
 from numoe.engine.families.names import Family, Source
 from numoe.engine.home import locate
+from numoe.engine.layers.rows import FLOAT32, row_form
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.places import Place
@@ -55,15 +56,16 @@ class Description:
     checkpoint: Checkpoint
     places: dict[str, Place]
 
-    def plan(self, context: int | None = None, quant: str = "native") -> Plan:
+    def plan(self, context: int | None = None, quant: str = "native", kv: str = FLOAT32.name) -> Plan:
         """Bytes and parameters, without reading weights.
 
         Args:
             context: in tokens; None: 8192 or the model's limit.
             quant: a key of `recipe.RECIPES`: what the model would be when converted.
+            kv: a key of `rows.ROW_FORMS`: how rows of earlier tokens are held.
 
         Raises:
-            InputError: the context is above the model's limit.
+            InputError: the context is above the model's limit, or there is no such form.
         """
         limit = self.spec.context
         if context is not None and not 1 <= context <= limit:
@@ -74,7 +76,7 @@ class Description:
         for name, tensor in self.spec.tensors().items():
             formats[name], grown = self._format(tensor, self.places[name], quant)
             disk += grown
-        return plan(self.spec, formats, context, disk)
+        return plan(self.spec, formats, context, disk, row_form(kv))
 
     def _format(self, tensor: Tensor, place: Place, quant: str) -> tuple[Format, int]:
         """A weight's format, and by how many bytes conversion to it makes it grow on disk."""
@@ -236,7 +238,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
                 "of the model are there and belong together"
             )
         experts = routed[layer][0] if layer in routed else 0
-        places[name] = _place(name, tensors, found, experts, checkpoint, config_name)
+        places[name] = place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
     return Description(path, config, spec, checkpoint, places)
 
@@ -246,7 +248,7 @@ def _holds(checkpoint: Checkpoint, source: Source) -> bool:
     return source.name in (checkpoint.tensors if source.transposed else checkpoint)
 
 
-def _place(
+def place(
     name: str,
     tensors: Mapping[str, Tensor],
     source: Source,

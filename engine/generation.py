@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from numoe.engine.layers.ops import Floats
-from numoe.engine.speculation import Drafter, usable
+from numoe.engine.speculation import Drafter, Pass, Paying, usable
 from numoe.engine.text.sample import Sampler, StopMatcher, logprob, logprobs
 from numoe.engine.text.tags import SHOWN
 from numoe.quant.errors import InputError
@@ -108,12 +108,19 @@ class Generation(Iterator[str]):
         self._options = options
         self._form = form
         self._drafter = drafter
+        self._pass: Pass | None = None  # the last one, of which it is not yet known what came
         self._stop = StopMatcher(options.stop)
+        self._asked = 0.0  # seconds that the last proposal took; 0: nobody was asked
         self._forced: list[int] = []
         self._pieces = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    @property
+    def single_seconds(self) -> float | None:
+        """How long a pass of one token takes, as far as a drafter has measured it."""
+        return self._drafter.single_seconds if isinstance(self._drafter, Paying) else None
 
     def force(self, text: str) -> None:
         """Go on with this text, whatever the logits say."""
@@ -164,6 +171,7 @@ class Generation(Iterator[str]):
                 step = time.perf_counter()
                 logits = self._read(chosen, history, len(logits))
                 self.decode_seconds += time.perf_counter() - step
+        self._tell()
         piece, _ = self._stop.push(text.flush())
         if tail := piece + self._stop.flush():
             yield tail
@@ -181,12 +189,34 @@ class Generation(Iterator[str]):
         logits = self._session.take(chosen)
         if logits is not None:
             self.accepted += 1
+            if self._pass:
+                self._pass = replace(self._pass, accepted=self._pass.accepted + 1)
             return logits
+        self._tell()
         self.passes += 1
-        return self._session.read_ahead(chosen, lambda: self._proposed(history, vocab))
+        before, self._asked = self.proposed, 0.0
+        begun = time.perf_counter()
+        logits = self._session.read_ahead(chosen, lambda: self._proposed(history, vocab))
+        seconds = time.perf_counter() - begun - self._asked
+        self._pass = Pass(self.proposed - before, 0, seconds, again=not self._asked)
+        return logits
+
+    def _tell(self) -> None:
+        """Tell the drafter of the last pass, of which now all is known."""
+        told = getattr(self._drafter, "told", None)
+        if told and self._pass:
+            told(self._pass)
+        self._pass = None
 
     def _proposed(self, history: list[int], vocab: int) -> list[int]:
         """What may follow, as far as it would be read without a drafter."""
+        begun = time.perf_counter()
+        try:
+            return self._guess(history, vocab)
+        finally:
+            self._asked = time.perf_counter() - begun
+
+    def _guess(self, history: list[int], vocab: int) -> list[int]:
         if self._drafter is None:
             return []
         most = self._session.context - self._session.position - 1

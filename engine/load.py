@@ -12,6 +12,7 @@ from numoe.engine.budget import Budget
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.store import ExpertStore
+from numoe.engine.layers.rows import FLOAT32
 from numoe.engine.layers.weights import Weights
 from numoe.engine.measure import machine
 from numoe.engine.model import Memory, Model
@@ -30,6 +31,7 @@ def load(
     ram: str | int | Budget | None = None,
     threads: int | None = None,
     ctx: int | None = None,
+    kv: str = FLOAT32.name,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
@@ -43,6 +45,7 @@ def load(
         threads: threads, and on Linux workers, to compute with, for the whole process; None: one a core.
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`. Where it is not given and
             there are no routed experts, they get what there is.
+        kv: how sessions hold the rows of earlier tokens, see `rows.ROW_FORMS`.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
@@ -56,14 +59,14 @@ def load(
         use_block(measured.block)
     description = model if isinstance(model, Description) else describe(model)
     experts = _experts_on_disk(description)
-    planned = description.plan(ctx)
+    planned = description.plan(ctx, kv=kv)
     missing = planned.least_bytes - budget.room
     if ctx is None and experts is None and 0 < missing <= planned.kv_bytes:
         planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
     try:
         memory = _reserve(budget, planned, description.path.name, experts)
     except DoesNotFit as error:
-        fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes)
+        fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes, planned.kv)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
     weights = _read(description, wide=bool(memory.wide_bytes))
     if experts and memory.experts is None:

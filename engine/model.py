@@ -16,6 +16,7 @@ from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.weights import Weights
 from numoe.engine.plan import Plan, longest_context
 from numoe.engine.session import Passing, Session, restore
+from numoe.engine.speculation import Drafter
 from numoe.quant.compute import workers
 from numoe.quant.errors import DoesNotFit
 
@@ -49,7 +50,9 @@ class Model:
         self.experts = experts
         self.weights = weights
         self.memory = memory
-        self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None)
+        self.drafter: Drafter | None = None
+        """Guesses ahead in sessions whose `generate` is given no other."""
+        self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None, memory.planned.kv)
         workers.know(weights.matrices.values())
         if experts and experts.complete:
             workers.know(experts.matrices())
@@ -58,10 +61,11 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         return self.description.tokenizer
 
-    def session(self, ctx: int | None = None, *, passes: Passing | None = None) -> Session:
+    def session(self, ctx: int | None = None, *, passes: Passing | None = None, kv: str | None = None) -> Session:
         """An empty session for up to `ctx` tokens (default: 8192 or the model's own limit, if lower).
 
         passes: a `Passes` that takes its tokens through the layers together with those of other sessions.
+        kv: how rows of earlier tokens are held; None: as the model was loaded to.
 
         Its cache is part of the memory that the model was loaded with until the session is closed or collected. What
         was set aside for sessions when loading is taken first; more comes from what is left, and from routed experts
@@ -71,14 +75,15 @@ class Model:
         Raises:
             InputError: ctx is above the model's limit, or its cache does not fit into memory.
         """
-        planned = self.plan(ctx)
+        planned = self.plan(ctx, kv)
         try:
             memory = self.reserve(f"a context of {planned.context} tokens", planned.kv_bytes)
         except DoesNotFit as error:
             sessions = self.memory.sessions
-            fits = longest_context(self.spec, sessions.nbytes + sessions.budget.room - sessions.parts_bytes)
+            room = sessions.nbytes + sessions.budget.room - sessions.parts_bytes
+            fits = longest_context(self.spec, room, planned.kv)
             raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
-        return Session(self, planned.context, memory, passes)
+        return Session(self, planned.context, memory, passes, planned.kv)
 
     def reserve(self, what: str, nbytes: int) -> Reservation:
         """Memory for something that is computed with this model, of that for its sessions.
@@ -98,8 +103,9 @@ class Model:
         """
         return restore(self, Path(path))
 
-    def plan(self, ctx: int | None = None) -> Plan:
-        return self.description.plan(ctx)
+    def plan(self, ctx: int | None = None, kv: str | None = None) -> Plan:
+        """See `Description.plan`; kv: None: how the model was loaded to hold rows of earlier tokens."""
+        return self.description.plan(ctx, kv=kv or self.memory.planned.kv.name)
 
     def trace_routes(self, trace: Callable[[int, int, Ids], None] | None) -> None:
         """Have trace(position of the first token, layer, chosen experts (T, K)) called from now on, or nothing."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from numoe.engine.layers.rows import FLOAT32, RowForm
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
 from numoe.quant.errors import InputError
@@ -43,6 +44,8 @@ class Plan:
     disk_bytes: int
     """All stored tensors, also those that the decoder does not need."""
     context: int
+    kv: RowForm
+    """How rows of earlier tokens are held."""
     kv_bytes: int
     scratch_bytes: int
     """What a pass through the layers takes beside weights and caches, at most and about."""
@@ -126,13 +129,16 @@ class Plan:
         return min(max(0, room - self.beside_experts), self.expert_bytes)
 
 
-def plan(spec: ModelSpec, stored: Mapping[str, Format], context: int, disk_bytes: int = 0) -> Plan:
+def plan(
+    spec: ModelSpec, stored: Mapping[str, Format], context: int, disk_bytes: int = 0, kv: RowForm = FLOAT32
+) -> Plan:
     """Add up a model.
 
     Args:
         stored: canonical tensor name -> its format, of a local folder or of a remote listing.
         context: tokens that a session holds.
         disk_bytes: passed on.
+        kv: how rows of earlier tokens are held.
     """
     weights: Counter[tuple[str, Format]] = Counter()
     sizes: Counter[tuple[str, Format]] = Counter()
@@ -164,21 +170,22 @@ def plan(spec: ModelSpec, stored: Mapping[str, Format], context: int, disk_bytes
         largest_expert=max((nbytes // routed[layer][1] for layer, nbytes in taken.items()), default=0),
         disk_bytes=disk_bytes,
         context=context,
-        kv_bytes=kv_bytes(spec, context),
+        kv=kv,
+        kv_bytes=kv_bytes(spec, context, kv),
         scratch_bytes=scratch_bytes(spec),
         float32_bytes=float32,
         wide_bytes=wide,
     )
 
 
-def kv_bytes(spec: ModelSpec, context: int) -> int:
+def kv_bytes(spec: ModelSpec, context: int, kv: RowForm = FLOAT32) -> int:
     """Bytes of all layers' caches for so many tokens."""
-    return sum(state.nbytes(context) for block in spec.blocks() for state in block.kind.state().values())
+    return sum(state.nbytes(context, kv) for block in spec.blocks() for state in block.kind.state().values())
 
 
-def longest_context(spec: ModelSpec, room: int) -> int:
+def longest_context(spec: ModelSpec, room: int, kv: RowForm = FLOAT32) -> int:
     """The most tokens, up to the model's limit, whose caches take so many bytes at most; 0 where not even one's do."""
-    return bisect_right(range(1, spec.context + 1), room, key=lambda tokens: kv_bytes(spec, tokens))
+    return bisect_right(range(1, spec.context + 1), room, key=lambda tokens: kv_bytes(spec, tokens, kv))
 
 
 def scratch_bytes(spec: ModelSpec) -> int:

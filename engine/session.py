@@ -15,6 +15,7 @@ from numoe.engine.generation import Generation, Options
 from numoe.engine.layers import state
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.rows import RowForm
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.speculation import Drafter
@@ -48,7 +49,7 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
 class Passing(Protocol):
     """What takes tokens through the layers: a `Decoder`, or `Passes` of several sessions together."""
 
-    def cache(self, context: int) -> Cache: ...
+    def cache(self, context: int, form: RowForm | None = None) -> Cache: ...
 
     def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats: ...
 
@@ -68,7 +69,10 @@ class Runs(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def session(self, ctx: int | None = None) -> Session: ...
+    @property
+    def drafter(self) -> Drafter | None: ...
+
+    def session(self, ctx: int | None = None, *, kv: str | None = None) -> Session: ...
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,21 @@ class Session(Generic[_Model]):
     A context manager: what it remembers is given up at the end, and the memory free for others.
     """
 
-    def __init__(self, model: _Model, context: int, memory: Reservation, decoder: Passing | None = None):
-        """memory: what was reserved for the cache. decoder: what takes its tokens through the layers; None: model's."""
+    def __init__(
+        self,
+        model: _Model,
+        context: int,
+        memory: Reservation,
+        decoder: Passing | None = None,
+        form: RowForm | None = None,
+    ):
+        """memory: what was reserved for the cache. decoder: what takes its tokens through the layers; None: model's.
+        form: that of rows; None: the model's."""
         self.model = model
         self.context = context
         self._memory = memory
         self._decoder: Passing = decoder or model.decoder
-        self._open: Cache | None = self._decoder.cache(context)
+        self._open: Cache | None = self._decoder.cache(context, form)
         # All tokens whose rows are in the cache, also those behind the position after going back.
         self._written: list[int] = []
         self._position = 0
@@ -122,6 +134,11 @@ class Session(Generic[_Model]):
     def position(self) -> int:
         """Tokens read so far."""
         return self._position
+
+    @property
+    def kv(self) -> str:
+        """The form of its rows, see `rows.ROW_FORMS`."""
+        return self._cache.form.name
 
     @property
     def tokens(self) -> list[int]:
@@ -271,8 +288,10 @@ class Session(Generic[_Model]):
         """Be where another session of the same model is, without reading its tokens.
 
         Raises:
-            InputError: it has read more tokens than this one's context.
+            InputError: it has read more tokens than this one's context, or holds rows in another form.
         """
+        if other.kv != self.kv:
+            raise InputError(f"a session of {self.kv} rows cannot go on from one of {other.kv}; give both the same `kv`")
         other._settle()
         require_room(other.position, self.context, self.context)
         kept = other._cache.arrays()
@@ -319,7 +338,8 @@ class Session(Generic[_Model]):
             stop: strings that end the text; they are not part of it.
             logprobs: record the log-probabilities of each token and of so many best alternatives.
             grammar: the form of the text, see `text.grammar`; the text ends when nothing can follow.
-            drafter: guesses what comes next, which saves passes; see `speculation`. The text is the same without.
+            drafter: guesses what comes next, which saves passes; see `speculation`. The text is the same without. None:
+                the model's, if it has one, unless passes are shared with other sessions.
             options: of the sampling temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n and seed, see
                 `Sampling`; cancelled(), asked before every token: True ends the text; progress, called as `feed` does
                 while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`).
@@ -337,6 +357,8 @@ class Session(Generic[_Model]):
         hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown") if name in options}
         asked = Options(max_tokens, stop, logprobs, **hooks)
         sampler = Sampler(Sampling(**options))
+        if drafter is None and self._decoder is self.model.decoder:
+            drafter = self.model.drafter
         form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab)
         return Generation(self, tokenizer, list(prompt), sampler, asked, form, drafter)
 
@@ -347,14 +369,15 @@ class Session(Generic[_Model]):
             InputError: the file cannot be written.
         """
         self._settle()
-        session_file.write(Path(path), self.model.identity, self.context, self.tokens, self._cache.arrays())
+        kept = session_file.Header(self.model.identity, self.context, self.kv, self._cache.back)
+        session_file.write(Path(path), kept, self.tokens, self._cache.arrays(kept.back))
 
 
 def restore(model: Runs, path: Path) -> Session:
-    """The session that `Session.save` wrote; see `Model.restore`."""
+    """The session that `Session.save` wrote, in the form that it had; see `Model.restore`."""
     kept = session_file.read(path, model.identity, model.spec.vocab, model.spec.context)
-    session = model.session(kept.context)
-    kept.fill(session._cache.prepare(len(kept.tokens)))
+    session = model.session(kept.context, kv=kept.kv)
+    kept.fill(session._cache.prepare(len(kept.tokens), kept.back))
     session._written = kept.tokens
     session._position = len(kept.tokens)
     return session

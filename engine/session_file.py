@@ -8,28 +8,48 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from numoe.engine.layers.ops import Floats
+from numpy.typing import NDArray
+
+from numoe.engine.layers.rows import FLOAT32, ROW_FORMS
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
-from numoe.quant.stored.arrays import fill, listing, pieces, write_arrays
+from numoe.quant.stored.arrays import dtype_of, fill, listing, pieces, write_arrays
 
-FILE_VERSION = 2
+FILE_VERSION = 3
+_EARLIER = 2
+"""Whose rows are float32."""
 
 
-def write(path: Path, model: str, context: int, tokens: list[int], arrays: Mapping[str, Floats]) -> None:
+@dataclass(frozen=True)
+class Header:
+    """What a file says of a session. model: the identity of the one whose it is. kv: the form of its rows.
+
+    back: how many tokens it can go back by from where it is.
+    """
+
+    model: str
+    context: int
+    kv: str
+    back: int
+
+
+def write(path: Path, kept: Header, tokens: list[int], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a file, whole or not at all, which nobody else may read.
 
-    model: the identity of the one whose session it is. arrays: as `Cache.arrays` gives them.
+    arrays: as `Cache.arrays` gives them.
 
     Raises:
         InputError: it cannot be written.
     """
     header = {
         "numoe": f"session {FILE_VERSION}",
-        "model": model,
-        "context": str(context),
+        "model": kept.model,
+        "context": str(kept.context),
+        "kv": kept.kv,
+        "back": str(kept.back),
         "tokens": json.dumps(tokens),
         "rows": _digest(pieces(arrays)),
     }
@@ -57,17 +77,19 @@ class Kept:
 
     path: Path
     context: int
+    kv: str
+    back: int
     tokens: list[int]
     _rows: str
     _stored: Mapping[str, TensorInfo]
 
-    def fill(self, arrays: Mapping[str, Floats]) -> None:
+    def fill(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Read the rows into arrays, which are as `Cache.prepare` gives them.
 
         Raises:
             InputError: the file is damaged.
         """
-        wanted = {name: ("F32", rows.shape) for name, rows in arrays.items()}
+        wanted = {name: (dtype_of(rows), rows.shape) for name, rows in arrays.items()}
         if wanted != {name: (info.dtype, info.shape) for name, info in self._stored.items()}:
             raise _damaged(self.path)
         fill(arrays, self._stored)
@@ -95,7 +117,7 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
         stored, header = listing(path)
     except InputError:
         raise InputError(f"{path} is not a session file, or is damaged; start a new session") from None
-    if header.get("numoe") != f"session {FILE_VERSION}":
+    if header.get("numoe") not in (f"session {FILE_VERSION}", f"session {_EARLIER}"):
         raise InputError(
             f"{path} is not a session file of this version of numoe, or is damaged; start a new session, which reads "
             "the conversation anew"
@@ -107,9 +129,12 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
         raise InputError(f"{path} is a session of another model; load that model, or start a new session")
     tokens = _numbers(header.get("tokens", ""), vocab)
     contexts = _numbers(f"[{header.get('context')}]", limit + 1)
-    if tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
+    if header["numoe"] == f"session {_EARLIER}":
+        header |= {"kv": FLOAT32.name, "back": "0"}
+    kv, backs = header.get("kv", ""), _numbers(f"[{header.get('back')}]", 1 + len(tokens or ()))
+    if kv not in ROW_FORMS or not backs or len(backs) != 1 or tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
         raise _damaged(path)
-    return Kept(path, contexts[0], tokens, header.get("rows", ""), stored)
+    return Kept(path, contexts[0], kv, backs[0], tokens, header.get("rows", ""), stored)
 
 
 def _numbers(text: str, end: int) -> list[int] | None:

@@ -6,12 +6,16 @@ where they agree (Leviathan et al., 2023, arXiv 2211.17192; here the choice itse
 
 from __future__ import annotations
 
+import time
 from array import array
+from collections import deque
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
+from statistics import median
 from typing import Protocol
 
+from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.state import CHUNK
 
 
@@ -26,13 +30,41 @@ class Drafter(Protocol):
         ...
 
 
+class Sorted(Drafter, Protocol):
+    """One that says how good its guesses are, for `Paying`."""
+
+    @property
+    def sort(self) -> int:
+        """Of which sort its last proposal was: those of one sort are right about as often."""
+        ...
+
+    @property
+    def free(self) -> bool:
+        """Whether a proposal takes next to no time, and its sort is known only when it is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of an answer, as a drafter is told of it when all is known: `told(one)`, of drafters that have this method.
+
+    proposed: tokens that were read beside the last one. accepted: those of them that came.
+    again: tokens had to be read once more first, since states could not go back over what was not accepted.
+    """
+
+    proposed: int
+    accepted: int
+    seconds: float
+    again: bool = False
+
+
 def usable(proposed: Iterable[int], most: int, vocab: int, ends: Container[int]) -> list[int]:
     """What of a proposal is worth reading: at most so many, up to an end or to what is no token of the model."""
     most = min(most, CHUNK - 1)  # beside the token that they follow
     return list(takewhile(lambda token: 0 <= token < vocab and token not in ends, islice(proposed, max(0, most))))
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptLookup:
     """Proposes what followed when the last tokens occurred before: the longest run of them, where it was last.
 
@@ -46,16 +78,169 @@ class PromptLookup:
     """Tokens of a run, from and to."""
     tokens: int = 8
     """Proposed at most."""
+    sort: int = field(default=0, init=False)
+    """Of the last proposal, how long a run it follows from."""
+    free = True
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         known = array("i", tokens)
         for length in range(min(self.longest, len(known) - 1), self.shortest - 1, -1):
             start = _last(known[-length:], known[:-1])
             if start is not None:
+                self.sort = length
                 follows = known[start + length :]
                 # What it overlaps with goes round: after "ababa" comes "ba" and "ba" again.
                 return [follows[i % len(follows)] for i in range(min(most, self.tokens))]
         return []
+
+
+class Drafting:
+    """A small model of the same vocabulary, which says what it would write."""
+
+    sort = 0
+    free = False
+
+    def __init__(self, session: Guessing):
+        """session: one of that model, which nobody else reads with."""
+        self._session = session
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        session, proposed = self._session, list[int]()
+        most = min(most, session.context - len(tokens) + 1)
+        if most < 1:
+            return []
+        logits = session.feed(session.align(tokens), last=True)[0]
+        while True:
+            proposed.append(int(logits.argmax()))
+            if len(proposed) == most:
+                return proposed
+            logits = session.feed(proposed[-1:], last=True)[0]
+
+
+class Guessing(Protocol):
+    """What a `Drafting` reads with: a session."""
+
+    context: int
+
+    def align(self, token_ids: Sequence[int]) -> list[int]: ...
+
+    def feed(self, token_ids: Sequence[int], *, last: bool = False) -> Floats: ...
+
+
+COUNTS = 0, 1, 2, 3, 4, 6, 8, 12, 16
+"""Tokens that are proposed at once: few sizes, so that each is soon measured."""
+_GAIN = 1.03
+"""Below this gain nothing is proposed: measurements of passes are not more exact."""
+_DEARER = 0.1
+"""What a further token adds to a pass, in passes, before it is measured."""
+_FADES = 0.98
+"""What was learned counts by so much less with every pass."""
+
+
+class _Share:
+    """How often tokens of a sort come, the first of a proposal, the second where the first did, and so on.
+
+    At first it is as if a few had been tried: of the first half came, and of those after as many as before them.
+    """
+
+    def __init__(self) -> None:
+        self.came = [0.0] * COUNTS[-1]
+        self.tried = [0.0] * COUNTS[-1]
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        for place in range(min(accepted + 1, proposed)):
+            self.tried[place] += 1
+            self.came[place] += place < accepted
+
+    def fade(self) -> None:
+        self.came = [_FADES * count for count in self.came]
+        self.tried = [_FADES * count for count in self.tried]
+
+    def expected(self) -> list[float]:
+        """How likely the first, the first two, ... of a proposal come."""
+        rate, both, likely = 0.5, 1.0, []
+        for came, tried in zip(self.came, self.tried, strict=True):
+            rate = (came + 2 * rate) / (tried + 2)
+            both *= rate
+            likely.append(both)
+        return likely
+
+
+class Paying:
+    """Proposes what the first of several drafters does that has something, as far as it pays.
+
+    Whether it does follows from what was measured: how often tokens of that sort came, how long passes of so many
+    tokens take beside those of one, and how long the drafter does. What was learned fades, so that a sort which did not
+    pay is tried again.
+    """
+
+    def __init__(self, *drafters: Sorted):
+        self._drafters = drafters
+        self._shares: dict[tuple[int, int], _Share] = {}
+        self._asked: tuple[int, int] | None = None
+        self._seconds: dict[int, deque[float]] = {}  # of passes, by the tokens that they proposed
+        self._again: deque[float] = deque(maxlen=16)  # of passes that read tokens once more
+        self._drafted: dict[int, deque[float]] = {}  # of a token, by its drafter
+
+    @property
+    def single_seconds(self) -> float | None:
+        """How long a pass of one token takes; None: none was yet."""
+        return median(self._seconds[0]) if 0 in self._seconds else None
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        self._asked = None
+        if self.single_seconds is None:
+            return []
+        for number, drafter in enumerate(self._drafters):
+            count = COUNTS[-1] if drafter.free else self._count(number, drafter.sort)
+            begun = time.perf_counter()
+            proposed = drafter.propose(tokens, min(most, count)) if count else ()
+            taken = time.perf_counter() - begun
+            if not proposed:
+                continue
+            if drafter.free:
+                proposed = proposed[: self._count(number, drafter.sort)]
+            else:
+                self._drafted.setdefault(number, deque(maxlen=16)).append(taken / len(proposed))
+            if proposed:
+                self._asked = number, drafter.sort
+                return proposed
+        return []
+
+    def told(self, one: Pass) -> None:
+        """What came of a pass."""
+        if one.again:
+            self._again.append(one.seconds)
+        else:
+            self._seconds.setdefault(one.proposed, deque(maxlen=16)).append(one.seconds)
+        for share in self._shares.values():
+            share.fade()
+        if one.proposed and self._asked:
+            self._shares.setdefault(self._asked, _Share()).learn(one.proposed, one.accepted)
+
+    def _count(self, number: int, sort: int) -> int:
+        """How many tokens of a sort are worth reading."""
+        likely, single = self._shares.get((number, sort), _Share()).expected(), self.single_seconds
+        assert single is not None
+        each = median(self._drafted[number]) / single if number in self._drafted else 0.0
+        again = max(0.0, median(self._again) / single - 1) if self._again else 0.0
+
+        def gain(count: int) -> float:
+            if not count:
+                return 1.0
+            come = 1 + sum(likely[:count])
+            return come / (self._passes(count) + count * each + (1 - likely[count - 1]) * again)
+
+        best = max(COUNTS, key=gain)
+        return best if gain(best) > _GAIN else 0
+
+    def _passes(self, count: int) -> float:
+        """How many passes of one token one takes that proposes so many: as measured, else reckoned from a smaller."""
+        single = self.single_seconds or 1.0
+        known = max(size for size in self._seconds if size <= count)
+        at = max(1.0, median(self._seconds[known]) / single)
+        slope = max(_DEARER, (at - 1) / known) if known else _DEARER
+        return at + (count - known) * slope
 
 
 def _last(run: array[int], known: array[int]) -> int | None:

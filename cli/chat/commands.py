@@ -14,7 +14,7 @@ from typing import Any
 
 from numoe.cli.arguments import models_here
 from numoe.cli.output import Output, printable
-from numoe.cli.reply import Interrupt, show, statistics
+from numoe.cli.reply import Interrupt, drafts, show, statistics
 from numoe.cli.settings import May, Setting, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
@@ -108,6 +108,7 @@ class Talk:
         self._alone = alone
         self._keeps = keeps
         self._files: dict[str, str] = {}  # by their names, what is put before the next question
+        self._drafts: dict[str, Any] = {}  # of the last answer
         self._answered = False  # since the cache file was written or read
         self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
         self._tell_resumed()
@@ -174,6 +175,7 @@ class Talk:
                 self._answered = True
                 self._keep()
         session = conversation.session
+        self._drafts = drafts(answer.generation)
         if answer.turn.finish_reason == "repetition":
             self.output.note("Stopped: the answer repeats itself without end. /more goes on all the same.")
         elif answer.turn.finish_reason == "length":
@@ -433,6 +435,10 @@ class Talk:
             ("weights", format_bytes(stats["weight_bytes"])),
             ("peak memory", format_bytes(stats["peak_rss_bytes"])),
         ]
+        if self._drafts.get("proposed"):
+            rows.append(("guesses", "{acceptance:.0%} of {proposed} tokens came in the last answer".format(**self._drafts)))
+            if gain := self._drafts["gain"]:
+                rows.append(("", f"which made it {gain:.2f} times as fast"))
         if experts := stats["experts"]:
             asked = experts["hits"] + experts["misses"]
             rows.append(("experts", f"{experts['hits']} of {asked} were in memory when they were needed"))

@@ -99,13 +99,14 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
 
 
 def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
-    from numoe.engine import describe, load
+    from numoe.cli.request import load_drafted
+    from numoe.engine import describe
 
     def loaded(chat: Chat) -> Model:
         output.status(f"loading {chat.model}")
         described = describe(chat.model)
         room = described.plan(chat.settings.context).context
-        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
+        made = load_drafted(described, room, options)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)

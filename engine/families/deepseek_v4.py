@@ -6,6 +6,7 @@ that transformers' `save_pretrained` writes for fine-tunes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,9 @@ from numoe.engine.families.config import Config, nested, scaled_rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
+from numoe.engine.layers.block import Layer
 from numoe.engine.layers.ffn import SwiGLU
+from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.residual import HyperConnections
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.router import Router
@@ -51,6 +54,20 @@ _BLOCKS = {"attention": "attn", "ffn": "ffn"}
 
 def read(config: Config) -> ModelSpec:
     layers = common.layer_count(config)
+    attention, ffn, hashed = _blocks(config)
+    residual = HyperConnections(
+        config.size("hc_mult"), config.size("hc_sinkhorn_iters", most=_MOST_ITERATIONS), config.number("hc_eps")
+    )
+    kinds = [attention(*kind) for kind in _layer_kinds(config, layers)]
+    is_hash = _hash_layers(config, layers)
+    config.ignore(["index_*", "rope_theta", "compress_rope_theta"])  # unread where no layer is of that kind
+    return common.model(
+        config, [decoder_layer(a, hashed if h else ffn) for a, h in zip(kinds, is_hash, strict=True)], residual
+    )
+
+
+def _blocks(config: Config) -> tuple[Callable[[str, int], CompressedAttention], MixtureOfExperts, MixtureOfExperts]:
+    """What makes the attention of a kind and ratio; and the mixtures that route by score and by token id."""
     heads, head_dim = config.size("num_attention_heads"), config.size("head_dim")
     config.expect("num_key_value_heads", 1)
     config.expect("norm_topk_prob", True)
@@ -93,15 +110,12 @@ def read(config: Config) -> ModelSpec:
             indexer,
         )
 
-    residual = HyperConnections(
-        config.size("hc_mult"), config.size("hc_sinkhorn_iters", most=_MOST_ITERATIONS), config.number("hc_eps")
-    )
-    kinds = [attention(*kind) for kind in _layer_kinds(config, layers)]
-    is_hash = _hash_layers(config, layers)
-    config.ignore(["index_*", "rope_theta", "compress_rope_theta"])  # unread where no layer is of that kind
-    return common.model(
-        config, [decoder_layer(a, hashed if h else ffn) for a, h in zip(kinds, is_hash, strict=True)], residual
-    )
+    return attention, ffn, hashed
+
+
+def mtp_layer(config: Config) -> Layer:
+    attention, ffn, _ = _blocks(config)
+    return decoder_layer(attention(SLIDING, 0), ffn)
 
 
 def _ropes(config: Config, head_dim: int) -> tuple[Rope, Rope]:
@@ -265,4 +279,5 @@ FAMILY = Family(
     DEFAULTS,
     (r"(model\.)?mtp\..*", r"blk\.\d+\.exp_probs_b_vl\.bias", *common.IGNORED),
     (GGUF,),
+    mtp=mtp_layer,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from numoe.engine.families.config import Arrangement, Config
+from numoe.engine.layers.block import Layer
 from numoe.engine.layers.spec import ModelSpec
 
 
@@ -105,6 +106,8 @@ class Family:
     gguf: tuple[Gguf, ...] = ()
     arranged: Arrangement = field(default_factory=dict)
     mlx: bool = False
+    mtp: Callable[[Config], Layer] | None = None
+    """The layer of the head that predicts one token further, stored as `mtp.0`, see `numoe.engine.mtp`."""
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -131,6 +134,15 @@ class Family:
         if values.get("tie_word_embeddings") is not None:  # transformers saves that of the text with its default
             merged["tie_word_embeddings"] = values["tie_word_embeddings"]
         return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
+
+    def mtp_sources(self, canonical: str, expert: int | None = None) -> Iterator[Source]:
+        """The places where a tensor of the head may be that predicts further."""
+        if canonical in ("e_proj", "h_proj", "enorm", "hnorm"):
+            yield Source(f"mtp.0.{canonical}.weight")
+            return
+        layer = 0 if canonical.startswith("layers.") else None
+        for source in self.sources(canonical, layer, expert):
+            yield replace(source, name=f"mtp.0.{source.name.removeprefix('layers.0.')}")
 
     def sources(self, canonical: str, layer: int | None = None, expert: int | None = None) -> Iterator[Source]:
         """The places where a tensor may be, names filled in; after the family's own its canonical name, in conversions.

@@ -13,6 +13,7 @@ from numoe.engine.layers.bank import ExpertBank
 from numoe.engine.layers.block import Block, Shared
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.residual import Mixer
+from numoe.engine.layers.rows import FLOAT32, RowForm
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.layers.step import Step
@@ -41,17 +42,20 @@ class _Built:
 class Decoder:
     """Token ids and caches -> logits.
 
-    bank: the routed experts, of a spec that has them; the other weights are in `weights`.
+    bank: the routed experts, of a spec that has them; the other weights are in `weights`. form: of rows in caches.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Weights, bank: ExpertBank | None = None):
+    def __init__(self, spec: ModelSpec, weights: Weights, bank: ExpertBank | None = None, form: RowForm = FLOAT32):
         self.spec = spec
+        self.form = form
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
         self.head_bias = weights.arrays["head_bias"] if spec.head_bias else None
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
+        self.watch: Callable[[Step, Floats], None] | None = None
+        """Called with what the last layer gives, in every pass; not to be kept without a copy."""
         parts = weights.numbered("layers.", len(spec.layers))
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
@@ -62,9 +66,9 @@ class Decoder:
             weights.below("head_residual."), spec.norm_eps
         )
 
-    def cache(self, context: int) -> Cache:
-        """An empty cache for up to `context` tokens, allocated at once."""
-        return Cache([block.kind.state() for block in self.spec.blocks()], context)
+    def cache(self, context: int, form: RowForm | None = None) -> Cache:
+        """An empty cache for up to `context` tokens, allocated at once. form: None: the decoder's."""
+        return Cache([block.kind.state() for block in self.spec.blocks()], context, form or self.form)
 
     def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats:
         """Read tokens (T,), at most CHUNK, and give the logits after each, (T, vocab), or only the last's (1, vocab).
@@ -100,14 +104,23 @@ class Decoder:
             ops.soft_cap(logits, self.spec.logit_cap)
         return logits
 
-    def _states(self, step: Step) -> Floats:
-        """The residual's state after the last layer, of every token."""
+    def _embedded(self, step: Step) -> Floats:
         x = self.embedding.rows(step.ids)  # (T, D)
         if self.spec.embedding_scale != 1:
             x *= np.float32(self.spec.embedding_scale)
-        state = self.spec.residual.open(x)  # (T, D) or (T, N, D)
+        return x
+
+    def _open(self, step: Step) -> Floats:
+        """The residual's state before the first layer, (T, D) or (T, N, D)."""
+        return self.spec.residual.open(self._embedded(step))
+
+    def _states(self, step: Step) -> Floats:
+        """The same after the last layer."""
+        state = self._open(step)
         for begin in self.shared.beginnings:
             begin(step)
         for block in self.blocks:
             state = block(state, step)
+        if self.watch:
+            self.watch(step, state)
         return state

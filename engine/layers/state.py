@@ -15,11 +15,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.rows import FLOAT32, Planes, RowForm, RowShape, Stretch
 from numoe.quant.compute.memory import unshared
 
 CHUNK = 512
@@ -37,6 +39,10 @@ class _Place:
     """The position that the other buffer has the state of, where the last pass began; None: it has none."""
 
 
+Passed = tuple[int, Planes] | None
+"""What later tokens push out: from which index on, and the arrays."""
+
+
 class State(Protocol):
     """The memory of one state of one sequence."""
 
@@ -51,18 +57,19 @@ class State(Protocol):
         """What is there of earlier tokens is of no sequence any more."""
         ...
 
-    def passing(self, position: int) -> tuple[int, Floats] | None:
+    def passing(self, position: int) -> Passed:
         """A copy of what later tokens push out, for `put_back`; None where nothing is pushed out."""
         ...
 
-    def put_back(self, passed: tuple[int, Floats] | None) -> None: ...
+    def put_back(self, passed: Passed) -> None: ...
 
-    def needed(self, position: int) -> Floats:
-        """What a token at `position` may need, to be written to a file."""
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
+        """What a token at `position` may need, and one so many tokens back, to be written to a file: arrays by what
+        their names end with."""
         ...
 
-    def prepare(self, position: int) -> None:
-        """Whatever was here is forgotten, and what `needed` gives at a position is to be filled in."""
+    def prepare(self, position: int, back: int) -> None:
+        """Whatever was here is forgotten, and what `needed` gives is to be filled in."""
         ...
 
 
@@ -74,25 +81,25 @@ class StateSpec(Protocol):
         """Whether it can be had at the current position alone."""
         ...
 
-    def nbytes(self, context: int) -> int:
-        """Bytes for a context of so many tokens; allocated at once when a session starts."""
+    def nbytes(self, context: int, form: RowForm = FLOAT32) -> int:
+        """Bytes for a context of so many tokens; allocated at once when a session starts. form: that of rows."""
         ...
 
-    def make(self, context: int, place: _Place) -> State: ...
+    def make(self, context: int, form: RowForm, place: _Place) -> State: ...
 
 
 # ---------------------------------------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One row every `stride` tokens, `groups` x `width` float32."""
+class Rows(RowShape):
+    """One row every `stride` tokens."""
 
-    groups: int
-    width: int
     keep: int | None = None
     """How many of the latest rows a later token can need; None: all of them."""
     stride: int = 1
+    exact: bool = False
+    """Always float32: they are to be computed with further."""
 
     @property
     def only_now(self) -> bool:
@@ -103,71 +110,93 @@ class Rows:
         every = -(-context // self.stride)
         return every if self.keep is None else min(every, self.keep + SLACK + CHUNK)
 
-    def nbytes(self, context: int) -> int:
-        return 4 * self.groups * self.width * self.capacity(context)
+    def held(self, form: RowForm) -> RowForm:
+        """The form that they have where others have this one."""
+        return FLOAT32 if self.exact else form
 
-    def make(self, context: int, place: _Place) -> KeptRows:
-        return KeptRows(self, context)
+    def nbytes(self, context: int, form: RowForm = FLOAT32) -> int:
+        return self.held(form).nbytes(self, self.capacity(context))
+
+    def make(self, context: int, form: RowForm, place: _Place) -> KeptRows:
+        return KeptRows(self, context, self.held(form))
 
 
 class KeptRows:
-    """(groups, rows, width) float32, contiguous in memory and addressed by their absolute index.
+    """(groups, rows, width) in some form, contiguous in memory and addressed by their absolute index.
 
     Where only the latest are kept they move to the front of the memory when it is full, so that a view is always a
     plain slice.
     """
 
-    def __init__(self, spec: Rows, context: int):
+    def __init__(self, spec: Rows, context: int, form: RowForm = FLOAT32):
         self.spec = spec
-        shape = spec.groups, spec.capacity(context), spec.width
-        self._data: Floats = unshared(4 * math.prod(shape)).view(np.float32).reshape(shape)
+        self.form = form
+        planes = form.planes(spec, spec.capacity(context))
+        self._suffixes = tuple(planes)
+        self._planes: Planes = tuple(
+            unshared(np.dtype(dtype).itemsize * math.prod(shape)).view(dtype).reshape(shape)
+            for dtype, shape in planes.values()
+        )
         self._first = 0
-        """Absolute index of data[:, 0]."""
+        """Absolute index of the first row of each plane."""
 
     @property
     def nbytes(self) -> int:
-        return self._data.nbytes
+        return sum(plane.nbytes for plane in self._planes)
 
     def write(self, rows: Floats, start: int) -> None:
         """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
         n = rows.shape[1]
-        if start - self._first + n > self._data.shape[1]:
+        if start - self._first + n > self._planes[0].shape[1]:
             assert self.spec.keep is not None, "a session never feeds past its context"
             kept = min(start - self._first, self.spec.keep + SLACK)
-            self._data[:, :kept] = self.view(start - kept, start).copy()
+            self._put(0, self._copy(start - kept, start))
             self._first = start - kept
-        at = start - self._first
-        self._data[:, at : at + n] = rows
+        self._put(start - self._first, self.form.encode(rows, self.spec))
 
-    def view(self, start: int, stop: int) -> Floats:
-        """Rows start..stop without copying, (groups, n, width)."""
-        return self._data[:, start - self._first : stop - self._first]
+    def _put(self, at: int, parts: Planes) -> None:
+        for plane, part in zip(self._planes, parts, strict=True):
+            plane[:, at : at + part.shape[1]] = part
+
+    def _views(self, start: int, stop: int) -> Planes:
+        return tuple(plane[:, start - self._first : stop - self._first] for plane in self._planes)
+
+    def _copy(self, start: int, stop: int) -> Planes:
+        return tuple(view.copy() for view in self._views(start, stop))
+
+    def view(self, start: int, stop: int) -> Stretch:
+        """Rows start..stop without copying."""
+        return Stretch(self.form, self._views(start, stop), self.spec)
 
     def reaches(self, position: int) -> bool:
-        return self.spec.keep is None or self._first <= max(0, position // self.spec.stride - self.spec.keep)
+        return self._first <= self._needs(position)
 
     def forget(self) -> None:
         self._first = 0
 
-    def passing(self, position: int) -> tuple[int, Floats] | None:
+    def passing(self, position: int) -> Passed:
         if self.spec.keep is None:
             return None
         end = position // self.spec.stride
         # With the slack, so that one can go back a little from here too.
         first = max(self._first, end - self.spec.keep - SLACK)
-        return first, self.view(first, end).copy()
+        return first, self._copy(first, end)
 
-    def put_back(self, passed: tuple[int, Floats] | None) -> None:
+    def put_back(self, passed: Passed) -> None:
         if passed is not None:
             self._first, rows = passed
-            self._data[:, : rows.shape[1]] = rows
+            self._put(0, rows)
 
-    def needed(self, position: int) -> Floats:
-        end = position // self.spec.stride
-        return self.view(0 if self.spec.keep is None else max(self._first, end - self.spec.keep), end)
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
+        views = self._views(self._needs(position - back), position // self.spec.stride)
+        return dict(zip(self._suffixes, views, strict=True))
 
-    def prepare(self, position: int) -> None:
-        self._first = 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
+    def prepare(self, position: int, back: int) -> None:
+        self._first = self._needs(position - back)
+
+    def _needs(self, position: int) -> int:
+        """The first row that a token at `position` may need."""
+        return 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
 
 
 # ----------------------------------------------------------------------------------------- recurrent
@@ -183,10 +212,10 @@ class Recurrent:
     def only_now(self) -> bool:
         return True
 
-    def nbytes(self, context: int) -> int:
+    def nbytes(self, context: int, form: RowForm = FLOAT32) -> int:
         return 2 * 4 * math.prod(self.shape)
 
-    def make(self, context: int, place: _Place) -> RecurrentState:
+    def make(self, context: int, form: RowForm, place: _Place) -> RecurrentState:
         return RecurrentState(self, place)
 
 
@@ -222,17 +251,17 @@ class RecurrentState:
     def forget(self) -> None:
         self._buffers[:] = 0
 
-    def passing(self, position: int) -> tuple[int, Floats] | None:
-        return position, self.now.copy()
+    def passing(self, position: int) -> Passed:
+        return position, (self.now.copy(),)
 
-    def put_back(self, passed: tuple[int, Floats] | None) -> None:
+    def put_back(self, passed: Passed) -> None:
         assert passed is not None
-        self._buffers[:] = passed[1]
+        self._buffers[:] = passed[1][0]
 
-    def needed(self, position: int) -> Floats:
-        return self.now
+    def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
+        return {"": self.now}
 
-    def prepare(self, position: int) -> None:
+    def prepare(self, position: int, back: int) -> None:
         self.forget()
 
 
@@ -244,16 +273,18 @@ class Snapshot:
     """A cache's state at `position`: what later tokens push out; the other rows stay where they are."""
 
     position: int
-    passed: tuple[tuple[int, Floats] | None, ...]
+    passed: tuple[Passed, ...]
 
 
 class Cache:
     """All states of one sequence, at one position; `blocks` has those of each block by name."""
 
-    def __init__(self, specs: Sequence[Mapping[str, StateSpec]], context: int):
+    def __init__(self, specs: Sequence[Mapping[str, StateSpec]], context: int, form: RowForm = FLOAT32):
+        """form: that of rows."""
         self.context = context
+        self.form = form
         self._place = _Place()
-        self.blocks = [{name: one.make(context, self._place) for name, one in block.items()} for block in specs]
+        self.blocks = [{name: one.make(context, form, self._place) for name, one in block.items()} for block in specs]
         self._sets_point = any(one.only_now for block in specs for one in block.values())
         self._point: Snapshot | None = None
         self.prompted = False
@@ -341,18 +372,24 @@ class Cache:
         if self._point and self._point.position > snapshot.position:
             self._point = None  # what follows is read anew, below it
 
-    def arrays(self) -> dict[str, Floats]:
-        """Of every state by name what a next token may need, to be written to a file."""
+    @property
+    def back(self) -> int:
+        """How many tokens, up to the slack, it can go back by wherever it is."""
+        return next(back for back in range(min(SLACK, self.position), -1, -1) if self._reaches(self.position - back))
+
+    def arrays(self, back: int = 0) -> dict[str, NDArray[Any]]:
+        """Of every state by name what a next token may need, and one so many tokens back, to be written to a file."""
         return {
-            f"{i}.{name}": state.needed(self.position)
+            f"{i}.{name}{suffix}": values
             for i, block in enumerate(self.blocks)
             for name, state in block.items()
+            for suffix, values in state.needed(self.position, back).items()
         }
 
-    def prepare(self, position: int) -> dict[str, Floats]:
+    def prepare(self, position: int, back: int = 0) -> dict[str, NDArray[Any]]:
         """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
         self.clear()
         for state in self._states():
-            state.prepare(position)
+            state.prepare(position, back)
         self._place.at = position, 0
-        return self.arrays()
+        return self.arrays(back)

@@ -37,6 +37,10 @@ class Segment:
     def count(self) -> int:
         return self.stop - self.first
 
+    @property
+    def stop_position(self) -> int:
+        return self.start + self.count
+
 
 class Step:
     """Token ids (T,) of all segments, one after the other."""

@@ -30,6 +30,7 @@ from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation, frequencies
 from numoe.engine.layers.router import Router, Routing
+from numoe.engine.layers.rows import stretch
 from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, RecurrentState, Rows
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
@@ -266,7 +267,9 @@ def test_attention_in_turn_is_attention_at_once(sink: bool, own: bool, monkeypat
     second = (random(count, keys, 8), random(count, keys, 5)) if own else (
         random(groups, keys, 8), random(groups, keys, 5)
     )  # fmt: skip
-    parts: list[softmax.Part] = [first, (*second, random(count, keys) > 1)]
+    parts: list[softmax.Part] = [
+        (stretch(keys), stretch(values), hidden) for keys, values, hidden in (first, (*second, random(count, keys) > 1))
+    ]
     sinks = random(groups, 1, share) if sink else None
     at_once = softmax.attend(q, parts, 0.7, sinks)
     monkeypatch.setattr(softmax, "SCORE_BYTES", 4 * groups * count * share * 3)
@@ -276,7 +279,7 @@ def test_attention_in_turn_is_attention_at_once(sink: bool, own: bool, monkeypat
 @pytest.mark.parametrize("own", [False, True])
 def test_attention_holds_few_scores_at_once(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those of one query, whose keys are many."""
-    q, keys = random(1, 2, 8, 2), random(2 if own else 1, 50_000, 2)
+    q, keys = random(1, 2, 8, 2), stretch(random(2 if own else 1, 50_000, 2))
     monkeypatch.setattr(softmax, "SCORE_BYTES", 1 << 18)
     tracemalloc.start()
     softmax.attend(q, [(keys, keys, None)], 1.0)
@@ -489,8 +492,8 @@ def test_rows_are_what_was_written(keep: int | None, stride: int, moves: list[tu
             del written[target // stride :]
         end = cache.position // stride
         kept = 0 if keep is None else max(0, end - keep)
-        assert rows.view(kept, end)[0, :, 0].tolist() == written[kept:end]
-        assert rows.needed(cache.position)[0, :, 0].tolist() == written[kept:end]
+        assert rows.view(kept, end).floats()[0, :, 0].tolist() == written[kept:end]
+        assert rows.needed(cache.position, 0)[""][0, :, 0].tolist() == written[kept:end]
 
 
 def count_up(cache: Cache, tokens: int, fails: bool = False) -> None:
@@ -545,7 +548,7 @@ def test_the_latest_rows_reach_back_by_the_slack_though_they_have_moved() -> Non
     moved = last - 5
     assert cache.reach(moved - SLACK) == moved - SLACK and cache.reach(moved - SLACK - 1) == 0
     cache.rewind(moved - SLACK)
-    seen = state.view(moved - SLACK - 10, moved - SLACK)
+    seen = state.view(moved - SLACK - 10, moved - SLACK).floats()
     np.testing.assert_array_equal(seen[0, :, 0], np.arange(moved - SLACK - 10, moved - SLACK))
 
 

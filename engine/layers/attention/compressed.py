@@ -16,8 +16,9 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer, LightningIndexer, WindowCompressor
 from numoe.engine.layers.attention.softmax import Part, attend, first_visible, hidden_keys, query_blocks
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rows import Stretch, stretch
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
@@ -68,9 +69,10 @@ class CompressedAttention(Kind):
         return table
 
     def state(self) -> Mapping[str, Rows]:
-        table = {"window": Rows(1, self.head_dim, self.window)}
+        rotated = self.rope.dim % self.head_dim
+        table = {"window": Rows(1, self.head_dim, self.window, apart=rotated)}
         if self.compressor:
-            table |= prefixed("compressor.", self.compressor.state())
+            table |= prefixed("compressor.", self.compressor.state(rotated))
         if self.indexer:
             table |= prefixed("indexer.", self.indexer.compressor.state())
         return table
@@ -140,10 +142,12 @@ class Compressed:
     ) -> None:
         """q and out (T, H, C) of one sequence; index: what the indexer asks for its tokens."""
         spec, count, start = self.spec, segment.count, segment.start
-        for a, b in query_blocks(count, spec.heads, self._most_keys(start + count, count)):
+        chosen = self._choose(states, segment, index) if self.indexer and index is not None else None
+        width = spec.heads if chosen is None else max(spec.heads, spec.head_dim)
+        for a, b in query_blocks(count, width, self._most_keys(start + count, count)):
             parts = [self._window(states, start + a, start + b)]
-            if self.compress and (beyond := self._beyond(states, start, a, b, index)):
-                parts.append(beyond)
+            if self.compress and (beyond := self._beyond(states, start + a, start + b)):
+                parts.append(self._entries(*beyond, None if chosen is None else chosen[a:b]))
             out[a:b] = attend(q[None, a:b], parts, spec.head_dim**-0.5, self.sink)[0]
 
     def _project_out(self, out: Floats) -> Floats:
@@ -161,30 +165,38 @@ class Compressed:
         return self.w.matrices["o_b"].matmul(mixed)
 
     def _most_keys(self, position: int, count: int) -> int:
-        """Upper bound on keys or indexer scores a query of this chunk has, for sizing blocks."""
-        keys = min(position, self.spec.window + count)
-        return keys + (position // self.spec.compressor.ratio if self.spec.compressor else 0)
+        """Upper bound on the keys that a query of this chunk has, for sizing blocks."""
+        beyond = position // self.spec.compressor.ratio if self.spec.compressor else 0
+        if self.indexer:
+            beyond = min(beyond, self.indexer.spec.top_k)
+        return min(position, self.spec.window + count) + beyond
 
     def _window(self, states: Mapping[str, KeptRows], start: int, stop: int) -> Part:
         first = first_visible(start, self.spec.window)
         rows = states["window"].view(first, stop)
         return rows, rows, hidden_keys(start, stop, first, self.spec.window)
 
-    def _beyond(
-        self, states: Mapping[str, KeptRows], start: int, a: int, b: int, index: tuple[Floats, Floats] | None
-    ) -> Part | None:
-        """The compressed entries that queries a..b of the chunk see; a token sees the windows closed by then."""
+    def _beyond(self, states: Mapping[str, KeptRows], start: int, stop: int) -> tuple[Stretch, Ids] | None:
+        """The compressed entries that queries from `start` on see, and how many of them each does: those of windows
+        that are closed by then."""
         assert self.spec.compressor
-        ratio = self.spec.compressor.ratio
-        visible = np.arange(start + a + 1, start + b + 1) // ratio  # (T,)
-        most = int(visible[-1])
-        if most == 0:
-            return None
-        rows = states["compressor.rows"].view(0, most)
-        if self.indexer is None or index is None or most <= self.indexer.spec.top_k:
-            hidden = None if visible[0] == most else np.arange(most) >= visible[:, None]
-            return rows, rows, hidden
-        q, weights = index
-        chosen = self.indexer.choose(q[a:b], weights[a:b], states["indexer.rows"].view(0, most)[0], visible)
-        own = rows[0, chosen]  # (T, K, C)
+        visible = np.arange(start + 1, stop + 1) // self.spec.compressor.ratio  # (T,)
+        return (states["compressor.rows"].view(0, int(visible[-1])), visible) if visible[-1] else None
+
+    def _entries(self, rows: Stretch, visible: Ids, chosen: Ids | None) -> Part:
+        """All entries, or where there are more those that are chosen."""
+        most = rows.shape[1]
+        if chosen is None or most <= chosen.shape[1]:
+            return rows, rows, None if visible[0] == most else np.arange(most) >= visible[:, None]
+        own = stretch(rows.pick(chosen))  # (T, K, C)
         return own, own, chosen >= visible[:, None]
+
+    def _choose(self, states: Mapping[str, KeptRows], segment: Segment, index: tuple[Floats, Floats]) -> Ids | None:
+        """Which entries the tokens of a sequence attend to, (T, top_k); None: to all that they see."""
+        assert self.indexer and self.spec.compressor
+        start, end = segment.start, segment.start + segment.count
+        if end // self.spec.compressor.ratio <= self.indexer.spec.top_k:
+            return None
+        q, weights = index
+        visible = np.arange(start + 1, end + 1) // self.spec.compressor.ratio
+        return self.indexer.choose(q, weights, states["indexer.rows"], visible)

@@ -103,7 +103,7 @@ class GroupedQueryAttention(Kind):
     def state(self) -> Mapping[str, Rows]:
         kept = self.window or self.chunk
         return {
-            "k": Rows(self.kv_heads, self.head_dim, kept),
+            "k": Rows(self.kv_heads, self.head_dim, kept, apart=self.head_dim, fine=True),
             "v": Rows(self.kv_heads, self.value_dim or self.head_dim, kept),
         }
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from numoe.engine.layers import ops
-from numoe.engine.layers.attention.softmax import SCORE_BYTES, query_blocks
+from numoe.engine.layers.attention.softmax import SCORE_BYTES
 from numoe.engine.layers.block import Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rows import Stretch
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
@@ -23,6 +24,8 @@ from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
 
 _KEY_EPS = 1e-6
+_SCORE_COPIES = 4
+"""Of the scores of all keys, while the best are looked for."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,14 @@ class Compressor:
             "norm": Tensor((self.dim,), "norms", "array"),
         }
 
-    def state(self) -> dict[str, Rows]:
-        """`rows`: the compressed entries; `open`: kv and gate of the tokens that a coming entry still needs."""
+    def state(self, apart: int = 0) -> dict[str, Rows]:
+        """`rows`: the compressed entries; `open`: kv and gate of the tokens that a coming entry still needs.
+
+        apart: see `Rows`.
+        """
         return {
-            "rows": Rows(1, self.dim, stride=self.ratio),
-            "open": Rows(1, 2 * self.width, self.ratio * (2 if self.overlap else 1)),
+            "rows": Rows(1, self.dim, stride=self.ratio, apart=apart),
+            "open": Rows(1, 2 * self.width, self.ratio * (2 if self.overlap else 1), exact=True),
         }
 
 
@@ -85,7 +91,7 @@ class WindowCompressor:
         if first == last:
             return
         # The slots of a window: with overlap, the previous window's first halves come before its second halves.
-        tokens = open_rows.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio)[0]
+        tokens = open_rows.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio).floats()[0]
         kv, gate = np.split(tokens.reshape(-1, spec.ratio, 2 * spec.width), 2, axis=-1)  # (windows, ratio, width)
         gate = gate + self.w.arrays["ape"]
         if spec.overlap:
@@ -171,17 +177,37 @@ class LightningIndexer:
         weights *= np.float32(heads**-0.5 * dim**-0.5)
         return q, weights
 
-    def choose(self, q: Floats, weights: Floats, keys: Floats, visible: Ids) -> Ids:
-        """The chosen keys (T, top_k) of each token, of which token t may see the first visible[t]."""
+    def choose(self, q: Floats, weights: Floats, kept: KeptRows, visible: Ids) -> Ids:
+        """The chosen keys (T, top_k) of each token, of which token t may see the first visible[t]; where those are
+        fewer, with some that it may not see."""
         count, heads, _ = q.shape
-        total = np.empty((count, len(keys)), np.float32)  # (T, W)
+        chosen = np.empty((count, self.spec.top_k), np.int64)
+        most = int(visible[-1])
+        step = max(1, SCORE_BYTES // (_SCORE_COPIES * 4 * most))
+        for a in range(0, count, step):
+            b = min(a + step, count)
+            keys = int(visible[b - 1])
+            if keys <= self.spec.top_k:  # and there are more for later tokens
+                chosen[a:b] = np.arange(self.spec.top_k)
+                continue
+            total = self._totals(q[a:b], weights[a:b], kept.view(0, keys))
+            total[np.arange(keys) >= visible[a:b, None]] = -np.inf
+            chosen[a:b] = ops.top_k(total, self.spec.top_k)
+        return chosen
+
+    def _totals(self, q: Floats, weights: Floats, keys: Stretch) -> Floats:
+        """The scores (T, W) of keys (1, W, C)."""
+        count, heads, _ = q.shape
+        total = np.empty((count, keys.shape[1]), np.float32)
         step = max(1, SCORE_BYTES // (4 * count * heads))
-        for a in range(0, len(keys), step):
-            scores = np.matmul(q, keys[a : a + step].T)  # (T, heads, part of W)
-            np.maximum(scores, np.float32(0), out=scores)
-            np.matmul(weights[:, None], scores, out=total[:, None, a : a + step])
-        total[np.arange(len(keys)) >= visible[:, None]] = -np.inf
-        return ops.top_k(total, self.spec.top_k)
+        for start in range(0, keys.shape[1], step):
+            for a, b, block, factors in keys.blocks(start, min(start + step, keys.shape[1])):
+                scores = np.matmul(q, block[0].T)  # (T, heads, part of W)
+                np.maximum(scores, np.float32(0), out=scores)
+                np.matmul(weights[:, None], scores, out=total[:, None, a:b])
+                if factors is not None:
+                    total[:, a:b] *= factors
+        return total
 
 
 class TokenLightningIndexer(LightningIndexer):
@@ -204,9 +230,4 @@ class TokenLightningIndexer(LightningIndexer):
         start, end = segment.start, segment.start + segment.count
         if end <= self.spec.top_k:
             return None
-        chosen = np.empty((segment.count, self.spec.top_k), np.int64)
-        for a, b in query_blocks(segment.count, self.spec.heads, end):
-            keys, visible = kept.view(0, start + b)[0], np.arange(start + a + 1, start + b + 1)
-            few = len(keys) <= self.spec.top_k  # and there are more for later tokens of the segment
-            chosen[a:b] = np.arange(self.spec.top_k) if few else self.choose(q[a:b], weights[a:b], keys, visible)
-        return chosen
+        return self.choose(q, weights, kept, np.arange(start + 1, end + 1))

@@ -22,6 +22,7 @@ from numoe.engine.layers.attention.softmax import attend, hidden_keys, query_blo
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rows import stretch
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
@@ -91,7 +92,7 @@ class MultiHeadLatentAttention(Kind):
         return table | {"o": Tensor((hidden, self.heads * self.value_dim), "attention")}
 
     def state(self) -> Mapping[str, Rows]:
-        table = {"latent": Rows(1, self.kv_rank + self.shared_dim)}
+        table = {"latent": Rows(1, self.kv_rank + self.shared_dim, apart=self.shared_dim, fine=True)}
         return table | {"indexer": self.indexer.state()} if self.indexer else table
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
@@ -189,13 +190,13 @@ class Latent:
         for a, b in query_blocks(segment.count, self.spec.heads, start + segment.count):
             keys = rows.view(0, start + b)
             hidden = hidden_keys(start + a, start + b, 0, None)
-            out[a:b] = attend(query[None, a:b], [(keys, keys[..., :rank], hidden)], self.spec.scale)[0]
+            out[a:b] = attend(query[None, a:b], [(keys, keys.first(rank), hidden)], self.spec.scale)[0]
 
     def _attend_to(self, chosen: Ids, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:
         """The same, where each token has its own keys (T, K); what comes after it is none."""
-        rank, end = self.spec.kv_rank, segment.start + segment.count
-        every, (count, keys) = rows.view(0, end)[0], chosen.shape
+        rank, every = self.spec.kv_rank, rows.view(0, segment.start + segment.count)
+        count, keys = chosen.shape
         for a, b in query_blocks(count, max(self.spec.heads, every.shape[-1]), keys):
-            own = every[chosen[a:b]]  # (T, K, rank + rope)
+            own = stretch(every.pick(chosen[a:b]))  # (T, K, rank + rope)
             hidden = chosen[a:b] > np.arange(segment.start + a, segment.start + b)[:, None]
-            out[a:b] = attend(query[None, a:b], [(own, own[..., :rank], hidden)], self.spec.scale)[0]
+            out[a:b] = attend(query[None, a:b], [(own, own.first(rank), hidden)], self.spec.scale)[0]

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.rows import Stretch
 
 SCORE_BYTES = 32 << 20
 """Bound on the scores held at once: queries, and where one has more keys than that, keys are taken in blocks."""
 
-Part = tuple[Floats, Floats, NDArray[np.bool_] | None]
+Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
+
+_FEW = 64
+"""Up to so many queries of a head BLAS is faster with the keys on the left of the product."""
 
 
 def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int]]:
@@ -64,8 +68,8 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     if 4 * prod(shape) > SCORE_BYTES:
         return _attend_in_turn(q, parts, sink)
     scores = np.empty(shape, np.float32)
-    for part, (a, b) in zip(parts, spans, strict=True):
-        _score(q, part, scores[..., a:b])
+    for (keys, _, hidden), (a, b) in zip(parts, spans, strict=True):
+        _score(q, keys, 0, hidden, scores[..., a:b])
     del q  # as large as what is to come
     if sink is None:
         ops.softmax(scores)
@@ -76,7 +80,7 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
         scores /= (scores.sum(axis=-1) + np.exp(sink - top))[..., None]
     out: Floats | None = None
     for (_, values, _), (a, b) in zip(parts, spans, strict=True):
-        mixed = _mix(scores[..., a:b], values)
+        mixed = _mix(scores[..., a:b], values, 0)
         out = mixed if out is None else np.add(out, mixed, out=out)
     assert out is not None
     return out
@@ -97,7 +101,7 @@ def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats
         for a in range(0, keys.shape[1], step):
             b = min(a + step, keys.shape[1])
             scores = space[..., : b - a]
-            _score(q, (keys[:, a:b], values, None if hidden is None else hidden[:, a:b]), scores)
+            _score(q, keys, a, None if hidden is None else hidden[:, a:b], scores)
             higher = np.maximum(top, scores.max(axis=-1))
             fade = np.exp(top - higher)
             scores -= higher[..., None]
@@ -105,33 +109,49 @@ def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats
             total *= fade
             total += scores.sum(axis=-1)
             out *= fade[..., None]
-            out += _mix(scores, values[:, a:b])
+            out += _mix(scores, values, a)
             top = higher
     out /= total[..., None]
     return out
 
 
-def _score(q: Floats, part: Part, out: Floats) -> None:
-    """q K^T of a part, minus infinity where keys are hidden: (G, T, R, S) to `out`."""
-    keys, _, hidden = part
-    if _own(keys, q):
-        np.matmul(q[0], keys.transpose(0, 2, 1), out=out[0])
-    else:
-        groups, count, share, _ = q.shape
-        rows = (groups, count * share, -1)
-        np.matmul(q.reshape(rows), keys.transpose(0, 2, 1), out=out.reshape(rows))
+def _score(q: Floats, keys: Stretch, first: int, hidden: NDArray[np.bool_] | None, out: Floats) -> None:
+    """q K^T of the keys from `first` on, minus infinity where they are hidden: (G, T, R, S) to `out`."""
+    groups, count, share, _ = q.shape
+    own = _own(keys, q)
+    rows = q[0] if own else q.reshape(groups, count * share, -1)
+    for a, b, block, factors in keys.blocks(first, first + out.shape[-1]):
+        part = out[..., a - first : b - first]
+        if own:
+            np.matmul(rows, block.transpose(0, 2, 1), out=part[0])
+        elif keys.form.is_float32 or count * share > _FEW:
+            np.matmul(rows, block.transpose(0, 2, 1), out=part.reshape(groups, count * share, -1))
+        else:
+            product = np.matmul(block, rows.transpose(0, 2, 1))  # (G, S, T R)
+            part.reshape(groups, count * share, -1)[:] = product.transpose(0, 2, 1)
+        if factors is not None:
+            part *= factors[:, None, None]
     if hidden is not None:
         np.copyto(out, np.float32(-np.inf), where=hidden[None, :, None])
 
 
-def _mix(weights: Floats, values: Floats) -> Floats:
-    """Sums of values (G, S, Cv), weighted by (G, T, R, S): (G, T, R, Cv)."""
-    if _own(values, weights):
-        return np.matmul(weights[0], values)[None]
+def _mix(weights: Floats, values: Stretch, first: int) -> Floats:
+    """Sums of the values (G, S, Cv) from `first` on, weighted by (G, T, R, S), which this may change: (G, T, R, Cv)."""
     groups, count, share, _ = weights.shape
-    return np.matmul(weights.reshape(groups, count * share, -1), values).reshape(groups, count, share, -1)
+    out: Floats | None = None
+    for a, b, block, factors in values.blocks(first, first + weights.shape[-1]):
+        part = weights[..., a - first : b - first]
+        if factors is not None:
+            part *= factors[:, None, None]
+        if _own(values, weights):
+            mixed = np.matmul(part[0], block)[None]
+        else:
+            mixed = np.matmul(part.reshape(groups, count * share, -1), block).reshape(groups, count, share, -1)
+        out = mixed if out is None else np.add(out, mixed, out=out)
+    assert out is not None
+    return out
 
 
-def _own(keys: Floats, q: Floats) -> bool:
+def _own(keys: Stretch, q: Floats) -> bool:
     """Whether a part's first axis is the queries' rather than the key/value heads' (the same where both are 1)."""
-    return len(keys) != len(q)
+    return keys.shape[0] != len(q)

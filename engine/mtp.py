@@ -1,0 +1,190 @@
+"""A model's own head that predicts one token further: multi-token prediction (DeepSeek-V3 report, section 2.2).
+
+One more layer reads, for every token, what the last layer gave of it and the embedding of the token after it:
+h = e_proj(norm(embedding)) + h_proj(norm(state)) for each residual stream; with a norm of its own and the model's
+head it gives the token after that. What it gives further, it guesses from its own states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from numoe.engine.budget import Reservation
+from numoe.engine.description import Description, place
+from numoe.engine.experts.local import LocalBank
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.families import family
+from numoe.engine.layers import ops
+from numoe.engine.layers.decoder import Decoder
+from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.layers.step import Step
+from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.weights import Weights
+from numoe.engine.model import Model
+from numoe.engine.places import Place
+from numoe.engine.plan import kv_bytes
+from numoe.quant.compute import workers
+from numoe.quant.errors import DoesNotFit
+from numoe.quant.formats.resident import held_nbytes, hold
+from numoe.quant.stored.handle import Stored
+
+_LATEST = 128
+"""Of the states that were not read yet, so many are kept: as many as V4's window has."""
+_SHARED = "embed", "head", "head_bias"
+
+
+def find_mtp(description: Description) -> tuple[ModelSpec, dict[str, Tensor], dict[str, Place]] | None:
+    """The head as a decoder of one layer, its weights, and where they lie; None where a checkpoint has none that is
+    known.
+
+    Raises:
+        InputError: a tensor has another shape than the config says.
+    """
+    kind = family(description.config.get("model_type"))
+    if kind.mtp is None or description.path.is_file():
+        return None
+    spec = replace(description.spec, layers=(kind.mtp(kind.config(description.config)),), tied=False)
+    hidden = spec.hidden
+    tensors = {name: tensor for name, tensor in spec.tensors().items() if name not in _SHARED}
+    tensors |= {name: Tensor((hidden, hidden), "attention") for name in ("e_proj", "h_proj")}
+    tensors |= {name: Tensor((hidden,), "norms", "array") for name in ("enorm", "hnorm")}
+    places = {}
+    experts = spec.routed[0][0] if spec.routed else 0
+    for name, tensor in tensors.items():
+        found = next((one for one in kind.mtp_sources(name, tensor.expert) if one.name in description.checkpoint), None)
+        if found is None:
+            return None
+        places[name] = place(name, tensors, found, experts, description.checkpoint, "config.json")
+    return spec, tensors, places
+
+
+def load_mtp(model: Model) -> MTP | None:
+    """The head of a model in memory; None where it has none, or there is no room for it.
+
+    Raises:
+        InputError: see `find_mtp`; or a file cannot be read.
+    """
+    found = find_mtp(model.description)
+    if found is None:
+        return None
+    spec, tensors, places = found
+    weights = Weights({"embed": model.decoder.embedding, "head": model.decoder.head})
+    if model.decoder.head_bias is not None:
+        weights.arrays["head_bias"] = model.decoder.head_bias
+    experts: dict[tuple[int, int], dict[str, Stored]] = {}
+    for name, tensor in tensors.items():
+        if tensor.expert is not None:
+            experts.setdefault((0, tensor.expert), {})[name.rpartition(".")[2]] = places[name].stored
+    store = ExpertStore(model.description.checkpoint.files, experts) if experts else None
+    nbytes = sum(
+        4 * tensor.size if tensor.held == "array" else held_nbytes(places[name].stored.format, tensor.shape)[0]
+        for name, tensor in tensors.items()
+        if tensor.expert is None
+    )
+    nbytes += kv_bytes(spec, spec.context) + (store.total_bytes if store else 0)
+    memory = None
+    with suppress(DoesNotFit):
+        memory = model.memory.sessions.budget.reserve("the head that predicts further", nbytes)
+    if memory is None:
+        return None
+    for name, tensor in tensors.items():
+        if tensor.held == "array":
+            weights.arrays[name] = places[name].array(tensor.shape)
+        elif tensor.expert is None:
+            weights.matrices[name] = hold(places[name].stored.matrix(), multiplied=True, wide=False)
+    workers.know(weights.matrices.values())
+    if store:
+        store.allow(store.total_bytes)
+    return MTP(model, _Head(spec, weights, LocalBank(store) if store else None), memory)
+
+
+class _Head(Decoder):
+    """The layer as a decoder. `given`: the states (T, ...) that the next pass's tokens follow; `made`: what it gave."""
+
+    given: Floats
+    made: Floats
+
+    def __init__(self, spec: ModelSpec, weights: Weights, bank: LocalBank | None):
+        super().__init__(spec, weights, bank)
+        self.weights = weights
+        self.watch = self._keep
+
+    def _keep(self, step: Step, state: Floats) -> None:
+        self.made = state[-1:].copy()
+
+    def _open(self, step: Step) -> Floats:
+        w, eps = self.weights, self.spec.norm_eps
+        after = w.matrices["e_proj"].matmul(ops.rms_norm(self._embedded(step), w.arrays["enorm"], eps))
+        before = ops.rms_norm(self.given, w.arrays["hnorm"], eps)
+        before = w.matrices["h_proj"].matmul(before.reshape(-1, self.spec.hidden)).reshape(before.shape)
+        return before + after.reshape(len(after), *(1,) * (before.ndim - 2), -1)
+
+
+class MTP:
+    """A drafter that follows the passes of a model's sessions, one at a time.
+
+    Only the latest states are kept: a head whose attention has a window needs no others. Its own sequence begins at
+    the first that it has, for positions count only relative to each other.
+    """
+
+    sort = 0
+    free = False
+
+    def __init__(self, model: Model, head: _Head, memory: Reservation):
+        self._head, self._memory = head, memory
+        self._cache = head.cache(head.spec.context)
+        self._origin = self._base = self._done = 0
+        """Positions: of its own first token, of the first state that is kept, and how far it has read."""
+        self._states: Floats | None = None
+        self._blocks: Sequence[Mapping[str, object]] | None = None
+        model.decoder.watch = self._see
+
+    def _see(self, step: Step, state: Floats) -> None:
+        """Keep what a pass of one sequence gave."""
+        segment = step.segments[0]
+        if len(step.segments) > 1:
+            self._blocks = None
+            return
+        kept = self._states
+        if kept is None or segment.blocks is not self._blocks or not self._base <= segment.start <= self._end:
+            self._blocks, self._states, self._base = segment.blocks, state[-_LATEST:].copy(), segment.stop_position
+            self._base -= len(self._states)
+            self._begin()
+            return
+        self._done = min(self._done, segment.start)
+        kept = np.concatenate([kept[: segment.start - self._base], state])
+        self._base += max(0, len(kept) - _LATEST)
+        self._states = kept[-_LATEST:]
+        if self._done < self._base:
+            self._begin()
+
+    @property
+    def _end(self) -> int:
+        return self._base + (0 if self._states is None else len(self._states))
+
+    def _begin(self) -> None:
+        """Its own sequence begins anew, at the first state there is."""
+        self._cache.clear()
+        self._origin = self._done = self._base
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        known = len(tokens) - 1  # tokens whose successor is known too
+        if self._blocks is None or self._states is None or not self._done < known <= self._end:
+            return []
+        self._cache.rewind(self._done - self._origin)
+        self._head.given = self._states[self._done - self._base : known - self._base]
+        logits = self._head.forward(np.array(tokens[self._done + 1 :], np.int64), self._cache, last=True)
+        self._states = self._states[known - self._base :]
+        self._base = self._done = known
+        proposed = list[int]()
+        while True:
+            proposed.append(int(logits.argmax()))
+            if len(proposed) == most:
+                return proposed
+            self._head.given = self._head.made
+            logits = self._head.forward(np.array(proposed[-1:], np.int64), self._cache, last=True)

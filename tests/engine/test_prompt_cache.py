@@ -1,0 +1,93 @@
+"""A prompt that is read into a file: what is interrupted or killed goes on, to the same digits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import tiny
+
+from numoe.engine import InputError, Model, load
+from numoe.engine import prompt_cache as module
+from numoe.engine.prompt_cache import PromptCache
+
+Models = Callable[[str], Model]
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("numoe.engine.session", "numoe.engine.prompt_cache"):
+        monkeypatch.setattr(f"{name}.CHUNK", 16)
+
+
+def read(model: Model, path: Path, ids: list[int]) -> tuple[np.ndarray, int]:
+    """The last logits, and how many tokens were read for them."""
+    cache = PromptCache(path)
+    session = cache.open(model, 256)
+    try:
+        unread = cache.begin(session, ids)
+        return session.feed(unread, last=True, progress=cache.reading())[0], len(unread)
+    finally:
+        cache.close()
+
+
+@pytest.mark.parametrize("case", ["v4_a", "llama_a", "gpt_oss_a", "qwen3_5_moe_a"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_reading_that_ends_anywhere_goes_on_to_the_same_logits(
+    case: str, killed: bool, model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C keeps the chunks that were read, and a kill those that were last written."""
+    loaded, ids = model(case), tiny.load_golden(case).ids[:150].tolist()
+    right, count = read(loaded, tmp_path / "whole", ids)
+    assert count == 150
+    blocks, random = loaded.decoder.blocks, Random(1)
+    if killed:
+        monkeypatch.setattr(module, "_LEAST_SECONDS", 0.0)
+        monkeypatch.setattr(module, "SHARE", float("inf"))
+    for number in range(5):
+        path, block, after = tmp_path / str(number), random.choice(blocks), random.randrange(10)
+        compute, calls = block.compute, []
+
+        def interrupt(*given: object, compute=compute, calls=calls, after=after) -> np.ndarray:  # type: ignore[no-untyped-def]
+            calls.append(1)
+            if len(calls) > after:
+                raise KeyboardInterrupt
+            return compute(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(block, "compute", interrupt)
+            if killed:
+                patch.setattr(PromptCache, "close", lambda cache: None)
+            with pytest.raises(KeyboardInterrupt):
+                read(loaded, path, ids)
+        assert path.exists() == (after > 0)
+        made, left = read(loaded, path, ids)
+        assert left == 150 - 16 * after
+        np.testing.assert_array_equal(made, right)
+
+
+@pytest.mark.parametrize("case", ["v4_a", "gpt_oss_a", "qwen3_5_moe_a"])
+def test_prompts_that_begin_alike_read_the_beginning_once(case: str, model: Models, tmp_path: Path) -> None:
+    """Also where caches cannot go back to where they differ, from the third on."""
+    loaded, ids = model(case), tiny.load_golden(case).ids[:150].tolist()
+    path, tails = tmp_path / "kept", [[1] * 100, [2] * 100, [3] * 9, [4] * 9]
+    counts = [read(loaded, path, ids + tail)[1] for tail in tails]
+    assert counts == [250, 250, 150 % 16 + 9, 150 % 16 + 9]
+    made = read(loaded, path, ids + tails[3])[0]
+    fresh = loaded.session(256)
+    fresh.feed(ids[: 150 // 16 * 16])
+    np.testing.assert_array_equal(made, fresh.feed([*ids, *tails[3]][150 // 16 * 16 :], last=True)[0])
+    assert read(loaded, path, [9] * 40)[1] == 40, "another prompt takes its place"
+    assert read(loaded, path, [*[9] * 40, *[8] * 40])[1] == 40
+
+
+def test_what_is_no_file_of_this_model_is_left_alone(model: Models, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="is not a session file"):
+        read(model("llama_a"), path, [1, 2, 3])
+    assert path.read_text() == "mine"
+    read(model("llama_a"), tmp_path / "kept", [1, 2, 3])
+    with pytest.raises(InputError, match="holds float32 rows; give `kv` float32, or another file"):
+        read(load(model("llama_a").path, kv="int8"), tmp_path / "kept", [1, 2, 3])
