@@ -46,6 +46,7 @@ class _Job:
 
 
 _AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS' names for them, whoever made the processor
+_WORTH = 1 << 21  # multiplications; for fewer, having others help takes longer than it gains
 _count = 1
 _small_products = False
 _jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -126,6 +127,15 @@ def run(tasks: list[Task]) -> None:
                 job.errors.append(interrupt)
     if job.errors:
         raise job.errors[0]
+
+
+def run_worth(tasks: list[Task], multiplications: int) -> None:
+    """`run`, or where that takes longer than it gains, for there is so little to do, one after the other here."""
+    if multiplications < _WORTH:
+        for task in tasks:
+            task()
+    else:
+        run(tasks)
 
 
 def share(parts: int, work: Callable[[int], None]) -> None:

@@ -22,9 +22,7 @@ from numoe.quant.formats.format import Format
 
 _FLOAT32 = np.dtype(np.float32)
 
-# Multiplications; for fewer, having others help takes longer than it gains.
-_WORTH_WORKERS = 1 << 19
-_WORTH_THREADS = 1 << 21
+_WORTH_WORKERS = 1 << 19  # multiplications; for fewer, having workers help takes longer than it gains
 
 
 class QTensor(ABC):
@@ -123,11 +121,7 @@ def matmul_all(products: Sequence[tuple[QTensor, Float32 | Activations, Float32 
         few = few and len(values) <= FEW
     if not (few and work >= _WORTH_WORKERS and workers.multiply(given)):
         tasks = [task for matrix, x, out in given for task in matrix.products(x, out)]
-        if work < _WORTH_THREADS:
-            for task in tasks:
-                task()
-        else:
-            threads.run(tasks)
+        threads.run_worth(tasks, work)
     return [out for _, _, out in given]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer, LightningIndexer, WindowCompressor
-from numoe.engine.layers.attention.softmax import Part, attend, first_visible, hidden_keys, query_blocks
+from numoe.engine.layers.attention.softmax import Part, Queries, attend, first_visible, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
@@ -123,11 +123,13 @@ class Compressed:
             index = self.indexer.queries(given, q_latent, step)
 
         out = np.empty_like(q)
+        queries = Queries()
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["window"].write(row[None, own], segment.start)
             asked = None if index is None else (index[0][own], index[1][own])
-            self._attend(q[own], states, segment, asked, out[own])
+            self._attend(q[own], states, segment, asked, out[own], queries)
+        queries.run()
         # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.
         self.rotation.apply(out, turned.inverse())
         return self._project_out(out)
@@ -139,16 +141,20 @@ class Compressed:
         segment: Segment,
         index: tuple[Floats, Floats] | None,
         out: Floats,
+        queries: Queries,
     ) -> None:
-        """q and out (T, H, C) of one sequence; index: what the indexer asks for its tokens."""
+        """q and out (T, H, C) of one sequence, which `queries` is to fill; index: what the indexer asks for it."""
         spec, count, start = self.spec, segment.count, segment.start
         chosen = self._choose(states, segment, index) if self.indexer and index is not None else None
         width = spec.heads if chosen is None else max(spec.heads, spec.head_dim)
-        for a, b in query_blocks(count, width, self._most_keys(start + count, count)):
+
+        def block(a: int, b: int) -> None:
             parts = [self._window(states, start + a, start + b)]
             if self.compress and (beyond := self._beyond(states, start + a, start + b)):
                 parts.append(self._entries(*beyond, None if chosen is None else chosen[a:b]))
             out[a:b] = attend(q[None, a:b], parts, spec.head_dim**-0.5, self.sink)[0]
+
+        queries.add(block, count, width, self._most_keys(start + count, count), spec.head_dim)
 
     def _project_out(self, out: Floats) -> Floats:
         """(T, H, C) -> (T, D)."""

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from numoe.engine.layers import ops
-from numoe.engine.layers.attention.softmax import attend, first_visible, hidden_keys, query_blocks
+from numoe.engine.layers.attention.softmax import Queries, attend, first_visible, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rope import Rope
@@ -148,11 +148,13 @@ class GroupedQuery:
             every, strength = spec.temperature
             q *= (1 + strength * np.log1p(np.floor((step.positions + 1) / np.float32(every))))[:, None, None]
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
+        queries = Queries()
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["k"].write(k[own].transpose(1, 0, 2), segment.start)
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
-            self._attend(q[own], states["k"], states["v"], segment, out[own])
+            self._attend(q[own], states["k"], states["v"], segment, out[own], queries)
+        queries.run()
         if gate is not None:
             soft = spec.output_gate and spec.output_gate.score == "softplus"
             out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
@@ -193,16 +195,21 @@ class GroupedQuery:
         heads[:, : spec.heads] = both[:, :, 0]
         return heads, values, np.ascontiguousarray(both[:, :, 1])
 
-    def _attend(self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats) -> None:
-        """q (T, H, C) and out (T, H, Cv) of one sequence."""
+    def _attend(
+        self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats, queries: Queries
+    ) -> None:
+        """q (T, H, C) and out (T, H, Cv) of one sequence, which `queries` is to fill."""
         spec, count, start = self.spec, segment.count, segment.start
         groups, share = spec.kv_heads, spec.heads // spec.kv_heads
         grouped = out.reshape(count, groups, share, -1)
         kept = spec.window or spec.chunk
         most = start + count if kept is None else min(start + count, kept + count)
-        for a, b in query_blocks(count, spec.heads, most):
+
+        def block(a: int, b: int) -> None:
             first = first_visible(start + a, spec.window, spec.chunk)
-            block = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
+            asking = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window, spec.chunk)
             part = keys.view(first, start + b), values.view(first, start + b), hidden
-            grouped[a:b] = attend(block, [part], self.scale, self.sink).transpose(1, 0, 2, 3)
+            grouped[a:b] = attend(asking, [part], self.scale, self.sink).transpose(1, 0, 2, 3)
+
+        queries.add(block, count, spec.heads, most, spec.head_dim)

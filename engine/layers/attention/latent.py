@@ -18,7 +18,7 @@ import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import TokenIndexer, TokenLightningIndexer
-from numoe.engine.layers.attention.softmax import attend, hidden_keys, query_blocks
+from numoe.engine.layers.attention.softmax import Queries, attend, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
@@ -136,14 +136,16 @@ class Latent:
         out = np.empty((count, spec.heads, spec.value_dim), np.float32)
         heads = range(spec.heads)
         threads.run([partial(self._into_latents, q[:, h], query[:, h], h) for h in heads])
+        queries = Queries()
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["latent"].write(row[None, own], segment.start)
             chosen = step.chosen[segment.first] if spec.indexer or spec.follows else None
             if chosen is None:
-                self._attend(query[own], states["latent"], segment, mixed[own])
+                self._attend(query[own], states["latent"], segment, mixed[own], queries)
             else:
-                self._attend_to(chosen, query[own], states["latent"], segment, mixed[own])
+                self._attend_to(chosen, query[own], states["latent"], segment, mixed[own], queries)
+        queries.run()
         threads.run([partial(self._out_of_latents, mixed[:, h], out[:, h], h) for h in heads])
         if spec.gate:
             out *= ops.sigmoid(m["gate"].matmul(given))[..., None]
@@ -184,19 +186,27 @@ class Latent:
         matrix.dequantize_rows(start, stop, block)
         return block
 
-    def _attend(self, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:
-        """query (T, H, rank + rope) and out (T, H, rank) of one sequence."""
+    def _attend(self, query: Floats, rows: KeptRows, segment: Segment, out: Floats, queries: Queries) -> None:
+        """query (T, H, rank + rope) and out (T, H, rank) of one sequence, which `queries` is to fill."""
         rank, start = self.spec.kv_rank, segment.start
-        for a, b in query_blocks(segment.count, self.spec.heads, start + segment.count):
+
+        def block(a: int, b: int) -> None:
             keys = rows.view(0, start + b)
             hidden = hidden_keys(start + a, start + b, 0, None)
             out[a:b] = attend(query[None, a:b], [(keys, keys.first(rank), hidden)], self.spec.scale)[0]
 
-    def _attend_to(self, chosen: Ids, query: Floats, rows: KeptRows, segment: Segment, out: Floats) -> None:
+        queries.add(block, segment.count, self.spec.heads, start + segment.count, query.shape[-1])
+
+    def _attend_to(
+        self, chosen: Ids, query: Floats, rows: KeptRows, segment: Segment, out: Floats, queries: Queries
+    ) -> None:
         """The same, where each token has its own keys (T, K); what comes after it is none."""
         rank, every = self.spec.kv_rank, rows.view(0, segment.start + segment.count)
         count, keys = chosen.shape
-        for a, b in query_blocks(count, max(self.spec.heads, every.shape[-1]), keys):
+
+        def block(a: int, b: int) -> None:
             own = stretch(every.pick(chosen[a:b]))  # (T, K, rank + rope)
             hidden = chosen[a:b] > np.arange(segment.start + a, segment.start + b)[:, None]
             out[a:b] = attend(query[None, a:b], [(own, own.first(rank), hidden)], self.spec.scale)[0]
+
+        queries.add(block, count, max(self.spec.heads, every.shape[-1]), keys, every.shape[-1])

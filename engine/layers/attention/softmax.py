@@ -5,7 +5,8 @@ Shapes: T queries, S keys, G key/value heads, R query heads on each (H = G R), C
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -15,9 +16,15 @@ from numpy.typing import NDArray
 from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rows import Stretch
+from numoe.quant.compute.threads import Task, run_worth
 
 SCORE_BYTES = 32 << 20
 """Bound on the scores held at once: queries, and where one has more keys than that, keys are taken in blocks."""
+
+_BLOCKS = 8
+"""Queries are cut into so many blocks at least, unless they are few: for threads to share them, and for early queries
+to be spared the late ones' keys."""
+_FEW_QUERIES = 16
 
 Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
@@ -27,10 +34,26 @@ _FEW = 64
 
 
 def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int]]:
-    """Ranges of queries whose scores over `keys` keys stay below SCORE_BYTES, of one query at least."""
-    step = max(1, SCORE_BYTES // (4 * heads * max(keys, 1)))
+    """Ranges of queries, _BLOCKS of which have scores over `keys` keys below SCORE_BYTES; of one query at least."""
+    step = max(1, min(SCORE_BYTES // (_BLOCKS * 4 * heads * max(keys, 1)), max(_FEW_QUERIES, -(-queries // _BLOCKS))))
     for start in range(0, queries, step):
         yield start, min(start + step, queries)
+
+
+class Queries:
+    """The blocks of queries of a pass, of all its sequences, which threads share where there is enough to do."""
+
+    def __init__(self) -> None:
+        self._tasks: list[Task] = []
+        self._multiplications = 0
+
+    def add(self, attend: Callable[[int, int], None], queries: int, heads: int, keys: int, width: int) -> None:
+        """Have attend(a, b) called for ranges of queries, each with so many keys of so many channels at most."""
+        self._tasks += [partial(attend, a, b) for a, b in query_blocks(queries, heads, keys)]
+        self._multiplications += 2 * queries * heads * keys * width
+
+    def run(self) -> None:
+        run_worth(self._tasks, self._multiplications)
 
 
 def first_visible(start: int, window: int | None, chunk: int | None = None) -> int:
