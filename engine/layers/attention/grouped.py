@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from numoe.engine.layers import ops
-from numoe.engine.layers.attention.softmax import Queries, attend, first_visible, hidden_keys
+from numoe.engine.layers.attention.softmax import Queries, attend, attend_together, first_visible, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rope import Rope
@@ -19,6 +19,12 @@ from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
+
+
+_SHORT = 1 << 16
+"""Up to so many numbers in the keys of each, sequences attend together: copying them takes less than calls of their own."""
+_TOGETHER = 16
+"""So many sequences at a time, which bounds the copy."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,18 @@ class GroupedQuery:
             q *= (1 + strength * np.log1p(np.floor((step.positions + 1) / np.float32(every))))[:, None, None]
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
         queries = Queries()
+        short: list[Segment] = []
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["k"].write(k[own].transpose(1, 0, 2), segment.start)
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
-            self._attend(q[own], states["k"], states["v"], segment, out[own], queries)
+            if segment.count == 1 < len(step.segments) and self._rows(segment) * k[0].size <= _SHORT:
+                short.append(segment)
+            else:
+                self._attend(q[own], states["k"], states["v"], segment, out[own], queries)
         queries.run()
+        for at in range(0, len(short), _TOGETHER):
+            self._attend_together(q, short[at : at + _TOGETHER], out)
         if gate is not None:
             soft = spec.output_gate and spec.output_gate.score == "softplus"
             out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
@@ -194,6 +206,24 @@ class GroupedQuery:
         both = parts["q"].reshape(count, spec.heads, 2, spec.head_dim)
         heads[:, : spec.heads] = both[:, :, 0]
         return heads, values, np.ascontiguousarray(both[:, :, 1])
+
+    def _rows(self, segment: Segment) -> int:
+        """How many keys the last token of a sequence sees."""
+        return segment.stop_position - first_visible(segment.stop_position - 1, self.spec.window, self.spec.chunk)
+
+    def _attend_together(self, q: Floats, segments: Sequence[Segment], out: Floats) -> None:
+        """Of q (T, H, C) and out (T, H, Cv), the rows of sequences that have one token and few keys each."""
+        sequences = []
+        for segment in segments:
+            states, stop = self.states(segment), segment.stop_position
+            first = stop - self._rows(segment)
+            sequences.append((states["k"].view(first, stop), states["v"].view(first, stop)))
+        asking = [segment.first for segment in segments]
+        groups = self.spec.kv_heads
+        mixed = attend_together(
+            q[asking].reshape(len(asking), groups, -1, q.shape[-1]), sequences, self.scale, self.sink
+        )
+        out[asking] = mixed.reshape(len(asking), *out.shape[1:])
 
     def _attend(
         self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats, queries: Queries

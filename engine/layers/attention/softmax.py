@@ -5,7 +5,7 @@ Shapes: T queries, S keys, G key/value heads, R query heads on each (H = G R), C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 from math import prod
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rows import Stretch
+from numoe.quant.compute.memory import scratch
 from numoe.quant.compute.threads import Task, run_worth
 
 SCORE_BYTES = 32 << 20
@@ -53,7 +54,8 @@ class Queries:
         self._multiplications += 2 * queries * heads * keys * width
 
     def run(self) -> None:
-        run_worth(self._tasks, self._multiplications)
+        # Threads that each have little to do at a time wait for Python's lock instead.
+        run_worth(self._tasks, self._multiplications // max(1, len(self._tasks)))
 
 
 def first_visible(start: int, window: int | None, chunk: int | None = None) -> int:
@@ -94,19 +96,47 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     for (keys, _, hidden), (a, b) in zip(parts, spans, strict=True):
         _score(q, keys, 0, hidden, scores[..., a:b])
     del q  # as large as what is to come
-    if sink is None:
-        ops.softmax(scores)
-    else:
-        top = np.maximum(scores.max(axis=-1), sink)  # (G, T, R)
-        scores -= top[..., None]
-        np.exp(scores, out=scores)
-        scores /= (scores.sum(axis=-1) + np.exp(sink - top))[..., None]
+    _softmax(scores, sink)
     out: Floats | None = None
     for (_, values, _), (a, b) in zip(parts, spans, strict=True):
         mixed = _mix(scores[..., a:b], values, 0)
         out = mixed if out is None else np.add(out, mixed, out=out)
     assert out is not None
     return out
+
+
+def attend_together(
+    q: Floats, sequences: Sequence[tuple[Stretch, Stretch]], scale: float, sink: Floats | None
+) -> Floats:
+    """`attend` of one query of each of B sequences over all its keys and values: q (B, G, R, C), gives (B, G, R, Cv).
+
+    Rows are copied next to each other, so that there are as many NumPy calls as for one sequence.
+    """
+    count, groups, share, width = q.shape
+    sizes = [keys.shape[1] for keys, _ in sequences]
+    every = scratch("together", (2, count, groups, max(sizes), max(width, sequences[0][1].shape[-1])))
+    keys, values = every[0, ..., :width], every[1, ..., : sequences[0][1].shape[-1]]  # (B, G, S, C)
+    for i, rows in enumerate(sequences):
+        for to, own in zip((keys, values), rows, strict=True):
+            np.copyto(to[i, :, : sizes[i]], own.floats())
+        every[:, i, :, sizes[i] :] = 0
+    scores = np.matmul(q * scale, keys.transpose(0, 1, 3, 2))  # (B, G, R, S)
+    for i, size in enumerate(sizes):
+        scores[i, ..., size:] = -np.inf
+    _softmax(scores, sink if sink is None else sink[None, :, 0])
+    mixed: Floats = np.matmul(scores, values)
+    return mixed
+
+
+def _softmax(scores: Floats, sink: Floats | None) -> None:
+    """In place, over the last axis; `sink`: a score without a value beside those of each query."""
+    if sink is None:
+        ops.softmax(scores)
+    else:
+        top = np.maximum(scores.max(axis=-1), sink)
+        scores -= top[..., None]
+        np.exp(scores, out=scores)
+        scores /= (scores.sum(axis=-1) + np.exp(sink - top))[..., None]
 
 
 def _attend_in_turn(q: Floats, parts: list[Part], sink: Floats | None) -> Floats:
