@@ -26,7 +26,7 @@ def _grid(name: str) -> NDArray[np.int8]:
     return kind.grid.reshape(kind.grid_shape).astype(np.int8)
 
 
-def with_parity(signs: UInt16) -> UInt16:
+def _with_parity(signs: UInt16) -> UInt16:
     """Seven signs, and an eighth that makes the number of minuses even."""
     folded = signs ^ signs >> 4
     folded ^= folded >> 2
@@ -42,8 +42,7 @@ def _eight_signs() -> NDArray[np.int8]:
 
 def _signed(grid: NDArray[np.int8]) -> UInt64:
     """Entries (128, entries): first those with signs 0, seven signs above the index."""
-    signs = _eight_signs()[with_parity(np.arange(128, dtype=np.uint16))]
-    return _together(signs[:, None] * grid)
+    return _together(seven_signs().view(np.int8).reshape(128, 1, 8) * grid)
 
 
 def _together(codes: NDArray[np.int8]) -> UInt64:
@@ -54,6 +53,12 @@ def _together(codes: NDArray[np.int8]) -> UInt64:
 def signs() -> UInt64:
     """(256,) entries of eight factors, by a byte of signs."""
     return _together(_eight_signs())
+
+
+@cache
+def seven_signs() -> UInt64:
+    """(128,) entries of eight factors, by seven signs."""
+    return _together(_eight_signs()[_with_parity(np.arange(128, dtype=np.uint16))])
 
 
 @cache
@@ -94,9 +99,13 @@ def iq3_xxs() -> UInt64:
 
 
 @cache
-def iq3_s() -> UInt32:
-    """(512,) entries of four codes, without signs."""
-    return _grid("IQ3_S").view(np.uint32).ravel()
+def iq3_s() -> tuple[UInt64, UInt64]:
+    """(8192,) each, by nine bits of the grid's index and four signs above them: the first four of eight codes, and the
+    others."""
+    signs = _eight_signs()[:16, :4]
+    four = signs[:, None] * _grid("IQ3_S")  # (16, 512, 4)
+    nothing = np.zeros_like(four)
+    return _together(np.concatenate([four, nothing], axis=2)), _together(np.concatenate([nothing, four], axis=2))
 
 
 @cache

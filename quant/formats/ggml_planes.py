@@ -4,6 +4,8 @@ A function of planes writes the codes to `out` (blocks, weights, rows), int8 see
 block's numbers, (blocks, 1, rows) float32 each, gives scales and perhaps a bias, (blocks, groups, rows).
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,31 +106,35 @@ def q6_k(planes: UInt8, out: UInt8) -> None:
     _lower(out, 32)
 
 
-def _six_bits(packed: UInt8, d: Float32, dmin: Float32) -> Factors:
-    """Q4_K's and Q5_K's 8 scales and 8 minimums, of 6 bits each: packed (n, 12, rows)."""
-    first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
-    minimums = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
-    return d * scales, -dmin * minimums
-
-
-def q2_k_factors(planes: UInt8, d: Float32, dmin: Float32) -> Factors:
-    return d * (planes[:, :16] & 15), -dmin * (planes[:, :16] >> 4)
-
-
-def q3_k_factors(planes: UInt8, d: Float32) -> Factors:
-    low, high = planes[:, 96:104], planes[:, 104:108]
-    scales = np.concatenate([low & 15, low >> 4], axis=1)  # (n, 16, rows)
-    scales |= np.concatenate([(high >> 2 * field & 3) << 4 for field in range(4)], axis=1)
-    return d * (scales.view(np.int8) - np.int8(32)), None
+def scaled(d: Float32, *parts: NDArray[Any]) -> Float32:
+    """d times small integers, which come in parts (n, groups, rows) one after another."""
+    out = np.concatenate(parts, axis=1, dtype=np.float32)
+    out *= d
+    return out
 
 
 def k_factors(planes: UInt8, d: Float32, dmin: Float32) -> Factors:
-    return _six_bits(planes[:, 4:16], d, dmin)
+    """Q4_K's and Q5_K's 8 scales and 8 minimums, of 6 bits each."""
+    first, second, rest = planes[:, 4:8], planes[:, 8:12], planes[:, 12:16]
+    scales = scaled(d, first & 63, rest & 15 | first >> 2 & 48)
+    return scales, scaled(-dmin, second & 63, rest >> 4 | second >> 2 & 48)
+
+
+def q2_k_factors(planes: UInt8, d: Float32, dmin: Float32) -> Factors:
+    return scaled(d, planes[:, :16] & 15), scaled(-dmin, planes[:, :16] >> 4)
+
+
+def q3_k_factors(planes: UInt8, d: Float32) -> Factors:
+    """16 scales of 6 bits: four bits of each in 8 bytes, and the other two in 4."""
+    low, high = planes[:, 96:104], planes[:, 104:108]
+    lows = low[:, :4] & 15, low[:, 4:] & 15, low[:, :4] >> 4, low[:, 4:] >> 4
+    highs = (high & 3) * np.uint8(16), (high & 12) * np.uint8(4), high & 48, high >> 2 & 48
+    signed = [(a | b).view(np.int8) - np.int8(32) for a, b in zip(lows, highs, strict=True)]
+    return scaled(d, *signed), None
 
 
 def q6_k_factors(planes: UInt8, d: Float32) -> Factors:
-    return d * planes[:, 192:208].view(np.int8), None
+    return scaled(d, planes[:, 192:208].view(np.int8)), None
 
 
 def tq1_0(planes: UInt8, out: UInt8) -> None:

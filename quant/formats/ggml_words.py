@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from numoe.quant.compute.memory import scratch
 from numoe.quant.dtypes import Float32, UInt8, UInt16
 from numoe.quant.formats import ggml_grids
-from numoe.quant.formats.ggml_planes import Factors
+from numoe.quant.formats.ggml_planes import Factors, scaled
 
 
 def _look_up(table: NDArray[Any], index: NDArray[Any], out: NDArray[Any]) -> None:
     places = scratch("places", index.shape, np.intp)
     np.copyto(places, index)
-    np.take(table, places, out=out, mode="wrap")  # the other modes go through a copy, or compare more
+    np.take(table, places, out=out, mode="clip")  # which goes through no copy of `out`
 
 
 def _bytes_of(words: UInt16) -> UInt16:
@@ -36,15 +36,21 @@ def _seven_bits(words: UInt16) -> UInt16:
     return np.stack(fields, axis=2) & np.uint16(127)
 
 
-def _nibbles(words: UInt16) -> UInt16:
+def _nibbles(words: UInt16, out: NDArray[Any]) -> None:
     """(n, m, rows) -> (n, 4 m, rows)."""
-    return np.stack([words >> 4 * place & 15 for place in range(4)], axis=2).reshape(len(words), -1, words.shape[2])
+    for place in range(4):
+        np.copyto(out[:, place::4], words >> 4 * place & 15)
 
 
 def _signed(out: UInt8, signs: UInt16) -> None:
-    """Give codes (n, m, rows, 8) the signs that bytes (n, m, rows) tell; a set bit is a minus."""
+    """Give codes (n, m, rows, 8) the signs that (n, m, rows) tell in bits; a set bit is a minus."""
     factors = scratch("signs", signs.shape, np.uint64)
     _look_up(ggml_grids.signs(), signs, factors)
+    _times(out, factors)
+
+
+def _times(out: UInt8, factors: NDArray[np.uint64]) -> None:
+    """Codes times what eight bytes of an integer are each."""
     values = out.view(np.int8)
     np.multiply(values, factors.view(np.int8).reshape(out.shape), out=values)
 
@@ -79,20 +85,26 @@ def iq3_xxs(words: UInt16, out: UInt8) -> None:
     count, _, rows = words.shape
     _look_up(ggml_grids.iq3_xxs(), words[:, 1:33], _eights(out))
     signs = _seven_bits(words[:, 33:49].reshape(count, 8, 2, rows))
-    _signed(out, ggml_grids.with_parity(signs).reshape(count, 32, rows))
+    factors = scratch("signs", (count, 32, rows), np.uint64)
+    _look_up(ggml_grids.seven_signs(), signs.reshape(factors.shape), factors)
+    _times(out, factors)
 
 
 def iq3_s(words: UInt16, out: UInt8) -> None:
+    """Twice four codes, each of a table that leaves the place of the others 0."""
     count, _, rows = words.shape
-    pairs = words[:, 1:33].reshape(count, 8, 4, rows)
+    signs = _bytes_of(words[:, 37:53])
     high = _bytes_of(words[:, 33:37])
-    index = scratch("pairs", (count, 8, 4, rows, 2), np.intp)
-    for field in range(4):
-        low = pairs[:, :, field]
-        np.add(low & np.uint16(255), (high >> 2 * field & 1) * np.uint16(256), out=index[:, :, field, :, 0])
-        np.add(low >> np.uint16(8), (high >> 2 * field + 1 & 1) * np.uint16(256), out=index[:, :, field, :, 1])
-    np.take(ggml_grids.iq3_s(), index.reshape(count, 32, rows, 2), out=out.view(np.uint32), mode="wrap")
-    _signed(out, _bytes_of(words[:, 37:53]))
+    ninth = np.stack([high >> 2 * field for field in range(4)], axis=2).reshape(signs.shape)
+    eights, others = _eights(out), scratch("signs", signs.shape, np.uint64)
+    for low, bit, four, table, to in (
+        (words[:, 1:33] & np.uint16(255), 1, 15, 0, eights),
+        (words[:, 1:33] >> np.uint16(8), 2, 240, 1, others),
+    ):
+        low |= (ninth & np.uint16(bit)) * np.uint16(256 // bit)
+        low |= (signs & np.uint16(four)) * np.uint16(512 * 15 // four)
+        _look_up(ggml_grids.iq3_s()[table], low, to)
+    np.bitwise_or(eights, others, out=eights)
 
 
 def iq1_s(words: UInt16, out: UInt8) -> None:
@@ -105,8 +117,10 @@ def iq1_s(words: UInt16, out: UInt8) -> None:
 
 
 def iq1_m(words: UInt16, out: UInt8) -> None:
-    index = _bytes_of(words[:, :16])
-    index |= _nibbles(words[:, 16:24]) * np.uint16(256)
+    index = np.empty((len(words), 32, words.shape[2]), np.uint16)
+    _nibbles(words[:, 16:24], index)
+    index *= np.uint16(256)
+    index |= _bytes_of(words[:, :16])
     _look_up(ggml_grids.iq1(), index, _eights(out))
 
 
@@ -118,26 +132,33 @@ def iq1_m_half(words: UInt16) -> NDArray[np.float16]:
 
 def iq1_m_factors(words: UInt16, d: Float32) -> Factors:
     scales = np.stack([words[:, 24:28] >> 3 * field & 7 for field in range(4)], axis=2)
-    return 0.125 * d * _odd(scales.reshape(len(words), 16, -1)), None
+    return _odd(d, 0.125, scales.reshape(len(words), 16, -1))
 
 
-def _odd(scales: NDArray[Any]) -> Float32:
-    """2 s + 1."""
-    return (2 * scales + 1).astype(np.float32)
+def _odd(d: Float32, unit: float, scales: NDArray[Any]) -> Factors:
+    """d (2 s + 1) unit."""
+    out = scales.astype(np.float32)
+    out *= 2
+    out += 1
+    out *= np.float32(unit) * d
+    return out, None
 
 
 def half_steps(first: int, unit: float, words: UInt16, d: Float32) -> Factors:
-    """d (2 s + 1) unit, of scales of four bits in the words from `first` on."""
-    return unit * d * _odd(_nibbles(words[:, first:])), None
+    """Scales of four bits in the words from `first` on."""
+    packed = words[:, first:]
+    scales = np.empty((len(words), 4 * packed.shape[1], words.shape[2]), np.uint16)
+    _nibbles(packed, scales)
+    return _odd(d, unit, scales)
 
 
 def highest(first: int, step: int, unit: float, words: UInt16, d: Float32) -> Factors:
-    """The same of scales in the highest four bits of every `step`th word from `first` on."""
-    return unit * d * _odd(words[:, first::step] >> 12), None
+    """Scales in the highest four bits of every `step`th word from `first` on."""
+    return _odd(d, unit, words[:, first::step] >> 12)
 
 
 def iq1_s_factors(words: UInt16, d: Float32) -> Factors:
-    return 0.125 * d * _odd(words[:, 17:25] >> 12 & 7), None
+    return _odd(d, 0.125, words[:, 17:25] >> 12 & 7)
 
 
 def iq4(start: int, planes: UInt8, out: UInt8) -> None:
@@ -160,9 +181,11 @@ def iq4(start: int, planes: UInt8, out: UInt8) -> None:
 
 
 def iq4_xs_factors(planes: UInt8, d: Float32) -> Factors:
-    low, high = planes[:, 4:8], planes[:, 2:4]  # (n, 4, rows), (n, 2, rows)
+    """8 scales of 6 bits: four bits of each in 4 bytes, and the other two in 2."""
+    low, high = planes[:, 4:8], planes[:, 2:4]
     scales = np.empty((len(planes), 8, planes.shape[2]), np.uint8)
     scales[:, 0::2], scales[:, 1::2] = low & 15, low >> 4
-    for field in range(4):
-        scales[:, field::4] |= (high >> 2 * field & 3) << 4
-    return d * (scales.view(np.int8) - np.int8(32)), None
+    tops = (high & 3) * np.uint8(16), (high & 12) * np.uint8(4), high & 48, high >> 2 & 48
+    for field, top in enumerate(tops):
+        scales[:, field::4] |= top
+    return scaled(d, scales.view(np.int8) - np.int8(32)), None
