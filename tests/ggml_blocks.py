@@ -30,7 +30,7 @@ def random_blocks(dtype: str, *shape: int, spread: float = 1.0, seed: int = 0) -
     for offset, half in zip(HALVES[dtype], values, strict=False):
         raw[..., offset : offset + 2] = half[..., None].view(np.uint8)
     if dtype == "MXFP4":
-        raw[..., 0] = rng.integers(110, 130, raw.shape[:-1])
+        raw[..., 0] = rng.integers(110, 130, raw.shape[:-1]) + round(np.log2(spread))
     if dtype == "NVFP4":
         raw[..., :4] &= 127
     if dtype == "IQ1_M":  # the highest four bits of each of its last words
