@@ -134,15 +134,15 @@ class GGMLColumns(Columns):
         if lanes == 1 or len(out) > _FEW_LANES:
             super()._multiply_few(slab, x, out)
             return
-        eights = x.grouped(lanes)[:, :, None]  # (in / 8, T, 1, 8)
+        eights = x.grouped(lanes)[..., None]  # (in / 8, T, 8, 1)
         groups = self.shape[1] // self.group
         share = self.group // lanes
-        sums = scratch("sums", (groups * share, len(out), 1, slab.rows))
+        sums = scratch("sums", (groups * share, len(out), slab.rows, 1))
         for start, stop in self._spans(slab.rows, block_elements()):
             span = slice(start * share, stop * share)
             block = scratch("block", ((stop - start) * share, slab.rows, lanes))
             np.copyto(block.reshape(-1), self._codes(slab, start, stop).reshape(-1))
-            np.matmul(eights[span], block[:, None].transpose(0, 1, 3, 2), out=sums[span])
+            np.matmul(block[:, None], eights[span], out=sums[span])
         scales, _ = self._scaling(slab)
         whole = np.add.reduce(sums.reshape(groups, share, len(out), slab.rows), axis=1)
         np.einsum("gtr,gr->tr", whole, scales, out=out)

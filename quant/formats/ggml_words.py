@@ -36,10 +36,12 @@ def _seven_bits(words: UInt16) -> UInt16:
     return np.stack(fields, axis=2) & np.uint16(127)
 
 
-def _nibbles(words: UInt16, out: NDArray[Any]) -> None:
-    """(n, m, rows) -> (n, 4 m, rows)."""
-    for place in range(4):
-        np.copyto(out[:, place::4], words >> 4 * place & 15)
+def _fields(words: UInt16, step: int, mask: int) -> UInt16:
+    """Four fields of each word, `step` bits apart: (n, m, rows) -> (n, 4 m, rows)."""
+    shifts = np.arange(0, 4 * step, step, dtype=np.uint16)[:, None]
+    fields = words[:, :, None] >> shifts  # (n, m, 4, rows)
+    fields &= np.uint16(mask)
+    return fields.reshape(len(words), -1, words.shape[2])
 
 
 def _signed(out: UInt8, signs: UInt16) -> None:
@@ -72,12 +74,10 @@ def iq2_xs(words: UInt16, out: UInt8) -> None:
 
 
 def iq2_s(words: UInt16, out: UInt8) -> None:
-    count, _, rows = words.shape
-    index = _bytes_of(words[:, 1:17]).reshape(count, 8, 4, rows)
-    high = _bytes_of(words[:, 33:37])
-    for field in range(4):
-        index[:, :, field] |= (high >> 2 * field & 3) * np.uint16(256)
-    _look_up(ggml_grids.iq2_s(), index.reshape(count, 32, rows), _eights(out))
+    index = _fields(_bytes_of(words[:, 33:37]), 2, 3)
+    index *= np.uint16(256)
+    index |= _bytes_of(words[:, 1:17])
+    _look_up(ggml_grids.iq2_s(), index, _eights(out))
     _signed(out, _bytes_of(words[:, 17:33]))
 
 
@@ -92,10 +92,8 @@ def iq3_xxs(words: UInt16, out: UInt8) -> None:
 
 def iq3_s(words: UInt16, out: UInt8) -> None:
     """Twice four codes, each of a table that leaves the place of the others 0."""
-    count, _, rows = words.shape
     signs = _bytes_of(words[:, 37:53])
-    high = _bytes_of(words[:, 33:37])
-    ninth = np.stack([high >> 2 * field for field in range(4)], axis=2).reshape(signs.shape)
+    ninth = _fields(_bytes_of(words[:, 33:37]), 2, 3)
     eights, others = _eights(out), scratch("signs", signs.shape, np.uint64)
     for low, bit, four, table, to in (
         (words[:, 1:33] & np.uint16(255), 1, 15, 0, eights),
@@ -109,16 +107,16 @@ def iq3_s(words: UInt16, out: UInt8) -> None:
 
 def iq1_s(words: UInt16, out: UInt8) -> None:
     count, _, rows = words.shape
-    index = _bytes_of(words[:, 1:17]).reshape(count, 8, 4, rows)
-    high = words[:, 17:25]
-    for field in range(4):
-        index[:, :, field] |= (high >> 3 * field & 7 | high >> 12 & 8) * np.uint16(256)
+    shift = words[:, 17:25] >> 12 & 8
+    index = _fields(words[:, 17:25], 3, 7).reshape(count, 8, 4, rows)
+    index |= shift[:, :, None]
+    index *= np.uint16(256)
+    index |= _bytes_of(words[:, 1:17]).reshape(index.shape)
     _look_up(ggml_grids.iq1(), index.reshape(count, 32, rows), _eights(out))
 
 
 def iq1_m(words: UInt16, out: UInt8) -> None:
-    index = np.empty((len(words), 32, words.shape[2]), np.uint16)
-    _nibbles(words[:, 16:24], index)
+    index = _fields(words[:, 16:24], 4, 15)
     index *= np.uint16(256)
     index |= _bytes_of(words[:, :16])
     _look_up(ggml_grids.iq1(), index, _eights(out))
@@ -131,8 +129,7 @@ def iq1_m_half(words: UInt16) -> NDArray[np.float16]:
 
 
 def iq1_m_factors(words: UInt16, d: Float32) -> Factors:
-    scales = np.stack([words[:, 24:28] >> 3 * field & 7 for field in range(4)], axis=2)
-    return _odd(d, 0.125, scales.reshape(len(words), 16, -1))
+    return _odd(d, 0.125, _fields(words[:, 24:28], 3, 7))
 
 
 def _odd(d: Float32, unit: float, scales: NDArray[Any]) -> Factors:
@@ -146,10 +143,7 @@ def _odd(d: Float32, unit: float, scales: NDArray[Any]) -> Factors:
 
 def half_steps(first: int, unit: float, words: UInt16, d: Float32) -> Factors:
     """Scales of four bits in the words from `first` on."""
-    packed = words[:, first:]
-    scales = np.empty((len(words), 4 * packed.shape[1], words.shape[2]), np.uint16)
-    _nibbles(packed, scales)
-    return _odd(d, unit, scales)
+    return _odd(d, unit, _fields(words[:, first:], 4, 15))
 
 
 def highest(first: int, step: int, unit: float, words: UInt16, d: Float32) -> Factors:

@@ -180,7 +180,9 @@ def _stored_size(name: str, kind: int, dims: list[int], path: Path) -> tuple[str
         try:
             dtype = GGMLQuantizationType(kind).name
         except ValueError as error:
-            raise InputError(f"{path}: {name!r} has the unknown GGUF type {kind}; update the gguf package") from error
+            raise InputError(
+                f"{path}: {name!r} has the GGUF type {kind}, which cannot be read; use a file of other types"
+            ) from error
         block, type_size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if (dims[0] if dims else 1) % block:
         raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype}")
