@@ -18,7 +18,7 @@ from numoe.quant.formats.ggml_planes import Factors, scaled
 def _look_up(table: NDArray[Any], index: NDArray[Any], out: NDArray[Any]) -> None:
     places = scratch("places", index.shape, np.intp)
     np.copyto(places, index)
-    np.take(table, places, out=out, mode="clip")  # which goes through no copy of `out`
+    np.take(table, places, out=out, mode="wrap")  # which goes through no copy of `out`
 
 
 def _bytes_of(words: UInt16) -> UInt16:
@@ -165,11 +165,11 @@ def iq4(start: int, planes: UInt8, out: UInt8) -> None:
     packed[..., rows:] = 0
     four = scratch("four", (count, groups, 16, even // 2), np.uint32)
     _look_up(ggml_grids.iq4(), packed.view(np.uint16).reshape(four.shape), four)
-    halves = four.view(np.uint16).reshape(*four.shape, 2)
     to = out if even == rows else scratch("even rows", (count, groups * 32, even), np.uint8)
     places = to.view(np.uint16).reshape(count, groups, 2, 16, even // 2)
-    np.copyto(places[:, :, 0], halves[..., 0])
-    np.copyto(places[:, :, 1], halves[..., 1])
+    np.copyto(places[:, :, 0], four, casting="unsafe")
+    np.right_shift(four, np.uint32(16), out=four)
+    np.copyto(places[:, :, 1], four, casting="unsafe")
     if to is not out:
         np.copyto(out, to[..., :rows])
 
