@@ -15,7 +15,7 @@ from numoe.engine.experts.store import ExpertStore
 
 PLAN = import_module("numoe.engine.plan")
 HIDDEN, WIDTH, VOCAB, EXPERTS, HEAD = 256, 256, 96, 4, 64
-LAYERS = 3
+LAYERS = 2
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 

@@ -36,7 +36,7 @@ def test_values_are_the_references_in_the_bytes_of_the_file(kind: str) -> None:
     )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kind=st.sampled_from([*TYPES]),
     rows=st.integers(1, 90),
@@ -70,7 +70,7 @@ def test_any_rows_are_those_of_the_whole(
         np.testing.assert_array_equal(wide.plain().dequantize(), values)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kind=st.sampled_from([*TYPES]),
     rows=st.integers(1, 150),
