@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute.kernels import block_rows
-from numoe.quant.dtypes import UInt8
+from numoe.quant.dtypes import Float32, UInt8
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, TensorInfo
+from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.ggml import GGML
 from numoe.quant.formats.ggml_types import TYPES
@@ -30,16 +30,31 @@ class Blocks(Stored):
     """A weight in one of the block types."""
 
     @classmethod
-    def of(cls, files: Files, info: TensorInfo) -> Blocks:
-        """The weight that a tensor is."""
+    def of(cls, files: Files, info: TensorInfo, scale: TensorInfo | None = None) -> Blocks:
+        """The weight that a tensor is; an NVFP4 one may have a scale beside it, for all of it or for each matrix.
+
+        Raises InputError for another such scale.
+        """
         kind = TYPES.get(info.dtype.lower())
         made = _MADE.get(info.dtype)
         format = kind.format if kind else made.format if made else Format(info.dtype.lower(), 8)
-        return cls(files, info.name, (info,), info.shape, format)
+        if scale is None or info.dtype != "NVFP4":
+            return cls(files, info.name, (info,), info.shape, format)
+        if scale.dtype != "F32" or scale.shape not in ((), (1,), info.shape[:-2]):
+            raise InputError(
+                f"{scale.path}: {scale.name!r} is {scale.dtype} {scale.shape}, no scale of {info.name!r} "
+                f"{info.shape}; download the file again"
+            )
+        return cls(files, info.name, (info, scale), info.shape, format)
 
     @property
     def _is_view(self) -> bool:
         return self.parts[0].dtype.lower() in TYPES
+
+    def _extents(self, start: int, stop: int) -> tuple[Extent, ...]:
+        blocks, *scales = self.parts
+        places = [Extent(one.path, one.offset + (self.index or 0) * (one.nbytes > 4) * 4, 4) for one in scales]
+        return (self._extent(blocks, self.whole, start, stop), *places)
 
     def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
         dtype = self.parts[0].dtype
@@ -57,7 +72,7 @@ class Blocks(Stored):
             arrays = arrays or [np.empty((len(blocks), part.shape[1]), part.dtype) for part in made]
             for whole, part in zip(arrays, made, strict=True):
                 whole[first : first + step] = part
-        return matrix(*arrays)
+        return matrix(*arrays, *(scale.view(np.float32) for scale in raw[1:]))
 
 
 class _Made(NamedTuple):
@@ -91,8 +106,8 @@ def _nvfp4(blocks: UInt8) -> tuple[NDArray, ...]:
     return _neighbours(blocks[:, 4:].reshape(-1, 8)).reshape(len(blocks), -1), scales
 
 
-def _nvfp4_matrix(codes: UInt8, scales: UInt8) -> NVFP4:
-    return NVFP4(codes, scales, np.ones((len(codes), 1), np.float32))
+def _nvfp4_matrix(codes: UInt8, scales: UInt8, factor: float | Float32 = 1.0) -> NVFP4:
+    return NVFP4(codes, scales, np.full((len(codes), 1), factor, np.float32))
 
 
 _MADE = {

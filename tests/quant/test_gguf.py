@@ -57,6 +57,32 @@ def test_stacked_experts_read_one_slice(dtype, tmp_path):
         assert opened["experts"].array().shape == (3, 6, 256)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_nvfp4_has_a_scale_beside_it(count, tmp_path):
+    raw = random_blocks("NVFP4", 3, 6, 128)
+    scales = np.arange(2, 2 + count, dtype=np.float32) / 8
+    tensors = {"a.weight": ("NVFP4", raw), "a.scale": ("F32", scales), "a.input_scale": ("F32", scales),
+               "b.weight": ("NVFP4", raw[0]), "b.scale": ("F32", scales[-1:])}  # fmt: skip
+    values = reference(raw, "NVFP4")
+    with open_checkpoint(write(tmp_path / "a.gguf", tensors)) as opened:
+        assert list(opened.names()) == ["a.weight", "b.weight"]
+        np.testing.assert_array_equal(opened["b.weight"].matrix().dequantize(), values[0] * scales[-1])
+        np.testing.assert_array_equal(
+            opened["b.weight"].rows(1, 5, 2).matrix().dequantize(), values[0, 1:5:2] * scales[-1]
+        )
+        for expert, scale in enumerate(np.broadcast_to(scales, 3)):
+            one = opened["a.weight"].expert(expert)
+            np.testing.assert_array_equal(one.matrix().dequantize(), values[expert] * scale)
+            np.testing.assert_array_equal(one.rows(2, 6).matrix().dequantize(), values[expert, 2:6] * scale)
+        assert opened["a.weight"].array().shape == (3, 6, 128)
+
+
+def test_a_scale_beside_nvfp4_of_another_shape_is_refused(tmp_path):
+    tensors = {"a.weight": ("NVFP4", random_blocks("NVFP4", 3, 6, 128)), "a.scale": ("F32", np.ones(2, np.float32))}
+    with open_checkpoint(write(tmp_path / "a.gguf", tensors)) as opened, pytest.raises(InputError, match=r"a\.scale"):
+        opened["a.weight"]
+
+
 def test_plain_floats_and_integers(tmp_path):
     values = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
     bf16 = gguf.quants.quantize(values, GGMLQuantizationType.BF16)
