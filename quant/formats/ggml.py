@@ -135,17 +135,15 @@ class GGMLColumns(Columns):
             super()._multiply_few(slab, x, out)
             return
         eights = x.grouped(lanes)[..., None]  # (in / 8, T, 8, 1)
-        groups = self.shape[1] // self.group
-        share = self.group // lanes
-        sums = scratch("sums", (groups * share, len(out), slab.rows, 1))
+        groups, tokens, share = self.shape[1] // self.group, len(out), self.group // lanes
+        sums = scratch("sums", (groups, tokens, slab.rows))
         for start, stop in self._spans(slab.rows, block_elements()):
-            span = slice(start * share, stop * share)
-            block = scratch("block", ((stop - start) * share, slab.rows, lanes))
+            block = scratch("block", ((stop - start) * share, 1, slab.rows, lanes))
             np.copyto(block.reshape(-1), self._codes(slab, start, stop).reshape(-1))
-            np.matmul(block[:, None], eights[span], out=sums[span])
-        scales, _ = self._scaling(slab)
-        whole = np.add.reduce(sums.reshape(groups, share, len(out), slab.rows), axis=1)
-        np.einsum("gtr,gr->tr", whole, scales, out=out)
+            parts = scratch("part", (len(block), tokens, slab.rows, 1))
+            np.matmul(block, eights[start * share : stop * share], out=parts)
+            np.add.reduce(parts.reshape(-1, share, tokens, slab.rows), axis=1, out=sums[start:stop])
+        np.einsum("gtr,gr->tr", sums, self._scaling(slab)[0], out=out)
 
     def wider(self) -> QTensor:
         rows, columns = self.shape
