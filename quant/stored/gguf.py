@@ -21,13 +21,13 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+# Tensor types that the gguf package does not know in all versions, by number: name, weights and bytes of a block.
+_NEW_TYPES = {40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 # The value types of the key-value pairs, by number; 8 is a string and 9 an array.
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
-# Tensor types that the gguf package does not know in all versions, by number: name, weights and bytes of a block.
-_NEW_TYPES = {40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
