@@ -21,6 +21,8 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+# Tensor types that the gguf package does not know in all versions, by number: name, weights and bytes of a block.
+_NEW_TYPES = {40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 # The value types of the key-value pairs, by number; 8 is a string and 9 an array.
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
@@ -172,14 +174,19 @@ def _decode(kind: int, raw: bytes) -> Any:
 
 
 def _stored_size(name: str, kind: int, dims: list[int], path: Path) -> tuple[str, int]:
-    try:
-        dtype = GGMLQuantizationType(kind)
-    except ValueError as error:
-        raise InputError(f"{path}: {name!r} has the unknown GGUF type {kind}; update the gguf package") from error
-    block, type_size = GGML_QUANT_SIZES[dtype]
+    if kind in _NEW_TYPES:
+        dtype, block, type_size = _NEW_TYPES[kind]
+    else:
+        try:
+            dtype = GGMLQuantizationType(kind).name
+        except ValueError as error:
+            raise InputError(
+                f"{path}: {name!r} has the GGUF type {kind}, which cannot be read; use a file of other types"
+            ) from error
+        block, type_size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if (dims[0] if dims else 1) % block:
-        raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype.name}")
-    return dtype.name, math.prod(dims) // block * type_size
+        raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype}")
+    return dtype, math.prod(dims) // block * type_size
 
 
 def _refusal(path: Path, reason: str) -> InputError:
