@@ -58,7 +58,9 @@ def drafts(generation: Generation) -> dict[str, Any]:
         "proposed": generation.proposed,
         "accepted": generation.accepted,
         "acceptance": generation.accepted / generation.proposed if generation.proposed else None,
-        "gain": (generation.passes + generation.accepted) * single / seconds if single and generation.proposed else None,
+        "gain": (generation.passes + generation.accepted) * single / seconds
+        if single and generation.proposed
+        else None,
     }
 
 

@@ -29,8 +29,8 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
+    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form",
+    "ending", "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.

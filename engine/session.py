@@ -291,7 +291,9 @@ class Session(Generic[_Model]):
             InputError: it has read more tokens than this one's context, or holds rows in another form.
         """
         if other.kv != self.kv:
-            raise InputError(f"a session of {self.kv} rows cannot go on from one of {other.kv}; give both the same `kv`")
+            raise InputError(
+                f"a session of {self.kv} rows cannot go on from one of {other.kv}; give both the same `kv`"
+            )
         other._settle()
         require_room(other.position, self.context, self.context)
         kept = other._cache.arrays()

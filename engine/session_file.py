@@ -132,7 +132,15 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
     if header["numoe"] == f"session {_EARLIER}":
         header |= {"kv": FLOAT32.name, "back": "0"}
     kv, backs = header.get("kv", ""), _numbers(f"[{header.get('back')}]", 1 + len(tokens or ()))
-    if kv not in ROW_FORMS or not backs or len(backs) != 1 or tokens is None or contexts is None or len(contexts) != 1 or not len(tokens) <= contexts[0] > 0:
+    if (
+        kv not in ROW_FORMS
+        or not backs
+        or len(backs) != 1
+        or tokens is None
+        or contexts is None
+        or len(contexts) != 1
+        or not len(tokens) <= contexts[0] > 0
+    ):
         raise _damaged(path)
     return Kept(path, contexts[0], kv, backs[0], tokens, header.get("rows", ""), stored)
 

@@ -436,7 +436,9 @@ class Talk:
             ("peak memory", format_bytes(stats["peak_rss_bytes"])),
         ]
         if self._drafts.get("proposed"):
-            rows.append(("guesses", "{acceptance:.0%} of {proposed} tokens came in the last answer".format(**self._drafts)))
+            rows.append(
+                ("guesses", "{acceptance:.0%} of {proposed} tokens came in the last answer".format(**self._drafts))
+            )
             if gain := self._drafts["gain"]:
                 rows.append(("", f"which made it {gain:.2f} times as fast"))
         if experts := stats["experts"]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from numoe.quant.files import Files, TensorInfo, write_whole
 from numoe.quant.stored.safetensors import file_start, read_header
 
-
 _DTYPES = {"float32": "F32", "uint16": "BF16", "int8": "I8", "int16": "I16"}
 
 

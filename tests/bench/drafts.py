@@ -14,7 +14,7 @@ from numoe.engine.chat.prompt import encode
 from numoe.engine.drafting import drafting
 from numoe.engine.speculation import Drafter
 
-CODE = '''class Account:
+CODE = """class Account:
     def __init__(self, owner, balance=0):
         self.owner = owner
         self.balance = balance
@@ -31,7 +31,7 @@ CODE = '''class Account:
             raise ValueError("not enough money")
         self.balance -= amount
         self.history.append(("withdraw", amount))
-'''
+"""
 STORY = (
     "The river Aller rises near the village of Seehausen and flows for two hundred kilometres through flat country "
     "before it meets the Weser at Verden. Barges carried grain and salt on it until the railway came in 1847. Today "

@@ -180,7 +180,7 @@ class LightningIndexer:
     def choose(self, q: Floats, weights: Floats, kept: KeptRows, visible: Ids) -> Ids:
         """The chosen keys (T, top_k) of each token, of which token t may see the first visible[t]; where those are
         fewer, with some that it may not see."""
-        count, heads, _ = q.shape
+        count = len(q)
         chosen = np.empty((count, self.spec.top_k), np.int64)
         most = int(visible[-1])
         step = max(1, SCORE_BYTES // (_SCORE_COPIES * 4 * most))
