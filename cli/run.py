@@ -222,7 +222,7 @@ class _Asked:
             tokenizer = self.description.tokenizer if options["logprobs"] else None
             made = document(answer, known + len(generation.prompt), known, tokenizer)
             made["timings"]["load_s"] = self.load_seconds
-            made["drafts"] = drafts(generation)
+            made["timings"]["drafts"] = drafts(generation)
             (output.document if options["json"] else output.line)({"model": self.model, **made, "experts": experts})
         said = [statistics(generation, experts)]
         if turn.finish_reason == "length":
