@@ -34,6 +34,8 @@ class _Column:
     plan: Plan
     peak_disk_bytes: int
     kv_bytes: dict[int, int]
+    int8_bytes: int
+    """Of the largest of those contexts, with rows of int8."""
     forecast: Forecast
     widens: bool
 
@@ -136,6 +138,7 @@ def _column(
     machine: Machine,
     room: int,
 ) -> _Column:
+    from numoe.engine.layers.rows import INT8
     from numoe.engine.plan import kv_bytes
 
     limit = description.spec.context
@@ -143,7 +146,8 @@ def _column(
     names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
     shards = sorted(remote.files[name].size for name in names) if remote else []
     kv = {context: kv_bytes(description.spec, context, plan.kv) for context in contexts}
-    return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
+    small = kv_bytes(description.spec, contexts[-1], INT8)
+    return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, small, machine.forecast(plan, room), plan.widens(room))
 
 
 def _document(
@@ -202,6 +206,8 @@ def _tell(
         (f"KV, {context:,} tokens", *(format_bytes(c.kv_bytes[context]) for c in shown))
         for context in shown[0].kv_bytes
     ]
+    if shown[0].plan.kv.is_float32:
+        rows.append(row("with --kv int8", lambda c: format_bytes(c.int8_bytes)))
     if shown[0].plan.expert_bytes:
         rows.append(sizes("experts", lambda c: c.plan.expert_bytes))
         rows.append(sizes("memory for them", lambda c: c.forecast.expert_bytes))

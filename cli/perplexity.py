@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numoe.engine.measure.perplexity import Result
 
 
-@takes("against", "window", "stride", "limit", "threads", "ram", "kv", "json", kv="float32")
+@takes("against", "window", "stride", "limit", "threads", "ram", "kv", "json")
 def perplexity(model: arguments.Model, file: arguments.File, options: Options) -> None:
     """Measure how well a model predicts a text."""
     text = read_text(file)

@@ -29,8 +29,8 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
+    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form",
+    "ending", "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.
@@ -222,7 +222,7 @@ class _Asked:
             tokenizer = self.description.tokenizer if options["logprobs"] else None
             made = document(answer, known + len(generation.prompt), known, tokenizer)
             made["timings"]["load_s"] = self.load_seconds
-            made["drafts"] = drafts(generation)
+            made["timings"]["drafts"] = drafts(generation)
             (output.document if options["json"] else output.line)({"model": self.model, **made, "experts": experts})
         said = [statistics(generation, experts)]
         if turn.finish_reason == "length":

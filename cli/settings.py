@@ -243,8 +243,8 @@ SETTINGS: tuple[Setting, ...] = (
     # What the model gets of the machine.
     _filling("ctx", int, "Tokens of context, such as 32k or 1M; else 8192 or the model's limit, if lower.", "room",
              metavar="N", least=1, field="context", may=May.CONFIG | May.TALK, scan=read_count),
-    Setting("kv", Rows, "How what is remembered of tokens is held; float32 is exact.", "room", Rows.INT8,
-            may=May.CONFIG),
+    Setting("kv", Rows, "How what is remembered of tokens is held: exactly, or as int8 in a third of the memory.",
+            "room", Rows.FLOAT32, may=May.CONFIG),
     Setting("draft", str, "Have this small model guess ahead for a large one of its vocabulary; none: guess nothing.",
             "room", metavar="MODEL", may=May.CONFIG),
     Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",

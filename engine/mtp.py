@@ -81,11 +81,7 @@ def load_mtp(model: Model) -> MTP | None:
         if tensor.expert is not None:
             experts.setdefault((0, tensor.expert), {})[name.rpartition(".")[2]] = places[name].stored
     store = ExpertStore(model.description.checkpoint.files, experts) if experts else None
-    nbytes = sum(
-        4 * tensor.size if tensor.held == "array" else held_nbytes(places[name].stored.format, tensor.shape)[0]
-        for name, tensor in tensors.items()
-        if tensor.expert is None
-    )
+    nbytes = sum(_held_nbytes(tensor, places[name]) for name, tensor in tensors.items() if tensor.expert is None)
     nbytes += kv_bytes(spec, spec.context) + (store.total_bytes if store else 0)
     memory = None
     with suppress(DoesNotFit):
@@ -101,6 +97,13 @@ def load_mtp(model: Model) -> MTP | None:
     if store:
         store.allow(store.total_bytes)
     return MTP(model, _Head(spec, weights, LocalBank(store) if store else None), memory)
+
+
+def _held_nbytes(tensor: Tensor, place: Place) -> int:
+    if tensor.held == "array":
+        return 4 * tensor.size
+    rows, columns = tensor.shape
+    return held_nbytes(place.stored.format, (rows, columns))[0]
 
 
 class _Head(Decoder):

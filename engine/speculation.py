@@ -46,7 +46,7 @@ class Sorted(Drafter, Protocol):
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass of an answer, as a drafter is told of it when all is known: `told(one)`, of drafters that have this method.
+    """A pass of an answer, as drafters with a method `told` are told of it when all is known.
 
     proposed: tokens that were read beside the last one. accepted: those of them that came.
     again: tokens had to be read once more first, since states could not go back over what was not accepted.

@@ -1,4 +1,4 @@
-"""The forms that rows are held in: how exact they are, what they take, and that attention reads them in bounded memory."""
+"""The forms that rows are held in: how exact they are, what they take, and attention over them in bounded memory."""
 
 import tracemalloc
 from collections.abc import Callable

@@ -24,6 +24,8 @@ from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
 
 _KEY_EPS = 1e-6
+_MOST_KEYS = 1 << 12
+"""Scored at once by all heads."""
 _SCORE_COPIES = 4
 """Of the scores of all keys, while the best are looked for."""
 
@@ -180,7 +182,7 @@ class LightningIndexer:
     def choose(self, q: Floats, weights: Floats, kept: KeptRows, visible: Ids) -> Ids:
         """The chosen keys (T, top_k) of each token, of which token t may see the first visible[t]; where those are
         fewer, with some that it may not see."""
-        count, heads, _ = q.shape
+        count = len(q)
         chosen = np.empty((count, self.spec.top_k), np.int64)
         most = int(visible[-1])
         step = max(1, SCORE_BYTES // (_SCORE_COPIES * 4 * most))
@@ -199,7 +201,7 @@ class LightningIndexer:
         """The scores (T, W) of keys (1, W, C)."""
         count, heads, _ = q.shape
         total = np.empty((count, keys.shape[1]), np.float32)
-        step = max(1, SCORE_BYTES // (4 * count * heads))
+        step = max(1, min(_MOST_KEYS, SCORE_BYTES // (4 * count * heads)))
         for start in range(0, keys.shape[1], step):
             for a, b, block, factors in keys.blocks(start, min(start + step, keys.shape[1])):
                 scores = np.matmul(q, block[0].T)  # (T, heads, part of W)

@@ -1,0 +1,116 @@
+"""What a token costs behind long contexts, and the memory that it takes: caches are filled with rows, not read.
+
+    python tests/bench/contexts.py [MODEL] [--kv int8] [--contexts 1024,32768,262144] [--tokens 8]
+
+MODEL is a folder; without it a V4-shaped one of random weights is written, with V4-Flash's heads in four layers. Prints
+for each context: the planned bytes of the cache and those that the process took for it, milliseconds a token, and the
+peak of what passes allocated meanwhile (NumPy's own, by tracemalloc).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+
+from numoe.engine import Model, describe, load
+from numoe.engine.layers.state import CHUNK, Cache, KeptRows
+
+TESTS = Path(__file__).parents[1]
+
+
+def v4_shaped(folder: Path) -> Path:
+    """Four layers with V4-Flash's heads and ratios, of little else."""
+    sys.path.insert(0, str(TESTS))
+    from helpers import write_safetensors
+
+    config = json.loads((TESTS / "configs" / "deepseek-ai__DeepSeek-V4-Flash.json").read_text())
+    config.pop("quantization_config", None)
+    config |= {
+        "num_hidden_layers": 4, "compress_ratios": [0, 4, 128, 4, 0], "hidden_size": 256, "n_routed_experts": 8,
+        "moe_intermediate_size": 64, "num_hash_layers": 1, "vocab_size": 512, "num_experts_per_tok": 2,
+        "num_nextn_predict_layers": 0,
+    }  # fmt: skip
+    from numoe.engine.families import family
+
+    kind = family("deepseek_v4")
+    random = np.random.default_rng(0)
+    raw = {}
+    for layer, name, tensor in kind.spec(config).listing():
+        if tensor.below is not None:
+            raw[next(kind.sources(name, layer)).name] = (
+                "I64", tensor.shape, random.integers(0, tensor.below, tensor.shape).astype("<i8").tobytes()
+            )  # fmt: skip
+            continue
+        values = random.standard_normal(tensor.shape, np.float32) * np.float32(tensor.shape[-1] ** -0.5)
+        raw[next(kind.sources(name, layer, tensor.expert)).name] = ("F32", tensor.shape, values.tobytes())
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", raw)
+    return folder
+
+
+def fill(cache: Cache, position: int) -> None:
+    """Rows of noise, as if so many tokens had been read."""
+    cache.prepare(position)
+    random = np.random.default_rng(0)
+    for block in cache.blocks:
+        for state in block.values():
+            if isinstance(state, KeptRows):
+                for plane in state._planes:
+                    plane[:] = 0  # prompts in chunks write to all of it
+                end, spec = position // state.spec.stride, state.spec
+                noise = random.standard_normal((spec.groups, CHUNK, spec.width), np.float32)
+                for start in range(0 if spec.keep is None else max(0, end - spec.keep), end, CHUNK):
+                    state.write(noise[:, : min(CHUNK, end - start)], start)
+
+
+def measure(model: Model, context: int, tokens: int) -> tuple[int, int, float, int]:
+    """Planned and taken bytes of the cache, seconds a token, and the peak of what passes allocate."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache = model.decoder.cache(context)
+    fill(cache, context - 2 * tokens - 1)
+    taken = process.memory_info().rss - before
+    times = []
+    model.decoder.forward(np.array([1]), cache, last=True)
+    for _ in range(tokens):
+        begun = time.perf_counter()
+        model.decoder.forward(np.array([1]), cache, last=True)
+        times.append(time.perf_counter() - begun)
+    tracemalloc.start()
+    for _ in range(tokens):
+        model.decoder.forward(np.array([1]), cache, last=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return model.plan(context).kv_bytes, taken, median(times), peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--kv", default="int8")
+    parser.add_argument("--contexts", default="1024,4096,32768,262144")
+    parser.add_argument("--tokens", type=int, default=8)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(options.model) if options.model else v4_shaped(Path(folder) / "v4")
+        contexts = [int(context) for context in options.contexts.split(",")]
+        model = load(describe(path), kv=options.kv, ctx=max(contexts))
+        for context in contexts:
+            planned, taken, seconds, peak = measure(model, context, options.tokens)
+            print(
+                f"{options.kv}, {context:>8,} tokens: cache planned {planned / 1e6:8.1f} MB, taken {taken / 1e6:8.1f} "
+                f"({taken / planned - 1:+.1%}), {1e3 * seconds:7.1f} ms a token, passes allocate {peak / 1e6:6.1f} MB",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
