@@ -413,7 +413,7 @@ def test_every_setting_that_passes_has_names_for_its_tensors() -> None:
         passed.add(name)
         numbers = {layer: number for number, layer in enumerate(spec.layers)}.values()
         tensors: list[tuple[str, int | None, int | None]] = [
-            (tensor, None, None) for tensor in ("embed", "norm", "head")
+            (tensor, None, None) for tensor in ("embed", "norm", "head") if tensor != "norm" or spec.norm
         ]
         for number in numbers:
             table = spec.layer_tensors(number)
@@ -844,8 +844,15 @@ assert model.description.chat_format
             ("families/kimi_linear.py", "families/bailing_hybrid.py", "families/kda.py", "layers/recurrent/kda.py"),
         ),
         (
-            ("qwen3_5", "qwen3_5_moe", "qwen3_next"),
-            ("families/qwen3_5.py", "families/qwen3_next.py", "families/deltanet.py", "layers/recurrent/deltanet.py"),
+            ("qwen3_5", "qwen3_5_moe", "qwen3_next", "qwen4_exp"),
+            (
+                "families/qwen3_5.py",
+                "families/qwen3_next.py",
+                "families/qwen4_exp.py",
+                "families/deltanet.py",
+                "layers/recurrent/deltanet.py",
+                "layers/ngram.py",
+            ),  # fmt: skip
         ),
     ],
 )

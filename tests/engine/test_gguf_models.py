@@ -22,6 +22,7 @@ Checkpoints = Callable[[str], Path]
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+    "qwen4_exp_text": "qwen4exp",
     "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "kimi_linear": "kimi-linear",
     "bailing_hybrid": "bailingmoe3",
     "lfm2_moe": "lfm2moe", "llama4_text": "llama4", "phimoe": "phimoe", "cohere2_moe": "cohere2moe",
@@ -34,7 +35,7 @@ ARCHITECTURES = {
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
-         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
+         "qwen3_5_b", "qwen4_exp_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "granitemoe_a",
          "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a", "hy_v3_a",
          "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
 
 from numoe.engine import load
+from numoe.engine.layers.ngram import NgramEmbedding
+from numoe.engine.layers.spec import ModelSpec
 
 GOLDEN = tiny.GOLDEN
 ARCHITECTURES = {
@@ -49,7 +51,7 @@ ARCHITECTURES = {
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
-    "laguna": "LagunaForCausalLM",
+    "laguna": "LagunaForCausalLM", "qwen4_exp_text": "Qwen4ExpForCausalLM",
 }  # fmt: skip
 
 
@@ -108,6 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
     "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
+    "qwen4_exp_a": {"ple_layer_ids": [1], "output_gate_type": "sigmoid", "norm_topk_prob": True},
     "qwen3_vl_moe_a": {"mlp_only_layers": []},
     "smollm3_b": {"no_rope_layers": None, "use_sliding_window": False, "layer_types": None},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
@@ -125,6 +128,8 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("layer_types", "layers_block_type"):
         if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
             config[key] = [old.get(kind, kind) for kind in config[key]]
+    if config["model_type"] == "qwen4_exp_text":
+        config |= {"layer_types": [kind.replace("indexed", "full") for kind in config["layer_types"]], "model_type": ""}
     if "mlp_layer_types" in config and config["model_type"] != "laguna":
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
@@ -240,6 +245,18 @@ def turn_experts(path: Path) -> None:
     safetensors.numpy.save_file(tensors | stacks, path, metadata={"format": "pt"})
 
 
+def store_hashes(path: Path, spec: ModelSpec) -> None:
+    """What n-grams are hashed with, which golden checkpoints leave to the config."""
+    tensors = safetensors.numpy.load_file(path)
+    for number, blocks in enumerate(spec.layers):
+        if isinstance(kind := blocks[0].kind, NgramEmbedding):
+            prefix = f"model.layers.{number}.ple.ple_embedding"
+            tensors[f"{prefix}.layer_multipliers"] = np.array(kind.multipliers)
+            tensors[f"{prefix}.ngram_heads_vocab_sizes"] = np.array(kind.sizes)
+            tensors[f"{prefix}.ngram_heads_offsets"] = np.cumsum((0, *kind.sizes[:-1]))
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
@@ -247,7 +264,10 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
         source, logits_there = changed(case, folder)
     else:
         tiny.write_checkpoint(case, source)
-    own = load(source).session(1024).feed(golden.ids)
+    there = load(source)
+    own = there.session(1024).feed(golden.ids)
+    if "qwen4_exp" in case:
+        store_hashes(source / "model.safetensors", there.spec)
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
     if "qwen3_vl_moe" in case:  # released with turned experts, which the converter turns back
         turn_experts(source / "model.safetensors")
