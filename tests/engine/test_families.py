@@ -852,7 +852,7 @@ assert model.description.chat_format
                 "families/deltanet.py",
                 "layers/recurrent/deltanet.py",
                 "layers/ngram.py",
-            ),  # fmt: skip
+            ),
         ),
     ],
 )
