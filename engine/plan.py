@@ -232,3 +232,11 @@ def format_bytes(count: int) -> str:
         amount /= 1000
         units.pop(0)
     return f"{amount:.3g} {units[0]}"
+
+
+def format_count(count: int) -> str:
+    """284_331_000_000 -> "284 B"."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)
