@@ -51,9 +51,11 @@ ARCHITECTURES = {
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
-    "laguna": "LagunaForCausalLM", "qwen4_exp_text": "Qwen4ExpForCausalLM",
+    "deepseek_v4": "DeepseekV4ForCausalLM", "laguna": "LagunaForCausalLM", "qwen4_exp_text": "Qwen4ExpForCausalLM",
 }  # fmt: skip
 
+SAVED = ("v4_a", "v4_b")
+"""Cases as transformers saves them, which the converter reads in their released form alone."""
 
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -220,6 +222,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
         del sys.modules[name]  # the converter needs its own
     import conversion
+    from gguf import GGMLQuantizationType as q
 
     conversion.load_all_models()
     classes = [conversion.ModelBase]
@@ -228,6 +231,8 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         classes += one.__subclasses__()
         if "set_vocab" in vars(one):
             one.set_vocab = _no_vocabulary
+        if one.__name__ == "DeepseekV4Model" and outtype == "f32":  # else it rounds what is FP8 to Q8_0
+            one.tensor_force_quant = lambda model, name, *more: name in model._dsv4_fp8_dequantized and q.F32
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
     if re.search("qwen3_(5|next)|mimo_v2", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
@@ -298,6 +303,7 @@ def main() -> None:
     print("| --- | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         known = [case for case in tiny.cases() if tiny.load_golden(case).config["model_type"] in ARCHITECTURES]
+        known = [case for case in known if case not in SAVED]
         for case in options.cases or known:
             found = agreement(case, options.llama_cpp.resolve(), options.outtype, Path(folder))
             print(f"| {case} | {found} |", flush=True)
