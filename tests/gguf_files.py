@@ -69,6 +69,10 @@ NAMES = {
     # LFM2, Llama 4
     "model.embedding_norm": "token_embd_norm", "operator_norm": "attn_norm", "conv.in_proj": "shortconv.in_proj",
     "conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj",
+    # Trinity, ERNIE, Laguna
+    "self_attn.gate_proj": "attn_gate", "pre_mlp_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm", "mlp.moe_statics.e_score_correction": "exp_probs_b",
+    "mlp.experts.e_score_correction": "exp_probs_b",
     # gpt-oss
     "self_attn": "attn_sinks",  # and MiMo-V2
     # Mamba-2, and layers of one norm
@@ -359,13 +363,17 @@ def as_phimoe(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out | {name: np.array(rope[key], np.float32) for name, key in factors.items()}
 
 
+def as_laguna(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    return together(renamed(tensors, {"self_attn.g_proj": "self_attn.head_gate"}))
+
+
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
     "gpt-oss": as_gpt_oss, "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
     "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda, "lfm2moe": as_lfm2, "llama4": as_llama4,
-    "phimoe": as_phimoe, "qwen4exp": as_qwen4,
+    "phimoe": as_phimoe, "laguna": as_laguna, "qwen4exp": as_qwen4,
 }  # fmt: skip
 
 
@@ -375,7 +383,7 @@ SPELLINGS = {
 }  # fmt: skip
 
 
-POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4")
+POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe")
 """Architectures that call the norm after the attention so, whatever it is of."""
 
 
@@ -611,6 +619,34 @@ def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -
             "rope.dimension_count": c("head_dim"),
             "rope.scaling.type": "none",
         }
+    if architecture == "afmoe":
+        return {
+            "expert_shared_count": config["num_shared_experts"],
+            "leading_dense_block_count": config["num_dense_layers"],
+            "expert_weights_scale": float(config["route_scale"]),
+            "attention.sliding_window": config["sliding_window"],
+            "rope.dimension_count": c("head_dim"),
+        }
+    if architecture == "ernie4_5-moe":
+        return {
+            "expert_count": config["moe_num_experts"],
+            "expert_used_count": config["moe_k"],
+            "interleave_moe_layer_step": config["moe_layer_interval"],
+            "leading_dense_block_count": config["moe_layer_start_index"],
+            "expert_shared_count": config["moe_num_shared_experts"],
+            "expert_shared_feed_forward_length": config["intermediate_size"] // 2,
+        }
+    if architecture == "laguna":
+        return {
+            "attention.head_count": config["num_attention_heads_per_layer"],
+            "expert_weights_norm": True,
+            "expert_weights_scale": config["moe_routed_scaling_factor"],
+            "expert_gating_func": 2,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count_swa": c("head_dim"),
+        }
+    if architecture == "mellum":
+        return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]]}
     if architecture == "phimoe":
         return {
             "attention.sliding_window": c("sliding_window") or 0,

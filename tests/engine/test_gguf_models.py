@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "hunyuan_v1_moe": "hunyuan-moe", "mimo_v2_flash": "mimo2",
     "bailing_moe": "bailingmoe2", "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
     "gemma3_text": "gemma3", "gemma4_text": "gemma4",
+    "afmoe": "afmoe", "ernie4_5_moe": "ernie4_5-moe", "laguna": "laguna", "mellum": "mellum", "olmoe": "olmoe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
@@ -423,6 +424,11 @@ WITHOUT_KEYS: dict[str, dict[str, Any]] = {
                                      "high_freq_factor": 1.0, "original_max_position_embeddings": 64}},
     "phimoe_a": {"router_jitter_noise": 0.01},
     "lfm2_moe_b": {"norm_topk_prob": True},
+    "afmoe_b": {"layer_types": None, "mup_enabled": True},
+    "ernie4_5_moe_a": {"moe_norm_min": 1e-12},
+    "laguna_a": {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    "mellum_b": {"norm_topk_prob": True},
+    "olmoe_b": {"norm_topk_prob": False, "rms_norm_eps": 1e-5},
 }  # fmt: skip
 
 
