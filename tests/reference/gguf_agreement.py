@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import safetensors.numpy
 
@@ -194,17 +195,37 @@ def rename_dense(folder: Path) -> None:
         safetensors.numpy.save_file({re.sub(dense, r"mlp.\1", name): one for name, one in tensors.items()}, path)
 
 
-def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
-    """The checkpoint of a case with its `CHANGES`, and transformers' logits of it."""
+WIDER = 8
+_SIZES = re.compile(
+    r"hidden_size$|intermediate_size|head_dim$|lora_rank$|_latent_size$|rotary_dim|lowrank$|"
+    r"embed_dim$|d_state$|state_size$|linear_(key|value)_head_dim$|shared_intermediate|v_head_dim$"
+)
+
+
+def wider(values: Any, key: str = "") -> Any:
+    """A config whose sizes are multiples of the blocks' of Q8_0, which the golden ones are not."""
+    if isinstance(values, dict):
+        return {name: wider(one, name) for name, one in values.items()}
+    if isinstance(values, list):
+        return [wider(one, key) for one in values]
+    scaled = _SIZES.search(key) or key == "mrope_section"
+    return values * WIDER if type(values) is int and scaled and "chunk" not in key else values
+
+
+def changed(case: str, folder: Path, wide: bool = False) -> tuple[Path, np.ndarray]:
+    """The checkpoint of a case with its `CHANGES`, and transformers' logits of it, unless it is made wide."""
     import make_golden
 
     make_golden.transformers.utils.logging.disable_progress_bar()
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
-    described["config"] |= CHANGES[case]
+    described["config"] |= CHANGES.get(case, {})
+    described["config"] = wider(described["config"]) if wide else described["config"]
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
         described["config"], described["listing"] = make_golden.saved_listing(one)
+    elif wide:
+        described["listing"] = make_golden.CASES[case].listing(described["config"])
     tiny.GOLDEN = folder / "golden"
     tiny.GOLDEN.mkdir(exist_ok=True)
     (tiny.GOLDEN / f"{case}.json").write_text(json.dumps(described))
@@ -213,6 +234,8 @@ def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
         layers = described["config"]["num_hidden_layers"]
         plain_folder = make_golden.dequantized(source, folder / f"{case}-plain", layers)
     tiny.GOLDEN = GOLDEN
+    if wide:
+        return source, np.zeros(0)
     return source, make_golden.logits_of(make_golden.load_reference(plain_folder), tiny.load_golden(case).ids)
 
 
@@ -265,8 +288,8 @@ def store_hashes(path: Path, spec: ModelSpec) -> None:
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
-    if case in CHANGES:
-        source, logits_there = changed(case, folder)
+    if case in CHANGES or outtype != "f32":
+        source, logits_there = changed(case, folder, outtype != "f32")
     else:
         tiny.write_checkpoint(case, source)
     there = load(source)
@@ -286,7 +309,28 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     if ran.returncode:
         return f"the converter failed: {ran.stderr.strip().splitlines()[-1]}"
     logits = load(out).session(1024).feed(golden.ids)
+    if outtype != "f32":
+        plain = load(dequantized(out, folder / "plain.gguf")).session(1024).feed(golden.ids)
+        return f"{np.abs(logits - plain).max():.1e}"
     return f"{np.abs(logits - logits_there).max():.1e} | {np.abs(logits - own).max():.1e}"
+
+
+def dequantized(path: Path, out: Path) -> Path:
+    """The same file with all floats in float32, as gguf's own code makes them."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
+    for name, field in fields.items():
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for one in reader.tensors:
+        integers = one.tensor_type.name.startswith("I") and one.tensor_type.name[1:].isdigit()
+        values = one.data if integers else gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32)
+        writer.add_tensor(one.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
 
 
 def main() -> None:
@@ -299,8 +343,10 @@ def main() -> None:
     if options.convert:
         convert(options.llama_cpp, *options.convert, options.outtype)
         return
-    print("| checkpoint | largest difference from transformers | from the folder |")
-    print("| --- | ---: | ---: |")
+    if options.outtype == "f32":
+        print("| checkpoint | largest difference from transformers | from the folder |\n| --- | ---: | ---: |")
+    else:
+        print("| checkpoint | largest difference from the same weights in float32 |\n| --- | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         known = [case for case in tiny.cases() if tiny.load_golden(case).config["model_type"] in ARCHITECTURES]
         known = [case for case in known if case not in SAVED]
