@@ -50,15 +50,11 @@ class NgramEmbedding(Kind):
     """Of the table, of which the last ones may serve nothing."""
     pieces: int
     """Tensors that it is cut into, of as many rows each, the last one of what is left."""
-    label = "n-gram"
+    label = "n-grams on disk"
 
     @property
     def part_rows(self) -> int:
         return -(-self.rows // self.pieces)
-
-    @property
-    def details(self) -> str:
-        return f"{len(self.sizes)} rows of {self.rows} on disk for what is said in up to {len(self.multipliers)} tokens"
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         streams, dim = self.streams * hidden, self.width // len(self.sizes)
