@@ -20,7 +20,9 @@ _TABLE = re.compile(r"ngram|n_gram|engram|per_layer_token_embd|embed_tokens_per_
 # What answers text without, and whose names say so.
 _ASIDE = {
     "drafting": re.compile(r"(^|[._])(mtp\w*|nextn|dspark\w*|eagle\w*|medusa\w*|draft\w*)[._]"),
-    "vision": re.compile(r"(^|\.)(visual|vision\w*|image\w*|v|mm|mm_projector|multi_modal_projector|embed_vision)\."),
+    "vision": re.compile(
+        r"(^|\.)(visual|vision\w*|aligner|image\w*|v|mm|mm_projector|multi_modal_projector|embed_vision)\.|^image_|bias_vl$|_b_vl\."
+    ),
     "audio": re.compile(r"(^|\.)(audio\w*|a|speech\w*|embed_audio)\."),
 }
 # Keys that tell how many experts a token takes.

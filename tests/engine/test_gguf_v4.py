@@ -1,5 +1,6 @@
 """DeepSeek-V4 in GGUF files: golden checkpoints rewritten as llama.cpp's converter does, by its names and keys."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from gguf_files import write_tensors
+from helpers import reshard, write_safetensors
 
 from numoe.engine import InputError, load
 from numoe.engine.description import describe
@@ -122,6 +124,22 @@ def test_a_key_of_drafting_blocks_that_were_left_out_takes_no_layer_away(
     golden = tiny.load_golden("v4_released")
     path = write(checkpoint("v4_released"), tmp_path / "model.gguf", nextn_predict_layers=1)
     assert np.abs(load(path).session(512).feed(golden.ids) - golden.logits).max() < 2e-4
+
+
+def test_towers_of_a_folder_are_left_aside(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Those of V4-Flash that sees, whose routers have a bias more."""
+    golden = tiny.load_golden("v4_released")
+    folder = reshard(checkpoint("v4_released"), tmp_path / "model", 2)
+    names = ("vision.blocks.0.w.weight", "aligner.w1.weight", "image_newline", "layers.0.ffn.gate.bias",
+             "layers.3.ffn.gate.bias_vl")  # fmt: skip
+    write_safetensors(folder / "seeing.safetensors", {name: ("F32", (9,), bytes(36)) for name in names})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(names, "seeing.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(golden.config | {"vision_n_layers": 3, "vision_dim": 8}))
+    model = load(folder)
+    assert np.abs(model.session(512).feed(golden.ids) - golden.logits).max() < 2e-4
+    assert model.description.aside["vision"] == 4 * 36 and model.description.aside["other"] == 36
 
 
 def test_heads_that_only_draft_and_towers_are_left_aside(checkpoint: Checkpoints, tmp_path: Path) -> None:
