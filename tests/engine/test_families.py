@@ -358,6 +358,11 @@ def test_one_model_waits_for_no_other_family() -> None:
         ("dots1_a", {"scoring_func": "softmax"}, "\"scoring_func\" is 'softmax'"),
         ("gemma3_a", {"attn_logit_softcapping": 50.0}, '"attn_logit_softcapping" is not understood'),
         ("gemma3_a", {"use_bidirectional_attention": True}, '"use_bidirectional_attention" is not understood'),
+        ("qwen4_exp_a", {"eos_token_id": None}, '"eos_token_id" is None, and n-grams begin anew'),
+        ("qwen4_exp_a", {"ple_layer_ids": [9]}, '"ple_layer_ids" has 9, and layers are 1 to 4'),
+        ("qwen4_exp_a", {"ple_embed_dim": 37}, '"ple_embed_dim" is 37, which 6 heads of n-grams cannot share'),
+        ("qwen4_exp_a", {"indexer_head_dim": 6}, '"indexer_head_dim" is 6, and rotary embeddings turn 8'),
+        ("qwen4_exp_a", {"indexer_kv_heads": 2}, '"indexer_kv_heads" is 2, and only 1 is supported'),
     ],
 )
 def test_what_is_of_a_wrong_type_or_size_is_refused_by_name(case: str, change: dict[str, Any], reason: str) -> None:

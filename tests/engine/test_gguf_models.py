@@ -271,6 +271,10 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         "llama4_a",
         "phimoe_a",
         "cohere2_moe_a",
+        "qwen4_exp_b",
+        "laguna_a",
+        "ernie4_5_moe_a",
+        "afmoe_b",
     ],
 )
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
@@ -405,6 +409,10 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
         ("cohere2_moe_a", {}, {"expert_gating_func": 3}, 'cohere2moe.expert_gating_func" is 3'),
         ("cohere2_moe_a", {}, {"expert_shared_feed_forward_length": 9}, "expert_shared_feed_forward_length is 9"),
         ("cohere2_moe_a", {}, {"attention.sliding_window_pattern": [True]}, "must tell of all 5 layers"),
+        ("qwen4_exp_b", {}, {"ple.layer_multipliers": [3, 5]}, 'ple.layer_multipliers" must be 4 positive whole'),
+        ("qwen4_exp_b", {}, {"ple.head_offsets": [0] * 15}, "ple.head_offsets is"),
+        ("qwen4_exp_b", {}, {"ple.layers": [0, 1]}, "one layer can have n-grams"),
+        ("qwen4_exp_b", {}, {"attention.indexer.top_k": 7}, 'top_k" is 7, which is no multiple of the 5 tokens'),
     ],
 )
 def test_what_is_not_computed_is_refused_by_its_key(
