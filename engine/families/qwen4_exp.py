@@ -93,8 +93,7 @@ def _ngrams(config: Config, streams: int) -> dict[int, tuple[Block]]:
     if longest < 2 or width % heads:
         raise config.refusal("ple_embed_dim", f"is {width}, which {heads} heads of n-grams cannot share")
     for key, numbers, count in (("head_vocab_sizes", told, heads), ("layer_multipliers", multipliers, longest)):
-        wrong = numbers and (len(numbers) != count or any(type(one) is not int or one < 1 for one in numbers))
-        if wrong:
+        if numbers and (len(numbers) != count or any(type(one) is not int or one < 1 for one in numbers)):
             raise config.refusal(f"ple_{key}", f"must be {count} positive whole numbers, not {shown(numbers)}")
     end = config.values.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end

@@ -198,7 +198,7 @@ def rename_dense(folder: Path) -> None:
 WIDER = 8
 _SIZES = re.compile(
     r"hidden_size$|intermediate_size|head_dim$|lora_rank$|_latent_size$|rotary_dim|lowrank$|"
-    r"embed_dim$|d_state$|state_size$|linear_(key|value)_head_dim$|shared_intermediate|v_head_dim$"
+    r"embed_dim$|d_state$|d_head$|state_size$|linear_(key|value)_head_dim$|shared_intermediate|v_head_dim$"
 )
 
 
