@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from numoe.engine import Description, Plan
     from numoe.engine.hub.repository import Repository
     from numoe.engine.measure.machine import Forecast, Machine
+    from numoe.engine.totals import Totals
     from numoe.quant.stored.checkpoint import Checkpoint
 
 _CONTEXTS = 8192, 32768
@@ -56,6 +56,7 @@ def fit(model: arguments.Model, options: Options) -> None:
         from numoe.engine.hub.repository import repository
         from numoe.engine.plan import Verdict, format_bytes
         from numoe.engine.pull import describe_runnable
+        from numoe.engine.totals import convention_of
 
         def wait(seconds: float, trouble: str) -> None:
             output.status(trouble)
@@ -68,9 +69,9 @@ def fit(model: arguments.Model, options: Options) -> None:
             try:
                 description = describe(path)
             except InputError as reason:
-                if not path.is_file() or (checkpoint := _opened(path)) is None:
+                if (found := _opened(path)) is None:
                     raise
-                _tell_totals(output, model, checkpoint, 0, spelled(str(reason)), json)
+                _tell_totals(output, model, *found, 0, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
         elif is_hub_id(model):
             remote = repository(model, wait=wait)
@@ -79,9 +80,10 @@ def fit(model: arguments.Model, options: Options) -> None:
             except HubError:
                 raise
             except InputError as reason:
-                checkpoint = remote.checkpoint()
+                config = remote.config()
+                checkpoint = remote.checkpoint(convention_of(config))
                 download = sum(info.nbytes for info in checkpoint.tensors.values())
-                _tell_totals(output, remote.repo_id, checkpoint, download, spelled(str(reason)), json)
+                _tell_totals(output, remote.repo_id, checkpoint, config, download, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
         else:
             raise home.unknown(model)
@@ -259,36 +261,92 @@ def _tell_the_way(output: Output, model: str, columns: dict[str, _Column]) -> No
     output.text(f"numoe pull {model} --quant {best}")
 
 
-def _opened(path: Path) -> Checkpoint | None:
-    """A file whose tensors can be listed, if it is one."""
-    from numoe.quant.stored.checkpoint import open_checkpoint
+def _opened(path: Path) -> tuple[Checkpoint, Mapping[str, Any]] | None:
+    """A file or folder whose tensors can be listed, if it is one, and what it says of itself."""
+    from numoe.engine.totals import convention_of
+    from numoe.quant.documents import read_object
+    from numoe.quant.stored.checkpoint import only_gguf, open_checkpoint
 
     try:
-        return open_checkpoint(path)
+        path = (only_gguf(path) or path) if path.is_dir() else path
+        if path.is_file():
+            checkpoint = open_checkpoint(path)
+            return checkpoint, checkpoint.metadata
+        config = read_object(path / "config.json")
+        return open_checkpoint(path, convention_of(config)), config
     except InputError:
         return None  # what is wrong with it has been said
 
 
-def _tell_totals(output: Output, name: str, checkpoint: Checkpoint, download: int, reason: str, json: bool) -> None:
-    """What can be said of a model that numoe does not run."""
-    from numoe.engine.plan import format_bytes
+@dataclass(frozen=True)
+class _Unsupported:
+    """A model that numoe does not run, and why."""
 
-    dtypes: Counter[str] = Counter()
-    for info in checkpoint.tensors.values():
-        dtypes[info.dtype] += info.nbytes
-    total, what = dtypes.total(), "to download and on disk" if download else "on disk"
+    name: str
+    totals: Totals
+    download: int
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        totals = self.totals
+        return {
+            "model": self.name,
+            "download_bytes": self.download,
+            "formats": {},
+            "dtypes": totals.dtypes,
+            "parameters": totals.parameters,
+            "expert_bytes": totals.expert_bytes,
+            "experts": totals.experts,
+            "experts_per_token": totals.chosen,
+            "table_bytes": totals.table_bytes,
+            "aside_bytes": totals.aside_bytes,
+            "resident_bytes": totals.resident_bytes,
+            "unsupported": self.reason,
+        }
+
+    def tell(self, output: Output) -> None:
+        from numoe.engine.plan import format_bytes, format_count
+
+        totals, what = self.totals, "to download and on disk" if self.download else "on disk"
+        output.text(self.name)
+        output.text(f"{totals.nbytes:,} bytes {what} ({format_bytes(totals.nbytes)})")
+        output.text()
+        rows = [
+            (dtype, format_bytes(n), format_count(totals.parameters.get(dtype, 0)))
+            for dtype, n in totals.dtypes.items()
+        ]
+        output.table([("", "bytes", "parameters"), *rows], numbers=[1, 2])
+        output.text()
+        taken = (
+            f", of which a token takes {totals.chosen} of {totals.experts}" if totals.chosen and totals.experts else ""
+        )
+        parts = [
+            (totals.expert_bytes, f"of routed experts{taken}: they could stay on disk"),
+            (totals.table_bytes, "of tables of which a token takes some rows: they could stay on disk"),
+            (totals.aside_bytes, "of what only drafts, sees or hears: text needs none of it"),
+        ]
+        for nbytes, words in parts:
+            if nbytes:
+                output.table([(f"{format_bytes(nbytes)} {words}.",)])
+        if any(nbytes for nbytes, _ in parts):
+            output.table([(f"{format_bytes(totals.resident_bytes)} of the rest would be in memory.",)])
+            output.text()
+        output.table([(f"Not supported yet: {self.reason}.",)])
+        output.text("Nothing was downloaded.")
+
+
+def _tell_totals(
+    output: Output, name: str, checkpoint: Checkpoint, config: Mapping[str, Any], download: int, reason: str, json: bool
+) -> None:
+    """What can be said of a model that numoe does not run."""
+    from numoe.engine.totals import totals
+
+    found = _Unsupported(name, totals(checkpoint, config), download, reason)
     output.clear_status()
     if json:
-        document = {"model": name, "download_bytes": download, "formats": {}, "dtypes": dict(dtypes)}
-        output.document(document | {"unsupported": reason})
-        return
-    output.text(name)
-    output.text(f"{total:,} bytes {what} ({format_bytes(total)})")
-    output.text()
-    output.table([(dtype, format_bytes(nbytes)) for dtype, nbytes in dtypes.most_common()], numbers=[1])
-    output.text()
-    output.table([(f"Not supported yet: {reason}.",)])
-    output.text("Nothing was downloaded.")
+        output.document(found.document())
+    else:
+        found.tell(output)
 
 
 def _reason(column: _Column, allowed: str) -> str:

@@ -43,6 +43,7 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
             for (role, label), (nbytes, parameters) in sorted(_weights(plan).items())
         ],
         "weight_bytes": plan.stored_bytes,
+        "aside": description.aside,
         "context": spec.context,
         "kv_bytes": {str(plan.context): plan.kv_bytes},
         "tokenizer": _has(description, "tokenizer"),
@@ -51,12 +52,15 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
 
 
 def _print(model: str, description: Description, plan: Plan) -> None:
-    from numoe.engine.plan import format_bytes
+    from numoe.engine.plan import format_bytes, format_count
 
     spec = description.spec
+    aside = ", ".join(f"{part} {format_bytes(nbytes)}" for part, nbytes in description.aside.items())
     attention = _labels(spec, "attention")
     ffn = _labels(spec, "ffn")
-    active = f"{_billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
+    active = (
+        f"{format_count(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
+    )
     template = "yes" if _has(description, "chat_format") else "none, so run it with --raw"
     output = Output()
     output.table(
@@ -67,7 +71,8 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("attention", _listed(attention)),
             ("ffn", _listed(ffn)),
             *([("experts", experts)] if (experts := _experts(spec)) else []),
-            ("parameters", f"{_billions(plan.parameters)}, {active}"),
+            ("parameters", f"{format_count(plan.parameters)}, {active}"),
+            *([("left aside", aside)] if aside else []),
             ("context", f"up to {spec.context} tokens; {plan.context} take {format_bytes(plan.kv_bytes)}"),
             ("tokenizer", "yes" if _has(description, "tokenizer") else "none"),
             ("chat format", template),
@@ -101,14 +106,6 @@ def _labels(spec: ModelSpec, part: str) -> dict[str, int]:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
-
-
-def _billions(count: int) -> str:
-    """284_331_000_000 -> "284 B"."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return str(count)
 
 
 def _bits(nbytes: int, weights: int) -> str:

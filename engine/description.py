@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.places import Place
 from numoe.engine.plan import Plan, plan
+from numoe.engine.totals import aside
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
 from numoe.quant.errors import InputError
@@ -87,6 +89,18 @@ class Description:
         if wanted is None:
             return stored.format, 0
         return wanted.format, wanted.format.nbytes(*tensor.shape) - stored.nbytes
+
+    @cached_property
+    def aside(self) -> dict[str, int]:
+        """Bytes of the stored tensors that are not computed with, by what they serve; they are never in memory."""
+        used = {info.name for place in self.places.values() for info in place.stored.parts}
+        sums: Counter[str] = Counter()
+        for name, info in self.checkpoint.tensors.items():
+            if name not in used:
+                number = re.search(r"\b(?:layers|blk)\.(\d+)\.", name)
+                drafts = number is not None and int(number[1]) >= len(self.spec.layers)
+                sums["drafting" if drafts else aside(name) or "other"] += info.nbytes
+        return dict(sums.most_common())
 
     @cached_property
     def identity(self) -> str:

@@ -89,6 +89,8 @@ def _read(description: Description, *, wide: bool) -> Weights:
             weights.arrays[name] = place.array(tensor.shape)
             if tensor.below is not None:
                 _check_numbers(weights.arrays[name], tensor.below, f"{description.path}: tensor {place.stored.name}")
+        elif tensor.held == "disk":
+            weights.matrices[name] = place.stored.on_disk()
         elif tensor.expert is None:
             weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
                 place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide

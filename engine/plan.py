@@ -49,6 +49,8 @@ class Plan:
     kv_bytes: int
     scratch_bytes: int
     """What a pass through the layers takes beside weights and caches, at most and about."""
+    table_bytes: int
+    """Of the weights those that are never in memory: tables of which tokens take rows."""
     float32_bytes: int
     """How much more memory small matrices take, which are held as float32."""
     wide_bytes: int
@@ -66,7 +68,7 @@ class Plan:
     @property
     def weight_bytes(self) -> int:
         """The weights as they are held, where they are not widened."""
-        return self.stored_bytes + self.float32_bytes
+        return self.stored_bytes - self.table_bytes + self.float32_bytes
 
     @property
     def expert_bytes(self) -> int:
@@ -144,7 +146,7 @@ def plan(
     sizes: Counter[tuple[str, Format]] = Counter()
     active: Counter[Format] = Counter()
     taken: Counter[int] = Counter()
-    float32 = wide = 0
+    float32 = wide = tables = 0
     for layer, name, tensor in spec.listing():
         kind = stored[name]
         nbytes = kind.nbytes(*tensor.shape)
@@ -155,6 +157,8 @@ def plan(
             plain, widest = held_nbytes(kind, (rows, columns), routed=tensor.expert is not None)
             float32 += plain - nbytes
             wide += widest - plain
+        elif tensor.held == "disk":
+            tables += nbytes
         if tensor.active:
             active[kind] += tensor.active
             if tensor.expert is not None and layer is not None:
@@ -173,6 +177,7 @@ def plan(
         kv=kv,
         kv_bytes=kv_bytes(spec, context, kv),
         scratch_bytes=scratch_bytes(spec),
+        table_bytes=tables,
         float32_bytes=float32,
         wide_bytes=wide,
     )
@@ -198,7 +203,7 @@ def scratch_bytes(spec: ModelSpec) -> int:
     most = 0
     for blocks in spec.layers:
         tensors = [t for block in blocks for t in block.kind.tensors(spec.hidden).values()]
-        widest = max(t.shape[0] for t in tensors if t.held != "array")
+        widest = max(t.shape[0] for t in tensors if t.held == "matrix")
         chosen = sum(block.kind.routed[1] for block in blocks)
         most = max(most, copies * (widest + spec.residual.streams * spec.hidden) + 2 * chosen * spec.hidden)
     return 4 * CHUNK * most
@@ -234,3 +239,11 @@ def format_bytes(count: int) -> str:
         amount /= 1000
         units.pop(0)
     return f"{amount:.3g} {units[0]}"
+
+
+def format_count(count: int) -> str:
+    """284_331_000_000 -> "284 B"."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)

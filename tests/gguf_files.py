@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from numoe.engine.families import family
 from numoe.quant.stored.safetensors import read_header
 
 Arrays = dict[str, np.ndarray]
@@ -40,6 +41,16 @@ NAMES = {
     "linear_attn.out_proj": "ssm_out", "linear_attn.dt": "ssm_dt", "linear_attn.in_proj_ba": "ssm_ba",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    # gated streams, n-grams, blocks of tokens
+    **{f"{theirs}.{a}": f"{ours}_{b}" for theirs, ours in (
+        ("attn_hyper_connection", "hc_attn"), ("mlp_hyper_connection", "hc_ffn"),
+        ("model.hyper_connection_mixer", "output_hc"),
+    ) for a, b in (("hc_norm", "norm"), ("input_mix_weight_down", "down"), ("input_mix_weight_up", "up"),
+                   ("block_inject_weight", "inject"))},
+    "ple.key_proj": "ple_key", "ple.value_proj": "ple_value", "ple.conv1d": "ple_conv1d",
+    **{f"ple.norm_{n}": f"ple_norm_{n}" for n in ("key", "query", "conv")}, "ngram_table": "per_layer_token_embd",
+    **{f"self_attn.indexer.{n}_layernorm": f"indexer.{n}_norm" for n in "qk"},
+    **{f"self_attn.indexer.{n}_proj": f"indexer.{n}_proj" for n in "qk"},
     # Ling
     "model.word_embeddings": "token_embd", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
     "attention.query_layernorm": "attn_q_norm", "attention.key_layernorm": "attn_k_norm",
@@ -58,6 +69,10 @@ NAMES = {
     # LFM2, Llama 4
     "model.embedding_norm": "token_embd_norm", "operator_norm": "attn_norm", "conv.in_proj": "shortconv.in_proj",
     "conv.conv": "shortconv.conv", "conv.out_proj": "shortconv.out_proj",
+    # Trinity, ERNIE, Laguna
+    "self_attn.gate_proj": "attn_gate", "pre_mlp_layernorm": "ffn_norm",
+    "post_mlp_layernorm": "post_ffw_norm", "mlp.moe_statics.e_score_correction": "exp_probs_b",
+    "mlp.experts.e_score_correction": "exp_probs_b",
     # gpt-oss
     "self_attn": "attn_sinks",  # and MiMo-V2
     # Mamba-2, and layers of one norm
@@ -159,6 +174,24 @@ def as_qwen35(tensors: Arrays, config: dict[str, Any]) -> Arrays:
             values = values + 1
         out[name] = values.squeeze()
     return out
+
+
+def as_qwen4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    """One table, and queries and keys of the indexer apart."""
+    out, pieces = {}, {}
+    for name, values in tensors.items():
+        if "ngram_embedding.shard_" in name:
+            pieces[int(name.split("shard_")[1].split(".")[0])] = values
+        elif ".ple.norm_" in name:
+            out[name] = values + 1
+        elif name.endswith("index_qk_proj.weight"):
+            rows = config["indexer_n_heads"] * config["indexer_head_dim"]
+            for part, half in zip("qk", np.split(values, [rows]), strict=True):
+                out[name.replace("index_qk", part)] = half
+        else:
+            out[name] = values
+    table = np.concatenate([pieces[number] for number in sorted(pieces)])
+    return as_qwen35(out, config) | {"ngram_table.weight": table}
 
 
 def as_kda(tensors: Arrays, config: dict[str, Any]) -> Arrays:
@@ -330,13 +363,17 @@ def as_phimoe(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out | {name: np.array(rope[key], np.float32) for name, key in factors.items()}
 
 
+def as_laguna(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    return together(renamed(tensors, {"self_attn.g_proj": "self_attn.head_gate"}))
+
+
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
     "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
     "gpt-oss": as_gpt_oss, "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
     "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda, "lfm2moe": as_lfm2, "llama4": as_llama4,
-    "phimoe": as_phimoe,
+    "phimoe": as_phimoe, "laguna": as_laguna, "qwen4exp": as_qwen4,
 }  # fmt: skip
 
 
@@ -346,7 +383,7 @@ SPELLINGS = {
 }  # fmt: skip
 
 
-POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4")
+POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe")
 """Architectures that call the norm after the attention so, whatever it is of."""
 
 
@@ -452,7 +489,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
     if architecture == "gpt-oss":
         found |= {"expert_feed_forward_length": c("intermediate_size"), "attention.sliding_window": c("sliding_window")}
-    if architecture.startswith(("qwen35", "qwen3next")):
+    if architecture.startswith(("qwen35", "qwen3next", "qwen4exp")):
         values = config["linear_num_value_heads"]
         found |= {
             "ssm.conv_kernel": config["linear_conv_kernel_dim"],
@@ -529,6 +566,27 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
 def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -> dict[str, Any]:
     """Those of architectures that have no others."""
     c = config.get
+    if architecture == "qwen4exp":
+        layer, spec = config["ple_layer_ids"][0], family(config["model_type"]).spec(config)
+        ngrams: Any = spec.layers[layer - 1][0].kind
+        kinds, ratio = config["layer_types"], config["indexer_compress_ratio"]
+        return {
+            "hyper_connection.count": config["hc_count"],
+            "hyper_connection.low_rank": config["hc_lowrank"],
+            "attention.indexer.head_count": config["indexer_n_heads"],
+            "attention.indexer.key_length": config["indexer_head_dim"],
+            "attention.indexer.top_k": config["indexer_budget"],
+            "attention.compress_ratios": [ratio * (kind == "indexed_attention") for kind in kinds],
+            "ple.layers": [layer - 1],
+            "ple.ngram_size": config["ngram_size"],
+            "ple.heads_per_ngram": config["heads_per_ngram"],
+            "ple.conv_kernel": config["ple_conv_kernel_size"],
+            "ple.eos_token_id": config["eos_token_id"][-1],
+            "ple.layer_multipliers": list(ngrams.multipliers),
+            "ple.head_vocab_sizes": list(ngrams.sizes),
+            "ple.head_offsets": np.cumsum((0, *ngrams.sizes[:-1])).tolist(),
+            "embedding_length_per_layer_input": config["ple_embed_dim"] // len(ngrams.sizes),
+        }
     if architecture == "lfm2moe":
         return {
             "attention.layer_norm_rms_epsilon": config["norm_eps"],
@@ -561,6 +619,34 @@ def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -
             "rope.dimension_count": c("head_dim"),
             "rope.scaling.type": "none",
         }
+    if architecture == "afmoe":
+        return {
+            "expert_shared_count": config["num_shared_experts"],
+            "leading_dense_block_count": config["num_dense_layers"],
+            "expert_weights_scale": float(config["route_scale"]),
+            "attention.sliding_window": config["sliding_window"],
+            "rope.dimension_count": c("head_dim"),
+        }
+    if architecture == "ernie4_5-moe":
+        return {
+            "expert_count": config["moe_num_experts"],
+            "expert_used_count": config["moe_k"],
+            "interleave_moe_layer_step": config["moe_layer_interval"],
+            "leading_dense_block_count": config["moe_layer_start_index"],
+            "expert_shared_count": config["moe_num_shared_experts"],
+            "expert_shared_feed_forward_length": config["intermediate_size"] // 2,
+        }
+    if architecture == "laguna":
+        return {
+            "attention.head_count": config["num_attention_heads_per_layer"],
+            "expert_weights_norm": True,
+            "expert_weights_scale": config["moe_routed_scaling_factor"],
+            "expert_gating_func": 2,
+            "leading_dense_block_count": 1,
+            "rope.dimension_count_swa": c("head_dim"),
+        }
+    if architecture == "mellum":
+        return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]]}
     if architecture == "phimoe":
         return {
             "attention.sliding_window": c("sliding_window") or 0,
@@ -588,7 +674,10 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("A name")
     for key, value in (keys(config, architecture) | more).items():
-        if value is not None:
+        if isinstance(value, list) and max(value, default=0) > 1 << 31:
+            kinds = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64
+            writer.add_key_value(f"{architecture}.{key}", value, *kinds)
+        elif value is not None:
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                    list: writer.add_array}[type(value)]  # fmt: skip
             add(f"{architecture}.{key}", value)

@@ -19,7 +19,7 @@ from helpers import RawTensor, tiny_tokenizer, write_safetensors, write_sharded
 from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).parent / "golden"
-RECURRENT = ("qwen3_5", "qwen3_next", "kimi_linear", "bailing_hybrid")
+RECURRENT = ("qwen3_5", "qwen3_next", "qwen4_exp", "kimi_linear", "bailing_hybrid")
 """Families of which every token's rounding goes on through a state."""
 
 

@@ -24,10 +24,12 @@ def encode(
     begun: what the model has written of the answer already, to be continued.
 
     Special tokens come from the template alone: what messages spell stays text.
-    Raises InputError when the format cannot write the conversation, or leaves out what was asked last.
+    Raises InputError when the format cannot write the conversation, or leaves out what was asked last; and for what is
+    no text, such as images.
     """
     spellings = tokenizer.marker_spellings
     _check_roles(messages, spellings)
+    _check_parts(messages)
     messages, prompt = _rendered(chat, messages, thinking)
     marks = _Marks(messages, spellings | tokenizer.marker_variants(prompt), prompt)
     if marks.messages == messages:
@@ -54,6 +56,18 @@ def _check_roles(messages: Sequence[Mapping[str, Any]], spellings: Collection[st
             continue
         if not isinstance(role, str) or not re.fullmatch(r"[a-z][a-z_]*", role) or any(role in s for s in spellings):
             raise InputError(f"A message has the role {role!r:.80}; roles are {', '.join(ROLES)}.")
+
+
+def _check_parts(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Templates write a marker for an image, which nothing would stand behind."""
+    for message in messages:
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind != "text":
+                raise InputError(
+                    f"A message has a part of the type {kind!r:.80}; numoe reads text alone, so leave it out."
+                )
 
 
 def _rendered(

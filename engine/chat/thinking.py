@@ -1,6 +1,7 @@
 """Reasoning and answers in one stream of text: the tags between them, and which is which."""
 
 import json
+import re
 from collections.abc import Collection
 from typing import Protocol
 
@@ -15,9 +16,31 @@ def tags_of(template: str, vocabulary: Collection[str] = ()) -> Tags:
     """The tags of a model: those that its template spells, or else those that are tokens of its own."""
     for spelled in (template, vocabulary):
         for tags in TAGS:
-            if tags[0] in spelled or tags[1] in spelled:
+            if any(tag in spelled or tag.replace(":opensource", "{}") in spelled for tag in tags):  # "{}": Hunyuan 3's
                 return tags
     return TAGS[0]
+
+
+_SWITCHES = (
+    ("thinking_mode", "disabled", "enabled"),  # MiniMax-M3
+    ("reasoning_effort", "no_think", "high"),  # Hunyuan 3
+    ("reasoning_effort", "none", "high"),  # Cohere's North, Mistral
+    ("reasoning_effort", "minimal", "high"),  # Solar-Open
+)
+"""What some templates read where others read `enable_thinking`: a variable, and its values without and with it."""
+_CODE, _TEXT = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL), re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def asked(template: str, thinking: bool) -> dict[str, str]:
+    """The variables by which a template that has another switch for reasoning is asked for it, or not."""
+    code = " ".join(_CODE.findall(template))
+    bare = _TEXT.sub("", code)
+    if re.search(r"\b(enable_thinking|thinking) (is|if)\b|\b(if|not) (enable_)?thinking\b", bare):
+        return {}
+    for name, off, on in _SWITCHES:
+        if re.search(rf"\b{name} is\b", bare) and re.search(rf"[\"']{off}[\"']", code):
+            return {name: on if thinking else off}
+    return {}
 
 
 def opens_thinking(prompt: str, tags: Tags = TAGS[0]) -> bool:

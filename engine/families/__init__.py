@@ -16,11 +16,10 @@ from numoe.quant.errors import InputError, word
 
 _LACKING = {
     "deepseek_v41": "DeepSeek-V4.1, whose Engram tables numoe cannot look up yet; DeepSeek-V4-Flash runs",
-    "qwen4_exp": "Qwen3.8-Flash-Next, whose residual streams numoe does not compute yet; Qwen3.6 runs",
     "inkling2_loop": "Inkling 2 with looped layers, which numoe does not compute yet; take another model",
 }
 """The `model_type`s that are known by name and not run, and what numoe lacks."""
-_LACKING_GGUF = {"deepseek41": "deepseek_v41", "qwen4exp": "qwen4_exp"}
+_LACKING_GGUF = {"deepseek41": "deepseek_v41"}
 
 
 def _family_of(file: str) -> Family | None:

@@ -24,7 +24,7 @@ DEFAULTS = latent.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
-    config.kinds("layer_types", common.layer_count(config), ("indexed_attention",))
+    config.kinds("layer_types", common.layer_count(config), latent.INDEXED)
     config.expect("rope_interleave", True)
     attention = latent.indexed(config, latent.attention(config, interleaved=True), interleaved=False)
     experts = config.size("n_routed_experts", also="num_local_experts")

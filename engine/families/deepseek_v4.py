@@ -76,6 +76,7 @@ def _blocks(config: Config) -> tuple[Callable[[str, int], CompressedAttention], 
     config.expect("n_shared_experts", 1)
     common.drafting_layers(config)
     config.ignore(["dspark_*", "expert_dtype"])  # dated releases' own heads that only draft tokens
+    config.ignore(["vision_*", "image_*"])  # of towers, and of the markers where they put what they see
 
     plain, compressed = _ropes(config, head_dim)
     config.choice("hidden_act", "silu")
@@ -277,7 +278,15 @@ FAMILY = Family(
     read,
     _names(),
     DEFAULTS,
-    (r"(model\.)?mtp\..*", r"blk\.\d+\.exp_probs_b_vl\.bias", *common.IGNORED),
+    # Layers that route by token id have a bias that nobody reads, and one for what is no text.
+    (
+        r"(model\.)?mtp\..*",
+        r"blk\.\d+\.exp_probs_b_vl\.bias",
+        r"(vision|aligner)\..*",
+        r"image_.*",
+        r"(model\.)?layers\.\d+\.ffn\.gate\.bias(_vl)?",
+        *common.IGNORED,
+    ),
     (GGUF,),
     mtp=mtp_layer,
 )

@@ -35,11 +35,15 @@ DEFAULTS = common.DEFAULTS | {
 
 def mixers(config: Config, joined: tuple[str, ...] = ()) -> list[Kind]:
     """That of each layer; `joined` as `GatedDeltaNet` has it."""
+    return each_by_kind(config, {LINEAR: delta_net(config, joined), common.FULL: attention(config)})
+
+
+def each_by_kind(config: Config, of_kind: Mapping[str, Kind]) -> list[Kind]:
+    """That of each layer, by the kinds that `layer_types` may name; without it every few layers one is full."""
     layers, every = common.layer_count(config), config.size("full_attention_interval")
-    kinds = config.kinds("layer_types", layers, (LINEAR, common.FULL))
+    kinds = config.kinds("layer_types", layers, of_kind)
     if kinds is None:
         kinds = [LINEAR if (i + 1) % every else common.FULL for i in range(layers)]
-    of_kind = {LINEAR: _delta_net(config, joined), common.FULL: _attention(config)}
     return [of_kind[kind] for kind in kinds]
 
 
@@ -55,7 +59,7 @@ def mixture(config: Config, *, normalize: bool = True) -> MixtureOfExperts:
     )
 
 
-def _attention(config: Config) -> GroupedQueryAttention:
+def attention(config: Config) -> GroupedQueryAttention:
     heads, kv_heads = config.size("num_attention_heads"), config.size("num_key_value_heads")
     common.check_heads(config, heads, kv_heads)
     head_dim = config.size("head_dim")
@@ -65,7 +69,7 @@ def _attention(config: Config) -> GroupedQueryAttention:
     )
 
 
-def _delta_net(config: Config, joined: tuple[str, ...]) -> GatedDeltaNet:
+def delta_net(config: Config, joined: tuple[str, ...] = ()) -> GatedDeltaNet:
     key_heads, value_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
     if value_heads % key_heads:
         raise config.refusal("linear_num_value_heads", f"{value_heads} is no multiple of {key_heads} key heads")

@@ -34,7 +34,7 @@ DEFAULTS = latent.DEFAULTS | {
 
 
 def read(config: Config) -> ModelSpec:
-    config.kinds("layer_types", common.layer_count(config), ("indexed_attention",))
+    config.kinds("layer_types", common.layer_count(config), latent.INDEXED)
     config.expect("rope_interleave", True)
     config.expect("indexer_rope_interleave", True)
     config.expect("moe_router_dtype", "float32")

@@ -40,7 +40,7 @@ def read(config: Config) -> ModelSpec:
     kinds = config.kinds("layer_types", layers, _MAMBA + _FULL) or kinds or [_MAMBA[0]] * layers
     makers = dict.fromkeys(_MAMBA, _mamba) | dict.fromkeys(_FULL, _attention)
     mixers = {kind: makers[kind](config) for kind in dict.fromkeys(kinds)}
-    config.ignore(("mamba_*", "time_step_*", "num_key_value_heads", "attention_multiplier", "rope_*", "position_*"))
+    config.ignore(("mamba_*", "time_step_*", "num_*_heads", "attention_multiplier", "rope_*", "position_*"))
     ffn = _feed_forward(config)
     return granitemoe.model(config, [decoder_layer(mixers[kind], ffn) for kind in kinds])
 

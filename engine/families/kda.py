@@ -29,6 +29,9 @@ DEFAULTS = latent.DEFAULTS | {
     "n_shared_experts": 1,
     "num_experts_per_tok": 8,
     "norm_topk_prob": True,
+    "linear_head_dim": 128,
+    "linear_num_heads": 32,
+    "linear_conv_kernel_dim": 4,
 }
 
 

@@ -16,9 +16,6 @@ DEFAULTS = kda.DEFAULTS | {
     "topk_group": 1,
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 2.446,
-    "linear_head_dim": 128,
-    "linear_num_heads": 32,
-    "linear_conv_kernel_dim": 4,
 }
 
 
@@ -58,12 +55,5 @@ RELEASED = {f"experts.{{expert}}.{n}_proj": f"experts.{{expert}}.{w}"
             for n, w in (("gate", "w1"), ("up", "w3"), ("down", "w2"))}  # fmt: skip
 NAMES = common.also_called(kda.NAMES, {".mlp.": ".block_sparse_moe.", **RELEASED})
 GGUF = kda.of_gguf("kimi-linear", {}, Source("ssm_a"), {"expert_weights_norm": True})
-FAMILY = Family(
-    "Kimi-Linear-48B-A3B: Kimi Delta Attention, and latent attention without rope",
-    ("kimi_linear",),
-    read,
-    NAMES,
-    DEFAULTS,
-    common.IGNORED,
-    (GGUF,),
-)
+TITLE = "Kimi-Linear-48B-A3B: Kimi Delta Attention, and latent attention without rope"
+FAMILY = Family(TITLE, ("kimi_linear",), read, NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -135,6 +135,8 @@ _GGUF_NAMES = gguf.names(
         "attention.indexer.k_norm": "indexer.k_norm", "attention.indexer.weights": "indexer.proj",
     }
 )  # fmt: skip
+INDEXED = "indexed_attention", "deepseek_sparse_attention"
+"""What `layer_types` calls layers with an indexer, which all are."""
 INDEXER_KEYS = {
     "attention.indexer.head_count": "index_n_heads",
     "attention.indexer.key_length": "index_head_dim",

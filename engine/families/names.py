@@ -16,7 +16,7 @@ from numoe.engine.layers.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint keeps a tensor: a name with {layer} and {expert} filled in.
+    """Where a checkpoint keeps a tensor: a name with {layer}, {expert} and {part} filled in.
 
     `stacked`: the experts of a layer are one tensor, this expert its slice along the first axis.
     `fused`: the stored tensor holds the rows of these matrices (of arrays: the last axis) one after another, itself
@@ -38,7 +38,8 @@ class Source:
 
 
 Names = Mapping[str, tuple[Source, ...]]
-"""Canonical name with {layer}/{expert} -> the places it may be stored at, tried in order."""
+"""Canonical name with {layer}/{expert}, of a part of a table with {part} -> the places it may be stored at, tried in
+order."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ class Family:
             known = known.replace(f"layers.{layer}.", "layers.{layer}.", 1)
         if expert is not None:
             known = known.replace(f".experts.{expert}.", ".experts.{expert}.", 1)
+        begin, _, part = known.rpartition(".")
+        if part.isdigit():
+            known = f"{begin}.{{part}}"
         for source in self.names[known]:
-            yield replace(source, name=source.name.format(layer=layer, expert=expert))
+            yield replace(source, name=source.name.format(layer=layer, expert=expert, part=part))
             if self.mlx and ".experts.{expert}." in source.name:
                 switched = source.name.replace(".experts.{expert}.", ".switch_mlp.").format(layer=layer)
                 yield replace(source, name=switched, stacked=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from numoe.engine.layers.bank import ExpertBank
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.residual import Residual
 from numoe.engine.layers.rope import Angles, Rope, Rotation
 from numoe.engine.layers.state import StateSpec
 from numoe.engine.layers.step import Segment, Step
@@ -71,6 +72,8 @@ class Block:
     after: Norm | None = None
     scale: bool = False
     """The stream is multiplied with one learned number after it (Gemma 4)."""
+    join: Residual | None = None
+    """How it joins the stream; None: as the model's blocks do."""
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         """Its weights: NAME_norm, NAME_post_norm, NAME_scale, and NAME.x for each x of its kind."""

@@ -51,7 +51,7 @@ class Decoder:
         self.embedding = weights.matrices["embed"]
         self.head = self.embedding if spec.tied else weights.matrices["head"]
         self.head_bias = weights.arrays["head_bias"] if spec.head_bias else None
-        self.norm = spec.norm.build(weights, "norm", spec.norm_eps)
+        self.norm = spec.norm.build(weights, "norm", spec.norm_eps) if spec.norm else None
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
         self.watch: Callable[[Step, Floats], None] | None = None
@@ -60,7 +60,8 @@ class Decoder:
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
                 self.shared.layer, self.shared.block = number, len(self.blocks)
-                mixer = spec.residual.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
+                join = block.join or spec.residual
+                mixer = join.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
                 self.blocks.append(_Built(block, part, mixer, self.shared))
         self.collapse: Callable[[Floats], Floats] = spec.residual.collapse(
             weights.below("head_residual."), spec.norm_eps
@@ -94,7 +95,9 @@ class Decoder:
         elif not isinstance(wanted, str):
             each = zip(wanted, step.segments, strict=True)
             state = np.concatenate([state[s.stop - 1 if one == "last" else s.first : s.stop] for one, s in each])
-        x = self.norm(self.collapse(state))  # (T, D)
+        x = self.collapse(state)  # (T, D)
+        if self.norm:
+            x = self.norm(x)
         logits = self.head.matmul(x)
         if self.head_bias is not None:
             logits += self.head_bias

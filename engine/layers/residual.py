@@ -1,4 +1,4 @@
-"""How a block's output joins the residual stream: plainly, or through hyper-connections.
+"""How a block's output joins the residual stream: plainly, or through hyper-connections, mixed or gated.
 
 A residual turns the token embeddings into its state, gives each block its input, takes the block's output in,
 and collapses the state for the head.
@@ -16,6 +16,8 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
+from numoe.quant.compute.activations import Activations
+from numoe.quant.formats.qtensor import matmul_all
 
 
 class Mixer(Protocol):
@@ -111,6 +113,35 @@ class HyperConnections:
         return HyperHead(self, weights, norm_eps)
 
 
+@dataclass(frozen=True)
+class GatedStreams:
+    """Low-rank hyper-connections (Qwen3.8-Flash-Next): `streams` of them, weighted channel by channel."""
+
+    streams: int
+    rank: int
+
+    def head_tensors(self, hidden: int) -> dict[str, Tensor]:
+        width = self.streams * hidden
+        return {
+            "norm": Tensor((width,), "norms", "array"),
+            "down": Tensor((self.rank, width), "residual mixing"),
+            "up": Tensor((width, self.rank), "residual mixing"),
+        }
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        return self.head_tensors(hidden) | {"inject": Tensor((self.streams, self.streams * hidden), "residual mixing")}
+
+    def connect(self, weights: Weights, norm_eps: float) -> Mixer:
+        return Gated(self, weights, norm_eps)
+
+    def open(self, x: Floats) -> Floats:
+        return np.repeat(x[:, None], self.streams, axis=1)  # (T, N, D)
+
+    def collapse(self, weights: Weights, norm_eps: float) -> Callable[[Floats], Floats]:
+        mixer = Gated(self, weights, norm_eps)
+        return lambda state: mixer.enter(state)[0]
+
+
 class Plain:
     """x + scale block(x), in x's memory."""
 
@@ -180,6 +211,38 @@ class HyperHead:
         f *= self.scale
         f += self.base
         return _collapse(ops.sigmoid(f) + self.spec.eps, state)
+
+
+class Gated:
+    """State X (T, N, D) of N streams, each normed: n. Checked against transformers' qwen4_exp.
+
+    g = sigmoid(silu(n Wd / N) Wu) weights channels of the block's input, the mean of g n over streams; each stream
+    takes its output in times 2 sigmoid(n Wi / N), which the last collapse does not have.
+    """
+
+    def __init__(self, spec: GatedStreams, weights: Weights, norm_eps: float):
+        self.streams = spec.streams
+        self.m = weights.matrices
+        self.norm = weights.arrays["norm"].reshape(spec.streams, -1)  # (N, D)
+        self.norm_eps = norm_eps
+
+    def enter(self, state: Floats) -> tuple[Floats, Floats | None]:
+        rows = ops.rms_norm(state, self.norm, self.norm_eps)  # (T, N, D)
+        given = Activations(rows.reshape(len(rows), -1))
+        low, *injected = matmul_all([(self.m[name], given, None) for name in ("down", "inject") if name in self.m])
+        low /= self.streams
+        gate = ops.sigmoid(self.m["up"].matmul(ops.silu(low))).reshape(rows.shape)
+        gate *= rows
+        post = None
+        for post in injected:
+            post /= self.streams
+            ops.sigmoid(post)
+            post *= 2
+        return gate.mean(axis=1), post
+
+    def leave(self, state: Floats, out: Floats, carried: Floats) -> Floats:
+        state += carried[:, :, None] * out[:, None]
+        return state
 
 
 def _project(state: Floats, fn: Floats, norm_eps: float) -> Floats:

@@ -181,6 +181,10 @@ class Stretch:
         """The same rows, of which only the first channels count."""
         return Stretch(self.form, self._planes, self._made_of, channels)
 
+    def some(self, rows: Ids) -> Stretch:
+        """Those of these numbers alone, of all heads."""
+        return Stretch(self.form, tuple(plane[:, rows] for plane in self._planes), self._made_of, self._channels)
+
     def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, Floats, Floats | None]]:
         """Rows start..stop in blocks: from, to, their values (G, n, C) and what each row is to be multiplied with
         (G, n), if anything. A block is to be used before the next is asked for."""

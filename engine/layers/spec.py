@@ -30,7 +30,7 @@ class ModelSpec:
     """The embedding serves as output head too."""
     residual: Residual = PlainResidual()
     head_bias: bool = False
-    norm: Norm = Norm()
+    norm: Norm | None = Norm()
     """The last one, before the head."""
     embedding_scale: float = 1.0
     """Embeddings are multiplied with it before the first layer."""
@@ -54,7 +54,7 @@ class ModelSpec:
         table: dict[str, Tensor] = {}
         for block in self.layers[number]:
             table |= block.tensors(self.hidden)
-            table |= prefixed(f"{block.name}_residual.", self.residual.tensors(self.hidden))
+            table |= prefixed(f"{block.name}_residual.", (block.join or self.residual).tensors(self.hidden))
         return prefixed(f"layers.{number}.", table)
 
     def listing(self) -> Iterator[tuple[int | None, str, Tensor]]:
@@ -68,7 +68,8 @@ class ModelSpec:
             for name, tensor in self.layer_tensors(number).items():
                 yield number, name, tensor
         ends = prefixed("head_residual.", self.residual.head_tensors(self.hidden))
-        ends |= prefixed("norm", self.norm.tensors(self.hidden))
+        if self.norm:
+            ends |= prefixed("norm", self.norm.tensors(self.hidden))
         if not self.tied:
             ends["head"] = Tensor(shape, "head")
         if self.head_bias:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeVar
 
-Held = Literal["matrix", "rows", "array"]
+Held = Literal["matrix", "rows", "array", "disk"]
 _Value = TypeVar("_Value")
 
 
@@ -19,7 +19,7 @@ class Tensor:
     role: str
     held: Held = "matrix"
     """"matrix": a QTensor (out, in) that is multiplied with; "rows": one that only gives some of its rows; "array": a
-    float32 (or int64) ndarray."""
+    float32 (or int64) ndarray; "disk": one whose rows are read from disk as they are asked for."""
     expert: int | None = None
     """Which of its layer's routed experts it is part of."""
     touched: int | None = None

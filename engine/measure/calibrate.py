@@ -101,7 +101,7 @@ def _sums_bytes(spec: ModelSpec) -> int:
 
 def _watches(name: str, tensor: Tensor) -> bool:
     """Whether a weight's inputs are summed: the gate of an expert, if it has one, has those of up."""
-    return tensor.held != "array" and name != "embed" and not (tensor.expert is not None and name.endswith(".gate"))
+    return tensor.held == "matrix" and name != "embed" and not (tensor.expert is not None and name.endswith(".gate"))
 
 
 class _Inputs:

@@ -15,11 +15,13 @@ TAGS: tuple[Tags, ...] = (
     ("◁think▷", "◁/think▷"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<think:opensource>", "</think:opensource>"),
 )
 """Those that models are trained with; the first are taken where a model names none."""
 
 DSML = "｜DSML｜"
 """Stands in every tag of a DeepSeek-V4 tool call."""
 
-SHOWN = frozenset(text.encode() for text in (DSML, *(tag for tags in TAGS for tag in tags)))
+SHOWN = frozenset(text.encode() for text in (DSML, "<|channel>", *(tag for tags in TAGS for tag in tags)))
 """Never left out as special tokens are, for what stands around them is told apart by them."""

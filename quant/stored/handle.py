@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.dtypes import UInt8
+from numoe.quant.dtypes import Float32, UInt8
 from numoe.quant.errors import InputError
 from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.formats.format import FLOAT32, Format
@@ -141,6 +141,14 @@ class Stored(ABC):
             raise self._refusal(error) from error
         return self.assemble(raw)
 
+    def on_disk(self) -> QTensor:
+        """The same matrix whose rows are read when they are asked for, and not kept: a table of which few are.
+
+        NaN among them is refused then. Raises InputError for what is no matrix.
+        """
+        self._require(2, "(out, in)")
+        return _OnDisk(self)
+
     def extents(self) -> tuple[Extent, ...]:
         """Where the bytes lie that `matrix` reads, those of each of its `parts`; raises what it raises before."""
         self._require(2, "(out, in)")
@@ -219,3 +227,26 @@ class Stored(ABC):
 
     def _not_finite(self) -> InputError:
         return InputError(f"{self._source} contains NaN or infinity; the file is damaged: download it again")
+
+
+@dataclass(frozen=True, eq=False)
+class _OnDisk(QTensor):
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.stored.shape
+        return rows, columns
+
+    @property
+    def format(self) -> Format:
+        return self.stored.format
+
+    def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
+        self.stored.rows(start, stop).matrix().dequantize_rows(0, stop - start, out)
+
+    def slice_rows(self, start: int, stop: int, step: int = 1) -> QTensor:
+        return _OnDisk(self.stored.rows(start, stop, step))
+
+    def finite(self) -> bool:
+        return True  # as far as it is known

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tiny
 from gguf_files import write_gguf
-from helpers import released_v4_listing, reshard
+from helpers import released_v4_listing, reshard, write_safetensors
 from hub_server import Hub, virtual_release
 from machines import a_machine, keep
 
@@ -300,6 +300,31 @@ def test_architectures_that_are_not_known_get_their_totals(
     assert (code, document["download_bytes"], document["formats"]) == (2, told["download_bytes"], {})
     assert sum(document["dtypes"].values()) == told["download_bytes"]
     assert "gpt9" in document["unsupported"]
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_does_not_run_is_priced_by_its_tensors_names(
+    hub: Hub, checkpoint: Checkpoints, command: Run, tmp_path: Path, remote: bool
+) -> None:
+    """DeepSeek-V4 as released, called by a later one's name and with a table to look words up in."""
+    source = describe(checkpoint("v4_released"))
+    folder = reshard(source.path, tmp_path / "later", 2)
+    write_safetensors(folder / "table.safetensors", {"layers.1.engram.embed.weight": ("F16", (100, 7), bytes(1400))})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["layers.1.engram.embed.weight"] = "table.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(source.config | {"model_type": "deepseek_v41"}))
+    hub.add("Org/Later", folder)
+    code, out, _ = command("fit", "Org/Later" if remote else str(folder), "--json")
+    document = json.loads(out)
+    plan, stored = source.plan(64), sum(place.stored.nbytes for place in source.places.values())
+    assert (code, document["table_bytes"], document["aside_bytes"]) == (2, 1400, sum(source.aside.values()))
+    assert document["expert_bytes"] == plan.expert_bytes == stored - document["resident_bytes"]
+    assert (document["experts"], document["experts_per_token"]) == (9, 3)
+    assert sum(document["parameters"].values()) - 700 > plan.parameters
+    out = " ".join(command("fit", "Org/Later" if remote else str(folder))[1].split())
+    assert "of routed experts, of which a token takes 3 of 9: they could stay on disk." in out
+    assert 'Not supported yet: config.json: model_type "deepseek_v41" is DeepSeek-V4.1' in out
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,15 @@ def test_roles_write_no_markers(role: Any) -> None:
     assert tokenizer.decode(ids) == "<|critic|>x<|user|>hi"
 
 
+@pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "video", None])
+def test_images_and_sound_are_refused_by_name(kind: str | None) -> None:
+    tokenizer = vocabulary("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}")
+    parts = [{"type": "text", "text": "what is this?"}, {"type": kind, "image_url": {"url": "data:"}}]
+    with pytest.raises(InputError, match=rf"type {kind!r}; numoe reads text alone"):
+        encode(chat_format("llama", tokenizer), tokenizer, [user(parts)], thinking=False)
+    assert encode(chat_format("llama", tokenizer), tokenizer, [user(parts[:1])], thinking=False)
+
+
 def test_other_parts_of_messages_write_no_markers() -> None:
     tokenizer = vocabulary("{% for m in messages %}{{ m | tojson }}{% endfor %}", *MARKERS)
     arguments = {"<think>": ["<|im_end|>", {"x": "[INST]"}]}

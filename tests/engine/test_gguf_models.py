@@ -22,6 +22,7 @@ Checkpoints = Callable[[str], Path]
 ARCHITECTURES = {
     "qwen2": "qwen2", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
+    "qwen4_exp_text": "qwen4exp",
     "qwen3_next": "qwen3next", "deepseek_v32": "deepseek32", "glm_moe_dsa": "glm-dsa", "kimi_linear": "kimi-linear",
     "bailing_hybrid": "bailingmoe3",
     "lfm2_moe": "lfm2moe", "llama4_text": "llama4", "phimoe": "phimoe", "cohere2_moe": "cohere2moe",
@@ -31,10 +32,11 @@ ARCHITECTURES = {
     "hunyuan_v1_moe": "hunyuan-moe", "mimo_v2_flash": "mimo2",
     "bailing_moe": "bailingmoe2", "smollm3": "smollm3", "qwen3_vl_text": "qwen3vl", "qwen3_vl_moe_text": "qwen3vlmoe",
     "gemma3_text": "gemma3", "gemma4_text": "gemma4",
+    "afmoe": "afmoe", "ernie4_5_moe": "ernie4_5-moe", "laguna": "laguna", "mellum": "mellum", "olmoe": "olmoe",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
-         "qwen3_5_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
+         "qwen3_5_b", "qwen4_exp_b", "qwen3_5_moe_a", "qwen3_5_moe_b", "mistral_b", "qwen2_a",
          "qwen2_moe_a", "glm4_moe_a", "qwen3_next_a", "deepseek_v32_a", "glm_moe_dsa_a", "granitemoe_a",
          "granitemoe_b", "granitemoehybrid_b", "nemotron_h_a", "minimax_m2_a", "solar_open_a", "hy_v3_a",
          "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",
@@ -269,6 +271,10 @@ def test_what_a_file_leaves_out_is_what_llama_cpp_takes(checkpoint: Checkpoints,
         "llama4_a",
         "phimoe_a",
         "cohere2_moe_a",
+        "qwen4_exp_b",
+        "laguna_a",
+        "ernie4_5_moe_a",
+        "afmoe_b",
     ],
 )
 def test_any_value_of_any_key_is_read_or_refused_in_a_sentence(
@@ -403,6 +409,10 @@ def test_a_stack_in_a_block_type_is_one_matrix_of_its_rows(tmp_path: Path) -> No
         ("cohere2_moe_a", {}, {"expert_gating_func": 3}, 'cohere2moe.expert_gating_func" is 3'),
         ("cohere2_moe_a", {}, {"expert_shared_feed_forward_length": 9}, "expert_shared_feed_forward_length is 9"),
         ("cohere2_moe_a", {}, {"attention.sliding_window_pattern": [True]}, "must tell of all 5 layers"),
+        ("qwen4_exp_b", {}, {"ple.layer_multipliers": [3, 5]}, 'ple.layer_multipliers" must be 4 positive whole'),
+        ("qwen4_exp_b", {}, {"ple.head_offsets": [0] * 15}, "ple.head_offsets is"),
+        ("qwen4_exp_b", {}, {"ple.layers": [0, 1]}, "one layer can have n-grams"),
+        ("qwen4_exp_b", {}, {"attention.indexer.top_k": 7}, 'top_k" is 7, which is no multiple of the 5 tokens'),
     ],
 )
 def test_what_is_not_computed_is_refused_by_its_key(
@@ -422,6 +432,11 @@ WITHOUT_KEYS: dict[str, dict[str, Any]] = {
                                      "high_freq_factor": 1.0, "original_max_position_embeddings": 64}},
     "phimoe_a": {"router_jitter_noise": 0.01},
     "lfm2_moe_b": {"norm_topk_prob": True},
+    "afmoe_b": {"layer_types": None, "mup_enabled": True},
+    "ernie4_5_moe_a": {"moe_norm_min": 1e-12},
+    "laguna_a": {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
+    "mellum_b": {"norm_topk_prob": True},
+    "olmoe_b": {"norm_topk_prob": False, "rms_norm_eps": 1e-5},
 }  # fmt: skip
 
 

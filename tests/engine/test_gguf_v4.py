@@ -1,5 +1,6 @@
 """DeepSeek-V4 in GGUF files: golden checkpoints rewritten as llama.cpp's converter does, by its names and keys."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from gguf_files import write_tensors
+from helpers import reshard, write_safetensors
 
 from numoe.engine import InputError, load
 from numoe.engine.description import describe
@@ -124,6 +126,22 @@ def test_a_key_of_drafting_blocks_that_were_left_out_takes_no_layer_away(
     assert np.abs(load(path).session(512).feed(golden.ids) - golden.logits).max() < 2e-4
 
 
+def test_towers_of_a_folder_are_left_aside(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Those of V4-Flash that sees, whose routers have a bias more."""
+    golden = tiny.load_golden("v4_released")
+    folder = reshard(checkpoint("v4_released"), tmp_path / "model", 2)
+    names = ("vision.blocks.0.w.weight", "aligner.w1.weight", "image_newline", "layers.0.ffn.gate.bias",
+             "layers.3.ffn.gate.bias_vl")  # fmt: skip
+    write_safetensors(folder / "seeing.safetensors", {name: ("F32", (9,), bytes(36)) for name in names})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(names, "seeing.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(golden.config | {"vision_n_layers": 3, "vision_dim": 8}))
+    model = load(folder)
+    assert np.abs(model.session(512).feed(golden.ids) - golden.logits).max() < 2e-4
+    assert model.description.aside["vision"] == 4 * 36 and model.description.aside["other"] == 36
+
+
 def test_heads_that_only_draft_and_towers_are_left_aside(checkpoint: Checkpoints, tmp_path: Path) -> None:
     golden, ones = tiny.load_golden("v4_released"), np.ones((3, 4), np.float32)
     besides = {f"blk.5.{name}.weight": ones for name in ("nextn.eh_proj", "attn_norm", "hc_attn_fn")}
@@ -153,11 +171,88 @@ def test_settings_that_are_not_computed_are_refused(
         load(path)
 
 
-@pytest.mark.parametrize(("name", "architecture"), [("deepseek_v41", "deepseek41"), ("qwen4_exp", "qwen4exp"),
-                                                    ("inkling2_loop", None)])  # fmt: skip
+@pytest.mark.parametrize(("name", "architecture"), [("deepseek_v41", "deepseek41"), ("inkling2_loop", None)])
 def test_what_is_known_by_name_alone_is_refused_in_a_sentence(name: str, architecture: str | None) -> None:
     with pytest.raises(InputError, match=rf'^config.json: model_type "{name}" is [^;]*yet; [^;]*$'):
         family(name)
     if architecture:
         with pytest.raises(InputError, match=f'^m.gguf: GGUF architecture "{architecture}" is [^;]*yet; [^;]*$'):
             from_gguf({"general.architecture": architecture}, {}, None, Path("m.gguf"))
+
+
+# What gate and up, down, and what all else is stored in: ggml-org's, antirez's and unsloth's mixes.
+MIXES = {
+    "Q2_K, down in MXFP4": ("Q2_K", "MXFP4", "Q8_0"),
+    "Q4_K and Q6_K": ("Q4_K", "Q6_K", "Q8_0"),
+    "Q3_K and Q5_K, F16": ("Q3_K", "Q5_K", "F16"),
+}
+SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ2_XXS": (0,)}
+"""Where a block has its float16 scale and minimum."""
+
+
+def encoded(values: np.ndarray, name: str, seed: int) -> tuple[np.ndarray, np.ndarray, gguf.GGMLQuantizationType]:
+    """Bytes of a type and what they stand for: of these values, or of any where a type is not written here."""
+    kind = gguf.GGMLQuantizationType[name]
+    if name in SCALES:
+        size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        raw = np.random.default_rng(seed).integers(0, 256, (values.size // size, nbytes), np.uint8)
+        for i, at in enumerate(SCALES[name]):
+            raw[:, at : at + 2] = np.array([0.02 / 2**i / size**0.5], np.float16).view(np.uint8)
+        raw = raw.reshape(*values.shape[:-1], -1)
+    else:
+        raw = gguf.quants.quantize(values, kind)
+    return raw, gguf.quants.dequantize(raw, kind).reshape(values.shape).astype(np.float32), kind
+
+
+def write_mix(folder: Path, mix: tuple[str, str, str], parts: int) -> tuple[Path, Path]:
+    """A model of random weights in a mix of types, in files of at most so many tensors, and the same in float32."""
+    of = tiny.load_golden("v4_released").config
+    c = of | {"hidden_size": 256, "moe_intermediate_size": 256, "q_lora_rank": 128, "num_hidden_layers": 3}
+    c |= {"compress_ratios": [0, 4, 128, 0], "num_hash_layers": 1}
+    spec = family("deepseek_v4").spec(c)
+    routed, stacks, rng = {"gate": mix[0], "up": mix[0], "down": mix[1]}, {}, np.random.default_rng(5)
+    files = [folder / "mixed" / "UD-Mix" / "m.gguf", folder / "plain.gguf"]
+    files[0].parent.mkdir(parents=True)
+    writers = [gguf.GGUFWriter(files[0], "deepseek4", split_max_tensors=parts), gguf.GGUFWriter(files[1], "deepseek4")]
+    for writer in writers:
+        for key, value in keys(c).items():
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+                   list: writer.add_array}[type(value)]  # fmt: skip
+            add(f"deepseek4.{key}", value)
+
+    def put(name: str, values: np.ndarray, stored: str) -> None:
+        raw, plain, kind = encoded(values, stored, len(name))
+        writers[0].add_tensor(name, raw, raw_dtype=None if stored in ("F32", "F16") else kind)
+        writers[1].add_tensor(name, plain)
+
+    for layer, name, tensor in spec.listing():
+        blk = "" if layer is None else f"blk.{layer}."
+        if tensor.below is not None:
+            order = rng.permuted(np.tile(np.arange(9, dtype=np.int32), (tensor.shape[0], 1)), axis=1)
+            for writer in writers:
+                writer.add_tensor(f"{blk}{theirs(name.removeprefix(f'layers.{layer}.'))}", order[:, : tensor.shape[1]])
+            continue
+        values = rng.standard_normal(tensor.shape).astype(np.float32) / np.float32(tensor.shape[-1] ** 0.5)
+        values = np.abs(values) + 1 if "norm" in name and len(tensor.shape) == 1 else values
+        part = name.rpartition(".")[2]
+        if tensor.expert is not None:
+            stacks.setdefault(f"{blk}ffn_{part}_exps.weight", []).append(values)
+            continue
+        put(blk + theirs(name.removeprefix(f"layers.{layer}.")), values, mix[2] if tensor.held == "matrix" else "F32")
+    for name, stack in stacks.items():
+        put(name, np.stack(stack), routed[name.split("_")[-2]])
+    for writer in writers:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return files[0].parent, files[1]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_mixes_of_types_in_several_files_are_what_they_stand_for(tmp_path: Path, mix: str) -> None:
+    mixed, plain = write_mix(tmp_path, MIXES[mix], 30)
+    ids = tiny.random_ids("mix", 90, 100)
+    logits = load(plain).session(128).feed(ids)
+    assert len(list(mixed.iterdir())) > 2
+    assert np.abs(load(mixed).session(128).feed(ids) - logits).max() < 1e-4

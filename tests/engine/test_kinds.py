@@ -16,7 +16,7 @@ from numoe.engine.families.config import Config, scaled_rope
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention, OutputGate
-from numoe.engine.layers.attention.indexer import TokenIndexer
+from numoe.engine.layers.attention.indexer import BlockIndexer, TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Block, Compute, Kind, Shared
 from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
@@ -92,6 +92,19 @@ def softmaxed(scores: Wide) -> Wide:
     return e / e.sum()
 
 
+def picked(kind: BlockIndexer, m: dict[str, Wide], a: dict[str, Wide], x: NDArray[np.float32], t: int) -> list[int]:
+    """The tokens that one at t attends to: those of the best full blocks, and what is no full block yet."""
+    query = normed((x[t] @ m["indexer.q"].T).reshape(kind.heads, -1), a["indexer.q_norm"])
+    scores = []
+    for start in range(0, (t + 1) // kind.ratio * kind.ratio, kind.ratio):
+        key = normed((x[start : start + kind.ratio] @ m["indexer.k"].T).mean(axis=0), a["indexer.k_norm"])
+        key = rotated(key, start, kind.rope)
+        scores.append(sum(max(0, rotated(head, t, kind.rope) @ key) for head in query))
+    best = np.argsort(-np.array(scores), kind="stable")[: kind.top_k]
+    inside = [s for block in best for s in range(block * kind.ratio, (block + 1) * kind.ratio)]
+    return [*inside, *range(len(scores) * kind.ratio, t + 1)]
+
+
 def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.float32]) -> Wide:
     m = {name: matrix.dequantize().astype(np.float64) for name, matrix in w.matrices.items()}
     a = {name: array.astype(np.float64) for name, array in w.arrays.items()}
@@ -112,6 +125,7 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
     out = np.zeros((count, kind.heads, v.shape[-1]))
     for t in range(count):
         first = t - t % kind.chunk if kind.chunk else 0 if kind.window is None else max(0, t - kind.window + 1)
+        seen = picked(kind.indexer, m, a, x, t) if kind.indexer else [*range(first, t + 1)]
         for h in range(kind.heads):
             group = h * kind.kv_heads // kind.heads
 
@@ -126,11 +140,9 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
             query = plain("q", turn(q[t, h], t))
             if kind.temperature:
                 query *= 1 + kind.temperature[1] * np.log(1 + (t + 1) // kind.temperature[0])
-            scores = np.array([query @ plain("k", turn(k[s, group], s)) for s in range(first, t + 1)]) * (
-                kind.scale or dim**-0.5
-            )
+            scores = np.array([query @ plain("k", turn(k[s, group], s)) for s in seen]) * (kind.scale or dim**-0.5)
             share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
-            out[t, h] = share @ plain("v", v[first : t + 1, group])
+            out[t, h] = share @ plain("v", v[seen, group])
     if kind.gate:
         out /= 1 + np.exp(-gate)
     if kind.output_gate:
@@ -161,6 +173,7 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, output_gate=OutputGate("sigmoid"), value_dim=6, window=4),
         replace(PLAIN, output_gate=OutputGate("softplus", by_head=True), head_norm=True),
         replace(PLAIN, clip=0.7, whole_norm=True, biases="qkv"),
+        replace(PLAIN, gate=True, indexer=BlockIndexer(9, 6, 2, 3, Rope(4, 100.0, first=True))),
     ],
     ids=[
         "plain",
@@ -179,6 +192,7 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         "gates of channels",
         "gates of heads",
         "clipped",
+        "blocks picked",
     ],
 )
 @pytest.mark.parametrize("cuts", [(), (1, 2, 9)])

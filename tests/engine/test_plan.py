@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -195,3 +196,31 @@ def test_show_tells_where_the_bits_went(command: Callable[..., tuple[int, str, s
     assert 8 * experts["bytes"] == 9 * experts["parameters"]
     rows = [line.split() for line in command("show", "tiny")[1].splitlines()]
     assert [row[-1] for row in rows if row and row[0] in ("experts", "norms")][1:] == ["9", "32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("mtp.0.norm.weight", "drafting"),
+        ("model.layers.3.mlp.gate_proj.weight", "drafting"),
+        ("model.visual.blocks.0.norm1.weight", "vision"),
+        ("model.audio_tower.conv1.weight", "audio"),
+        ("model.rotary_emb.inv_freq", "other"),
+    ],
+)
+def test_show_tells_what_is_left_aside(
+    checkpoint: Checkpoints, command: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str, part: str
+) -> None:
+    case = "gemma4_a" if part == "audio" else "glm4_moe_a" if ".layers." in name else "qwen3_5_a"
+    folder = Path(shutil.copytree(checkpoint(case), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    name = name.replace(".3.", f".{config['num_hidden_layers']}.")
+    if ".layers." in name:
+        config["num_nextn_predict_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "more.safetensors", {name: ("F16", (50,), bytes(100))})
+    weights = dict.fromkeys(open_checkpoint(folder / "model.safetensors").tensors, "model.safetensors")
+    index = {"weight_map": weights | {name: "more.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert json.loads(command("show", str(folder), "--json")[1])["aside"] == {part: 100}
+    assert f"left aside   {part} 100 B" in command("show", str(folder))[1]

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import safetensors.numpy
 
@@ -26,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
 
 from numoe.engine import load
+from numoe.engine.layers.ngram import NgramEmbedding
+from numoe.engine.layers.spec import ModelSpec
 
 GOLDEN = tiny.GOLDEN
 ARCHITECTURES = {
@@ -49,9 +52,11 @@ ARCHITECTURES = {
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
-    "laguna": "LagunaForCausalLM",
+    "deepseek_v4": "DeepseekV4ForCausalLM", "laguna": "LagunaForCausalLM", "qwen4_exp_text": "Qwen4ExpForCausalLM",
 }  # fmt: skip
 
+SAVED = ("v4_a", "v4_b")
+"""Cases as transformers saves them, which the converter reads in their released form alone."""
 
 # What is changed in a case because the converter or the format has no words for it.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -108,6 +113,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_moe_b": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False, "qkv_bias": True},
     "qwen3_b": {"use_sliding_window": False, "layer_types": None},
     "qwen3_next_b": {"mlp_only_layers": [], "norm_topk_prob": True},
+    "qwen4_exp_a": {"ple_layer_ids": [1], "output_gate_type": "sigmoid", "norm_topk_prob": True},
     "qwen3_vl_moe_a": {"mlp_only_layers": []},
     "smollm3_b": {"no_rope_layers": None, "use_sliding_window": False, "layer_types": None},
     "qwen3_moe_a": {"decoder_sparse_step": 1, "mlp_only_layers": []},
@@ -125,6 +131,8 @@ def spelt(config: dict[str, Any]) -> dict[str, Any]:
     for key in ("layer_types", "layers_block_type"):
         if config["model_type"] in ("granitemoehybrid", "nemotron_h") and key in config:
             config[key] = [old.get(kind, kind) for kind in config[key]]
+    if config["model_type"] == "qwen4_exp_text":
+        config |= {"layer_types": [kind.replace("indexed", "full") for kind in config["layer_types"]], "model_type": ""}
     if "mlp_layer_types" in config and config["model_type"] != "laguna":
         config["first_k_dense_replace"] = config.pop("mlp_layer_types").count("dense")
     if config["model_type"] in ("deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minimax_m2"):
@@ -187,17 +195,37 @@ def rename_dense(folder: Path) -> None:
         safetensors.numpy.save_file({re.sub(dense, r"mlp.\1", name): one for name, one in tensors.items()}, path)
 
 
-def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
-    """The checkpoint of a case with its `CHANGES`, and transformers' logits of it."""
+WIDER = 8
+_SIZES = re.compile(
+    r"hidden_size$|intermediate_size|head_dim$|lora_rank$|_latent_size$|rotary_dim|lowrank$|"
+    r"embed_dim$|d_state$|d_head$|state_size$|linear_(key|value)_head_dim$|shared_intermediate|v_head_dim$"
+)
+
+
+def wider(values: Any, key: str = "") -> Any:
+    """A config whose sizes are multiples of the blocks' of Q8_0, which the golden ones are not."""
+    if isinstance(values, dict):
+        return {name: wider(one, name) for name, one in values.items()}
+    if isinstance(values, list):
+        return [wider(one, key) for one in values]
+    scaled = _SIZES.search(key) or key == "mrope_section"
+    return values * WIDER if type(values) is int and scaled and "chunk" not in key else values
+
+
+def changed(case: str, folder: Path, wide: bool = False) -> tuple[Path, np.ndarray]:
+    """The checkpoint of a case with its `CHANGES`, and transformers' logits of it, unless it is made wide."""
     import make_golden
 
     make_golden.transformers.utils.logging.disable_progress_bar()
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
-    described["config"] |= CHANGES[case]
+    described["config"] |= CHANGES.get(case, {})
+    described["config"] = wider(described["config"]) if wide else described["config"]
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
         described["config"], described["listing"] = make_golden.saved_listing(one)
+    elif wide:
+        described["listing"] = make_golden.CASES[case].listing(described["config"])
     tiny.GOLDEN = folder / "golden"
     tiny.GOLDEN.mkdir(exist_ok=True)
     (tiny.GOLDEN / f"{case}.json").write_text(json.dumps(described))
@@ -206,6 +234,8 @@ def changed(case: str, folder: Path) -> tuple[Path, np.ndarray]:
         layers = described["config"]["num_hidden_layers"]
         plain_folder = make_golden.dequantized(source, folder / f"{case}-plain", layers)
     tiny.GOLDEN = GOLDEN
+    if wide:
+        return source, np.zeros(0)
     return source, make_golden.logits_of(make_golden.load_reference(plain_folder), tiny.load_golden(case).ids)
 
 
@@ -215,6 +245,7 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
         del sys.modules[name]  # the converter needs its own
     import conversion
+    from gguf import GGMLQuantizationType as q
 
     conversion.load_all_models()
     classes = [conversion.ModelBase]
@@ -223,6 +254,8 @@ def convert(llama_cpp: Path, folder: Path, out: Path, outtype: str) -> None:
         classes += one.__subclasses__()
         if "set_vocab" in vars(one):
             one.set_vocab = _no_vocabulary
+        if one.__name__ == "DeepseekV4Model" and outtype == "f32":  # else it rounds what is FP8 to Q8_0
+            one.tensor_force_quant = lambda model, name, *more: name in model._dsv4_fp8_dequantized and q.F32
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", outtype]
     if re.search("qwen3_(5|next)|mimo_v2", (folder / "config.json").read_text()):
         sys.argv.append("--no-mtp")  # it asserts that there are such layers
@@ -240,14 +273,29 @@ def turn_experts(path: Path) -> None:
     safetensors.numpy.save_file(tensors | stacks, path, metadata={"format": "pt"})
 
 
+def store_hashes(path: Path, spec: ModelSpec) -> None:
+    """What n-grams are hashed with, which golden checkpoints leave to the config."""
+    tensors = safetensors.numpy.load_file(path)
+    for number, blocks in enumerate(spec.layers):
+        if isinstance(kind := blocks[0].kind, NgramEmbedding):
+            prefix = f"model.layers.{number}.ple.ple_embedding"
+            tensors[f"{prefix}.layer_multipliers"] = np.array(kind.multipliers)
+            tensors[f"{prefix}.ngram_heads_vocab_sizes"] = np.array(kind.sizes)
+            tensors[f"{prefix}.ngram_heads_offsets"] = np.cumsum((0, *kind.sizes[:-1]))
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
 def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
-    if case in CHANGES:
-        source, logits_there = changed(case, folder)
+    if case in CHANGES or outtype != "f32":
+        source, logits_there = changed(case, folder, outtype != "f32")
     else:
         tiny.write_checkpoint(case, source)
-    own = load(source).session(1024).feed(golden.ids)
+    there = load(source)
+    own = there.session(1024).feed(golden.ids)
+    if "qwen4_exp" in case:
+        store_hashes(source / "model.safetensors", there.spec)
     (source / "config.json").write_text(json.dumps(spelt(json.loads((source / "config.json").read_text()))))
     if "qwen3_vl_moe" in case:  # released with turned experts, which the converter turns back
         turn_experts(source / "model.safetensors")
@@ -261,7 +309,28 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     if ran.returncode:
         return f"the converter failed: {ran.stderr.strip().splitlines()[-1]}"
     logits = load(out).session(1024).feed(golden.ids)
+    if outtype != "f32":
+        plain = load(dequantized(out, folder / "plain.gguf")).session(1024).feed(golden.ids)
+        return f"{np.abs(logits - plain).max():.1e}"
     return f"{np.abs(logits - logits_there).max():.1e} | {np.abs(logits - own).max():.1e}"
+
+
+def dequantized(path: Path, out: Path) -> Path:
+    """The same file with all floats in float32, as gguf's own code makes them."""
+    reader = gguf.GGUFReader(path)
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
+    for name, field in fields.items():
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for one in reader.tensors:
+        integers = one.tensor_type.name.startswith("I") and one.tensor_type.name[1:].isdigit()
+        values = one.data if integers else gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32)
+        writer.add_tensor(one.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
 
 
 def main() -> None:
@@ -274,10 +343,13 @@ def main() -> None:
     if options.convert:
         convert(options.llama_cpp, *options.convert, options.outtype)
         return
-    print("| checkpoint | largest difference from transformers | from the folder |")
-    print("| --- | ---: | ---: |")
+    if options.outtype == "f32":
+        print("| checkpoint | largest difference from transformers | from the folder |\n| --- | ---: | ---: |")
+    else:
+        print("| checkpoint | largest difference from the same weights in float32 |\n| --- | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         known = [case for case in tiny.cases() if tiny.load_golden(case).config["model_type"] in ARCHITECTURES]
+        known = [case for case in known if case not in SAVED]
         for case in options.cases or known:
             found = agreement(case, options.llama_cpp.resolve(), options.outtype, Path(folder))
             print(f"| {case} | {found} |", flush=True)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.template import TemplateError, renderer
-from numoe.engine.chat.thinking import ThinkSplitter, split_thinking, tags_of
+from numoe.engine.chat.thinking import ThinkSplitter, asked, split_thinking, tags_of
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -15,7 +15,8 @@ class JinjaChat(ChatFormat):
 
     Templates get what transformers gives them (huggingface.co/docs/transformers/chat_templating): messages, tools,
     add_generation_prompt, the special tokens by name, raise_exception, strftime_now, tojson, loop controls and the
-    `generation` block; and enable_thinking and thinking, which are the two names in use for the same switch.
+    `generation` block; and enable_thinking and thinking, which are the usual names of one switch, or what stands
+    for it (`asked`).
     Tool calls in completions are left in the content: every model writes its own.
     """
 
@@ -47,7 +48,7 @@ class JinjaChat(ChatFormat):
         given = [_aliased(message) for message in messages]
         variables: dict[str, Any] = {**self._special_tokens, "messages": given, "tools": tools or None}
         variables |= {"add_generation_prompt": add_generation_prompt, "enable_thinking": thinking}
-        variables |= {"thinking": thinking}
+        variables |= {"thinking": thinking, **asked(self._template, thinking)}
         if reasoning_effort is not None:
             variables["reasoning_effort"] = reasoning_effort
         try:

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from numoe.engine.layers import ops
+from numoe.engine.layers.attention.indexer import BlockIndexer, BlockLightningIndexer
 from numoe.engine.layers.attention.softmax import Queries, attend, attend_together, first_visible, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
-from numoe.engine.layers.tensor import Tensor
+from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
@@ -75,10 +76,12 @@ class GroupedQueryAttention(Kind):
     """One that has a projection of its own (Trinity, Laguna)."""
     clip: float | None = None
     """Bounds queries, keys and values on both sides, before rope (OLMoE)."""
+    indexer: BlockIndexer | None = None
+    """What picks the tokens that one attends to (Qwen3.8)."""
 
     @property
     def label(self) -> str:
-        return "sliding" if self.window else "chunked" if self.chunk else "full"
+        return "sliding" if self.window else "chunked" if self.chunk else "indexed" if self.indexer else "full"
 
     def tensors(self, hidden: int) -> dict[str, Tensor]:
         q, k, value_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.value_dim or self.head_dim
@@ -104,14 +107,15 @@ class GroupedQueryAttention(Kind):
         }
         if self.sinks:
             table["sink"] = Tensor((self.heads,), "attention", "array")
-        return table
+        return table | prefixed("indexer.", self.indexer.tensors(hidden)) if self.indexer else table
 
     def state(self) -> Mapping[str, Rows]:
         kept = self.window or self.chunk
-        return {
+        table = {
             "k": Rows(self.kv_heads, self.head_dim, kept, apart=self.head_dim, fine=True),
             "v": Rows(self.kv_heads, self.value_dim or self.head_dim, kept),
         }
+        return table | prefixed("indexer.", self.indexer.state()) if self.indexer else table
 
     def build(self, weights: Weights, shared: Shared) -> Compute:
         return GroupedQuery(self, weights, shared)
@@ -128,11 +132,16 @@ class GroupedQuery:
         self.rotation = shared.rotation(spec.rope) if spec.rope else None
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
         self.sink = weights.arrays["sink"].reshape(spec.kv_heads, 1, -1) if spec.sinks else None  # (G, 1, R)
+        self.indexer = None
+        if spec.indexer:
+            self.indexer = BlockLightningIndexer(spec.indexer, weights.below("indexer."), shared)
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
         spec, count = self.spec, len(x)
-        heads, v, gate = self._project(x)
+        given = Activations(x)
+        asked = self.indexer.ask(given, step, self.states, "indexer.") if self.indexer else None
+        heads, v, gate = self._project(given)
         q, k = heads[:, : spec.heads], heads[:, spec.heads :]
         if spec.whole_norm:
             self._norm(q.reshape(count, -1), k.reshape(count, -1))
@@ -160,10 +169,11 @@ class GroupedQuery:
             own, states = segment.rows, self.states(segment)
             states["k"].write(k[own].transpose(1, 0, 2), segment.start)
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
-            if segment.count == 1 < len(step.segments) and self._rows(segment) * k[0].size <= _SHORT:
+            if not self.indexer and segment.count == 1 < len(step.segments) and self._rows(segment) * k[0].size <= _SHORT:
                 short.append(segment)
             else:
-                self._attend(q[own], states["k"], states["v"], segment, out[own], queries)
+                index = None if asked is None else (asked[0][own], asked[1][own])
+                self._attend(q[own], states, segment, index, out[own], queries)
         queries.run()
         for at in range(0, len(short), _TOGETHER):
             self._attend_together(q, short[at : at + _TOGETHER], out)
@@ -180,10 +190,9 @@ class GroupedQuery:
         ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
         ops.rms_norm(k, self.w.arrays["k_norm"], self.norm_eps, out=k)
 
-    def _project(self, x: Floats) -> tuple[Floats, Floats, Floats | None]:
+    def _project(self, activations: Activations) -> tuple[Floats, Floats, Floats | None]:
         """Queries and keys (T, H + G, C), values (T, G, Cv), and the gates (T, H, Cv or 1) if there are any."""
-        spec, count = self.spec, len(x)
-        activations = Activations(x)
+        spec, count = self.spec, len(activations)
         heads = np.empty((count, spec.heads + spec.kv_heads, spec.head_dim), np.float32)
         values = np.empty((count, spec.kv_heads, spec.value_dim or spec.head_dim), np.float32)
         channels = heads.reshape(count, -1)
@@ -226,9 +235,15 @@ class GroupedQuery:
         out[asking] = mixed.reshape(len(asking), *out.shape[1:])
 
     def _attend(
-        self, q: Floats, keys: KeptRows, values: KeptRows, segment: Segment, out: Floats, queries: Queries
+        self,
+        q: Floats,
+        states: Mapping[str, KeptRows],
+        segment: Segment,
+        index: tuple[Floats, Floats] | None,
+        out: Floats,
+        queries: Queries,
     ) -> None:
-        """q (T, H, C) and out (T, H, Cv) of one sequence, which `queries` is to fill."""
+        """q (T, H, C) and out (T, H, Cv) of one sequence, which `queries` is to fill; index: what the indexer asks."""
         spec, count, start = self.spec, segment.count, segment.start
         groups, share = spec.kv_heads, spec.heads // spec.kv_heads
         grouped = out.reshape(count, groups, share, -1)
@@ -239,7 +254,14 @@ class GroupedQuery:
             first = first_visible(start + a, spec.window, spec.chunk)
             asking = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window, spec.chunk)
-            part = keys.view(first, start + b), values.view(first, start + b), hidden
-            grouped[a:b] = attend(asking, [part], self.scale, self.sink).transpose(1, 0, 2, 3)
+            keys, values = (states[name].view(first, start + b) for name in "kv")
+            if self.indexer and index is not None:
+                asked = index[0][a:b], index[1][a:b]
+                picked = self.indexer.hidden(*asked, states["indexer.rows"], start + a)
+                hidden = hidden if picked is None else picked
+                if picked is not None and b - a == 1:  # of which the keys are few
+                    seen = np.flatnonzero(~picked[0])
+                    keys, values, hidden = keys.some(seen), values.some(seen), None
+            grouped[a:b] = attend(asking, [(keys, values, hidden)], self.scale, self.sink).transpose(1, 0, 2, 3)
 
         queries.add(block, count, spec.heads, most, spec.head_dim)

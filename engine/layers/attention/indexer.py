@@ -1,6 +1,7 @@
 """The lightning indexer, which picks the keys that a token attends to: of all tokens before it (DeepSeek-V3.2, arXiv
 2512.02556), or of what stands beyond the window in DeepSeek-V4's attention, entries compressed from whole windows of
-tokens. Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2; checked against transformers' deepseek_v32.
+tokens. Formulas: DeepSeek-V4 report, sections 2.3.1 and 2.3.2; checked against transformers' deepseek_v32. Qwen3.8's
+picks blocks of tokens by the mean of their keys; checked against transformers' qwen4_exp.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.softmax import SCORE_BYTES
@@ -162,10 +164,35 @@ class TokenIndexer(Indexer):
         return Rows(1, self.dim)
 
 
+@dataclass(frozen=True)
+class BlockIndexer:
+    """Scores blocks of `ratio` tokens and keeps the `top_k` best; what is no full block yet is seen as well.
+
+    A block's key is norm(mean of Wk x), rotated as its first token; all heads of a query weigh the same.
+    """
+
+    heads: int
+    dim: int
+    top_k: int
+    ratio: int
+    rope: Rope
+
+    def tensors(self, hidden: int) -> dict[str, Tensor]:
+        return {
+            "q": Tensor((self.heads * self.dim, hidden), "indexer"),
+            "k": Tensor((self.dim, hidden), "indexer"),
+            **{f"{name}_norm": Tensor((self.dim,), "norms", "array") for name in "qk"},
+        }
+
+    def state(self) -> dict[str, Rows]:
+        """`rows`: the blocks' keys; `open`: those of tokens that a coming block still needs."""
+        return {"rows": Rows(1, self.dim, stride=self.ratio), "open": Rows(1, self.dim, self.ratio, exact=True)}
+
+
 class LightningIndexer:
     """score(t, w) = sum_h weight_h(x_t) relu(q_h k_w): the best `top_k` keys of each token."""
 
-    def __init__(self, spec: Indexer, rope: Rope, weights: Weights, shared: Shared):
+    def __init__(self, spec: Indexer | BlockIndexer, rope: Rope, weights: Weights, shared: Shared):
         self.spec = spec
         self.w = weights
         self.rotation = shared.rotation(rope)
@@ -233,3 +260,53 @@ class TokenLightningIndexer(LightningIndexer):
         if end <= self.spec.top_k:
             return None
         return self.choose(q, weights, kept, np.arange(start + 1, end + 1))
+
+
+class BlockLightningIndexer(LightningIndexer):
+    """One layer's indexer of blocks."""
+
+    spec: BlockIndexer
+
+    def __init__(self, spec: BlockIndexer, weights: Weights, shared: Shared):
+        super().__init__(spec, spec.rope, weights, shared)
+        self.norm_eps = shared.norm_eps
+
+    def ask(
+        self, x: Activations, step: Step, states: Callable[[Segment], Mapping[str, KeptRows]], prefix: str
+    ) -> tuple[Floats, Floats]:
+        """What `hidden` takes of tokens x (T, D); keeps their keys in the states whose names begin with `prefix`."""
+        spec = self.spec
+        q, keys = matmul_all([(self.w.matrices[name], x, None) for name in "qk"])
+        q = q.reshape(len(x), spec.heads, spec.dim)
+        ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
+        self.rotation.apply(q, angles(self.rotation, step))
+        for segment in step.segments:
+            own = states(segment)
+            own[f"{prefix}open"].write(keys[None, segment.rows], segment.start)
+            first, last = segment.start // spec.ratio, (segment.start + segment.count) // spec.ratio
+            if first == last:
+                continue
+            tokens = own[f"{prefix}open"].view(first * spec.ratio, last * spec.ratio).floats()[0]
+            blocks = tokens.reshape(last - first, spec.ratio, -1).mean(axis=1)
+            ops.rms_norm(blocks, self.w.arrays["k_norm"], self.norm_eps, out=blocks)
+            starts = np.arange(first * spec.ratio, last * spec.ratio, spec.ratio, dtype=np.float32)
+            self.rotation.apply(blocks[:, None], self.rotation.angles(starts))
+            own[f"{prefix}rows"].write(blocks[None], first)
+        return q, np.full((len(x), spec.heads), spec.dim**-0.5, np.float32)
+
+    def hidden(self, q: Floats, weights: Floats, kept: KeptRows, start: int) -> NDArray[np.bool_] | None:
+        """(T, S) True where the query at start + t does not attend to the token at s; None: all before it are seen."""
+        spec, count, ratio = self.spec, len(q), self.spec.ratio
+        most = (start + count) // ratio
+        if most <= spec.top_k:
+            return None
+        visible = np.arange(start + 1, start + count + 1) // ratio  # blocks that are full by then
+        chosen = self.choose(q, weights, kept, visible)
+        seen = np.zeros((count, most), bool)
+        np.put_along_axis(seen, chosen, True, axis=1)
+        seen &= np.arange(most) < visible[:, None]
+        token, position = np.arange(start + count), np.arange(start, start + count)[:, None]
+        whole = np.zeros((count, start + count), bool)
+        whole[:, : most * ratio] = np.repeat(seen, ratio, axis=1)
+        whole |= (token >= visible[:, None] * ratio) & (token <= position)
+        return ~whole

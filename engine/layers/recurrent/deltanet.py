@@ -42,6 +42,8 @@ class GatedDeltaNet(Kind):
     joined: tuple[str, ...] = ()
     """What is one matrix, in which the rows of a key head and of the value heads that it serves are neighbours:
     "qkvz" (queries, keys, values and gates), "ba" (Qwen3-Next)."""
+    sigmoid_gate: bool = False
+    """The output is multiplied with sigmoid of the gate, not silu (Qwen3.8)."""
     label = "DeltaNet"
 
     @property
@@ -97,7 +99,8 @@ class DeltaNet:
             q, k, v = self._heads(ops.silu(convolve(mixed[own], states["conv"], self.conv)))
             delta_rule(q, k, v, beta[own].T, decay[own].T[..., None], states["memory"], out[own])
         ops.rms_norm(out, self.w.arrays["norm"], self.norm_eps, out=out)
-        out *= ops.silu(gate).reshape(out.shape)
+        score = ops.sigmoid if spec.sigmoid_gate else ops.silu
+        out *= score(gate).reshape(out.shape)
         return self.w.matrices["o"].matmul(out.reshape(count, -1))
 
     def _project(self, x: Floats) -> list[Floats]:

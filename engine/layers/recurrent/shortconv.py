@@ -18,17 +18,17 @@ from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights
 
 
-def convolve(x: Floats, state: RecurrentState, kernel: Floats) -> Floats:
-    """sum_j w_j x_{t - K + 1 + j} of one sequence's next tokens, (T, C); kernel (K, C), the newest token's last.
+def convolve(x: Floats, state: RecurrentState, kernel: Floats, every: int = 1) -> Floats:
+    """sum_j w_j x_{t - every (K - 1 - j)} of one sequence's next tokens, (T, C); kernel (K, C), of the newest last.
 
-    state: the K - 1 tokens before, (K - 1, C); those before the next ones go to its `following`.
+    state: the every (K - 1) tokens before, as rows; those before the next ones go to its `following`.
     """
     count = len(x)
-    rows = np.concatenate([state.now, x])  # (K - 1 + T, C)
+    rows = np.concatenate([state.now, x])  # (every (K - 1) + T, C)
     np.copyto(state.following, rows[count:])
     out = rows[:count] * kernel[0]
     for j in range(1, len(kernel)):
-        out += rows[j : j + count] * kernel[j]
+        out += rows[every * j : every * j + count] * kernel[j]
     return out
 
 
