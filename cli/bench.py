@@ -35,7 +35,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         begun = time.perf_counter()
         described = describe(model)
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
-        loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx)
+        loaded = load(described, ram=options.memory, threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(

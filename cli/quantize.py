@@ -64,7 +64,7 @@ def _measured(description: Description, text: str, options: Options, output: Out
 
     tokenizer = description.tokenizer
     return calibrate(
-        load(description, ram=options["ram"], threads=options["threads"], ctx=min(CHUNK, description.spec.context)),
+        load(description, ram=options.memory, threads=options["threads"], ctx=min(CHUNK, description.spec.context)),
         tokenizer.encode(text),
         bos=tokenizer.bos_id if tokenizer.add_bos else None,
         progress=output.reading,

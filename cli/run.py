@@ -143,7 +143,7 @@ class _Asked:
 
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        made = load(self.description, ram=self.options["ram"], threads=self.options["threads"], ctx=context)
+        made = load(self.description, ram=self.options.memory, threads=self.options["threads"], ctx=context)
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)

@@ -24,6 +24,7 @@ from numoe.cli.text import read_schema
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
+    from numoe.engine.budget import Budget
     from numoe.engine.chat.answer import Settings
 
 
@@ -278,6 +279,14 @@ class Options(dict[str, Any]):
     """Those that the command line gives itself."""
     chosen: Mapping[str, Any] = {}
     """Those that the user gives in any way: also by config.toml and NUMOE_*."""
+
+    @property
+    def memory(self) -> Budget:
+        """What `ram` leaves to models: numoe's process takes of it too, as nothing else runs there."""
+        from numoe.engine.budget import Budget
+        from numoe.engine.measure.machine import process_bytes
+
+        return Budget(self["ram"], process_bytes())
 
     def recommend(self, own: Mapping[str, Any]) -> None:
         """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""

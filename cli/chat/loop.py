@@ -105,7 +105,7 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
         output.status(f"loading {chat.model}")
         described = describe(chat.model)
         room = described.plan(chat.settings.context).context
-        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
+        made = load(described, ram=options.memory, threads=options["threads"], ctx=room)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)

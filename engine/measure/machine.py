@@ -55,6 +55,8 @@ _JUDGED = 5
 _LEAST_TOKENS = 8
 _UNTRIED = 1.5
 _LEAST_MARGIN = 1.1
+_PROCESS_BYTES = 90_000_000  # where nothing was measured: about the most of machines that were tried
+_LIBRARIES_BYTES = 24_000_000  # beside what the probe takes: of commands, of BLAS, of workers with large matrices
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Machine:
         """
         verdict = plan.verdict(room)
         held = plan.held_experts(room)
-        peak = self.process_bytes + max(plan.beside_experts + held, plan.least_bytes)
+        taken = plan.total_bytes + plan.wide_bytes if plan.widens(room) else plan.beside_experts + held
+        peak = self.process_bytes + max(taken, plan.least_bytes)
         none = (0.0, 0.0)
         if verdict is Verdict.TOO_LARGE:
             return Forecast(verdict, held, peak, none, none)
@@ -196,6 +199,12 @@ class Machine:
             slow, fast = compute + missing / rate, max(compute, fewer / rate)
         corrected = tokens * self.correction
         return corrected / slow / self.margin, corrected / fast * self.margin
+
+
+def process_bytes() -> int:
+    """About what a process of numoe takes beside the memory that a model is given, as it was measured here."""
+    machine = known()
+    return machine.process_bytes if machine else _PROCESS_BYTES
 
 
 def known() -> Machine | None:
@@ -335,7 +344,8 @@ def _measure() -> Machine:
     probe = _probe()
     kernels = sum(count / rates[kind] for kind, count in probe["active"])
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
-    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates, block=block)
+    process = probe["process_bytes"] + _LIBRARIES_BYTES
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, process, wide_rates, block=block)
 
 
 def _fastest_block(matrices: list[QTensor]) -> int:
@@ -388,7 +398,7 @@ plan = model.plan(64)
 large = PACKS[0](np.ones((4096, 256), np.float32))  # enough for workers to be started
 workers.know([large])
 large.matmul(np.ones((1, 256), np.float32))
-process = model.stats()["peak_rss_bytes"] - plan.total_bytes - large.nbytes
+process = model.stats()["peak_rss_bytes"] - (plan.total_bytes - plan.scratch_bytes) - large.nbytes
 active = [(stored.kind, count) for stored, count in plan.active.items()]
 figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": active, "process_bytes": process}
 print(json.dumps(figures))
