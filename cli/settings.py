@@ -226,6 +226,9 @@ SETTINGS: tuple[Setting, ...] = (
             may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
+    Setting("measure", bool, "Measure this machine anew.", default=False),
+    Setting("chart", str, "Draw memory and speed, over memory and context; on the screen with -, or into a file "
+            "(.svg, .png).", metavar="FILE"),
     # Models on the disk.
     Setting("quant", Recipe, "int4 or int8 rounds the weights that are many; native keeps them as stored.",
             default=..., may=May.CONFIG),

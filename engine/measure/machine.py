@@ -55,6 +55,10 @@ _JUDGED = 5
 _LEAST_TOKENS = 8
 _UNTRIED = 1.5
 _LEAST_MARGIN = 1.1
+_ALIKE = 8  # the factor by which models differ that tell of each other
+_NOTABLE = 0.3  # cores that others keep busy
+_FRESH_S = 3600  # what is older is tried
+_FACTOR = 1.7  # between two measurements of one machine there are smaller ones
 _PROCESS_BYTES = 90_000_000  # where nothing was measured: about the most of machines that were tried
 _LIBRARIES_BYTES = 24_000_000  # beside what the probe takes: of commands, of BLAS, of workers with large matrices
 
@@ -67,6 +71,8 @@ class Run:
     predicted: float
     correction: float
     measured: float
+    weights: int | None = None
+    """Parameters of the model that a token's computation touches; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,22 @@ class Machine:
     """Which of BLOCKS few tokens are multiplied fastest with."""
     runs: tuple[Run, ...] = ()
     """The latest, oldest first."""
+    measured_at: float | None = None
+    """When, in seconds of the system's clock; None: not known."""
+    busy: float = 0.0
+    """How many cores other programs kept busy then, on average over the minute before."""
+
+    @property
+    def measured_when(self) -> str:
+        """How old the figures are and what else the machine did then, as the end of a sentence; "" where not known."""
+        if self.measured_at is None:
+            return ""
+        ago = max(0.0, time.time() - self.measured_at)
+        units = (("day", 86400), ("hour", 3600), ("minute", 60))
+        count, unit = next(((int(ago // length), name) for name, length in units if ago >= length), (0, ""))
+        when = f" {count} {unit}{'' if count == 1 else 's'} ago" if count else ""
+        load = f" while other programs kept {self.busy:.1f} cores busy" if self.busy >= _NOTABLE else ""
+        return f", measured{when}{load}" if when or load else ""
 
     @property
     def correction(self) -> float:
@@ -121,6 +143,12 @@ class Machine:
     def margin(self) -> float:
         """The factor by which a prediction may be too high or too low."""
         return max([_LEAST_MARGIN, *self.judged, *(1 / ratio for ratio in self.judged)]) if self.runs else _UNTRIED
+
+    def about(self, plan: Plan) -> Machine:
+        """This machine by the runs of models of about this size: what a tiny one does tells nothing of a large one."""
+        size = plan.active_parameters
+        alike = [run for run in self.runs if run.weights is None or 1 / _ALIKE <= run.weights / max(1, size) <= _ALIKE]
+        return self if len(alike) == len(self.runs) else replace(self, runs=tuple(alike))
 
     def with_cores(self, cores: int) -> Machine:
         """This machine if it had so many cores."""
@@ -160,8 +188,8 @@ class Machine:
         if verdict is Verdict.TOO_LARGE:
             return Forecast(verdict, held, peak, none, none)
         share = held / plan.expert_bytes if plan.expert_bytes else 1.0
-        wide = plan.widens(room)
-        return Forecast(verdict, held, peak, self.decode(plan, share, wide), self._prefill(plan, share, wide))
+        wide, alike = plan.widens(room), self.about(plan)
+        return Forecast(verdict, held, peak, alike.decode(plan, share, wide), alike._prefill(plan, share, wide))
 
     def decode(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
         """Tokens a second that a model writes, low and high, with this share of its routed experts in memory.
@@ -228,10 +256,13 @@ def _sane(machine: Machine) -> bool:
     for rates in (machine.weights_per_s, machine.wide_weights_per_s, machine.read_bytes_per_s):
         speeds += rates.values()
     speeds += [figure for run in machine.runs for figure in (run.predicted, run.correction, run.measured)]
+    sizes = [run.weights for run in machine.runs if run.weights is not None]
+    times = [machine.busy, *([] if machine.measured_at is None else [machine.measured_at])]
     return (
         all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
         and all(
-            type(figure) in (int, float) and 0 <= figure < 1e18 for figure in (machine.layer_s, machine.process_bytes)
+            type(figure) in (int, float) and 0 <= figure < 1e18
+            for figure in (machine.layer_s, machine.process_bytes, *times, *sizes)
         )
         and type(machine.cores) is int
         and machine.cores > 0
@@ -242,20 +273,27 @@ def _sane(machine: Machine) -> bool:
     )
 
 
-def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None) -> Machine:
+def calibrate(
+    reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None, anew: bool = False
+) -> Machine:
     """What is known of this machine; what is not is measured and kept in NUMOE_HOME.
+
+    What was measured more than an hour ago is tried: where the machine is faster or slower by a factor now, all of
+    it is measured again, and earlier runs count no more.
 
     Args:
         reads: how many bytes at a time the speed of reading from disk is to be known for.
         told: called with a few words about what is being measured.
+        anew: measure all again.
 
     Raises:
         InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
     """
-    machine = known()
-    if machine is None:
+    machine = None if anew else known()
+    if machine is None or _changed(machine, told):
         told("measuring how fast this machine computes")
-        machine = _measure()
+        busy = _busy()
+        machine = replace(_measure(), measured_at=time.time(), busy=busy)
         _keep(machine)
     if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
         told("measuring how fast this machine reads")
@@ -272,6 +310,32 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
     return machine
 
 
+def _changed(machine: Machine, told: Callable[[str], None]) -> bool:
+    """Whether a machine that was measured a while ago is another one by now. Looks at most once in `_FRESH_S`."""
+    if machine.measured_at is None or 0 <= time.time() - machine.measured_at < _FRESH_S:
+        return False
+    told("looking whether this machine is as fast as it was")
+    threads.use(machine.cores)
+    use_block(machine.block)
+    now = _one_token_weights_per_s([fastest(matrix) for matrix in samples(_SHAPE, _WORKING_SET)["int8"]])
+    if not 1 / _FACTOR < now / machine.weights_per_s["int8"] < _FACTOR:
+        return True
+    if machine.read_bytes_per_s:
+        piece = max(map(int, machine.read_bytes_per_s))
+        with suppress(OSError):  # where nothing can be written now, what was measured is all that is known
+            rate = _read_speeds(home(), [piece])[piece]
+            return not 1 / _FACTOR < rate / machine.read_bytes_per_s[str(piece)] < _FACTOR
+    return False
+
+
+def _busy() -> float:
+    """How many cores other programs keep busy, on average over a minute; 0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return 0.0
+
+
 def record(model: Model, tokens: int, seconds: float) -> None:
     """Compare what a run took with what would have been predicted, and keep both for later predictions.
 
@@ -285,8 +349,9 @@ def record(model: Model, tokens: int, seconds: float) -> None:
     share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0
     if share < 1 and str(_piece(planned.largest_expert)) not in machine.read_bytes_per_s:
         return
-    predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
-    run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
+    alike = machine.about(planned)
+    predicted = math.sqrt(math.prod(alike.decode(planned, share, bool(model.wide_bytes))))
+    run = Run(model.path.name, predicted, alike.correction, tokens / seconds, planned.active_parameters)
     _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
 
 
