@@ -240,6 +240,12 @@ class Output:
             sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
             sys.stderr.flush()
 
+    def gauge(self, done: int, total: int, width: int) -> str:
+        """A bar for `status` of so many columns, full to where something is done."""
+        filled = min(width, width * done // max(total, 1))
+        full, empty = ("#", ".") if _narrow(sys.stderr) else ("█", "░")
+        return full * filled + empty * (width - filled)
+
     def milestone(self, text: str) -> None:
         """A line about what has been reached, where no status line shows it."""
         if not self._live:

@@ -234,6 +234,8 @@ SETTINGS: tuple[Setting, ...] = (
             default=..., may=May.CONFIG),
     Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
     Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
+    Setting("connections", int, "Connections over which a file is downloaded at once; default 4.", metavar="N", least=1,
+            most=16, may=May.CONFIG),
     Setting("revision", str, "A branch, tag or commit; else the main branch.", metavar="R"),
     Setting("repair", bool, "Remove damaged files, so that `numoe pull` gets these and no others anew.", default=False),
     Setting("yes", bool, "Do not ask.", default=False, short="-y"),

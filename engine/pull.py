@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
@@ -20,6 +20,8 @@ from numoe.quant.convert.convert import Conversion, convert
 from numoe.quant.errors import InputError
 from numoe.quant.stored.manifest import read_manifest
 
+CONNECTIONS = 4
+"""Where nothing else is said: a hub's servers often give each less than a line can carry."""
 _REPORT_S = 0.2  # between two reports while nothing but the network is at work
 
 
@@ -33,6 +35,10 @@ class Progress:
     to_receive: int
     written: int
     to_write: int
+    arriving: int = 0
+    """Which shard is received just now, from 1 on; 0: none."""
+    converting: int = 0
+    """Which one's weights are converted."""
 
 
 Report = Callable[[Progress], None]
@@ -68,6 +74,7 @@ def pull(
     report: Report = lambda progress: None,
     wait: Wait | None = None,
     tell: Tell = lambda trouble: None,
+    connections: int = CONNECTIONS,
 ) -> Pulled:
     """Download a model into a folder of its id on the hub, its weights in the formats of a recipe.
 
@@ -81,6 +88,7 @@ def pull(
         keep: download into the Hugging Face cache and leave the files there.
         wait: lets the seconds between two tries pass.
         tell: for what makes them necessary; called from several threads.
+        connections: over how many at once a shard is fetched; each holds 32 MiB in memory.
 
     Raises:
         InputError: the model cannot be had or is none that numoe runs, or there is no room for it. See also `convert`.
@@ -100,7 +108,7 @@ def pull(
     begun = read_manifest(one.path) if one and not one.complete else None
     wanted = begun.revision if begun and revision is None else revision
     try:
-        repository = hub_repository.repository(repo_id, wanted, patience)
+        repository = replace(hub_repository.repository(repo_id, wanted, patience), connections=connections)
         folder = one.finished_path if one else home.folder_for(repository.repo_id, quant)
         if folder.exists():
             _refuse_other(folder, repository, revision)
@@ -174,6 +182,7 @@ class _Downloads:
         self._received = dict(self._sizes)
         self._written = 0, 0
         self._done = len(shards)
+        self._converting = False
 
     def names(self) -> Sequence[str]:
         return _small(self._repository)
@@ -220,7 +229,9 @@ class _Downloads:
                         self._tell()
                     path = arriving[0].result()
                     arriving = [pool.submit(fetch, name) for name in names[following : following + 1]]
+                    self._converting = True
                     yield path
+                    self._converting = False
                     if path.parent == folder:
                         path.unlink()
                     self._done += 1
@@ -234,8 +245,11 @@ class _Downloads:
         self._tell()
 
     def _tell(self) -> None:
-        received, total = sum(self._received.values()), sum(self._sizes.values())
-        self._report(Progress(self._done, len(self._sizes), received, total, *self._written))
+        received, total, of = sum(self._received.values()), sum(self._sizes.values()), len(self._sizes)
+        converting = self._done + 1 if self._converting else 0
+        following = self._done + (2 if self._converting else 1)
+        arriving = following if following <= of else 0
+        self._report(Progress(self._done, of, received, total, *self._written, arriving, converting))
 
 
 class _Stopped(Exception):

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class Hub:
     gated: ids whose files are refused; private: ids that answer as if they were not there.
     part: the part of a file (first byte, byte after its last) that it gives when one is asked for; None: the whole.
     moved: ids by those that lead to them.
+    rate: bytes a second that each connection gets at most; None: as many as it takes.
     on_sent: called with the bytes sent so far, of all files, after each block.
     """
 
@@ -105,6 +107,7 @@ class Hub:
         self.part: Callable[[int, int], tuple[int, int] | None] = lambda start, stop: (start, stop)
         self.moved: dict[str, str] = {}
         self.on_sent: Callable[[int], None] = lambda total: None
+        self.rate: float | None = None
         self.sent = 0
         self._repositories: dict[str, dict[str, dict[str, Content]]] = {}  # by id, then by commit
         self._faults: dict[str, list[Fault]] = {}
@@ -311,6 +314,8 @@ class Hub:
                         self.wfile.write(block)
                         at += len(block)
                         hub._count(self.request_log, len(block))
+                        if hub.rate:
+                            time.sleep(len(block) / hub.rate)
                 except ConnectionError:  # the client has enough, or was killed
                     self.close_connection = True
                 if end < stop:

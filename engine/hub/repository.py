@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from numoe.engine.hub import network
+from numoe.engine.hub import network, segments
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import HubError, Wait
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
@@ -82,6 +83,10 @@ class Repository:
     revision: str
     files: Mapping[str, RemoteFile]
     wait: Wait = field(default=network.sleep, compare=False, repr=False)
+    connections: int = field(default=1, compare=False, repr=False)
+    """Over how many at once a large file is fetched, from a hub that gives parts of files."""
+    gives_parts: Event = field(default_factory=Event, compare=False, repr=False)
+    """Set when it has given one."""
 
     def read(self, name: str) -> bytes:
         """The whole of a small file.
@@ -235,18 +240,33 @@ class Repository:
                 digest = self._file(name).digest()
             received(file.tell())
 
-            def attempt() -> None:
-                with closing(self._bytes(name, file.tell(), size)) as blocks:
-                    for block in blocks:
-                        file.write(block)
-                        digest.update(block)
-                        received(file.tell())
-
-            if file.tell() < size:
-                self._patiently(attempt, progress=file.tell)
+            with closing(self._transfer(name, file.tell(), size)) as blocks:
+                for block, ahead in blocks:
+                    file.write(block)
+                    digest.update(block)
+                    received(file.tell() + ahead)
             file.flush()
             os.fsync(file.fileno())
         return digest
+
+    def _transfer(self, name: str, start: int, stop: int) -> Generator[tuple[bytes, int]]:
+        """Bytes start..stop of a file as they arrive, with how many are here of those that follow."""
+
+        def fetch(first: int, last: int, put: Callable[[bytes], None]) -> None:
+            at = first
+
+            def attempt() -> None:
+                nonlocal at
+                with closing(self._bytes(name, at, last)) as blocks:
+                    for block in blocks:
+                        put(block)
+                        at += len(block)
+
+            self._patiently(attempt, progress=lambda: at)
+
+        several = self.connections > 1 and self.gives_parts.is_set()
+        parts = segments.cut(start, stop) if several else [(start, stop)] if start < stop else []
+        yield from segments.in_order(fetch, parts, self.connections)
 
     def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
         """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""
@@ -261,6 +281,8 @@ class Repository:
                 if first is None:
                     in_parts = False
                     continue
+                if response.status_code == 206:
+                    self.gives_parts.set()
                 skip, before = start - first, start
                 for block in network.blocks(response):
                     wanted = block[skip : skip + stop - start]

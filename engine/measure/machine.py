@@ -256,13 +256,13 @@ def _sane(machine: Machine) -> bool:
     for rates in (machine.weights_per_s, machine.wide_weights_per_s, machine.read_bytes_per_s):
         speeds += rates.values()
     speeds += [figure for run in machine.runs for figure in (run.predicted, run.correction, run.measured)]
-    sizes = [run.weights for run in machine.runs if run.weights is not None]
+    speeds += [run.weights for run in machine.runs if run.weights is not None]
     times = [machine.busy, *([] if machine.measured_at is None else [machine.measured_at])]
     return (
         all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
         and all(
             type(figure) in (int, float) and 0 <= figure < 1e18
-            for figure in (machine.layer_s, machine.process_bytes, *times, *sizes)
+            for figure in (machine.layer_s, machine.process_bytes, *times)
         )
         and type(machine.cores) is int
         and machine.cores > 0
