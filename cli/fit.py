@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from numoe.cli import arguments
+from numoe.cli.asked import Asked, Column
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, spelled, takes
 from numoe.quant.errors import InputError
@@ -18,74 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numoe.engine import Description, Plan
-    from numoe.engine.budget import Budget
     from numoe.engine.hub.repository import Repository
-    from numoe.engine.measure.machine import Forecast, Machine
+    from numoe.engine.measure.machine import Machine
     from numoe.quant.stored.checkpoint import Checkpoint
 
 _CONTEXTS = 8192, 32768
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a model takes in one format."""
-
-    plan: Plan
-    peak_disk_bytes: int
-    kv_bytes: dict[int, int]
-    forecast: Forecast
-    process_bytes: int
-    widens: bool
-
-    @property
-    def expert_share(self) -> float:
-        return self.forecast.expert_bytes / self.plan.expert_bytes if self.plan.expert_bytes else 1.0
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """All of the peak, by what it is for."""
-        wide = self.plan.wide_bytes if self.widens else 0
-        parts = {
-            "weights for every token": self.plan.resident_bytes,
-            f"context of {self.plan.context:,} tokens": self.plan.kv_bytes,
-            "experts": 0,
-            "faster form of weights": wide,
-            "work space": self.plan.scratch_bytes,
-            "numoe itself": self.process_bytes,
-        }
-        parts["experts"] = self.forecast.peak_bytes - sum(parts.values())
-        return parts
-
-    @property
-    def least_ram_bytes(self) -> int:
-        """The least --ram with which it runs."""
-        return self.plan.least_bytes + self.process_bytes
-
-    @property
-    def whole_ram_bytes(self) -> int:
-        """The least --ram with which nothing is read from disk."""
-        return self.plan.total_bytes + self.process_bytes
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A model, and the machine that it is to run on."""
-
-    model: str
-    description: Description
-    remote: Repository | None
-    memory: Budget
-    machine: Machine
-    columns: dict[str, Column]
 
 
 @takes("ram", "ctx", "revision", "read_gb_s", "cores", "measure", "chart", "json")
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
+        from numoe.cli.charts import check
         from numoe.engine.budget import Budget
         from numoe.engine.plan import Verdict
 
+        check(options["chart"], options["json"])
         Budget(options["ram"])  # what is no amount is refused before the hub is asked
         description, remote = _described(model, options, output)
         plans = {quant: description.plan(options["ctx"], quant) for quant in _quants(description)}
@@ -104,9 +52,10 @@ def fit(model: arguments.Model, options: Options) -> None:
 
             tell(output, asked)
         if options["chart"] is not None:
-            from numoe.cli.charts import of_memory
+            from numoe.cli.charts import draw
+            from numoe.cli.verdict import charts
 
-            of_memory(output, asked, options["chart"])
+            draw(output, charts(asked), options["chart"])
         if all(column.forecast.verdict is Verdict.TOO_LARGE for column in columns.values()):
             raise typer.Exit(2)
 

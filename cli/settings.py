@@ -12,7 +12,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Flag, StrEnum, auto
 from pathlib import Path
@@ -350,6 +350,22 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
     named = {setting.field: values[setting.name] for setting in SETTINGS if setting.field and setting.name in values}
     sampling = {field.name: named.pop(field.name) for field in fields(Sampling) if field.name in named}
     return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
+
+
+_PICTURE = re.compile(r".+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)
+
+
+def with_bare_charts(args: Sequence[str]) -> list[str]:
+    """A command line in which --chart without a file is on the screen: Typer's options have a value or none."""
+    made: list[str] = []
+    for number, arg in enumerate(args):
+        if arg == "--":
+            return [*made, *args[number:]]
+        made.append(arg)
+        following = args[number + 1] if number + 1 < len(args) else ""
+        if arg == "--chart" and following != "-" and not _PICTURE.fullmatch(following):
+            made.append("-")
+    return made
 
 
 def spelled(message: str, names: Mapping[str, str] | None = None) -> str:

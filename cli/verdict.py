@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from numoe.cli.charts import Chart, Line
 from numoe.cli.output import Output, bar
 
 if TYPE_CHECKING:
-    from numoe.cli.fit import Asked, Column
+    from numoe.cli.asked import Asked, Column
     from numoe.engine.measure.machine import Machine
     from numoe.engine.plan import Plan
 
 _SAME = 0.03  # of a figure: columns whose figures differ by no more say one thing
 _SHORTEST = 256  # tokens of context that are worth to be offered
 _MOST_OFFERED = 3
+_POINTS = 64  # of a line
 _BAR = 36  # columns, which fit on the narrowest screen
 # What memory goes to, in the picture: a sign, its ASCII form, and a colour.
 _SIGNS = {
@@ -168,6 +171,52 @@ def _picture(output: Output, asked: Asked, best: str) -> None:
             output.bar([_SIGNS[name], (label, label, "")])
 
 
+def charts(asked: Asked) -> list[Chart]:
+    """Memory and speed of the best format, over the memory that is allowed and over the context."""
+    from numoe.engine.plan import Verdict, kv_bytes
+
+    best = _ranked(asked.columns)[0]
+    column, spec, process = asked.columns[best], asked.description.spec, asked.machine.process_bytes
+    least, whole = column.least_ram_bytes, max(column.whole_ram_bytes, asked.memory.allowed)
+    rams = [least + (1.1 * whole - least) * step / _POINTS for step in range(_POINTS + 1)]
+    at = [(ram / 1e9, asked.machine.forecast(column.plan, int(ram) - process)) for ram in rams]
+    shortest = min(_SHORTEST, spec.context)
+    contexts = [round(shortest * (spec.context / shortest) ** (step / _POINTS)) for step in range(_POINTS + 1)]
+    plans = [replace(column.plan, context=tokens, kv_bytes=kv_bytes(spec, tokens)) for tokens in contexts]
+    speeds = [(plan.context, asked.machine.forecast(plan, asked.memory.total)) for plan in plans]
+    runs = [(context, one) for context, one in speeds if one.verdict is not Verdict.TOO_LARGE]
+    allowed = f"--ram {_ram(asked.memory.allowed)}"
+    made = [
+        Chart(
+            f"memory in all, GB ({best}, {column.plan.context:,} tokens)",
+            "GB that --ram allows",
+            [
+                Line("taken", [(ram, one.peak_bytes / 1e9) for ram, one in at]),
+                Line("of it experts", [(ram, one.expert_bytes / 1e9) for ram, one in at]),
+            ],
+        ),
+        Chart(f"tokens a second ({best})", "GB that --ram allows", _range([(ram, one.decode) for ram, one in at])),
+        Chart(
+            f"memory, GB ({best})",
+            "tokens of context",
+            [
+                Line("to have all in memory", [(p.context, (p.total_bytes + process) / 1e9) for p in plans]),
+                Line("at least", [(p.context, (p.least_bytes + process) / 1e9) for p in plans]),
+            ],
+            log=True,
+        ),
+    ]
+    if runs:
+        speed = _range([(context, one.decode) for context, one in runs])
+        made.append(Chart(f"tokens a second ({best}, {allowed})", "tokens of context", speed, log=True))
+    return made
+
+
+def _range(speeds: Sequence[tuple[float, tuple[float, float]]]) -> list[Line]:
+    high, low = ([(x, both[which]) for x, both in speeds] for which in (1, 0))
+    return [Line("at best", high), Line("at worst", low)]
+
+
 # ---------------------------------------------------------------------------------------------------- the verdict
 
 
@@ -318,11 +367,11 @@ def _smaller(output: Output, asked: Asked, free: int | None) -> Iterable[tuple[s
     from numoe.engine.plan import Verdict
 
     owner, _, _ = asked.model.rpartition("/")
-    ways = [{"model_type": str(asked.description.config.get("model_type", ""))}, {"owner": owner}]
-    for way in ways if asked.remote else []:
+    ways = [(str(asked.description.config.get("model_type", "")), ""), ("", owner)]
+    for model_type, author in ways if asked.remote else []:
         output.status("looking for a smaller one")
         try:
-            found, _ = search(**way)
+            found, _ = search(model_type=model_type, owner=author)
         except HubError:  # the next step is told all the same, and this was not what was asked for
             return
         fitting = []

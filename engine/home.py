@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from numoe.engine.hub.hub_id import is_hub_id
+from numoe.engine.hub.hub_id import is_hub_id, named
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
@@ -171,7 +171,7 @@ def lookup(model: str | Path) -> Path | None:
     """
     if model == TINY:
         return Path(__file__).parent / TINY
-    name = str(model)
+    name, _ = named(str(model))
     path = expanded(name, "there is no folder or file")
     try:
         if path.is_dir() or path.is_file():

@@ -115,12 +115,9 @@ def pull(
             return Pulled(folder, None)
         description = describe_runnable(repository)
         shards = sorted({info.path.name for info in description.checkpoint.tensors.values()})
-        name = begun.source if begun else repository.repo_id
-        downloads = _Downloads(name, repository, shards, keep, report, stop)
-        return Pulled(
-            folder,
-            convert(description.checkpoint, description.weights(), folder, quant, downloads, downloads.count_written),
-        )
+        downloads = _Downloads(begun.source if begun else repository.repo_id, repository, shards, keep, report, stop)
+        counted = downloads.count_written
+        return Pulled(folder, convert(description.checkpoint, description.weights(), folder, quant, downloads, counted))
     except NoSuchRevision as error:
         if begun and one and wanted == begun.revision:
             raise InputError(

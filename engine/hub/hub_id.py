@@ -35,5 +35,8 @@ def _parts(text: str) -> tuple[str, str, str]:
     """Scheme, host and path of an address with or without a scheme."""
     if match := re.match(r"(hf|hub)://", text):
         return "", f"{match[1]}:", text[match.end() :]
-    parts = urlsplit(text if "://" in text else f"//{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+    except ValueError:  # which names no host
+        return "", "", ""
     return parts.scheme.lower(), parts.netloc, parts.path

@@ -25,6 +25,9 @@ class _Segment:
     ended: bool = False
     error: BaseException | None = None
 
+    def has_news(self) -> bool:
+        return self.ended or bool(self.blocks)
+
 
 class _Left(Exception):
     """Nobody waits for the bytes any more."""
@@ -76,7 +79,7 @@ def in_order(
                 pool.submit(get, arriving[-1], *waiting.popleft())
             head = arriving[0]
             with change:
-                change.wait_for(lambda head=head: head.blocks or head.ended, _REPORT_S)
+                change.wait_for(head.has_news, _REPORT_S)
                 blocks, head.blocks, head.nbytes = head.blocks, [], 0
                 ended = head.ended
                 ahead = sum(segment.nbytes for segment in arriving)
