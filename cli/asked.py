@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from numoe.engine import Description, Plan
     from numoe.engine.budget import Budget
     from numoe.engine.hub.repository import Repository
-    from numoe.engine.measure.machine import Forecast, Machine
+    from numoe.engine.measure.forecast import Forecast, Machine
 
 
 @dataclass(frozen=True)

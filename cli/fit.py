@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numoe.engine import Description, Plan
     from numoe.engine.hub.repository import Repository
-    from numoe.engine.measure.machine import Machine
+    from numoe.engine.measure.forecast import Machine
     from numoe.quant.stored.checkpoint import Checkpoint
 
 _CONTEXTS = 8192, 32768

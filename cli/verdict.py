@@ -12,7 +12,7 @@ from numoe.cli.output import Output, bar
 
 if TYPE_CHECKING:
     from numoe.cli.asked import Asked, Column
-    from numoe.engine.measure.machine import Machine
+    from numoe.engine.measure.forecast import Machine
     from numoe.engine.plan import Plan
 
 _SAME = 0.03  # of a figure: columns whose figures differ by no more say one thing
