@@ -13,7 +13,7 @@ from numoe.cli.settings import Options, takes
 Text = Annotated[str, typer.Argument(help="Part of a repository's name.", show_default=False)]
 
 
-@takes("ram", "limit", "json", limit=20)
+@takes("ram", "results", "json")
 def search(text: Text, options: Options) -> None:
     """List repositories of the hub that numoe runs, what they take, and whether that is here."""
     with Output() as output:
@@ -26,7 +26,7 @@ def search(text: Text, options: Options) -> None:
 
         memory = options.memory
         output.status(f'searching the hub for "{text}"')
-        found, others = find(text, limit=options["limit"], wait=wait)
+        found, others = find(text, limit=options["results"], wait=wait)
         rows = []
         for one in found:
             output.status(f"reckoning what {one.repo_id} takes")

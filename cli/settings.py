@@ -247,6 +247,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2"),
     Setting("window", int, "Tokens read at once; else 2048 or the model's limit, if lower.", metavar="N", least=2),
     Setting("stride", int, "Tokens from one window to the next; else half a window.", metavar="N", least=1),
+    Setting("results", int, "At most so many repositories.", default=20, metavar="N", long="--limit", least=1,
+            most=100),
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
