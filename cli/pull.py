@@ -101,14 +101,13 @@ class _Display:
 
         assert self._first is not None
         seconds = max(now - self._since, 1e-3)
-        steps = (
-            (at.received - self._first.received, at.to_receive - at.received),
-            (at.written - self._first.written, at.to_write - at.written),
-        )
-        left = [todo * seconds / done for done, todo in steps if done]
+        done, todo = at.received - self._first.received, at.to_receive - at.received
+        if not todo:  # until then what is written keeps pace, as no more than two shards are ahead
+            done, todo = at.written - self._first.written, at.to_write - at.written
+        left = [f"{duration(todo * seconds / done)} left"] if done else []
         amounts = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
         speed = f"{format_bytes(int(self._speed(at, now)))}/s" if at.arriving else "all received"
-        parts = [amounts, speed, *([f"{duration(max(left))} left"] if left else [])]
+        parts = [amounts, speed, *left]
         shard = f"shard {at.arriving or at.of_shards} of {at.of_shards}"
         ways = [[shard, *parts], parts, [amounts, *parts[2:]], [amounts]]
         if at.converting:
