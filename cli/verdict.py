@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numoe.engine.measure.forecast import Machine
     from numoe.engine.plan import Plan
 
+_AS_STORED = "native (as it is stored)"
 _SAME = 0.03  # of a figure: columns whose figures differ by no more say one thing
 _SHORTEST = 256  # tokens of context that are worth to be offered
 _MOST_OFFERED = 3
@@ -50,7 +51,8 @@ def tell(output: Output, asked: Asked) -> None:
     _picture(output, asked, best)
     for names, column in groups:
         output.text()
-        output.table([(f"{', '.join(names)}: {_reason(column, asked)}",)])
+        called = [_AS_STORED if name == "native" else name for name in names]
+        output.table([(f"{', '.join(called)}: {_reason(column, asked)}",)])
     if same := _why_alike(groups):
         output.text()
         output.table([(same,)])

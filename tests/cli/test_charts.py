@@ -1,5 +1,6 @@
 """Pictures: of memory and speed, and of what caches make of a trace; on the screen, as SVG and as PNG."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,3 +108,26 @@ def test_a_bar_is_as_long_as_its_parts_are_large() -> None:
 )
 def test_a_chart_without_a_file_is_on_the_screen(args: str, meant: str) -> None:
     assert with_bare_charts(args.split()) == meant.split()
+
+
+@pytest.mark.parametrize("width", ["80", "40"])
+def test_colours_are_for_terminals_that_show_them(
+    width: str, trace: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["fit", "tiny", "--ram", "1GB", "--chart"]
+    monkeypatch.setenv("COLUMNS", width)
+    plain = command(*asked)[1]
+    assert "\x1b" not in plain
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda stream: True, raising=False)
+    for terminal, none, shows in (("xterm-256color", "", True), ("xterm-256color", "1", False), ("dumb", "", False)):
+        monkeypatch.setenv("TERM", terminal)
+        monkeypatch.setenv("NO_COLOR", none)
+        out = command(*asked)[1]
+        assert ("\x1b[34m█" in out) == shows
+        assert re.sub(r"\x1b\[[\d;]*m", "", out) == plain
+
+
+def test_a_narrow_encoding_gets_other_signs(trace: str, command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numoe.cli.output._narrow", lambda stream: True)
+    for asked in (["fit", "tiny", "--ram", "1GB", "--chart"], ["bench", "--replay", trace, "--chart"]):
+        assert command(*asked)[1].isascii()

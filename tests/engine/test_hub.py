@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -340,6 +341,40 @@ def test_a_hub_without_parts_is_asked_over_one_connection(hub: Hub, folder: Path
     hub.log.clear()
     assert found.fetch(SHARD, tmp_path).read_bytes() == (folder / SHARD).read_bytes()
     assert len(hub.transfers(SHARD)) == 1
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_what_nobody_has_taken_yet_is_bounded(connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT", 10)
+    made, given, most = count(), 0, 0
+
+    def fetch(first: int, last: int, put: segments.Put) -> None:
+        for at in range(first, last):
+            next(made)
+            put(bytes([at]))
+
+    parts = [(0, 100)] if connections == 1 else list(segments.cut(0, 100))
+    for block, ahead in segments.in_order(fetch, parts, connections):
+        assert block == bytes(range(given, given + len(block)))
+        given += len(block)
+        most = max(most, ahead)
+    assert given == 100 and next(made) == 100 and most <= 10 * connections
+
+
+def test_a_transfer_that_nobody_reads_on_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT", 10)
+    ended = Barrier(3)  # two threads, and this one
+
+    def fetch(first: int, last: int, put: segments.Put) -> None:
+        try:
+            while True:
+                put(b"x")
+        finally:
+            ended.wait(60)
+
+    with closing(segments.in_order(fetch, [(0, 10), (10, 20), (20, 30)], 2)) as blocks:
+        next(blocks)
+    ended.wait(60)
 
 
 def test_passing_errors_are_waited_for(hub: Hub, folder: Path, tmp_path: Path) -> None:
