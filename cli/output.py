@@ -182,6 +182,7 @@ class Output:
         from rich.text import Text
 
         styled = Text.assemble(*((piece, style) for piece, (_, _, style) in zip(text, segments, strict=True)))
+        styled.rstrip()
         Console(file=sys.stdout, highlight=False).print(styled, soft_wrap=True)
 
     def thinking(self, text: str) -> None:
