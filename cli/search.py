@@ -18,7 +18,7 @@ def search(text: Text, options: Options) -> None:
     """List repositories of the hub that numoe runs, what they take, and whether that is here."""
     with Output() as output:
         from numoe.engine.hub.search import search as find
-        from numoe.engine.plan import Verdict, format_bytes
+        from numoe.engine.plan import format_bytes
 
         def wait(seconds: float, trouble: str) -> None:
             output.trouble(trouble)
@@ -30,13 +30,12 @@ def search(text: Text, options: Options) -> None:
         rows = []
         for one in found:
             output.status(f"reckoning what {one.repo_id} takes")
-            quant, plan = one.best(memory.total)
-            rows.append((one, quant, plan, plan.verdict(memory.total)))
+            rows.append((one, one.best(memory.total)))
         if options["json"]:
             names = "model", "downloads", "gated", "download_bytes", "quant", "disk_bytes", "verdict"
             listed = [
-                (one.repo_id, one.downloads, one.gated, one.nbytes, quant, plan.disk_bytes, verdict)
-                for one, quant, plan, verdict in rows
+                (one.repo_id, one.downloads, one.gated, one.nbytes, best.quant, best.disk_bytes, best.verdict)
+                for one, best in rows
             ]
             models = [dict(zip(names, row, strict=True)) for row in listed]
             output.document({"text": text, "ram_bytes": memory.allowed, "others": others, "models": models})
@@ -44,14 +43,14 @@ def search(text: Text, options: Options) -> None:
         if rows:
             table = [("model", "download", "as", "on disk", "verdict")]
             table += [
-                (one.repo_id, format_bytes(one.nbytes), quant, format_bytes(plan.disk_bytes), verdict)
-                for one, quant, plan, verdict in rows
+                (one.repo_id, format_bytes(one.nbytes), best.quant, format_bytes(best.disk_bytes), best.verdict or "?")
+                for one, best in rows
             ]
             output.table(table, numbers=(1, 3))
-        left = f"{others} more were found that numoe does not run, or only in GGUF. " if others else ""
-        if not found:
+        left = f"{others} more {'was' if others == 1 else 'were'} found that numoe does not run. " if others else ""
+        if not rows:
             output.note(f'The hub has nothing for "{text}" that numoe runs. {left}'.strip())
             return
-        best = next((one for one, _, _, verdict in rows if verdict is not Verdict.TOO_LARGE), found[0])
+        first = next((one for one, best in rows if best.runs), found[0])
         given = f"{format_bytes(memory.allowed)} of memory {'allowed' if memory.given else 'that can be taken now'}"
-        output.note(f"{left}About, for {given}; exactly: numoe fit {best.repo_id}")
+        output.note(f"{left}About, for {given}; exactly: numoe fit {first.repo_id}")

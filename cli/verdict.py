@@ -12,6 +12,7 @@ from numoe.cli.output import Output, bar
 
 if TYPE_CHECKING:
     from numoe.cli.asked import Asked, Column
+    from numoe.engine.hub.search import Best
     from numoe.engine.measure.forecast import Machine
     from numoe.engine.plan import Plan
 
@@ -350,9 +351,9 @@ def _offer(output: Output, asked: Asked, best: str, free: int | None) -> None:
         tokens = longest_context(asked.description.spec, room - plan.least_bytes + plan.kv_bytes)
         if tokens >= _SHORTEST:
             offers.append((f"--ctx {tokens}", f"a shorter context, of {best}"))
-    for one, quant, plan in _smaller(output, asked, free):
-        size = format_bytes(plan.disk_bytes)
-        offers.append((f"numoe fit {one}", f"about {size} in {quant}, {plan.verdict(room)}"))
+    for one, best_of_it in _smaller(output, asked, free):
+        size = format_bytes(best_of_it.disk_bytes)
+        offers.append((f"numoe fit {one}", f"about {size} in {best_of_it.quant}, {best_of_it.verdict}"))
     if offers:
         output.text("What fits here:")
         output.table(offers)
@@ -362,11 +363,10 @@ def _offer(output: Output, asked: Asked, best: str, free: int | None) -> None:
     output.text()
 
 
-def _smaller(output: Output, asked: Asked, free: int | None) -> Iterable[tuple[str, str, Plan]]:
+def _smaller(output: Output, asked: Asked, free: int | None) -> Iterable[tuple[str, Best]]:
     """Repositories of the same family, else of the same owner, that run here and have room on the disk."""
     from numoe.engine.hub.network import HubError
     from numoe.engine.hub.search import search
-    from numoe.engine.plan import Verdict
 
     owner, _, _ = asked.model.rpartition("/")
     ways = [(str(asked.description.config.get("model_type", "")), ""), ("", owner)]
@@ -376,12 +376,8 @@ def _smaller(output: Output, asked: Asked, free: int | None) -> Iterable[tuple[s
             found, _ = search(model_type=model_type, owner=author)
         except HubError:  # the next step is told all the same, and this was not what was asked for
             return
-        fitting = []
-        for one in found:
-            quant, plan = one.best(asked.memory.total)
-            fits = plan.verdict(asked.memory.total) is not Verdict.TOO_LARGE
-            if one.repo_id != asked.model and fits and (free is None or plan.disk_bytes <= free):
-                fitting.append((one.repo_id, quant, plan))
+        ranked = [(one.repo_id, one.best(asked.memory.total)) for one in found if one.repo_id != asked.model]
+        fitting = [one for one in ranked if one[1].runs and (free is None or one[1].disk_bytes <= free)]
         if fitting:
-            yield from sorted(fitting, key=lambda one: -one[2].parameters)[:_MOST_OFFERED]
+            yield from sorted(fitting, key=lambda one: -one[1].parameters)[:_MOST_OFFERED]
             return

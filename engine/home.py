@@ -118,7 +118,7 @@ def find(model: str) -> list[Pulled]:
 
     Where ids differ in case alone, the one that is spelled just so.
     """
-    name, _, quant = model.partition(":")
+    name, _, quant = named(model)[0].partition(":")
     found = [
         one for one in models() if name.lower() in map(str.lower, _names(one)) and quant.lower() in ("", one.quant)
     ]
@@ -209,7 +209,7 @@ def locate(model: str | Path) -> Path:
     path = lookup(model)
     if path is not None:
         return path
-    name = str(model)
+    name, _ = named(str(model))
     if unfinished := find(name):
         one = only(name, unfinished)
         raise InputError(

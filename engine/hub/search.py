@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from numoe.engine.description import DEFAULT_CONTEXT
-from numoe.engine.families import family
+from numoe.engine.families import family, gguf_architectures
 from numoe.engine.hub import network
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import HubError, Wait
@@ -28,11 +28,48 @@ from numoe.quant.formats.format import FLOAT32, Format
 
 _LARGEST = 16 << 20
 _PARALLEL = 8
+_Q4_K_M_BITS = 4.85  # of a weight, as llama.cpp mixes its types
+_BESIDE = 1.15  # what a model takes in memory, by the size of its file
 _FEWEST_BITS = 3  # of a weight: where others than the most have fewer, they are not all the others
 _TOLD = "config", "safetensors", "gguf", "downloads", "gated"
 _BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
 # What stands for matrices of about so many bits a weight, the most first.
 _FORMATS = Format("f32", 32), Format("bf16", 16), Format("fp8", 8), Format("mxfp4", 4, (1, 32), 8)
+
+
+@dataclass(frozen=True)
+class Best:
+    """About what is best of a repository: in which quantization, what that takes on disk, and whether it runs."""
+
+    quant: str
+    disk_bytes: int
+    parameters: int
+    verdict: Verdict | None
+    """None: what little the list tells does not say; `fit` does."""
+
+    @property
+    def runs(self) -> bool:
+        return self.verdict in (Verdict.IN_MEMORY, Verdict.FROM_DISK)
+
+
+@dataclass(frozen=True)
+class FoundGguf:
+    """A repository of GGUF files of an architecture that numoe runs."""
+
+    repo_id: str
+    downloads: int
+    gated: bool
+    parameters: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file in 4 bits that most take."""
+        return int(self.parameters * _Q4_K_M_BITS / 8)
+
+    def best(self, room: int) -> Best:
+        """As of `Found`. What does not fit runs from disk if it has experts, of which the list does not tell."""
+        fits = Verdict.IN_MEMORY if self.nbytes * _BESIDE <= room else None
+        return Best("Q4_K_M", self.nbytes, self.parameters, fits)
 
 
 @dataclass(frozen=True)
@@ -52,9 +89,8 @@ class Found:
         """Of its weights on the hub."""
         return sum(self.sizes.values())
 
-    def best(self, room: int) -> tuple[str, Plan]:
-        """The most precise way to have it, of those that run best in so many bytes of memory, and about what it takes:
-        a plan whose `disk_bytes` are the weights' that are computed with."""
+    def best(self, room: int) -> Best:
+        """The most precise way to have it, of those that run best in so many bytes of memory."""
         tensors = self.spec.tensors()
         experts, others = self._native(tensors.values())
         made: dict[str, Plan] = {}
@@ -65,12 +101,12 @@ class Found:
                 for name, tensor in tensors.items()
             }
             if formats != before:  # else what is stored in few bits is not rounded again
-                one = made[quant] = plan(self.spec, formats, min(DEFAULT_CONTEXT, self.spec.context))
-                made[quant] = replace(one, disk_bytes=one.stored_bytes)
-                if one.verdict(room) is Verdict.IN_MEMORY:
-                    return quant, made[quant]
+                made[quant] = plan(self.spec, formats, min(DEFAULT_CONTEXT, self.spec.context))
+                if made[quant].verdict(room) is Verdict.IN_MEMORY:
+                    break
             before = formats
-        return min(made.items(), key=lambda one: list(Verdict).index(one[1].verdict(room)))
+        quant = min(made, key=lambda quant: list(Verdict).index(made[quant].verdict(room)))
+        return Best(quant, made[quant].stored_bytes, made[quant].parameters, made[quant].verdict(room))
 
     def _native(self, tensors: Iterable[Tensor]) -> tuple[Format, Format]:
         """About how routed experts and other matrices are stored: experts in the dtype there is most of."""
@@ -96,7 +132,7 @@ def _format(quant: str, tensor: Tensor, native: Format) -> Format:
 
 def search(
     text: str = "", *, model_type: str = "", owner: str = "", limit: int = 20, wait: Wait = network.sleep
-) -> tuple[list[Found], int]:
+) -> tuple[list[Found | FoundGguf], int]:
     """The repositories that run, those downloaded most first, and how many others the hub has found.
 
     Args:
@@ -121,14 +157,17 @@ def search(
     return found, len(listed) - len(found)
 
 
-def _found(row: Mapping[str, Any], wait: Wait) -> Found | None:
+def _found(row: Mapping[str, Any], wait: Wait) -> Found | FoundGguf | None:
     """One of the list; None where numoe does not run it, or nobody may read it."""
-    repo_id, told = str(row["id"]), row.get("config")
+    repo_id, told, gguf = str(row["id"]), row.get("config"), row.get("gguf")
+    downloads = row["downloads"] if type(row.get("downloads")) is int else 0
     model_type = told.get("model_type") if isinstance(told, dict) else None
     weights = row.get("safetensors")
     counts = weights.get("parameters") if isinstance(weights, dict) else None
     if not isinstance(counts, dict) or not counts:
-        return None
+        runs = isinstance(gguf, dict) and gguf.get("architecture") in gguf_architectures()
+        total = gguf["total"] if runs and type(gguf.get("total")) is int else 0
+        return FoundGguf(repo_id, downloads, bool(row.get("gated")), total) if total > 0 else None
     try:
         kind = family(model_type)
         config = _document(f"/{repo_id}/resolve/main/config.json", repo_id, wait)
@@ -138,8 +177,7 @@ def _found(row: Mapping[str, Any], wait: Wait) -> Found | None:
     if spec is None:
         return None
     sizes = {dtype: count * _BITS.get(dtype, 8) // 8 for dtype, count in counts.items() if type(count) is int}
-    downloads = row.get("downloads")
-    return Found(repo_id, downloads if type(downloads) is int else 0, bool(row.get("gated")), sizes, spec)
+    return Found(repo_id, downloads, bool(row.get("gated")), sizes, spec)
 
 
 def _document(path: str, what: str, wait: Wait) -> Any:

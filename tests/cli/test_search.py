@@ -44,7 +44,7 @@ def test_search_lists_what_runs_here(hub: Hub, command: Run) -> None:
     assert code == 0 and rows[0] == ["model", "download", "as", "on", "disk", "verdict"]
     assert [row[0] for row in rows[1:]] == ["Org/Large", "Org/Small"]
     assert all(line.endswith("FITS IN RAM") for line in out.splitlines()[1:])
-    assert "2 more were found that numoe does not run" in err and "numoe fit Org/Large" in err
+    assert "2 more were found that numoe does not run." in err and "numoe fit Org/Large" in err
     assert hub.sent < 100_000  # no weights, and no headers
 
 
@@ -58,9 +58,23 @@ def test_search_says_about_what_fit_says(hub: Hub, command: Run) -> None:
         assert told["verdict"] == exact["verdict"]
 
 
+def test_search_knows_gguf_repositories(hub: Hub, command: Run) -> None:
+    rows = [
+        {"id": f"Org/{name}-GGUF", "gguf": {"total": total, "architecture": architecture}, "downloads": None}
+        for name, total, architecture in (
+            ("Small", 10**9, "llama"), ("Large", 10**12, "qwen3moe"), ("Strange", 10**9, "gpt9"), ("Odd", -1, "llama"),
+        )
+    ]  # fmt: skip
+    hub.answer("/api/models", json.dumps([*rows, {"id": "../x"}, 7, {"id": "Org/None", "gguf": []}]).encode())
+    found = json.loads(command("search", "gguf", "--json", "--ram", "8GB")[1])
+    told = [(one["model"], one["quant"], one["disk_bytes"] // 10**8, one["verdict"]) for one in found["models"]]
+    assert told == [("Org/Small-GGUF", "Q4_K_M", 6, "FITS IN RAM"), ("Org/Large-GGUF", "Q4_K_M", 6062, None)]
+    assert found["others"] == 5
+
+
 def test_search_that_finds_nothing_says_so(hub: Hub, command: Run) -> None:
     code, out, err = command("search", "strange")
-    assert (code, out) == (0, "") and "nothing" in err and "1 more" in err
+    assert (code, out) == (0, "") and "nothing" in err and "1 more was found" in err
     assert json.loads(command("search", "nowhere", "--json")[1])["models"] == []
     hub.answer("/api/models", b'{"error": 1}')
     code, out, err = command("search", "x")
