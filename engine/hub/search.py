@@ -165,9 +165,11 @@ def _found(row: Mapping[str, Any], wait: Wait) -> Found | FoundGguf | None:
     weights = row.get("safetensors")
     counts = weights.get("parameters") if isinstance(weights, dict) else None
     if not isinstance(counts, dict) or not counts:
-        runs = isinstance(gguf, dict) and gguf.get("architecture") in gguf_architectures()
-        total = gguf["total"] if runs and type(gguf.get("total")) is int else 0
-        return FoundGguf(repo_id, downloads, bool(row.get("gated")), total) if total > 0 else None
+        if not isinstance(gguf, dict) or gguf.get("architecture") not in gguf_architectures():
+            return None
+        total = gguf.get("total")
+        known = type(total) is int and total > 0
+        return FoundGguf(repo_id, downloads, bool(row.get("gated")), int(total or 0)) if known else None
     try:
         kind = family(model_type)
         config = _document(f"/{repo_id}/resolve/main/config.json", repo_id, wait)
