@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from numoe.cli import arguments
+from numoe.cli.ggufs import tell_ggufs
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, spelled, takes
 from numoe.quant.errors import InputError
@@ -49,7 +50,8 @@ def fit(model: arguments.Model, options: Options) -> None:
     with Output() as output:
         from numoe.engine import describe, home
         from numoe.engine.budget import Budget
-        from numoe.engine.hub.hub_id import is_hub_id
+        from numoe.engine.hub.gguf import chosen, distant_checkpoint
+        from numoe.engine.hub.hub_id import parted
         from numoe.engine.hub.network import HubError
         from numoe.engine.hub.repository import repository
         from numoe.engine.plan import Verdict, format_bytes
@@ -70,14 +72,18 @@ def fit(model: arguments.Model, options: Options) -> None:
                     raise
                 _tell_totals(output, model, checkpoint, 0, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
-        elif is_hub_id(model):
-            remote = repository(model, wait=wait)
+        elif where := parted(model):
+            remote = repository(where[0], wait=wait)
+            if not where[1] and not remote.in_safetensors and len(remote.ggufs) > 1:
+                tell_ggufs(output, remote, room, ctx, json)
+                return
+            gguf = chosen(remote, where[1])
             try:
-                description = describe_runnable(remote)
+                description = describe_runnable(remote, gguf)
             except HubError:
                 raise
             except InputError as reason:
-                checkpoint = remote.checkpoint()
+                checkpoint = distant_checkpoint(remote, gguf) if gguf else remote.checkpoint()
                 download = sum(info.nbytes for info in checkpoint.tensors.values())
                 _tell_totals(output, remote.repo_id, checkpoint, download, spelled(str(reason)), json)
                 raise typer.Exit(2) from None
@@ -104,7 +110,7 @@ def _quants(description: Description) -> list[str]:
     from numoe.quant.convert.recipe import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
-    if description.path.is_file():
+    if description.in_gguf:
         return ["native"]
     manifest = read_manifest(description.path)
     return [manifest.recipe] if manifest else list(RECIPES)
@@ -137,8 +143,9 @@ def _column(
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
-    shards = sorted(remote.files[name].size for name in names) if remote else []
+    names = {info.path.name for info in description.checkpoint.tensors.values()}
+    converted = remote is not None and not description.in_gguf  # of what is not, nothing is there but itself
+    shards = sorted(remote.files[name].size for name in names) if remote and converted else []
     kv = {context: kv_bytes(description.spec, context) for context in contexts}
     return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, machine.forecast(plan, room), plan.widens(room))
 
@@ -247,7 +254,7 @@ def _tell_the_way(output: Output, model: str, columns: dict[str, _Column]) -> No
         output.text("Nothing was downloaded.")
         return
     output.text("Nothing was downloaded. To do so:")
-    output.text(f"numoe pull {model} --quant {best}")
+    output.text(f"numoe pull {model}" + (f" --quant {best}" if len(columns) > 1 else ""))
 
 
 def _opened(path: Path) -> Checkpoint | None:

@@ -40,6 +40,8 @@ def pull(model: arguments.HubId, options: Options) -> None:
             raise
         if pulled.conversion is None:
             output.note(f"{model} is complete already, in {pulled.path}")
+        elif pulled.conversion.as_it_was:
+            output.note(f"{format_bytes(pulled.conversion.result_bytes)} in {pulled.path}")
         else:
             before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
             output.note(f"{before} of weights became {after} in {pulled.path}")

@@ -117,6 +117,8 @@ class Conversion:
 
     source_bytes: int
     result_bytes: int
+    as_it_was: bool = False
+    """Whether the files themselves were taken."""
     kept: tuple[str, ...] = ()
     """Matrices that stay as they were stored though the recipe has a format for them: float16 has no scales for it."""
 
@@ -169,7 +171,7 @@ def convert(
     first = ((made[number], job.outputs[0]) for number in made for job in layout.jobs[number])
     kept = [output.name for tensors, output in first if tensors[output.name].dtype != output.dtype]
     nbytes = sum(info.nbytes for tensors in made.values() for info in tensors.values())
-    return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, tuple(kept))
+    return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, kept=tuple(kept))
 
 
 class _Shards:
