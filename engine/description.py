@@ -31,7 +31,7 @@ from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
-from numoe.quant.stored.quantization import SIDE_FILE, Convention, read_quantization, refuse_foreign
+from numoe.quant.stored.quantization import SIDE_FILE, Convention, announced_name, read_quantization, refuse_foreign
 
 if TYPE_CHECKING:
     from numoe.engine.chat.format import ChatFormat
@@ -220,7 +220,12 @@ def _in_gguf(checkpoint: Checkpoint) -> bool:
 
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
-    kind = family(config.get("model_type"))
+    try:
+        kind = family(config.get("model_type"))
+    except InputError as error:
+        if stored := announced_name(config, side):
+            raise InputError(f"{error}; its weights are {stored}") from None
+        raise
     convention = read_quantization(config, side)
     if convention.name == "MLX" and not kind.mlx:
         raise InputError(
