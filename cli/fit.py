@@ -43,7 +43,7 @@ class _Column:
         return self.forecast.expert_bytes / self.plan.expert_bytes if self.plan.expert_bytes else 1.0
 
 
-@takes("ram", "ctx", "read_gb_s", "cores", "json")
+@takes("quant", "ram", "ctx", "read_gb_s", "cores", "json", quant=None)
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
     ram, ctx, json = options["ram"], options["ctx"], options["json"]
@@ -89,7 +89,7 @@ def fit(model: arguments.Model, options: Options) -> None:
                 raise typer.Exit(2) from None
         else:
             raise home.unknown(model)
-        plans = {quant: description.plan(ctx, quant) for quant in _quants(description)}
+        plans = {quant: description.plan(ctx, quant) for quant in _quants(description, options.stated.get("quant"))}
         streaming = [plan for plan in plans.values() if plan.verdict(room) is Verdict.FROM_DISK]
         machine = _machine(output, streaming, options["read_gb_s"], options["cores"])
         columns = {
@@ -105,15 +105,17 @@ def fit(model: arguments.Model, options: Options) -> None:
             raise typer.Exit(2)
 
 
-def _quants(description: Description) -> list[str]:
-    """The formats that one can have the model in: a GGUF file and a converted folder only as they are."""
-    from numoe.quant.convert.recipe import RECIPES
+def _quants(description: Description, asked: str | None) -> list[str]:
+    """The formats that one can have the model in, as it is and as is asked for; a converted folder only as it is."""
+    from numoe.quant.convert.recipes import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
     if description.in_gguf:
         return ["native"]
     manifest = read_manifest(description.path)
-    return [manifest.recipe] if manifest else list(RECIPES)
+    if manifest:
+        return [manifest.recipe]
+    return list(dict.fromkeys(["native", asked])) if asked else list(RECIPES)
 
 
 def _machine(output: Output, streaming: list[Plan], read_gb_s: float | None, cores: int | None) -> Machine:

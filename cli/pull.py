@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from numoe.cli import arguments
 from numoe.cli.output import Output, duration
-from numoe.cli.settings import Options, Recipe, takes
+from numoe.cli.settings import Options, takes
 
 if TYPE_CHECKING:
     from numoe.engine.pull import Progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _PAUSE = 0.1  # seconds between two status lines
 
 
-@takes("quant", "keep", "revision", "threads", "quiet", quant=Recipe.NATIVE)
+@takes("quant", "keep", "revision", "threads", "quiet", quant="native")
 def pull(model: arguments.HubId, options: Options) -> None:
     """Download a model. After an interruption the same command goes on where it was."""
     with Output(options["quiet"]) as output:
@@ -29,7 +29,7 @@ def pull(model: arguments.HubId, options: Options) -> None:
         try:
             pulled = fetch(
                 model,
-                options["quant"].value,
+                options["quant"],
                 options["revision"],
                 options["keep"],
                 display.show,

@@ -61,7 +61,7 @@ class Description:
 
         Args:
             context: in tokens; None: 8192 or the model's limit.
-            quant: a key of `recipe.RECIPES`: what the model would be when converted.
+            quant: see `recipes.roles`: what the model would be when converted.
 
         Raises:
             InputError: the context is above the model's limit.

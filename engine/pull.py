@@ -82,7 +82,7 @@ def pull(
     Args:
         repo_id: OWNER/NAME in any case, or an earlier name of the repository; with :QUANT, :FILE or :FOLDER the model
             in GGUF that is called so, see `gguf_set`.
-        quant: a key of `quant.recipe.RECIPES`.
+        quant: see `recipes.roles`.
         revision: a branch, tag or commit; None: the main branch, or what an interrupted pull began with.
         keep: download into the Hugging Face cache and leave the files there.
         wait: lets the seconds between two tries pass.

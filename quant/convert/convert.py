@@ -148,7 +148,7 @@ def convert(
     Args:
         source: a listing of the tensors, whose paths end in the names of the origin's shards.
         weights: what the result has under names of its own; every other tensor is copied.
-        quant: a key of `recipe.RECIPES`.
+        quant: see `recipes.roles`.
         origin: where the files of `source` come from.
         calibration: the manifest's; what gave the matrices their `inputs`.
 

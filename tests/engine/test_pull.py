@@ -98,7 +98,7 @@ def downloads(hub: Hub) -> list[str]:
     return [r.path for r in hub.log if r.path in sizes and r.stop == sizes[r.path]]
 
 
-@pytest.mark.parametrize("quant", ["native", "int8", "int4"])
+@pytest.mark.parametrize("quant", ["native", "int8", "int4", "experts=int8,attention=int4"])
 def test_a_pull_gives_the_bytes_of_a_local_conversion(
     quant: str, hub: Hub, source: Path, converted: Callable[[str], dict[str, bytes]]
 ) -> None:
