@@ -10,6 +10,7 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.asked import Asked, Column
+from numoe.cli.ggufs import tell_ggufs
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, spelled, takes
 from numoe.quant.errors import InputError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _CONTEXTS = 8192, 32768
 
 
-@takes("ram", "ctx", "revision", "read_gb_s", "cores", "measure", "chart", "json")
+@takes("quant", "ram", "ctx", "revision", "read_gb_s", "cores", "measure", "chart", "json", quant=None)
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
     with Output() as output:
@@ -35,15 +36,16 @@ def fit(model: arguments.Model, options: Options) -> None:
 
         check(options["chart"], options["json"])
         Budget(options["ram"])  # what is no amount is refused before the hub is asked
-        description, remote = _described(model, options, output)
-        plans = {quant: description.plan(options["ctx"], quant) for quant in _quants(description)}
+        description, remote, name = _described(model, options, output)
+        quants = _quants(description, options.stated.get("quant"))
+        plans = {quant: description.plan(options["ctx"], quant) for quant in quants}
         machine = _machine(output, list(plans.values()), options)
         memory = Budget(options["ram"], machine.process_bytes)
         columns = {
             quant: _column(description, remote, quant, plan, options["ctx"], machine, memory.total)
             for quant, plan in plans.items()
         }
-        asked = Asked(remote.repo_id if remote else model, description, remote, memory, machine, columns)
+        asked = Asked(name, description, remote, memory, machine, columns)
         output.clear_status()
         if options["json"]:
             output.document(_document(asked))
@@ -60,53 +62,74 @@ def fit(model: arguments.Model, options: Options) -> None:
             raise typer.Exit(2)
 
 
-def _described(model: str, options: Options, output: Output) -> tuple[Description, Repository | None]:
-    """A model that is here, or on the hub; of one that numoe does not run its totals are told, and the command ends."""
+def _described(model: str, options: Options, output: Output) -> tuple[Description, Repository | None, str]:
+    """A model that is here, or on the hub, and its name. Of others what can be said is, and the command ends."""
     from numoe.engine import describe, home
-    from numoe.engine.hub.hub_id import is_hub_id, named
+    from numoe.engine.hub.hub_id import named
+
+    name, revision = named(model)
+    revision = options["revision"] or revision
+    output.status(f"reading the headers of {name}")
+    path = home.lookup(name) if revision is None else None
+    if path is None:
+        return _distant(name, revision, options, output)
+    try:
+        return describe(path), None, model
+    except InputError as reason:
+        if not path.is_file() or (checkpoint := _opened(path)) is None:
+            raise
+        _tell_totals(output, model, checkpoint, 0, spelled(str(reason)), options["json"])
+        raise typer.Exit(2) from None
+
+
+def _distant(
+    name: str, revision: str | None, options: Options, output: Output
+) -> tuple[Description, Repository | None, str]:
+    """As `_described`, of a model on the hub."""
+    from numoe.engine import home
+    from numoe.engine.budget import Budget
+    from numoe.engine.hub.gguf import chosen, distant_checkpoint
+    from numoe.engine.hub.hub_id import parted
     from numoe.engine.hub.network import HubError
     from numoe.engine.hub.repository import repository
+    from numoe.engine.measure.machine import process_bytes
     from numoe.engine.pull import describe_runnable
 
     def wait(seconds: float, trouble: str) -> None:
         output.trouble(trouble)
         time.sleep(seconds)
 
-    name, revision = named(model)
-    revision = options["revision"] or revision
-    output.status(f"reading the headers of {name}")
-    path = home.lookup(name) if revision is None else None
-    if path is not None:
-        try:
-            return describe(path), None
-        except InputError as reason:
-            if not path.is_file() or (checkpoint := _opened(path)) is None:
-                raise
-            _tell_totals(output, model, checkpoint, 0, spelled(str(reason)), options["json"])
-            raise typer.Exit(2) from None
-    if not is_hub_id(name):
+    where = parted(name)
+    if where is None:
         raise home.unknown(name)
-    remote = repository(name, revision, wait)
+    remote = repository(where[0], revision, wait)
+    if not where[1] and not remote.in_safetensors and len(remote.ggufs) > 1:
+        tell_ggufs(output, remote, Budget(options["ram"], process_bytes()).total, options["ctx"], options["json"])
+        raise typer.Exit
+    gguf = chosen(remote, where[1])
     try:
-        return describe_runnable(remote), remote
+        called = f"{remote.repo_id}:{where[1]}" if where[1] else remote.repo_id
+        return describe_runnable(remote, gguf), remote, called
     except HubError:
         raise
     except InputError as reason:
-        checkpoint = remote.checkpoint()
+        checkpoint = distant_checkpoint(remote, gguf) if gguf else remote.checkpoint()
         download = sum(info.nbytes for info in checkpoint.tensors.values())
         _tell_totals(output, remote.repo_id, checkpoint, download, spelled(str(reason)), options["json"])
         raise typer.Exit(2) from None
 
 
-def _quants(description: Description) -> list[str]:
-    """The formats that one can have the model in: a GGUF file and a converted folder only as they are."""
-    from numoe.quant.convert.recipe import RECIPES
+def _quants(description: Description, asked: str | None) -> list[str]:
+    """The formats that one can have the model in, as it is and as is asked for; a converted folder only as it is."""
+    from numoe.quant.convert.recipes import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
-    if description.path.is_file():
+    if description.in_gguf:
         return ["native"]
     manifest = read_manifest(description.path)
-    return [manifest.recipe] if manifest else list(RECIPES)
+    if manifest:
+        return [manifest.recipe]
+    return list(dict.fromkeys(["native", asked])) if asked else list(RECIPES)
 
 
 def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:
@@ -140,8 +163,9 @@ def _column(
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
-    shards = sorted(remote.files[name].size for name in names) if remote else []
+    names = {info.path.name for info in description.checkpoint.tensors.values()}
+    converted = remote is not None and not description.in_gguf  # of what is not, nothing is there but itself
+    shards = sorted(remote.files[name].size for name in names) if remote and converted else []
     kv = {context: kv_bytes(description.spec, context) for context in contexts}
     peak_disk = plan.disk_bytes + sum(shards[-2:])
     return Column(plan, peak_disk, kv, machine.forecast(plan, room), machine.process_bytes, plan.widens(room))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from numoe.cli import arguments
 from numoe.cli.output import Output, duration
-from numoe.cli.settings import Options, Recipe, takes
+from numoe.cli.settings import Options, takes
 
 if TYPE_CHECKING:
     from numoe.engine.pull import Progress
@@ -19,7 +19,7 @@ _LATELY = 10  # seconds that a speed is taken over
 _LONGEST_BAR, _SHORTEST_BAR = 30, 8
 
 
-@takes("quant", "keep", "revision", "connections", "threads", "quiet", quant=Recipe.NATIVE)
+@takes("quant", "keep", "revision", "connections", "threads", "quiet", quant="native")
 def pull(model: arguments.HubId, options: Options) -> None:
     """Download a model. After an interruption the same command goes on where it was."""
     with Output(options["quiet"]) as output:
@@ -36,7 +36,7 @@ def pull(model: arguments.HubId, options: Options) -> None:
         try:
             pulled = fetch(
                 model,
-                options["quant"].value,
+                options["quant"],
                 options["revision"] or revision,
                 options["keep"],
                 display.show,
@@ -48,6 +48,8 @@ def pull(model: arguments.HubId, options: Options) -> None:
             raise
         if pulled.conversion is None:
             output.note(f"{model} is complete already, in {pulled.path}")
+        elif pulled.conversion.as_it_was:
+            output.note(f"{format_bytes(pulled.conversion.result_bytes)} in {pulled.path}")
         else:
             before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
             output.note(f"{before} of weights became {after} in {pulled.path}")

@@ -14,13 +14,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from enum import Flag, StrEnum, auto
+from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from numoe.cli.text import read_schema
+from numoe.quant.convert.recipes import RECIPES, roles
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,15 +42,7 @@ class May(Flag):
     ANYWHERE = CONFIG | LINE | TALK
 
 
-class Recipe(StrEnum):
-    """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
-
-    INT8 = "int8"
-    INT4 = "int4"
-    NATIVE = "native"
-
-
-_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,)}
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -57,7 +50,6 @@ _WANTED: Mapping[Any, str] = {
     float: "a number",
     list: "a list of texts",
     dict: "an object",
-    Recipe: " or ".join(Recipe),
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -155,18 +147,35 @@ class Setting:
         fits = type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
-        elif self.kind is Recipe:
-            fits &= value in list(Recipe)
+        elif fits and self.parse is _recipe:
+            fits = _is_recipe(value)
         elif fits and self.least is not None:
             fits = self.least <= value and (self.most is None or value <= self.most)
         if not fits:
             raise self._refusal("", named, json.dumps(value, default=str))
 
     def _refusal(self, more: str, named: str, value: str) -> InputError:
-        wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
+        wanted = f"{', '.join(RECIPES)} or formats by role" if self.parse is _recipe else _WANTED[self.types[0]]
         if self.least is not None:
             wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
         return InputError(f"{named} takes {wanted}{more}, not {value}")
+
+
+def _recipe(text: str) -> str:
+    """A way to quantize."""
+    try:
+        roles(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def _is_recipe(text: str) -> bool:
+    try:
+        roles(text)
+    except InputError:
+        return False
+    return True
 
 
 def _filling(name: str, kind: Any, help: str, group: str = "", field: str = "", **more: Any) -> Setting:
@@ -230,8 +239,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("chart", str, "Draw memory and speed, over memory and context; on the screen with -, or into a file "
             "(.svg, .png).", metavar="FILE"),
     # Models on the disk.
-    Setting("quant", Recipe, "int4 or int8 rounds the weights that are many; native keeps them as stored.",
-            default=..., may=May.CONFIG),
+    Setting("quant", str, "int4 or int8 rounds the weights that are many; native keeps them as stored. Or by role: "
+            "experts=int4,attention=int8", default=..., metavar="RECIPE", may=May.CONFIG, parse=_recipe),
     Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
     Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
     Setting("connections", int, "Connections over which a file is downloaded at once; default 4.", metavar="N", least=1,

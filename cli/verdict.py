@@ -334,7 +334,7 @@ def _tell_the_way(output: Output, asked: Asked, best: str) -> None:
         output.text("Nothing was downloaded.")
         return
     output.text("Nothing was downloaded. To do so:")
-    output.text(f"numoe pull {asked.model} --quant {there}")
+    output.text(f"numoe pull {asked.model}" + (f" --quant {there}" if len(columns) > 1 else ""))
 
 
 def _offer(output: Output, asked: Asked, best: str, free: int | None) -> None:

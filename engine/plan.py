@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from numoe.engine.layers.spec import ModelSpec
@@ -118,6 +118,17 @@ class Plan:
         kinds = self.least_bytes, self.total_bytes, self.total_bytes + self.wide_bytes
         rooms = (-(-max(taken - self.kv_bytes + sessions, above + 1) // 10**6) * 10**6 for taken in kinds)
         return next(room for room in rooms if self.for_sessions(room) >= sessions)
+
+    def of_size(self, nbytes: int) -> Plan:
+        """About what the same model takes where its weights, in other formats, take so many bytes on disk."""
+        share = nbytes / max(self.disk_bytes, 1)
+        return replace(
+            self,
+            weights={key: round(size * share) for key, size in self.weights.items()},
+            active_experts={layer: round(size * share) for layer, size in self.active_experts.items()},
+            largest_expert=round(self.largest_expert * share),
+            disk_bytes=nbytes,
+        )
 
     def held_experts(self, room: int) -> int:
         """Bytes of the routed experts that `room` bytes hold beside all else."""

@@ -14,6 +14,9 @@ DEFAULTS = deltanet.DEFAULTS | {"num_experts": 256, "num_experts_per_tok": 8}
 def read(config: Config) -> ModelSpec:
     config.expect("attn_output_gate", True)
     config.expect("mamba_ssm_dtype", "float32")
+    if config.values.get("output_gate_type") != "silu":
+        config.expect("output_gate_type", "swish")  # another name of silu; in the norm of gated DeltaNet
+    config.ignore(["output_gate_type"])
     config.ignore(["mtp_*"])  # a head that only drafts tokens
     mixers, ffn = deltanet.mixers(config), _feed_forward(config)
     return common.model(config, [decoder_layer(mixer, ffn) for mixer in mixers])

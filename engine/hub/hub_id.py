@@ -40,3 +40,12 @@ def _parts(text: str) -> tuple[str, str, str]:
     except ValueError:  # which names no host
         return "", "", ""
     return parts.scheme.lower(), parts.netloc, parts.path
+
+
+def parted(name: str) -> tuple[str, str] | None:
+    """OWNER/NAME and what a colon after it says of one of the repository's GGUF files, "" for nothing.
+
+    None for a name that means no repository.
+    """
+    repo_id, colon, wanted = name.partition(":")
+    return (repo_id, wanted) if is_hub_id(repo_id) and bool(colon) == bool(wanted) else None

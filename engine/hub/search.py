@@ -21,7 +21,8 @@ from numoe.engine.hub.network import HubError, Wait
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.plan import Plan, Verdict, plan
-from numoe.quant.convert.recipe import RECIPES, target
+from numoe.quant.convert.recipe import target
+from numoe.quant.convert.recipes import RECIPES
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 from numoe.quant.formats.format import FLOAT32, Format

@@ -300,6 +300,19 @@ def test_a_gguf_file(hub: Hub, smollm2_file: Path, command: Run) -> None:
     assert (told["native"]["resident_bytes"], told["native"]["expert_share"]) == (planned.weight_bytes, 1.0)
 
 
+def test_a_recipe_by_role_is_priced(tiny_repository: str, command: Run) -> None:
+    def told(*options: str) -> Any:
+        return json.loads(command("fit", tiny_repository, "--ram", "1GB", "--json", *options)[1])["formats"]
+
+    mixed = "experts=int4,attention=int8"
+    sizes = {quant: one["disk_bytes"] for quant, one in (told() | told("--quant", mixed)).items()}
+    assert list(told("--quant", mixed)) == ["native", mixed]
+    assert sizes["int4"] < sizes[mixed] < sizes["native"]
+    out = command("fit", tiny_repository, "--ram", "1GB", "--quant", mixed)[1]
+    assert out.splitlines()[-1] in (f"numoe pull {tiny_repository} --quant {quant}" for quant in ("native", mixed))
+    assert command("fit", tiny_repository, "--quant", "experts=int3")[0] == 2
+
+
 def test_a_pulled_model_is_not_asked_for_again(
     hub: Hub, tiny_repository: str, checkpoint: Checkpoints, command: Run
 ) -> None:

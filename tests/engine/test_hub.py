@@ -139,8 +139,8 @@ def names(*files: str) -> dict[str, bytes | Content]:
             r"only pickled weights.*\(pytorch_model.bin\); look for a safetens",
         ),
         (
-            names("README.md", "m.Q4_K.gguf"),
-            r"only GGUF files \(m.Q4_K.gguf\); download one of them with `hf download`",
+            names("README.md", "mmproj-F16.gguf"),
+            r"only GGUF files that are no models \(mmproj-F16.gguf\); choose another",
         ),
         (names("config.json", "original/model.safetensors"), "holds no .safetensors files; choose"),
         (names("model.safetensors"), "has no config.json"),
