@@ -254,33 +254,42 @@ class Repository:
                 digest = self._file(name).digest()
             received(file.tell())
 
-            with closing(self._transfer(name, file.tell(), size)) as blocks:
-                for block, ahead in blocks:
-                    file.write(block)
-                    digest.update(block)
-                    received(file.tell() + ahead)
+            def take(block: bytes, ahead: int = 0) -> None:
+                file.write(block)
+                digest.update(block)
+                received(file.tell() + ahead)
+
+            if self.connections > 1 and self.gives_parts.is_set():
+                with closing(self._at_once(name, file.tell(), size)) as blocks:
+                    for block, ahead in blocks:
+                        take(block, ahead)
+            else:
+                self._fetch(name, file.tell(), size, take)
             file.flush()
             os.fsync(file.fileno())
         return digest
 
-    def _transfer(self, name: str, start: int, stop: int) -> Generator[tuple[bytes, int]]:
-        """Bytes start..stop of a file as they arrive, with how many are here of those that follow."""
+    def _at_once(self, name: str, start: int, stop: int) -> Generator[tuple[bytes, int]]:
+        """Bytes start..stop of a file, over several connections, with how many are here of those that follow."""
 
         def fetch(first: int, last: int, put: Callable[[bytes], None]) -> None:
-            at = first
+            self._fetch(name, first, last, put)
 
-            def attempt() -> None:
-                nonlocal at
-                with closing(self._bytes(name, at, last)) as blocks:
-                    for block in blocks:
-                        put(block)
-                        at += len(block)
+        return segments.in_order(fetch, segments.cut(start, stop), self.connections)
 
+    def _fetch(self, name: str, start: int, stop: int, put: Callable[[bytes], None]) -> None:
+        """Have bytes start..stop of a file put as they arrive; goes on where a connection was cut."""
+        at = start
+
+        def attempt() -> None:
+            nonlocal at
+            with closing(self._bytes(name, at, stop)) as blocks:
+                for block in blocks:
+                    put(block)
+                    at += len(block)
+
+        if start < stop:
             self._patiently(attempt, progress=lambda: at)
-
-        several = self.connections > 1 and self.gives_parts.is_set()
-        parts = segments.cut(start, stop) if several else [(start, stop)] if start < stop else []
-        yield from segments.in_order(fetch, parts, self.connections)
 
     def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
         """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""

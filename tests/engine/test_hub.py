@@ -318,7 +318,7 @@ def test_several_connections_go_on_as_one_does(
         wide.fetch(SHARD, tmp_path)
         assert min(start for start, _ in hub.transfers(SHARD)) == len(there)
     elif fault == "gone":
-        hub.fail(SHARD, 418, times=3)
+        hub.fail(SHARD, 418)
         with pytest.raises(InputError, match="status 418"):
             wide.fetch(SHARD, tmp_path)
         wide.fetch(SHARD, tmp_path)
