@@ -92,8 +92,7 @@ def pull(
         quant: see `recipes.roles`.
         revision: a branch, tag or commit; None: the main branch, or what an interrupted pull began with.
         keep: download into the Hugging Face cache and leave the files there.
-        wait: lets the seconds between two tries pass.
-        tell: for what makes them necessary; called from several threads.
+        wait: lets the seconds between two tries pass; tell: for what makes them necessary, from several threads.
         connections: over how many at once a shard is fetched; each holds 32 MiB in memory.
 
     Raises:
@@ -122,13 +121,12 @@ def pull(
             _refuse_other(folder, repository, revision)
             return Pulled(folder, None)
         description = describe_runnable(repository, gguf)
-        name = begun.source if begun else repository.repo_id
         shards = gguf.files if gguf else sorted({i.path.name for i in description.checkpoint.tensors.values()})
-        downloads = _Downloads(name, repository, shards, keep, report, stop)
+        downloads = _Downloads(begun.source if begun else repository.repo_id, repository, shards, keep, report, stop)
         if gguf and quant == "native":
             return Pulled(folder, _as_it_is(downloads, folder))
-        taken = description.checkpoint, description.weights()
-        return Pulled(folder, convert(*taken, folder, quant, downloads, downloads.count_written))
+        of = description.checkpoint, description.weights()
+        return Pulled(folder, convert(*of, folder, quant, downloads, downloads.count_written))
     except NoSuchRevision as error:
         if begun and one and asked == begun.revision:
             raise _gone(one, asked) from error
