@@ -26,7 +26,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocom
 _OR_LAST_HELP = f"{_MODEL_HELP} Without it: of the last chat, else tiny."
 ModelOrLast = Annotated[str | None, typer.Argument(metavar="MODEL", help=_OR_LAST_HELP, autocompletion=models_here)]
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; - is what is piped in.")]
-HubId = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as deepseek-ai/DeepSeek-V4-Flash.")]
+_HUB_ID_HELP = "A hub id, such as deepseek-ai/DeepSeek-V4-Flash; OWNER/NAME:Q4_K_M is one of its GGUF files."
+HubId = Annotated[str, typer.Argument(metavar="MODEL", help=_HUB_ID_HELP)]
 Pulled = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a pulled model, as `numoe list` shows it.")]
 Source = Annotated[str, typer.Argument(help="The model to convert: a folder of safetensors or a downloaded hub id.")]
 Destination = Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")]

@@ -13,13 +13,15 @@ from numoe.cli.output import Output, decimal
 from numoe.cli.settings import Options, takes
 
 
-@takes("speed", "threads", "ram", "kv", "replay", "json")
+@takes("speed", "threads", "ram", "kv", "replay", "chart", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
     threads, repetitions = options["threads"], options["repetitions"]
     if options["replay"] is not None:
-        _replay(options["replay"], options["json"])
+        _replay(options["replay"], options["json"], options["chart"])
         return
+    if options["chart"] is not None:
+        raise typer.BadParameter("--chart draws what --replay tells; give both")
     if model == "kernels":
         if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv"}:
             raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
@@ -35,7 +37,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         begun = time.perf_counter()
         described = describe(model)
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
-        loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx, kv=options["kv"])
+        loaded = load(described, ram=options.memory, threads=threads, ctx=ctx, kv=options["kv"])
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(
@@ -99,18 +101,25 @@ def _kernels(threads: int | None, repetitions: int, json: bool) -> None:
         output.table(rows, numbers=range(2, 8))
 
 
-def _replay(file: Path, json: bool) -> None:
-    """Hit rates of the caches on a trace, by how many of the experts they hold."""
-    from numoe.engine.measure.replay import POLICIES, read_trace, replay
+def _replay(file: Path, json: bool, chart: str | None) -> None:
+    """Hit rates of the caches on a trace, by how many of the experts they hold; how often each expert was taken."""
+    from numoe.cli.charts import Chart, Heat, Line, check, draw
+    from numoe.engine.measure.replay import POLICIES, heat, read_trace, replay
 
+    check(chart, json)
     trace = read_trace(file)
     rows = replay(trace)
     if json:
         Output().document({"replay": str(file), "accesses": len(trace.accesses), "budgets": rows})
-        return
-    table: list[tuple[str, ...]] = [("experts in memory", *POLICIES)]
-    table += [(f"{row['share']:.0%}, {row['experts']}", *(f"{row[name]:.1%}" for name in POLICIES)) for row in rows]
-    Output().table(table, numbers=range(1, len(POLICIES) + 1))
+    else:
+        table: list[tuple[str, ...]] = [("experts in memory", *POLICIES)]
+        table += [(f"{row['share']:.0%}, {row['experts']}", *(f"{row[name]:.1%}" for name in POLICIES)) for row in rows]
+        Output().table(table, numbers=range(1, len(POLICIES) + 1))
+    if chart is not None:
+        lines = [Line(name, [(100 * row["share"], 100 * row[name]) for row in rows]) for name in POLICIES]
+        found = Chart("requests that find their expert in memory, %", "% of the experts that are there", lines)
+        layers = [(f"layer {layer}", counts) for layer, counts in heat(trace).items()]
+        draw(Output(), [found, Heat("how often each expert was taken", "experts", layers)], chart)
 
 
 def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,132 +2,155 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from numoe.cli import arguments
+from numoe.cli.asked import Asked, Column
+from numoe.cli.ggufs import tell_ggufs
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, spelled, takes
+from numoe.cli.unsupported import opened, tell_totals
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numoe.engine import Description, Plan
     from numoe.engine.hub.repository import Repository
-    from numoe.engine.measure.machine import Forecast, Machine
-    from numoe.engine.totals import Totals
-    from numoe.quant.stored.checkpoint import Checkpoint
+    from numoe.engine.measure.forecast import Machine
 
 _CONTEXTS = 8192, 32768
 
 
-@dataclass(frozen=True)
-class _Column:
-    """What a model takes in one format."""
-
-    plan: Plan
-    peak_disk_bytes: int
-    kv_bytes: dict[int, int]
-    int8_bytes: int
-    """Of the largest of those contexts, with rows of int8."""
-    forecast: Forecast
-    widens: bool
-
-    @property
-    def expert_share(self) -> float:
-        return self.forecast.expert_bytes / self.plan.expert_bytes if self.plan.expert_bytes else 1.0
-
-
-@takes("ram", "ctx", "kv", "read_gb_s", "cores", "json")
+@takes("quant", "ram", "ctx", "kv", "revision", "read_gb_s", "cores", "measure", "chart", "json", quant=None)
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded."""
-    ram, ctx, json = options["ram"], options["ctx"], options["json"]
     with Output() as output:
-        from numoe.engine import describe, home
+        from numoe.cli.charts import check
         from numoe.engine.budget import Budget
-        from numoe.engine.hub.hub_id import is_hub_id
-        from numoe.engine.hub.network import HubError
-        from numoe.engine.hub.repository import repository
-        from numoe.engine.plan import Verdict, format_bytes
-        from numoe.engine.pull import describe_runnable
-        from numoe.engine.totals import convention_of
+        from numoe.engine.plan import Verdict
 
-        def wait(seconds: float, trouble: str) -> None:
-            output.status(trouble)
-            time.sleep(seconds)
-
-        room = Budget(ram).total
-        output.status(f"reading the headers of {model}")
-        path, remote = home.lookup(model), None
-        if path is not None:
-            try:
-                description = describe(path)
-            except InputError as reason:
-                if (found := _opened(path)) is None:
-                    raise
-                _tell_totals(output, model, *found, 0, spelled(str(reason)), json)
-                raise typer.Exit(2) from None
-        elif is_hub_id(model):
-            remote = repository(model, wait=wait)
-            try:
-                description = describe_runnable(remote)
-            except HubError:
-                raise
-            except InputError as reason:
-                config = remote.config()
-                checkpoint = remote.checkpoint(convention_of(config))
-                download = sum(info.nbytes for info in checkpoint.tensors.values())
-                _tell_totals(output, remote.repo_id, checkpoint, config, download, spelled(str(reason)), json)
-                raise typer.Exit(2) from None
-        else:
-            raise home.unknown(model)
-        plans = {quant: description.plan(ctx, quant, options["kv"]) for quant in _quants(description)}
-        streaming = [plan for plan in plans.values() if plan.verdict(room) is Verdict.FROM_DISK]
-        kinds = {stored.kind for plan in plans.values() for _, stored in plan.sizes}
-        machine = _machine(output, streaming, kinds, options["read_gb_s"], options["cores"])
+        check(options["chart"], options["json"])
+        Budget(options["ram"])  # what is no amount is refused before the hub is asked
+        description, remote, name = _described(model, options, output)
+        quants = _quants(description, options.stated.get("quant"))
+        plans = {quant: description.plan(options["ctx"], quant, options["kv"]) for quant in quants}
+        machine = _machine(output, list(plans.values()), options)
+        memory = Budget(options["ram"], machine.process_bytes)
         columns = {
-            quant: _column(description, remote, quant, plan, ctx, machine, room) for quant, plan in plans.items()
+            quant: _column(description, remote, quant, plan, options["ctx"], machine, memory.total)
+            for quant, plan in plans.items()
         }
+        asked = Asked(name, description, remote, memory, machine, columns)
         output.clear_status()
-        if json:
-            output.document(_document(model, description, remote, room, columns))
+        if options["json"]:
+            output.document(_document(asked))
         else:
-            allowed = f"{format_bytes(room)} are {'free now' if ram is None else 'allowed'}"
-            _tell(output, model, description, remote, columns, machine, allowed)
+            from numoe.cli.verdict import tell
+
+            tell(output, asked)
+        if options["chart"] is not None:
+            from numoe.cli.charts import draw
+            from numoe.cli.verdict import charts
+
+            draw(output, charts(asked), options["chart"])
         if all(column.forecast.verdict is Verdict.TOO_LARGE for column in columns.values()):
             raise typer.Exit(2)
 
 
-def _quants(description: Description) -> list[str]:
-    """The formats that one can have the model in: a GGUF file and a converted folder only as they are."""
-    from numoe.quant.convert.recipe import RECIPES
+def _described(model: str, options: Options, output: Output) -> tuple[Description, Repository | None, str]:
+    """A model that is here, or on the hub, and its name. Of others what can be said is, and the command ends."""
+    from numoe.engine import describe, home
+    from numoe.engine.hub.hub_id import named
+
+    name, revision = named(model)
+    revision = options["revision"] or revision
+    output.status(f"reading the headers of {name}")
+    path = home.lookup(name) if revision is None else None
+    if path is None:
+        return _distant(name, revision, options, output)
+    try:
+        return describe(path), None, model
+    except InputError as reason:
+        if (found := opened(path)) is None:
+            raise
+        tell_totals(output, model, *found, 0, spelled(str(reason)), options["json"])
+        raise typer.Exit(2) from None
+
+
+def _distant(
+    name: str, revision: str | None, options: Options, output: Output
+) -> tuple[Description, Repository | None, str]:
+    """As `_described`, of a model on the hub."""
+    from numoe.engine import home
+    from numoe.engine.budget import Budget
+    from numoe.engine.hub.gguf import chosen, distant_checkpoint
+    from numoe.engine.hub.hub_id import parted
+    from numoe.engine.hub.network import HubError
+    from numoe.engine.hub.repository import repository
+    from numoe.engine.measure.machine import process_bytes
+    from numoe.engine.pull import describe_runnable
+    from numoe.engine.totals import convention_of
+
+    def wait(seconds: float, trouble: str) -> None:
+        output.trouble(trouble)
+        time.sleep(seconds)
+
+    where = parted(name)
+    if where is None:
+        raise home.unknown(name)
+    remote = repository(where[0], revision, wait)
+    if not where[1] and not remote.in_safetensors and len(remote.ggufs) > 1:
+        tell_ggufs(output, remote, Budget(options["ram"], process_bytes()).total, options["ctx"], options["json"])
+        raise typer.Exit
+    gguf = chosen(remote, where[1])
+    try:
+        called = f"{remote.repo_id}:{where[1]}" if where[1] else remote.repo_id
+        return describe_runnable(remote, gguf), remote, called
+    except HubError:
+        raise
+    except InputError as reason:
+        if gguf:
+            checkpoint = distant_checkpoint(remote, gguf)
+            config = checkpoint.metadata
+        else:
+            config = remote.config()
+            checkpoint = remote.checkpoint(convention_of(config))
+        download = sum(info.nbytes for info in checkpoint.tensors.values())
+        tell_totals(output, remote.repo_id, checkpoint, config, download, spelled(str(reason)), options["json"])
+        raise typer.Exit(2) from None
+
+
+def _quants(description: Description, asked: str | None) -> list[str]:
+    """The formats that one can have the model in, as it is and as is asked for; a converted folder only as it is."""
+    from numoe.quant.convert.recipes import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
-    if description.path.is_file():
+    if description.in_gguf:
         return ["native"]
     manifest = read_manifest(description.path)
-    return [manifest.recipe] if manifest else list(RECIPES)
+    if manifest:
+        return [manifest.recipe]
+    return list(dict.fromkeys(["native", asked])) if asked else list(RECIPES)
 
 
-def _machine(
-    output: Output, streaming: list[Plan], kinds: set[str], read_gb_s: float | None, cores: int | None
-) -> Machine:
-    """This machine, or the one that is asked about; `streaming` will read from its disk, weights of `kinds` be used."""
+def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:
+    """This machine, or the one that is asked about, which may read experts of these plans from its disk."""
+    from numoe.engine.budget import Budget
     from numoe.engine.measure.machine import calibrate
+    from numoe.engine.plan import Verdict
 
-    sizes = [plan.largest_expert for plan in streaming]
+    read_gb_s, cores = options["read_gb_s"], options["cores"]
+    kinds = {stored.kind for plan in plans for _, stored in plan.sizes}
+    machine = calibrate(told=output.status, anew=options["measure"], kinds=kinds)
+    room = Budget(options["ram"], machine.process_bytes).total
+    streams = [plan for plan in plans if plan.verdict(room) is Verdict.FROM_DISK or options["chart"] is not None]
+    sizes = [plan.largest_expert for plan in streams if plan.largest_expert]
     if read_gb_s is None:
-        machine = calibrate(sizes, output.status, kinds)
-    else:
-        machine = calibrate(told=output.status, kinds=kinds)
-        for nbytes in sizes:
-            machine = machine.with_reading(nbytes, read_gb_s * 1e9)
+        machine = calibrate(sizes, output.status)
+    for nbytes in sizes if read_gb_s is not None else ():
+        machine = machine.with_reading(nbytes, read_gb_s * 1e9)
     return machine.with_cores(cores) if cores else machine
 
 
@@ -139,27 +162,31 @@ def _column(
     ctx: int | None,
     machine: Machine,
     room: int,
-) -> _Column:
+) -> Column:
     from numoe.engine.layers.rows import INT8
     from numoe.engine.plan import kv_bytes
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    names = {info.path.name for info in description.checkpoint.tensors.values()} if remote else set()
-    shards = sorted(remote.files[name].size for name in names) if remote else []
+    names = {info.path.name for info in description.checkpoint.tensors.values()}
+    converted = remote is not None and not description.in_gguf  # of what is not, nothing is there but itself
+    shards = sorted(remote.files[name].size for name in names) if remote and converted else []
     kv = {context: kv_bytes(description.spec, context, plan.kv) for context in contexts}
-    small = kv_bytes(description.spec, contexts[-1], INT8)
-    return _Column(plan, plan.disk_bytes + sum(shards[-2:]), kv, small, machine.forecast(plan, room), plan.widens(room))
+    small = kv_bytes(description.spec, plan.context, INT8)
+    disk = plan.disk_bytes + sum(shards[-2:])
+    return Column(plan, disk, kv, small, machine.forecast(plan, room), machine.process_bytes, plan.widens(room))
 
 
-def _document(
-    model: str, description: Description, remote: Repository | None, room: int, columns: dict[str, _Column]
-) -> dict[str, Any]:
+def _document(asked: Asked) -> dict[str, Any]:
+    from numoe.engine.budget import machine_memory
+
+    columns = asked.columns
     return {
-        "model": model,
-        "family": description.spec.family,
-        "download_bytes": columns["native"].plan.disk_bytes if remote else 0,
-        "ram_bytes": room,
+        "model": asked.model,
+        "family": asked.description.spec.family,
+        "download_bytes": columns["native"].plan.disk_bytes if asked.remote else 0,
+        "ram_bytes": asked.memory.allowed,
+        "machine_bytes": machine_memory()[0],
         "context": next(iter(columns.values())).plan.context,
         "formats": {
             quant: {
@@ -169,8 +196,11 @@ def _document(
                 "kv_bytes": {str(context): nbytes for context, nbytes in column.kv_bytes.items()},
                 "expert_bytes": column.forecast.expert_bytes,
                 "expert_share": column.expert_share,
+                "scratch_bytes": column.plan.scratch_bytes,
+                "process_bytes": column.process_bytes,
                 "peak_memory_bytes": column.forecast.peak_bytes,
-                "least_ram_bytes": column.plan.least_bytes,
+                "least_ram_bytes": column.least_ram_bytes,
+                "whole_ram_bytes": column.whole_ram_bytes,
                 "wide_bytes": column.plan.wide_bytes,
                 "tokens_per_s": list(column.forecast.decode),
                 "prompt_tokens_per_s": list(column.forecast.prefill),
@@ -179,227 +209,3 @@ def _document(
             for quant, column in columns.items()
         },
     }
-
-
-def _tell(
-    output: Output,
-    model: str,
-    description: Description,
-    remote: Repository | None,
-    columns: dict[str, _Column],
-    machine: Machine,
-    allowed: str,
-) -> None:
-    from numoe.engine.plan import Verdict, format_bytes
-
-    shown = list(columns.values())
-
-    def row(name: str, cell: Callable[[_Column], str]) -> tuple[str, ...]:
-        return name, *map(cell, shown)
-
-    def sizes(name: str, count: Callable[[_Column], int]) -> tuple[str, ...]:
-        return row(name, lambda column: format_bytes(count(column)))
-
-    rows = [("", *columns), sizes("on disk", lambda c: c.plan.disk_bytes)]
-    if remote:
-        rows.append(sizes("while pulling", lambda c: c.peak_disk_bytes))
-    rows.append(sizes("always in memory", lambda c: c.plan.resident_bytes))
-    rows += [
-        (f"KV, {context:,} tokens", *(format_bytes(c.kv_bytes[context]) for c in shown))
-        for context in shown[0].kv_bytes
-    ]
-    if shown[0].plan.kv.is_float32:
-        rows.append(row("with --kv int8", lambda c: format_bytes(c.int8_bytes)))
-    if shown[0].plan.expert_bytes:
-        rows.append(sizes("experts", lambda c: c.plan.expert_bytes))
-        rows.append(sizes("memory for them", lambda c: c.forecast.expert_bytes))
-        rows.append(row("holds", lambda c: f"{c.expert_share:.1%}"))
-    rows.append(sizes("peak memory", lambda c: c.forecast.peak_bytes))
-    rows.append(row("tokens a second", lambda c: _speed(c.forecast.decode)))
-    rows.append(row("of a prompt", lambda c: _speed(c.forecast.prefill)))
-
-    output.text(f"{model}, {description.spec.family}")
-    if remote:
-        download = columns["native"].plan.disk_bytes
-        output.text(f"{download:,} bytes to download ({format_bytes(download)})")
-    output.text()
-    output.table(rows, numbers=range(1, len(rows[0])))
-    reasons: dict[str, list[str]] = {}
-    for quant, column in columns.items():
-        reasons.setdefault(_reason(column, allowed), []).append(quant)
-    for reason, quants in reasons.items():
-        output.text()
-        output.table([(f"{', '.join(quants)}: {reason}",)])
-    output.text()
-    output.table([(_about_speed(machine, [c.plan for c in shown if c.forecast.verdict is Verdict.FROM_DISK]),)])
-    output.text()
-    if remote:
-        _tell_the_way(output, model, columns)
-    else:
-        output.text("Nothing to download: it is here.")
-
-
-def _tell_the_way(output: Output, model: str, columns: dict[str, _Column]) -> None:
-    """How to get the best format there is room for: of those that run best the one that is most precise."""
-    from numoe.engine.home import models_folder
-    from numoe.engine.plan import Verdict, format_bytes
-
-    running = {quant: column for quant, column in columns.items() if column.forecast.verdict is not Verdict.TOO_LARGE}
-    ranked = sorted(running, key=lambda quant: list(Verdict).index(running[quant].forecast.verdict))
-    folder = models_folder()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
-    best = next((quant for quant in ranked if running[quant].peak_disk_bytes <= free), None)
-    if ranked and best != ranked[0]:
-        needed = format_bytes(running[ranked[0]].peak_disk_bytes)
-        short = f"{folder}: pulling {ranked[0]} takes {needed} and {format_bytes(free)} are free"
-        output.table([(f"{short}; make room, or set NUMOE_HOME to a folder on another disk.",)])
-        output.text()
-    if best is None:
-        output.text("Nothing was downloaded.")
-        return
-    output.text("Nothing was downloaded. To do so:")
-    output.text(f"numoe pull {model} --quant {best}")
-
-
-def _opened(path: Path) -> tuple[Checkpoint, Mapping[str, Any]] | None:
-    """A file or folder whose tensors can be listed, if it is one, and what it says of itself."""
-    from numoe.engine.totals import convention_of
-    from numoe.quant.documents import read_object
-    from numoe.quant.stored.checkpoint import only_gguf, open_checkpoint
-
-    try:
-        path = (only_gguf(path) or path) if path.is_dir() else path
-        if path.is_file():
-            checkpoint = open_checkpoint(path)
-            return checkpoint, checkpoint.metadata
-        config = read_object(path / "config.json")
-        return open_checkpoint(path, convention_of(config)), config
-    except InputError:
-        return None  # what is wrong with it has been said
-
-
-@dataclass(frozen=True)
-class _Unsupported:
-    """A model that numoe does not run, and why."""
-
-    name: str
-    totals: Totals
-    download: int
-    reason: str
-
-    def document(self) -> dict[str, Any]:
-        totals = self.totals
-        return {
-            "model": self.name,
-            "download_bytes": self.download,
-            "formats": {},
-            "dtypes": totals.dtypes,
-            "parameters": totals.parameters,
-            "expert_bytes": totals.expert_bytes,
-            "experts": totals.experts,
-            "experts_per_token": totals.chosen,
-            "table_bytes": totals.table_bytes,
-            "aside_bytes": totals.aside_bytes,
-            "resident_bytes": totals.resident_bytes,
-            "unsupported": self.reason,
-        }
-
-    def tell(self, output: Output) -> None:
-        from numoe.engine.plan import format_bytes, format_count
-
-        totals, what = self.totals, "to download and on disk" if self.download else "on disk"
-        output.text(self.name)
-        output.text(f"{totals.nbytes:,} bytes {what} ({format_bytes(totals.nbytes)})")
-        output.text()
-        rows = [
-            (dtype, format_bytes(n), format_count(totals.parameters.get(dtype, 0)))
-            for dtype, n in totals.dtypes.items()
-        ]
-        output.table([("", "bytes", "parameters"), *rows], numbers=[1, 2])
-        output.text()
-        taken = (
-            f", of which a token takes {totals.chosen} of {totals.experts}" if totals.chosen and totals.experts else ""
-        )
-        parts = [
-            (totals.expert_bytes, f"of routed experts{taken}: they could stay on disk"),
-            (totals.table_bytes, "of tables of which a token takes some rows: they could stay on disk"),
-            (totals.aside_bytes, "of what only drafts, sees or hears: text needs none of it"),
-        ]
-        for nbytes, words in parts:
-            if nbytes:
-                output.table([(f"{format_bytes(nbytes)} {words}.",)])
-        if any(nbytes for nbytes, _ in parts):
-            output.table([(f"{format_bytes(totals.resident_bytes)} of the rest would be in memory.",)])
-            output.text()
-        output.table([(f"Not supported yet: {self.reason}.",)])
-        output.text("Nothing was downloaded.")
-
-
-def _tell_totals(
-    output: Output, name: str, checkpoint: Checkpoint, config: Mapping[str, Any], download: int, reason: str, json: bool
-) -> None:
-    """What can be said of a model that numoe does not run."""
-    from numoe.engine.totals import totals
-
-    found = _Unsupported(name, totals(checkpoint, config), download, reason)
-    output.clear_status()
-    if json:
-        output.document(found.document())
-    else:
-        found.tell(output)
-
-
-def _reason(column: _Column, allowed: str) -> str:
-    """The verdict, the number that decided it, and what would change it."""
-    from numoe.engine.plan import Verdict, format_bytes
-
-    plan, verdict = column.plan, column.forecast.verdict
-    everything = f"Weights and {plan.context} tokens of context take {format_bytes(plan.total_bytes)}; {allowed}"
-    streams = plan.least_bytes < plan.total_bytes
-    if verdict is Verdict.IN_MEMORY:
-        below = f"runs from disk, down to --ram {_ram(plan.least_bytes)}" if streams else "does not run"
-        faster = ""
-        if plan.wide_bytes and column.widens:
-            faster = f" There is room to take {format_bytes(plan.wide_bytes)} more and multiply faster."
-        return f"{verdict}. {everything}. With less than that it {below}.{faster}"
-    if verdict is Verdict.FROM_DISK:
-        return (
-            f"{verdict}. {everything}, which hold {column.expert_share:.1%} of the experts: the others are read when a "
-            f"token takes them. From --ram {_ram(plan.total_bytes)} on all are in memory."
-        )
-    if streams:
-        return (
-            f"{verdict}. What must be in memory takes {format_bytes(plan.least_bytes)}; {allowed}. From --ram "
-            f"{_ram(plan.least_bytes)} on it runs from disk."
-        )
-    return f"{verdict}. {everything}. From --ram {_ram(plan.total_bytes)} on it runs."
-
-
-def _ram(nbytes: int) -> str:
-    """An amount for --ram that is enough: 157_528_000_000 -> "157.6GB"."""
-    if nbytes < 10**9:
-        return f"{-(-nbytes // 10**6)}MB"
-    return f"{-(-nbytes // 10**8) / 10:.1f}GB"
-
-
-def _speed(speeds: tuple[float, float]) -> str:
-    """(0.0312, 0.0551) -> "0.031-0.055"."""
-    low, high = (f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}" for speed in speeds)
-    return f"{low}-{high}" if speeds[1] else "-"
-
-
-def _about_speed(machine: Machine, streaming: list[Plan]) -> str:
-    """What the speeds stand on, and how good they have been."""
-    text = f"Speeds are those of {machine.cores} cores"
-    if streaming:
-        rates = sorted({machine.reading(plan.largest_expert) / 1e9 for plan in streaming})
-        text += (
-            f" and of reading {' to '.join(f'{rate:.2g}' for rate in rates)} GB a second: low if every expert is "
-            "taken as often as every other, high if they repeat so that misses are squared and reading costs no time "
-            "beside computing"
-        )
-    if not machine.judged:
-        return f"{text}. No run has been compared with them yet."
-    error = max(abs(ratio - 1) for ratio in machine.judged)
-    runs = "run was" if len(machine.judged) == 1 else f"{len(machine.judged)} runs were"
-    return f"{text}. The last {runs} within {error:.0%} of what was expected."

@@ -26,6 +26,8 @@ from numoe.cli.pull import pull
 from numoe.cli.quantize import quantize
 from numoe.cli.rm import rm
 from numoe.cli.run import run
+from numoe.cli.search import search
+from numoe.cli.settings import with_bare_charts
 from numoe.cli.show import show
 from numoe.cli.verify import verify
 from numoe.quant.errors import DoesNotFit, InputError
@@ -40,6 +42,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(chat)
+app.command()(search)
 app.command()(fit)
 app.command()(show)
 app.command()(pull)
@@ -154,6 +157,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
     _prepare_streams()
+    args = with_bare_charts(sys.argv[1:] if args is None else args)
     try:
         try:
             app(args, prog_name="numoe")

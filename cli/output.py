@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 from numoe.cli.settings import spelled
 from numoe.quant.errors import InputError
@@ -43,10 +43,30 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+Segment = tuple[str, str, str]
+"""A piece of a picture: its text, that in ASCII, and the colour or style it has on a terminal."""
+
+
+def bar(parts: Sequence[tuple[int, str, str, str]], width: int) -> list[Segment]:
+    """A bar of amounts, each (amount, sign, its ASCII form, colour), that are as long as they are large."""
+    total, done, filled = sum(part[0] for part in parts) or 1, 0, 0
+    segments = []
+    for amount, sign, plain, style in parts:
+        done += amount
+        upto = round(width * done / total)
+        segments.append((sign * (upto - filled), plain * (upto - filled), style))
+        filled = upto
+    return segments
+
+
+def _narrow(stream: TextIO) -> bool:
+    """Whether a stream takes few letters beside ASCII."""
+    return (stream.encoding or "").lower().replace("-", "") not in ("utf8", "utf16", "utf32")
+
+
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON without anything that a terminal or a narrow encoding could change: that is escaped, as JSON does it."""
-    narrow = (sys.stdout.encoding or "").lower().replace("-", "") not in ("utf8", "utf16", "utf32")
-    text = json.dumps(value, ensure_ascii=narrow, indent=indent)
+    text = json.dumps(value, ensure_ascii=_narrow(sys.stdout), indent=indent)
     return re.sub(r"[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -151,6 +171,20 @@ class Output:
         for line in page.get().splitlines():
             print(line.rstrip())  # Rich fills columns with spaces
 
+    def bar(self, segments: Sequence[Segment]) -> None:
+        """A line of a picture on stdout, in colour where that is a terminal that shows it."""
+        self.clear_status()
+        text = [plain if _narrow(sys.stdout) else wide for wide, plain, _ in segments]
+        if not self._cleans or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            print("".join(text).rstrip())
+            return
+        from rich.console import Console
+        from rich.text import Text
+
+        styled = Text.assemble(*((piece, style) for piece, (_, _, style) in zip(text, segments, strict=True)))
+        styled.rstrip()
+        Console(file=sys.stdout, highlight=False).print(styled, soft_wrap=True)
+
     def thinking(self, text: str) -> None:
         """A piece of the model's reasoning."""
         if self._thinking_since is None:
@@ -207,10 +241,21 @@ class Output:
             sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
             sys.stderr.flush()
 
+    def gauge(self, done: int, total: int, width: int) -> str:
+        """A bar for `status` of so many columns, full to where something is done."""
+        filled = min(width, width * done // max(total, 1))
+        full, empty = ("#", ".") if _narrow(sys.stderr) else ("█", "░")
+        return full * filled + empty * (width - filled)
+
     def milestone(self, text: str) -> None:
         """A line about what has been reached, where no status line shows it."""
         if not self._live:
             self.note(text)
+
+    def trouble(self, text: str) -> None:
+        """What goes wrong and is tried again: on the status line, and where there is none on a line of its own."""
+        self.milestone(text)
+        self.status(text)
 
     def reading(self, done: int, total: int) -> None:
         """How much of a prompt is read; the face of `Session.feed`'s progress. The first call begins the time."""

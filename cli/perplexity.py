@@ -22,12 +22,11 @@ def perplexity(model: arguments.Model, file: arguments.File, options: Options) -
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")
     with Output() as output:
         from numoe.engine import describe, load
-        from numoe.engine.budget import Budget
         from numoe.engine.measure.perplexity import DEFAULT_WINDOW
         from numoe.engine.measure.perplexity import perplexity as measure
 
         output.status(f"loading {model}")
-        memory, threads = Budget(options["ram"]), options["threads"]  # of both models together
+        memory, threads = options.memory, options["threads"]  # of both models together
         described, against, reference = describe(model), options["against"], None
         ctx = min(options["window"] or DEFAULT_WINDOW, described.spec.context)
         loaded = load(described, ram=memory, threads=threads, ctx=ctx, kv=options["kv"])

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from numoe.cli import arguments
 from numoe.cli.output import Output, duration
-from numoe.cli.settings import Options, Recipe, takes
+from numoe.cli.settings import Options, takes
 
 if TYPE_CHECKING:
     from numoe.engine.pull import Progress
 
 _PAUSE = 0.1  # seconds between two status lines
+_LATELY = 10  # seconds that a speed is taken over
+_LONGEST_BAR, _SHORTEST_BAR = 30, 8
 
 
-@takes("quant", "keep", "revision", "threads", "quiet", quant=Recipe.NATIVE)
+@takes("quant", "keep", "revision", "connections", "threads", "quiet", quant="native")
 def pull(model: arguments.HubId, options: Options) -> None:
     """Download a model. After an interruption the same command goes on where it was."""
     with Output(options["quiet"]) as output:
+        from numoe.engine.hub.hub_id import named
         from numoe.engine.plan import format_bytes
+        from numoe.engine.pull import CONNECTIONS
         from numoe.engine.pull import pull as fetch
         from numoe.quant.compute import threads as kernel_threads
 
         kernel_threads.use(options["threads"] or kernel_threads.usable_cores())
+        model, revision = named(model)
         output.status(f"asking the hub for {model}")
         display = _Display(output)
         try:
             pulled = fetch(
                 model,
-                options["quant"].value,
-                options["revision"],
+                options["quant"],
+                options["revision"] or revision,
                 options["keep"],
                 display.show,
                 tell=display.tell,
+                connections=options["connections"] or CONNECTIONS,
             )
         except KeyboardInterrupt:
             output.note("stopped; the same command goes on from here")
             raise
         if pulled.conversion is None:
             output.note(f"{model} is complete already, in {pulled.path}")
+        elif pulled.conversion.as_it_was:
+            output.note(f"{format_bytes(pulled.conversion.result_bytes)} in {pulled.path}")
         else:
             before, after = format_bytes(pulled.conversion.source_bytes), format_bytes(pulled.conversion.result_bytes)
             output.note(f"{before} of weights became {after} in {pulled.path}")
@@ -57,6 +67,7 @@ class _Display:
         self._noted = 0
         self._trouble: str | None = None
         self._received = 0
+        self._lately: deque[tuple[float, int]] = deque()
 
     def tell(self, trouble: str) -> None:
         """What goes wrong, for as long as nothing more arrives."""
@@ -84,13 +95,36 @@ class _Display:
         if self._trouble:
             self._output.status(self._trouble)
             return
+        self._output.status(self._line(at, now, shutil.get_terminal_size().columns - 1))
+
+    def _line(self, at: Progress, now: float, width: int) -> str:
+        """How far it is, with as much of it as so many columns hold, and a bar in what is left of them."""
+        from numoe.engine.plan import format_bytes
+
+        assert self._first is not None
         seconds = max(now - self._since, 1e-3)
-        speed = (at.received - self._first.received) / seconds
-        steps = (
-            (at.received - self._first.received, at.to_receive - at.received),
-            (at.written - self._first.written, at.to_write - at.written),
-        )
-        left = [todo * seconds / done for done, todo in steps if done]
-        shard = min(at.shards + 1, at.of_shards)
-        parts = [f"shard {shard} of {at.of_shards}", received, f"{format_bytes(int(speed))}/s"]
-        self._output.status(", ".join(parts + ([f"{duration(max(left))} left"] if left else [])))
+        done, todo = at.received - self._first.received, at.to_receive - at.received
+        if not todo:  # until then what is written keeps pace, as no more than two shards are ahead
+            done, todo = at.written - self._first.written, at.to_write - at.written
+        left = [f"{duration(todo * seconds / done)} left"] if done else []
+        amounts = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
+        speed = f"{format_bytes(int(self._speed(at, now)))}/s" if at.arriving else "all received"
+        parts = [amounts, speed, *left]
+        shard = f"shard {at.arriving or at.of_shards} of {at.of_shards}"
+        ways = [[shard, *parts], parts, [amounts, *parts[2:]], [amounts]]
+        if at.converting:
+            ways.insert(0, [*ways[0], f"converting {at.converting}"])
+        text = next((text for way in ways if len(text := ", ".join(way)) <= width), amounts)
+        room = min(_LONGEST_BAR, width - len(text) - 1)
+        if room < _SHORTEST_BAR:
+            return text
+        done = at.received + at.written
+        return f"{self._output.gauge(done, at.to_receive + at.to_write, room)} {text}"
+
+    def _speed(self, at: Progress, now: float) -> float:
+        """Bytes a second that came lately."""
+        self._lately.append((now, at.received))
+        while len(self._lately) > 2 and now - self._lately[1][0] > _LATELY:
+            self._lately.popleft()
+        since, before = self._lately[0]
+        return (at.received - before) / max(now - since, _PAUSE)

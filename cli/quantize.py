@@ -9,8 +9,9 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.settings import Options, Recipe, takes
+from numoe.cli.settings import Options, takes
 from numoe.cli.text import read_text
+from numoe.quant.convert.recipes import roles
 
 if TYPE_CHECKING:
     from numoe.engine import Description
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def quantize(source: arguments.Source, destination: arguments.Destination, options: Options) -> None:
     """Write a model into a new folder, its weights in fewer bits."""
     calibrate, threads = options["calibrate"], options["threads"]
-    if calibrate is not None and options["quant"] is not Recipe.INT4:
+    if calibrate is not None and "int4" not in roles(options["quant"]).values():
         raise typer.BadParameter("only int4 is calibrated; leave --calibrate out, or give --quant int4")
     text = None if calibrate is None else read_text(calibrate)
     with Output(options["quiet"]) as output:
@@ -43,7 +44,7 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
             measured = _measured(description, text, options, output)
             inputs, calibration = measured.inputs, measured.text
             output.note(f"calibrated by {measured.tokens} tokens of {calibrate}")
-        weights, quant = description.weights(inputs), options["quant"].value
+        weights, quant = description.weights(inputs), options["quant"]
         try:
             made = convert(description.checkpoint, weights, destination, quant, origin, _bar(output), calibration)
         except KeyboardInterrupt:
@@ -64,7 +65,7 @@ def _measured(description: Description, text: str, options: Options, output: Out
 
     tokenizer = description.tokenizer
     return calibrate(
-        load(description, ram=options["ram"], threads=options["threads"], ctx=min(CHUNK, description.spec.context)),
+        load(description, ram=options.memory, threads=options["threads"], ctx=min(CHUNK, description.spec.context)),
         tokenizer.encode(text),
         bos=tokenizer.bos_id if tokenizer.add_bos else None,
         progress=output.reading,

@@ -12,6 +12,7 @@ from numoe.cli.settings import filled, in_group
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
+    from numoe.cli.settings import Options
     from numoe.engine import Description, Model, Session
     from numoe.engine.chat.answer import Answer, Settings
 
@@ -74,17 +75,16 @@ class Request:
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
-def load_drafted(described: Description, ctx: int, options: Mapping[str, Any]) -> Model:
+def load_drafted(described: Description, ctx: int, options: Options) -> Model:
     """A model for contexts of so many tokens, for which something guesses ahead where that may pay.
 
     Raises:
         InputError: it does not fit, or the model of --draft does not go with it.
     """
     from numoe.engine import describe, load
-    from numoe.engine.budget import Budget
     from numoe.engine.drafting import drafting
 
-    memory, draft = Budget(options["ram"]), options["draft"]
+    memory, draft = options.memory, options["draft"]
     model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"])
     if draft == "none":
         return model

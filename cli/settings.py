@@ -12,7 +12,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Flag, StrEnum, auto
 from pathlib import Path
@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from numoe.cli.text import read_count, read_schema
+from numoe.quant.convert.recipes import RECIPES, roles
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
+    from numoe.engine.budget import Budget
     from numoe.engine.chat.answer import Settings
 
 
@@ -48,15 +50,7 @@ class Rows(StrEnum):
     INT8 = "int8"
 
 
-class Recipe(StrEnum):
-    """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
-
-    INT8 = "int8"
-    INT4 = "int4"
-    NATIVE = "native"
-
-
-_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,), Rows: (str,)}
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Rows: (str,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -64,7 +58,6 @@ _WANTED: Mapping[Any, str] = {
     float: "a number",
     list: "a list of texts",
     dict: "an object",
-    Recipe: " or ".join(Recipe),
     Rows: " or ".join(Rows),
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
@@ -176,18 +169,41 @@ class Setting:
         fits = type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
-        elif self.kind in (Recipe, Rows):
-            fits &= value in list(self.kind)
+        elif fits and self.parse is _recipe:
+            fits = _is_recipe(value)
+        elif fits and self.kind is Rows:
+            fits = value in list(Rows)
         elif fits and self.least is not None:
             fits = self.least <= value and (self.most is None or value <= self.most)
         if not fits:
             raise self._refusal("", named, json.dumps(value, default=str))
 
     def _refusal(self, more: str, named: str, value: str) -> InputError:
-        wanted = _WANTED[self.kind if self.kind in (Recipe, Rows) else self.types[0]]
+        wanted = (
+            f"{', '.join(RECIPES)} or formats by role"
+            if self.parse is _recipe
+            else _WANTED[self.kind if self.kind is Rows else self.types[0]]
+        )
         if self.least is not None:
             wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
         return InputError(f"{named} takes {wanted}{more}, not {value}")
+
+
+def _recipe(text: str) -> str:
+    """A way to quantize."""
+    try:
+        roles(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def _is_recipe(text: str) -> bool:
+    try:
+        roles(text)
+    except InputError:
+        return False
+    return True
 
 
 def _filling(name: str, kind: Any, help: str, group: str = "", field: str = "", **more: Any) -> Setting:
@@ -253,11 +269,16 @@ SETTINGS: tuple[Setting, ...] = (
             may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
+    Setting("measure", bool, "Measure this machine anew.", default=False),
+    Setting("chart", str, "Draw memory and speed, over memory and context; on the screen with -, or into a file "
+            "(.svg, .png).", metavar="FILE"),
     # Models on the disk.
-    Setting("quant", Recipe, "int4 or int8 rounds the weights that are many; native keeps them as stored.",
-            default=..., may=May.CONFIG),
+    Setting("quant", str, "int4 or int8 rounds the weights that are many; native keeps them as stored. Or by role: "
+            "experts=int4,attention=int8", default=..., metavar="RECIPE", may=May.CONFIG, parse=_recipe),
     Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
     Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
+    Setting("connections", int, "Connections over which a file is downloaded at once; default 4.", metavar="N", least=1,
+            most=16, may=May.CONFIG),
     Setting("revision", str, "A branch, tag or commit; else the main branch.", metavar="R"),
     Setting("repair", bool, "Remove damaged files, so that `numoe pull` gets these and no others anew.", default=False),
     Setting("yes", bool, "Do not ask.", default=False, short="-y"),
@@ -269,6 +290,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2"),
     Setting("window", int, "Tokens read at once; else 2048 or the model's limit, if lower.", metavar="N", least=2),
     Setting("stride", int, "Tokens from one window to the next; else half a window.", metavar="N", least=1),
+    Setting("results", int, "At most so many repositories.", default=20, metavar="N", long="--limit", least=1,
+            most=100),
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
@@ -306,6 +329,14 @@ class Options(dict[str, Any]):
     """Those that the command line gives itself."""
     chosen: Mapping[str, Any] = {}
     """Those that the user gives in any way: also by config.toml and NUMOE_*."""
+
+    @property
+    def memory(self) -> Budget:
+        """What `ram` leaves to models: numoe's process takes of it too, as nothing else runs there."""
+        from numoe.engine.budget import Budget
+        from numoe.engine.measure.machine import process_bytes
+
+        return Budget(self["ram"], process_bytes())
 
     def recommend(self, own: Mapping[str, Any]) -> None:
         """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
@@ -364,6 +395,22 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
     named = {setting.field: values[setting.name] for setting in SETTINGS if setting.field and setting.name in values}
     sampling = {field.name: named.pop(field.name) for field in fields(Sampling) if field.name in named}
     return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
+
+
+_PICTURE = re.compile(r".+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)
+
+
+def with_bare_charts(args: Sequence[str]) -> list[str]:
+    """A command line in which --chart without a file is on the screen: Typer's options have a value or none."""
+    made: list[str] = []
+    for number, arg in enumerate(args):
+        if arg == "--":
+            return [*made, *args[number:]]
+        made.append(arg)
+        following = args[number + 1] if number + 1 < len(args) else ""
+        if arg == "--chart" and following != "-" and not _PICTURE.fullmatch(following):
+            made.append("-")
+    return made
 
 
 def spelled(message: str, names: Mapping[str, str] | None = None) -> str:

@@ -6,7 +6,7 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.settings import Options, takes
+from numoe.cli.settings import Options, spelled, takes
 
 
 @takes("repair", "json")
@@ -23,6 +23,7 @@ def verify(model: arguments.Model, options: Options) -> None:
         read = f"reading {folder.name}: {{}} of {{}}"
         found = check(folder, lambda done, total: output.status(read.format(format_bytes(done), format_bytes(total))))
         wrong = {"damaged": found.damaged, "missing": found.missing, "extra": found.extra}
+        command = pulled.command if pulled else ""
         repaired = options["repair"] and bool(found.damaged or found.missing)
         if repaired:
             reopen(folder, found)
@@ -36,7 +37,7 @@ def verify(model: arguments.Model, options: Options) -> None:
             if found.whole:
                 output.text(f"{len(found.good)} files, {format_bytes(found.nbytes)}, all as they were made")
             elif repaired and pulled:
-                output.text(f"Get what is missing: numoe pull {pulled.repo_id} --quant {pulled.quant}")
+                output.text(spelled(f"Get what is missing: `{command}`").replace("`", ""))
             elif pulled and (found.damaged or found.missing):
                 output.text(f"Get these anew: numoe verify {pulled.name} --repair")
         if not found.whole:

@@ -18,7 +18,7 @@ from threading import Lock
 from weakref import finalize
 
 from numoe.engine.plan import format_bytes, parse_bytes
-from numoe.quant.compute.groups import memory_left
+from numoe.quant.compute.groups import memory_limits
 from numoe.quant.errors import DoesNotFit
 
 
@@ -71,15 +71,19 @@ class Reservation:
 class Budget:
     """The memory that one or several models and their sessions may take together. Safe to use from several threads."""
 
-    def __init__(self, ram: str | int | None = None):
+    def __init__(self, ram: str | int | None = None, process_bytes: int = 0):
         """ram: bytes, or an amount such as "8GiB"; None: nine tenths of what is free, for which the machine is asked
         here and never again.
+        process_bytes: what of a given `ram` the process takes for itself.
 
         Raises:
             InputError: see `parse_bytes`.
         """
         self.given = ram is not None
-        self.total = available_memory() if ram is None else parse_bytes(ram)
+        self.allowed = available_memory() if ram is None else parse_bytes(ram)
+        """With what the process takes for itself, where that is known."""
+        self._process_bytes = process_bytes if self.given else 0
+        self.total = max(0, self.allowed - self._process_bytes)
         self._changing = Lock()
         self._claims: dict[_Claim, None] = {}
         self._returned: deque[_Claim] = deque()
@@ -143,7 +147,7 @@ class Budget:
         needed, room = nbytes, max(0, nbytes - short)
         source = "are free now; close other programs"
         if self.given:
-            needed, room = max(enough, self.total + short), self.total
+            needed, room = self._process_bytes + max(enough, self.total + short), self.allowed
             source = f"are allowed; raise `ram` to {-(-needed // 10**6)}MB"
         return DoesNotFit(
             f"{what} needs {format_bytes(needed)} of memory and {format_bytes(room)} {source} or take a smaller model"
@@ -246,12 +250,21 @@ def available_memory(root: Path = Path("/")) -> int:
     """
     import psutil
 
-    room = min([psutil.virtual_memory().available, *memory_left(root), *_left_by_limits()])
-    return max(0, int(room)) * 9 // 10
+    left = [left for _, left in (*memory_limits(root), *_limits())]
+    return max(0, int(min([psutil.virtual_memory().available, *left]))) * 9 // 10
 
 
-def _left_by_limits() -> Iterator[int]:
-    """What the limits of this process leave to it (`ulimit -v`, `ulimit -d`)."""
+def machine_memory(root: Path = Path("/")) -> tuple[int, int | None]:
+    """Bytes of memory that the machine has, and what control groups or limits of the process allow of them, if less."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    allowed = min((limit for limit, _ in (*memory_limits(root), *_limits())), default=total)
+    return total, allowed if allowed < total else None
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """What the limits of this process allow and leave to it (`ulimit -v`, `ulimit -d`)."""
     if sys.platform != "linux":
         return  # macOS does not keep to them
     import resource
@@ -262,4 +275,4 @@ def _left_by_limits() -> Iterator[int]:
     for kind, taken in ((resource.RLIMIT_AS, memory.vms), (resource.RLIMIT_DATA, memory.data)):
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
-            yield limit - taken
+            yield limit, limit - taken

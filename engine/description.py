@@ -34,13 +34,14 @@ from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
-from numoe.quant.stored.quantization import SIDE_FILE, Convention, read_quantization, refuse_foreign
+from numoe.quant.stored.quantization import SIDE_FILE, Convention, announced_name, read_quantization, refuse_foreign
 
 if TYPE_CHECKING:
     from numoe.engine.chat.format import ChatFormat
     from numoe.engine.hub.repository import Repository
     from numoe.engine.text.tokenizer import Tokenizer
     from numoe.quant.convert.jobs import Array, Matrix
+    from numoe.quant.stored.gguf_sets import GgufSet
 
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
@@ -63,7 +64,7 @@ class Description:
 
         Args:
             context: in tokens; None: 8192 or the model's limit.
-            quant: a key of `recipe.RECIPES`: what the model would be when converted.
+            quant: see `recipes.roles`: what the model would be when converted.
             kv: a key of `rows.ROW_FORMS`: how rows of earlier tokens are held.
 
         Raises:
@@ -141,12 +142,17 @@ class Description:
                 weights.append(Matrix(name, tensor.role, place.stored, unit, inputs.get(name) if inputs else None))
         return weights
 
+    @property
+    def in_gguf(self) -> bool:
+        """Whether it is a GGUF file, which has all that a folder has in files of their own."""
+        return _in_gguf(self.checkpoint)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises InputError when the model comes without one."""
         from numoe.engine.text.tokenizer import gguf_tokenizer, load_tokenizer
 
-        if self.path.is_file():
+        if self.in_gguf:
             return gguf_tokenizer(self.checkpoint.metadata)
         return load_tokenizer(self.path)
 
@@ -159,7 +165,7 @@ class Description:
         """
         from numoe.engine.text.recommended import from_folder, from_metadata
 
-        return from_metadata(self.checkpoint.metadata) if self.path.is_file() else from_folder(self.path)
+        return from_metadata(self.checkpoint.metadata) if self.in_gguf else from_folder(self.path)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -187,10 +193,7 @@ def describe(model: str | Path) -> Description:
         checkpoint = open_checkpoint(path)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
-        shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
-        of_rope = [checkpoint[name].array().ravel().tolist() for name in DIVISORS if name in shapes]
-        divisors = of_rope[0] if of_rope else None
-        return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
+        return _of_gguf(path, checkpoint)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
@@ -199,12 +202,19 @@ def describe(model: str | Path) -> Description:
     return arrange(path, config, kind, spec, open_checkpoint(path, convention))
 
 
-def describe_repository(repository: Repository) -> Description:
+def describe_repository(repository: Repository, gguf: GgufSet | None = None) -> Description:
     """Read a model's configuration and headers on the hub, and nothing else.
+
+    gguf: which of its models in GGUF it is; None: the one in safetensors.
 
     Raises:
         InputError: see `describe`; or the hub cannot be reached.
     """
+    if gguf is not None:
+        from numoe.engine.hub.gguf import distant_checkpoint
+
+        checkpoint = distant_checkpoint(repository, gguf)
+        return _of_gguf(checkpoint.path, checkpoint)
     config = repository.config()
     side = None
     if SIDE_FILE in repository.files:
@@ -213,9 +223,25 @@ def describe_repository(repository: Repository) -> Description:
     return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(convention))
 
 
+def _of_gguf(path: Path, checkpoint: Checkpoint) -> Description:
+    shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
+    of_rope = [checkpoint[name].array().ravel().tolist() for name in DIVISORS if name in shapes]
+    divisors = of_rope[0] if of_rope else None
+    return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
+
+
+def _in_gguf(checkpoint: Checkpoint) -> bool:
+    return "general.architecture" in checkpoint.metadata
+
+
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
-    kind = family(config.get("model_type"))
+    try:
+        kind = family(config.get("model_type"))
+    except InputError as error:
+        if stored := announced_name(config, side):
+            raise InputError(f"{error}; its weights are {stored}") from None
+        raise
     convention = read_quantization(config, side)
     if convention.name == "MLX" and not kind.mlx:
         raise InputError(
@@ -234,7 +260,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
-    config_name = "the file's metadata" if path.is_file() else "config.json"
+    config_name = "the file's metadata" if _in_gguf(checkpoint) else "config.json"
     if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed

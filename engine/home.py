@@ -2,6 +2,7 @@
 
     NUMOE_HOME/models/OWNER--NAME-QUANT         a pulled model
     NUMOE_HOME/models/OWNER--NAME-QUANT.part    one whose pull has not finished
+    NUMOE_HOME/models/OWNER--NAME--QUANT        the same, where QUANT has more than letters and digits in it
 
 A hub id holds no "--" and a way to quantize no "-", so the folder's name tells what it is.
 """
@@ -17,15 +18,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from numoe.engine.hub.hub_id import is_hub_id
+from numoe.engine.hub.hub_id import named, parted
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
+from numoe.quant.stored.gguf_sets import gguf_sets
+from numoe.quant.stored.manifest import read_manifest
 
 TINY = "tiny"
 """The name of the trained model that ships inside the package."""
 
-_FOLDER = re.compile(r"([\w.-]+?)--([\w.-]+)-(\w+)")
+_PLAIN = re.compile(r"[\w=,]+")  # of a way to quantize
+_FOLDER = re.compile(rf"([\w.-]+?)--(?:([\w.-]+?)--(.+)|([\w.-]+)-({_PLAIN.pattern}))")
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Pulled:
 
     repo_id: str
     quant: str
-    """native, int8 or int4."""
+    """native, int8, int4, another recipe; of a GGUF file what tells it from others of its repository: Q4_K_M."""
     path: Path
 
     @property
@@ -43,9 +47,28 @@ class Pulled:
         return f"{self.repo_id}:{self.quant}"
 
     @property
+    def command(self) -> str:
+        """What pulls it."""
+        try:
+            made = read_manifest(self.path) if self.path.is_dir() else None
+        except InputError:  # which the pull will say
+            made = None
+        recipe = made.recipe if made else self.quant
+        gguf = self.quant.removesuffix(recipe).removesuffix("-")
+        return f"numoe pull {self.repo_id}{':' if gguf else ''}{gguf} quant={recipe}"
+
+    @property
     def complete(self) -> bool:
         """Whether the pull has finished."""
         return self.path.suffix != PART_SUFFIX
+
+    def means(self, quant: str) -> bool:
+        """Whether a text means this one of its repository: what it says, or a file of it."""
+        if quant.lower() in ("", self.quant.lower()):
+            return True
+        ggufs = gguf_sets(path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
+        name = quant.lower().rstrip("/").rpartition("/")[2]  # here there are no folders in a model's
+        return any(is_it(name) for one in ggufs for is_it in one.ranks())
 
     @property
     def finished_path(self) -> Path:
@@ -98,7 +121,8 @@ def models_folder() -> Path:
 
 def folder_for(repo_id: str, quant: str) -> Path:
     """Where the pulled model of a hub id is or will be."""
-    return models_folder() / f"{repo_id.replace('/', '--')}-{quant}"
+    between = "-" if _PLAIN.fullmatch(quant) else "--"
+    return models_folder() / f"{repo_id.replace('/', '--')}{between}{quant}"
 
 
 def models() -> list[Pulled]:
@@ -108,7 +132,8 @@ def models() -> list[Pulled]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _FOLDER.fullmatch(path.name.removesuffix(PART_SUFFIX))
         if match and path.is_dir():
-            owner, name, quant = match.groups()
+            owner, *parts = match.groups()
+            name, quant = filter(None, parts)
             found.append(Pulled(f"{owner}/{name}", quant, path))
     return found
 
@@ -116,12 +141,12 @@ def models() -> list[Pulled]:
 def find(model: str) -> list[Pulled]:
     """The pulled models that a name can mean: OWNER/NAME or NAME in any case, and perhaps a colon and the quant.
 
-    Where ids differ in case alone, the one that is spelled just so.
+    Where ids differ in case alone, the one that is spelled just so; of GGUF files, rather the one that is called so
+    than one of whose name that is a part.
     """
-    name, _, quant = model.partition(":")
-    found = [
-        one for one in models() if name.lower() in map(str.lower, _names(one)) and quant.lower() in ("", one.quant)
-    ]
+    name, _, quant = named(model)[0].partition(":")
+    found = [one for one in models() if name.lower() in map(str.lower, _names(one)) and one.means(quant)]
+    found = [one for one in found if one.quant.lower() == quant.lower()] or found
     return [one for one in found if one.repo_id == name] or found
 
 
@@ -164,14 +189,14 @@ def lookup(model: str | Path) -> Path | None:
 
     Args:
         model: `tiny`, the model inside the package; a folder or file; the name of a pulled model; a hub id whose
-            files are in the Hugging Face cache. The first of these that fits is taken.
+            files are in the Hugging Face cache, with :QUANT for one in GGUF. The first of these that fits is taken.
 
     Raises:
         InputError: the name fits several pulled models, or is a path that cannot be looked at.
     """
     if model == TINY:
         return Path(__file__).parent / TINY
-    name = str(model)
+    name, _ = named(str(model))
     path = expanded(name, "there is no folder or file")
     try:
         if path.is_dir() or path.is_file():
@@ -181,10 +206,11 @@ def lookup(model: str | Path) -> Path | None:
             raise InputError(f"{path} cannot be looked at ({error.strerror}); check its permissions") from error
     if finished := [one for one in find(name) if one.complete]:
         return only(name, finished).path
-    if is_hub_id(name):
+    if where := parted(name):
+        from numoe.engine.hub.gguf import cached_gguf
         from numoe.engine.hub.repository import cached_snapshot
 
-        return cached_snapshot(name)
+        return (None if where[1] else cached_snapshot(name)) or cached_gguf(*where)
     return None
 
 
@@ -209,12 +235,10 @@ def locate(model: str | Path) -> Path:
     path = lookup(model)
     if path is not None:
         return path
-    name = str(model)
+    name, _ = named(str(model))
     if unfinished := find(name):
         one = only(name, unfinished)
-        raise InputError(
-            f"{one.repo_id} is not here as a whole; `numoe pull {one.repo_id} quant={one.quant}` goes on where it was"
-        )
+        raise InputError(f"{one.name} is not here as a whole; `{one.command}` goes on where it was")
     raise unknown(name)
 
 
@@ -223,10 +247,10 @@ def unknown(name: str) -> InputError:
     known = {spelled.lower(): spelled for one in models() for spelled in _names(one)}
     close = get_close_matches(name.lower()[:200], [*known, TINY], n=1, cutoff=0.7)
     hint = f' (did you mean "{known.get(close[0], close[0])}"?)' if close else ""
-    if is_hub_id(name):
+    if where := parted(name):
         from numoe.engine.hub.repository import cached_snapshot
 
-        if cached_snapshot(name, whole=False):
+        if not where[1] and cached_snapshot(name, whole=False):
             return InputError(
                 f"the Hugging Face cache holds {name} in part; `numoe pull {name}` gets the rest, `numoe fit {name}` "
                 "tells what it takes"

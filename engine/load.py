@@ -118,8 +118,7 @@ def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | No
         wide = planned.wide_bytes if planned.widens(room) else 0
         weights = budget.reserve(name, planned.weight_bytes + wide)
         sessions = budget.reserve(name, planned.kv_bytes)
-        # Not part of what is planned, for it is there for moments: sessions may have it.
-        scratch = budget.reserve(name, planned.scratch_bytes, least=0)
+        scratch = budget.reserve(name, planned.scratch_bytes)
         return Memory(planned, wide, weights, scratch, sessions)
     assert experts is not None
     weights = budget.reserve(name, planned.resident_bytes)

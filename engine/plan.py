@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from numoe.engine.layers.rows import FLOAT32, RowForm
@@ -83,11 +83,11 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """The memory in which nothing is read from disk."""
-        return self.weight_bytes + self.kv_bytes
+        return self.beside_experts + self.expert_bytes
 
     @property
     def beside_experts(self) -> int:
-        """What is taken from the memory first where routed experts stay on disk."""
+        """What is in memory whether routed experts are or not."""
         return self.resident_bytes + self.kv_bytes + self.scratch_bytes
 
     @property
@@ -115,14 +115,25 @@ class Plan:
     def for_sessions(self, room: int) -> int:
         """What `load` leaves in `room` bytes for the caches of all sessions together; negative where it refuses."""
         if room >= self.total_bytes:
-            return room - self.weight_bytes - (self.wide_bytes if self.widens(room) else 0)
+            return room - self.total_bytes + self.kv_bytes - (self.wide_bytes if self.widens(room) else 0)
         return room - self.least_bytes + self.kv_bytes
 
     def enough(self, sessions: int, above: int) -> int:
         """The least memory, in full MB above so many bytes, of which `load` leaves so much for sessions."""
-        beside = self.least_bytes - self.kv_bytes, self.weight_bytes, self.weight_bytes + self.wide_bytes
-        rooms = (-(-max(taken + sessions, above + 1) // 10**6) * 10**6 for taken in beside)
+        kinds = self.least_bytes, self.total_bytes, self.total_bytes + self.wide_bytes
+        rooms = (-(-max(taken - self.kv_bytes + sessions, above + 1) // 10**6) * 10**6 for taken in kinds)
         return next(room for room in rooms if self.for_sessions(room) >= sessions)
+
+    def of_size(self, nbytes: int) -> Plan:
+        """About what the same model takes where its weights, in other formats, take so many bytes on disk."""
+        share = nbytes / max(self.disk_bytes, 1)
+        return replace(
+            self,
+            weights={key: round(size * share) for key, size in self.weights.items()},
+            active_experts={layer: round(size * share) for layer, size in self.active_experts.items()},
+            largest_expert=round(self.largest_expert * share),
+            disk_bytes=nbytes,
+        )
 
     def held_experts(self, room: int) -> int:
         """Bytes of the routed experts that `room` bytes hold beside all else."""

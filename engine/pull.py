@@ -6,20 +6,26 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from threading import Event
 
 from numoe.engine import home
 from numoe.engine.description import Description, describe_repository
 from numoe.engine.hub import repository as hub_repository
-from numoe.engine.hub.hub_id import is_hub_id
+from numoe.engine.hub.gguf import cached_gguf, chosen
+from numoe.engine.hub.hub_id import is_hub_id, parted
 from numoe.engine.hub.network import NoSuchRevision
-from numoe.engine.hub.repository import Repository
+from numoe.engine.hub.repository import RemoteFile, Repository
 from numoe.quant.convert.convert import Conversion, convert
+from numoe.quant.convert.folder import unfinished
 from numoe.quant.errors import InputError
-from numoe.quant.stored.manifest import read_manifest
+from numoe.quant.stored.gguf_sets import GgufSet
+from numoe.quant.stored.manifest import Manifest, read_manifest
 
+CONNECTIONS = 4
+"""Where nothing else is said: a hub's servers often give each less than a line can carry."""
 _REPORT_S = 0.2  # between two reports while nothing but the network is at work
 
 
@@ -33,6 +39,10 @@ class Progress:
     to_receive: int
     written: int
     to_write: int
+    arriving: int = 0
+    """Which shard is received just now, from 1 on; 0: none."""
+    converting: int = 0
+    """Which one's weights are converted."""
 
 
 Report = Callable[[Progress], None]
@@ -51,12 +61,13 @@ class Pulled:
     conversion: Conversion | None
 
 
-def describe_runnable(repository: Repository) -> Description:
+def describe_runnable(repository: Repository, gguf: GgufSet | None = None) -> Description:
     """As `describe_repository`, of a model that comes with a tokenizer that can be read."""
     from numoe.engine.text.tokenizer import require_tokenizer
 
-    description = describe_repository(repository)
-    require_tokenizer(_small(repository), repository.repo_id)
+    description = describe_repository(repository, gguf)
+    if gguf is None:
+        require_tokenizer(_small(repository), repository.repo_id)
     return description
 
 
@@ -68,19 +79,21 @@ def pull(
     report: Report = lambda progress: None,
     wait: Wait | None = None,
     tell: Tell = lambda trouble: None,
+    connections: int = CONNECTIONS,
 ) -> Pulled:
     """Download a model into a folder of its id on the hub, its weights in the formats of a recipe.
 
-    At most two shards of the repository are on the disk together. A pull that was interrupted goes on where it was,
-    at the same commit.
+    A GGUF file stays one, and is left where it is when the Hugging Face cache has it. Of others at most two shards of
+    the repository are on the disk together. A pull that was interrupted goes on where it was, at the same commit.
 
     Args:
-        repo_id: OWNER/NAME in any case, or an earlier name of the repository.
-        quant: a key of `quant.recipe.RECIPES`.
+        repo_id: OWNER/NAME in any case, or an earlier name of the repository; with :QUANT, :FILE or :FOLDER the model
+            in GGUF that is called so, see `gguf_set`.
+        quant: see `recipes.roles`.
         revision: a branch, tag or commit; None: the main branch, or what an interrupted pull began with.
         keep: download into the Hugging Face cache and leave the files there.
-        wait: lets the seconds between two tries pass.
-        tell: for what makes them necessary; called from several threads.
+        wait: lets the seconds between two tries pass; tell: for what makes them necessary, from several threads.
+        connections: over how many at once a shard is fetched; each holds 32 MiB in memory.
 
     Raises:
         InputError: the model cannot be had or is none that numoe runs, or there is no room for it. See also `convert`.
@@ -90,42 +103,84 @@ def pull(
     def patience(seconds: float, trouble: str) -> None:
         tell(trouble)
         (wait or stop.wait)(seconds)
-        if stop.is_set():
-            raise _Stopped
+        _refuse_stopped(stop)
 
-    one = _here(repo_id, quant)
-    if one and one.complete and revision is None:
-        return Pulled(one.path, None)
+    repo_id, wanted = parted(repo_id) or (repo_id, "")
+    one = _here(repo_id, _called(wanted, quant))
+    if revision is None and (path := _at_hand(one, repo_id, wanted, quant)):
+        return Pulled(path, None)
     _make_models_folder()
     begun = read_manifest(one.path) if one and not one.complete else None
-    wanted = begun.revision if begun and revision is None else revision
+    asked = begun.revision if begun and revision is None else revision
     try:
-        repository = hub_repository.repository(repo_id, wanted, patience)
-        folder = one.finished_path if one else home.folder_for(repository.repo_id, quant)
+        repository = replace(hub_repository.repository(repo_id, asked, patience), connections=connections)
+        gguf = chosen(repository, wanted)
+        called = _called(gguf.name if gguf else "", quant)
+        folder = one.finished_path if one else home.folder_for(repository.repo_id, called)
         if folder.exists():
             _refuse_other(folder, repository, revision)
             return Pulled(folder, None)
-        description = describe_runnable(repository)
-        shards = sorted({info.path.name for info in description.checkpoint.tensors.values()})
-        name = begun.source if begun else repository.repo_id
-        downloads = _Downloads(name, repository, shards, keep, report, stop)
-        return Pulled(
-            folder,
-            convert(description.checkpoint, description.weights(), folder, quant, downloads, downloads.count_written),
-        )
+        description = describe_runnable(repository, gguf)
+        shards = gguf.files if gguf else sorted({i.path.name for i in description.checkpoint.tensors.values()})
+        downloads = _Downloads(begun.source if begun else repository.repo_id, repository, shards, keep, report, stop)
+        if gguf and quant == "native":
+            return Pulled(folder, _as_it_is(downloads, folder))
+        of = description.checkpoint, description.weights()
+        return Pulled(folder, convert(*of, folder, quant, downloads, downloads.count_written))
     except NoSuchRevision as error:
-        if begun and one and wanted == begun.revision:
-            raise InputError(
-                f"the commit {wanted} that this pull of {one.name} began with is gone from the hub, as its authors "
-                f"have rewritten their history; `numoe rm {one.name}` removes what is here, then a pull begins anew"
-            ) from error
+        if begun and one and asked == begun.revision:
+            raise _gone(one, asked) from error
         raise
 
 
-def _here(repo_id: str, quant: str) -> home.Pulled | None:
+def _gone(one: home.Pulled, revision: str | None) -> InputError:
+    return InputError(
+        f"the commit {revision} that this pull of {one.name} began with is gone from the hub, as its authors have "
+        f"rewritten their history; `numoe rm {one.name}` removes what is here, then a pull begins anew"
+    )
+
+
+def _called(gguf: str, quant: str) -> str:
+    """What a pulled model has as its `quant`."""
+    return quant if not gguf else gguf if quant == "native" else f"{gguf}-{quant}"
+
+
+def _here(repo_id: str, called: str) -> home.Pulled | None:
     """What is here of a model, by any of its names: the whole of it, or what an interrupted pull left."""
-    known = sorted(home.find(f"{repo_id}:{quant}") if is_hub_id(repo_id) else (), key=lambda one: not one.complete)
+    found = home.find(f"{repo_id}:{called}") if is_hub_id(repo_id) else ()
+    known = sorted((one for one in found if one.quant.lower() == called.lower()), key=lambda one: not one.complete)
     return known[0] if known else None
+
+
+def _at_hand(one: home.Pulled | None, repo_id: str, wanted: str, quant: str) -> Path | None:
+    """Where a model is already: pulled, or in GGUF in the Hugging Face cache."""
+    if one:
+        return one.path if one.complete else None
+    return cached_gguf(repo_id, wanted) if wanted and quant == "native" else None
+
+
+def _as_it_is(downloads: _Downloads, folder: Path) -> Conversion:
+    """Download files into a new folder, as `convert` would put others there.
+
+    Raises:
+        InputError: see `convert`.
+    """
+    files = downloads.files  # as they are here, `keep` has nothing more to keep
+    with unfinished(folder, Manifest(downloads.name, "native", {}, downloads.revision)) as part:
+        part.forget_all_but(list(files))
+        todo = [name for name in files if name not in part.files]
+        for name in todo:
+            if (part.path / name).exists():  # it was taken, and the process killed before it was recorded
+                (part.path / name).replace(part.work / name)
+        part.clear_work({*todo, *(f"{name}.incomplete" for name in todo)})
+        there = sum(path.stat().st_size for path in part.work.iterdir())
+        part.require_space(sum(files[name].size for name in todo) - there)
+        with closing(downloads.shards(todo, part.work)) as paths:
+            for name, path in zip(todo, paths, strict=True):
+                part.take(name, path, files[name].sha256)
+        part.finish()
+    nbytes = sum(file.size for file in files.values())
+    return Conversion(nbytes, nbytes, as_it_was=True)
 
 
 def _make_models_folder() -> None:
@@ -168,12 +223,19 @@ class _Downloads:
         self.revision = repository.revision
         self._keep = keep
         self._repository = repository
-        self._sizes = {name: repository.files[name].size for name in shards}
+        self._paths = {PurePosixPath(shard).name: shard for shard in shards}
+        self._sizes = {name: file.size for name, file in self.files.items()}
         self._report = report
         self._stop = stop
         self._received = dict(self._sizes)
         self._written = 0, 0
         self._done = len(shards)
+        self._converting = False
+
+    @property
+    def files(self) -> dict[str, RemoteFile]:
+        """The shards by the names that they have here."""
+        return {name: self._repository.files[path] for name, path in self._paths.items()}
 
     def names(self) -> Sequence[str]:
         return _small(self._repository)
@@ -182,7 +244,7 @@ class _Downloads:
         return self._repository.read(name)
 
     def room(self, names: Sequence[str], folder: Path) -> int:
-        missing = sorted(self._sizes[name] for name in names if self._repository.cached(name) is None)
+        missing = sorted(self._sizes[name] for name in names if self._repository.cached(self._paths[name]) is None)
         if not self._keep:
             there = sum(path.stat().st_size for path in folder.glob("*.safetensors*"))
             return max(0, sum(missing[-2:]) - there)
@@ -201,16 +263,16 @@ class _Downloads:
 
         def fetch(name: str) -> Path:
             def count(nbytes: int) -> None:
-                if self._stop.is_set():
-                    raise _Stopped
+                _refuse_stopped(self._stop)
                 self._received[name] = nbytes
 
+            path = self._paths[name]
             if self._keep:
-                return self._repository.fetch_to_cache(name, count)
-            if path := self._repository.verified(name):
+                return self._repository.fetch_to_cache(path, count)
+            if cached := self._repository.verified(path):
                 count(self._sizes[name])
-                return path
-            return self._repository.fetch(name, folder, count)
+                return cached
+            return self._repository.fetch(path, folder, count)
 
         with ThreadPoolExecutor(1, "numoe-download") as pool:
             try:
@@ -220,9 +282,11 @@ class _Downloads:
                         self._tell()
                     path = arriving[0].result()
                     arriving = [pool.submit(fetch, name) for name in names[following : following + 1]]
+                    self._converting = True
                     yield path
+                    self._converting = False
                     if path.parent == folder:
-                        path.unlink()
+                        path.unlink(missing_ok=True)  # it may have been taken
                     self._done += 1
                     self._tell()
             finally:
@@ -234,8 +298,16 @@ class _Downloads:
         self._tell()
 
     def _tell(self) -> None:
-        received, total = sum(self._received.values()), sum(self._sizes.values())
-        self._report(Progress(self._done, len(self._sizes), received, total, *self._written))
+        received, total, of = sum(self._received.values()), sum(self._sizes.values()), len(self._sizes)
+        converting = self._done + 1 if self._converting else 0
+        following = self._done + (2 if self._converting else 1)
+        arriving = following if following <= of else 0
+        self._report(Progress(self._done, of, received, total, *self._written, arriving, converting))
+
+
+def _refuse_stopped(stop: Event) -> None:
+    if stop.is_set():
+        raise _Stopped
 
 
 class _Stopped(Exception):

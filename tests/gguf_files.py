@@ -663,26 +663,36 @@ def write_gguf(
     architecture: str,
     besides: Mapping[str, np.ndarray] = {},
     change: Callable[[Arrays], Arrays] = lambda tensors: tensors,
+    split: int = 0,
+    vocabulary: list[str] | None = None,
     **more: Any,
 ) -> Path:
     """The checkpoint as a GGUF file in float32, or in MXFP4 what is stored so.
 
     besides: more tensors.
     change: is given the tensors by GGUF's names, and gives those to write.
+    split: the most tensors of a part, of which there are several then.
+    vocabulary: the tokens, in the byte alphabet; the last one ends an answer, that before it is a pair.
     more: keys to add or replace; None takes one away.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_name("A name")
-    for key, value in (keys(config, architecture) | more).items():
-        if isinstance(value, list) and max(value, default=0) > 1 << 31:
-            kinds = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64
-            writer.add_key_value(f"{architecture}.{key}", value, *kinds)
+    named: dict[str, Any] = {
+        f"{architecture}.{key}": value for key, value in (keys(config, architecture) | more).items()
+    }
+    if vocabulary:
+        words = {"model": "gpt2", "pre": "default", "tokens": vocabulary, "token_type": [1] * len(vocabulary),
+                 "merges": [" ".join(vocabulary[-2])], "eos_token_id": len(vocabulary) - 1}  # fmt: skip
+        named |= {f"tokenizer.ggml.{key}": value for key, value in words.items()}
+    for key, value in named.items():
+        if isinstance(value, list) and not isinstance(value[0], str) and max(value, default=0) > 1 << 31:
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT64)
         elif value is not None:
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
                    list: writer.add_array}[type(value)]  # fmt: skip
-            add(f"{architecture}.{key}", value)
+            add(key, value)
     tensors = WAYS.get(architecture, lambda tensors, config: together(tensors))(stored(folder), config)
-    named: Arrays = {}
+    arrays: Arrays = {}
     for name, values in tensors.items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         part, _, kind = name[layer.end() if layer else 0 :].rpartition(".")
@@ -690,8 +700,8 @@ def write_gguf(
         theirs = bare or NAMES[part]
         if part == "post_attention_layernorm" and architecture in POST_NORMS:
             theirs = "post_attention_norm"
-        named[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
-    write_tensors(writer, {**change(named), **besides})
+        arrays[f"{f'blk.{layer[1]}.' if layer else ''}{theirs}" + ("" if bare else f".{kind}")] = values
+    write_tensors(writer, {**change(arrays), **besides})
     return path
 
 

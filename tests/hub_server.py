@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class Hub:
     gated: ids whose files are refused; private: ids that answer as if they were not there.
     part: the part of a file (first byte, byte after its last) that it gives when one is asked for; None: the whole.
     moved: ids by those that lead to them.
+    rate: bytes a second that each connection gets at most; None: as many as it takes.
     on_sent: called with the bytes sent so far, of all files, after each block.
     """
 
@@ -105,6 +107,7 @@ class Hub:
         self.part: Callable[[int, int], tuple[int, int] | None] = lambda start, stop: (start, stop)
         self.moved: dict[str, str] = {}
         self.on_sent: Callable[[int], None] = lambda total: None
+        self.rate: float | None = None
         self.sent = 0
         self._repositories: dict[str, dict[str, dict[str, Content]]] = {}  # by id, then by commit
         self._faults: dict[str, list[Fault]] = {}
@@ -218,6 +221,10 @@ class Hub:
                         return
                     if commit := self._commit(match[1], match[2] or "main"):
                         self._json(hub._info(match[1], commit, blobs="blobs" in parse_qs(url.query)))
+                elif path == "/api/models":
+                    self._log(path)
+                    if not self._broken(path):
+                        self._json(hub._search({key: values[0] for key, values in parse_qs(url.query).items()}))
                 elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                     self._log(match[3])
                     if commit := self._commit(match[1], match[2], content=True):
@@ -307,6 +314,8 @@ class Hub:
                         self.wfile.write(block)
                         at += len(block)
                         hub._count(self.request_log, len(block))
+                        if hub.rate:
+                            time.sleep(len(block) / hub.rate)
                 except ConnectionError:  # the client has enough, or was killed
                     self.close_connection = True
                 if end < stop:
@@ -328,6 +337,30 @@ class Hub:
                 self.end_headers()
 
         return Handler
+
+    def _search(self, asked: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What is listed of repositories that a search finds, as far as their files tell."""
+        rows = []
+        for number, repo_id in enumerate(self._repositories):
+            files = self.contents(repo_id)
+            config = json.loads(files["config.json"].head) if "config.json" in files else {}
+            told: dict[str, int] = {}
+            for name, content in files.items():
+                if name.endswith(".safetensors"):
+                    header = json.loads(content.head[8 : 8 + int.from_bytes(content.head[:8], "little")])
+                    header.pop("__metadata__", None)
+                    for one in header.values():
+                        told[one["dtype"]] = told.get(one["dtype"], 0) + math.prod(one["shape"])
+            row = {"id": repo_id, "downloads": 1000 - number, "gated": repo_id in self.gated, "config": config}
+            row |= {"safetensors": {"parameters": told, "total": sum(told.values())}} if told else {}
+            owner, wanted = asked.get("author"), asked.get("filter")
+            if (
+                asked.get("search", "").lower() in repo_id.lower()
+                and owner in (None, repo_id.partition("/")[0])
+                and wanted in (None, config.get("model_type"))
+            ):
+                rows.append(row)
+        return rows[: int(asked["limit"])]
 
     def _info(self, repo_id: str, commit: str, blobs: bool) -> dict[str, Any]:
         siblings: list[dict[str, Any]] = []

@@ -61,6 +61,11 @@ def family(model_type: Any) -> Family:
     raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
 
 
+def gguf_architectures() -> set[str]:
+    """Those of the GGUF files that families read."""
+    return {one.architecture for kind in found().values() for one in kind.gguf}
+
+
 def from_gguf(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], divisors: Sequence[float] | None, path: Path
 ) -> tuple[dict[str, Any], Family, ModelSpec]:
@@ -86,6 +91,6 @@ def from_gguf(
     if chosen is None:
         if lacking := _LACKING.get(_LACKING_GGUF.get(str(architecture), "")):
             raise InputError(f'{path}: GGUF architecture "{architecture}" is {lacking}')
-        known = ", ".join(sorted({one.architecture for family in families for one in family.gguf}))
+        known = ", ".join(sorted(gguf_architectures()))
         raise InputError(f'{path}: GGUF architecture "{word(architecture)}" is not supported yet; known are {known}')
     return gguf.read(*chosen, file)

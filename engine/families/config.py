@@ -64,6 +64,12 @@ _SENSIBLE = (("*eps", 0, 1), ("*theta", 2, 1e15), ("*base_freq", 2, 1e15))
 _MISSING = object()
 
 
+# What transformers called kinds of layers before.
+_EARLIER_KINDS = {
+    "attention": "full_attention", "deepseek_sparse_attention": "indexed_attention", "mamba": "linear_attention",
+}  # fmt: skip
+
+
 class Config:
     """A config.json, or one table in it, whose keys are taken one by one.
 
@@ -187,6 +193,7 @@ class Config:
         kinds, known = self.listing(key), tuple(known)
         if kinds is None:
             return None
+        kinds = [kind if kind in known else _EARLIER_KINDS.get(str(kind), kind) for kind in kinds]
         if len(kinds) < layers or (len(kinds) > layers and not longer):
             raise self.refusal(key, f"is about {len(kinds)} layers, but has to be about {layers}")
         if wrong := [kind for kind in kinds[:layers] if kind not in known]:

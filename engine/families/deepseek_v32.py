@@ -28,6 +28,7 @@ def read(config: Config) -> ModelSpec:
     config.expect("rope_interleave", True)
     attention = latent.indexed(config, latent.attention(config, interleaved=True), interleaved=False)
     experts = config.size("n_routed_experts", also="num_local_experts")
+    config.expect("num_experts", experts)  # as transformers called it before
     return latent.model(config, attention, experts, latent.sigmoid(config))
 
 

@@ -43,6 +43,7 @@ def read(config: Config) -> ModelSpec:
     of_kind = {FULL: latent.indexed(config, plain, interleaved=True), SHARED: replace(plain, follows=True)}
     attention = [of_kind[kind] for kind in _indexers(config)]
     experts = config.size("n_routed_experts", also="num_local_experts")
+    config.expect("num_experts", experts)  # as transformers called it before
     return latent.model(config, attention, experts, latent.sigmoid(config))
 
 

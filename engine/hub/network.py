@@ -5,6 +5,7 @@ Whatever fails is one sentence with the next step: that of the hub, of the netwo
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from numoe.quant.errors import InputError
 
 _RETRY_WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each further try; any progress begins the row anew
 _FIRST_TRIES = 3  # so many of them when the hub has not answered at all yet
+# There is no network, or nobody at that address: that seldom passes while one waits.
+_NOBODY = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN}
 _LONGEST_WAIT = 300  # seconds that the hub may ask for at a time: the window of its rate limits
 _SLOW_S, _SLOW_RATE = 60, 1000  # an answer that gives fewer bytes a second for so long is cut
 _REDIRECTS = 10
@@ -188,8 +191,9 @@ def _trouble(error: Exception, http: ModuleType) -> HubError | Passing:
     if tls is not None and tls.reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"):
         passing = False
     trouble = cut(said(error) or "it is cut", first_tries=_FIRST_TRIES)
-    if os.environ.get("HF_ENDPOINT") and any(isinstance(cause, socket.gaierror) for cause in causes):
-        trouble.first_tries = 0
+    nameless = any(isinstance(cause, socket.gaierror) for cause in causes)
+    if nameless or any(isinstance(cause, OSError) and cause.errno in _NOBODY for cause in causes):
+        trouble.first_tries = 0 if nameless and os.environ.get("HF_ENDPOINT") else 1
     return trouble if passing else HubError(f"{trouble.problem}; {trouble.remedy}")
 
 

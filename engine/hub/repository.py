@@ -15,11 +15,13 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from numoe.engine.hub import network
+from numoe.engine.hub import network, segments
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import HubError, Wait
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
@@ -27,6 +29,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import lock, shortened
 from numoe.quant.stored import shards
 from numoe.quant.stored.checkpoint import PICKLES, Checkpoint
+from numoe.quant.stored.gguf_sets import GgufSet, gguf_sets
 from numoe.quant.stored.quantization import PLAIN, Convention
 from numoe.quant.stored.shards import INDEX_NAME, model_shards
 
@@ -82,6 +85,10 @@ class Repository:
     revision: str
     files: Mapping[str, RemoteFile]
     wait: Wait = field(default=network.sleep, compare=False, repr=False)
+    connections: int = field(default=1, compare=False, repr=False)
+    """Over how many at once a large file is fetched, from a hub that gives parts of files."""
+    gives_parts: Event = field(default_factory=Event, compare=False, repr=False)
+    """Set when it has given one."""
 
     def read(self, name: str) -> bytes:
         """The whole of a small file.
@@ -97,7 +104,7 @@ class Repository:
                 "choose another repository"
             )
         for _ in range(2):
-            data = self._range(name, 0, file.size)
+            data = self.read_range(name, 0, file.size)
             digest = file.digest()
             digest.update(data)
             if file.matches(digest):
@@ -129,8 +136,20 @@ class Repository:
             headers = dict(zip(names, pool.map(self._header, names), strict=True))
         return Checkpoint(folder, *shards.join_shards(folder, headers, weight_map), convention)
 
+    @cached_property
+    def ggufs(self) -> list[GgufSet]:
+        """The models in GGUF that it holds."""
+        return gguf_sets(self.files)
+
+    @cached_property
+    def in_safetensors(self) -> bool:
+        """Whether there are safetensors files at its top."""
+        return any(name.endswith(".safetensors") and name[0] != "." and "/" not in name for name in self.files)
+
     def fetch(self, name: str, folder: Path, received: Callable[[int], None] = lambda count: None) -> Path:
         """Download a file into a folder that exists, or take it as it is there; gives its path.
+
+        What is in a folder of the repository comes to the top.
 
         Until it is whole, checked and safe on disk it is called NAME.incomplete; a later call goes on with that.
         A file that arrives with a wrong hash is fetched once more.
@@ -143,11 +162,11 @@ class Repository:
             OSError: the folder cannot be written or is full.
         """
         file = self._file(name)
-        path = folder / name
+        path = folder / PurePosixPath(name).name
         if path.exists() and path.stat().st_size == file.size:
             received(file.size)
             return path
-        self._download(name, path, folder / f"{name}.incomplete", received)
+        self._download(name, path, path.with_name(f"{path.name}.incomplete"), received)
         return path
 
     def fetch_to_cache(self, name: str, received: Callable[[int], None] = lambda count: None) -> Path:
@@ -199,11 +218,11 @@ class Repository:
     def _header(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors and metadata of a shard."""
         return shards.distant_header(
-            lambda start, stop: self._range(name, start, stop), Path(self.repo_id) / name, self._file(name).size
+            lambda start, stop: self.read_range(name, start, stop), Path(self.repo_id) / name, self._file(name).size
         )
 
-    def _range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes start..stop of a file."""
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start..stop of a file. Raises InputError when they cannot be had."""
         if stop <= start:
             return b""
         data = self._patiently(lambda: b"".join(self._bytes(name, start, stop)))
@@ -235,18 +254,42 @@ class Repository:
                 digest = self._file(name).digest()
             received(file.tell())
 
-            def attempt() -> None:
-                with closing(self._bytes(name, file.tell(), size)) as blocks:
-                    for block in blocks:
-                        file.write(block)
-                        digest.update(block)
-                        received(file.tell())
+            def take(block: bytes, ahead: int = 0) -> None:
+                file.write(block)
+                digest.update(block)
+                received(file.tell() + ahead)
 
-            if file.tell() < size:
-                self._patiently(attempt, progress=file.tell)
+            if self.connections > 1 and self.gives_parts.is_set():
+                with closing(self._at_once(name, file.tell(), size)) as blocks:
+                    for block, ahead in blocks:
+                        take(block, ahead)
+            else:
+                self._fetch(name, file.tell(), size, take)
             file.flush()
             os.fsync(file.fileno())
         return digest
+
+    def _at_once(self, name: str, start: int, stop: int) -> Generator[tuple[bytes, int]]:
+        """Bytes start..stop of a file, over several connections, with how many are here of those that follow."""
+
+        def fetch(first: int, last: int, put: Callable[[bytes], None]) -> None:
+            self._fetch(name, first, last, put)
+
+        return segments.in_order(fetch, segments.cut(start, stop), self.connections)
+
+    def _fetch(self, name: str, start: int, stop: int, put: Callable[[bytes], None]) -> None:
+        """Have bytes start..stop of a file put as they arrive; goes on where a connection was cut."""
+        at = start
+
+        def attempt() -> None:
+            nonlocal at
+            with closing(self._bytes(name, at, stop)) as blocks:
+                for block in blocks:
+                    put(block)
+                    at += len(block)
+
+        if start < stop:
+            self._patiently(attempt, progress=lambda: at)
 
     def _bytes(self, name: str, start: int, stop: int) -> Generator[bytes]:
         """Bytes start..stop of a file as they arrive; where the hub gives no parts, they are picked from the whole."""
@@ -261,6 +304,8 @@ class Repository:
                 if first is None:
                     in_parts = False
                     continue
+                if response.status_code == 206:
+                    self.gives_parts.set()
                 skip, before = start - first, start
                 for block in network.blocks(response):
                     wanted = block[skip : skip + stop - start]
@@ -289,8 +334,8 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = network.s
     Raises:
         NoSuchRevision: the repository does not have it.
         InputError: there is no such repository, it is gated or the hub cannot be reached; or it holds no model that
-            numoe reads: no config.json, no safetensors, several of them without an index, or names that lead out of a
-            folder.
+            numoe reads: neither GGUF nor safetensors, no config.json, several safetensors without an index, or names
+            that lead out of a folder.
     """
     if not is_hub_id(repo_id):
         raise InputError(f'"{network.said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
@@ -313,7 +358,8 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = network.s
                 f"{repo_id} names the file {shortened(name)}, which would lie outside its folder: do not use it"
             )
     found = Repository(repo_id, commit, files, wait)
-    _refuse_unreadable(found)
+    if not found.ggufs:
+        _refuse_unreadable(found)
     return found
 
 
@@ -383,7 +429,7 @@ def _refuse_unreadable(found: Repository) -> None:
     weights = [n for n in found.files if n.endswith(".safetensors") and "/" not in n and not n.startswith(".")]
     if not weights:
         for suffixes, kind, way in (
-            ((".gguf",), "GGUF files", "download one of them with `hf download` and give its path"),
+            ((".gguf",), "GGUF files that are no models", "choose another repository"),
             (PICKLES, "pickled weights, which can run code when opened", "look for a safetensors version of it"),
         ):
             if example := next((name for name in sorted(found.files) if name.endswith(suffixes)), None):

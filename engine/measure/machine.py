@@ -1,8 +1,4 @@
-"""How fast this machine is: measured once, in about three seconds, and corrected by every run that follows.
-
-What one token takes is a sum: its weights by the speed of their format's kernel, something a layer, and the bytes of
-its experts that are not in memory by the speed of the disk. All real runs together say by which factor that sum errs.
-"""
+"""How fast this machine is: measured in about three seconds, kept, tried again after a while, and told of every run."""
 
 from __future__ import annotations
 
@@ -13,12 +9,11 @@ import platform
 import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -28,7 +23,8 @@ import numpy as np
 from numoe.engine.experts.store import READERS, read_once
 from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
-from numoe.engine.plan import Plan, Verdict
+from numoe.engine.measure.forecast import Machine, Run
+from numoe.engine.measure.forecast import piece as _piece
 from numoe.engine.python import isolated
 from numoe.quant.compute import threads, workers
 from numoe.quant.compute.kernels import BLOCKS, use_block
@@ -36,7 +32,6 @@ from numoe.quant.compute.memory import unshared
 from numoe.quant.documents import read_object
 from numoe.quant.errors import InputError
 from numoe.quant.files import PAGE, Extent, Files, write_whole
-from numoe.quant.formats.format import Format
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import fastest
 from numoe.quant.formats.samples import BLOCK_KINDS, blocks, samples
@@ -55,152 +50,17 @@ _CLEARLY = 0.95
 _EXPERT_BATCH = 16  # tokens of a chunk that take the same expert, or so
 _SCRATCH_FILE = 1 << 27
 _KEPT = 20
-_JUDGED = 5
 _LEAST_TOKENS = 8
-_UNTRIED = 1.5
-_LEAST_MARGIN = 1.1
+_FRESH_S, _FRESH_UNDER_LOAD_S = 3600, 60  # what is older is tried
+_FACTOR = 1.7  # between two measurements of one machine there are smaller ones
+_PROCESS_BYTES = 90_000_000  # where nothing was measured: about the most of machines that were tried
+_LIBRARIES_BYTES = 24_000_000  # beside what the probe takes: of commands, of BLAS, of workers with large matrices
 
 
-@dataclass(frozen=True)
-class Run:
-    """Tokens a second of a run: as predicted before it, with the correction of then, and as measured."""
-
-    model: str
-    predicted: float
-    correction: float
-    measured: float
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a model does on a machine. Speeds are tokens a second, low and high; 0 where it does not run."""
-
-    verdict: Verdict
-    expert_bytes: int
-    """Routed experts that are in memory."""
-    peak_bytes: int
-    """The most memory that the process takes, or would take at least where it does not run."""
-    decode: tuple[float, float]
-    prefill: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What was measured of a machine. `name` tells it from others, and from itself with other versions."""
-
-    name: str
-    cores: int
-    weights_per_s: Mapping[str, float]
-    """Weights that one token is multiplied with in a second, by `Format.kind`: of all but ggml's block types, and of
-    those of them that were asked for."""
-    macs_per_s: float
-    """Multiply-adds a second of further tokens with the same weights, all tokens of a chunk."""
-    expert_macs_per_s: float
-    """The same of as many tokens as share a routed expert."""
-    layer_s: float
-    """What a layer takes beside its weights."""
-    process_bytes: int
-    """Memory of a process with an empty model."""
-    wide_weights_per_s: Mapping[str, float] = field(default_factory=dict)
-    """`weights_per_s` in the form that takes more memory, of the formats that have one."""
-    read_bytes_per_s: Mapping[str, float] = field(default_factory=dict)
-    """Reading from disk, as many reads at a time as the expert store makes, by the bytes of a read."""
-    block: int = BLOCKS[-1]
-    """Which of BLOCKS few tokens are multiplied fastest with."""
-    runs: tuple[Run, ...] = ()
-    """The latest, oldest first."""
-
-    @property
-    def correction(self) -> float:
-        """What the speeds that the figures give are multiplied by: the median of what runs have shown."""
-        return median([run.measured / run.predicted * run.correction for run in self.runs]) if self.runs else 1.0
-
-    @property
-    def judged(self) -> tuple[float, ...]:
-        """Of the latest runs, measured through predicted."""
-        return tuple(run.measured / run.predicted for run in self.runs[-_JUDGED:])
-
-    @property
-    def margin(self) -> float:
-        """The factor by which a prediction may be too high or too low."""
-        return max([_LEAST_MARGIN, *self.judged, *(1 / ratio for ratio in self.judged)]) if self.runs else _UNTRIED
-
-    def with_cores(self, cores: int) -> Machine:
-        """This machine if it had so many cores."""
-        share = cores / self.cores
-        dense, wide = (
-            {kind: share * rate for kind, rate in rates.items()}
-            for rates in (self.weights_per_s, self.wide_weights_per_s)
-        )
-        return replace(
-            self,
-            cores=cores,
-            weights_per_s=dense,
-            wide_weights_per_s=wide,
-            macs_per_s=share * self.macs_per_s,
-            expert_macs_per_s=share * self.expert_macs_per_s,
-        )
-
-    def with_reading(self, nbytes: int, rate: float) -> Machine:
-        """This machine if it read so many bytes a second, `nbytes` at a time."""
-        return replace(self, read_bytes_per_s={**self.read_bytes_per_s, str(_piece(nbytes)): rate})
-
-    def reading(self, nbytes: int) -> float:
-        """Bytes a second of reads of about so many bytes. Raises KeyError where that was not measured."""
-        return self.read_bytes_per_s[str(_piece(nbytes))]
-
-    def forecast(self, plan: Plan, room: int) -> Forecast:
-        """What a model does here with `room` bytes of memory.
-
-        Raises:
-            KeyError: experts are read from disk, and how fast that goes at their size was not measured.
-        """
-        verdict = plan.verdict(room)
-        held = plan.held_experts(room)
-        peak = self.process_bytes + max(plan.beside_experts + held, plan.least_bytes)
-        none = (0.0, 0.0)
-        if verdict is Verdict.TOO_LARGE:
-            return Forecast(verdict, held, peak, none, none)
-        share = held / plan.expert_bytes if plan.expert_bytes else 1.0
-        wide = plan.widens(room)
-        return Forecast(verdict, held, peak, self.decode(plan, share, wide), self._prefill(plan, share, wide))
-
-    def decode(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
-        """Tokens a second that a model writes, low and high, with this share of its routed experts in memory.
-
-        `wide`: whether its weights take the form that needs more of it.
-
-        Low: the others are missed as often as they are many, and are waited for. High: routers repeat themselves, so
-        that only the square of that is missed, and reading goes on beside computing. Raises what `forecast` raises.
-        """
-        missing = sum(plan.active_experts.values()) * (1 - share)
-        return self._range(1, plan, self._kernels(plan.active, wide), missing, missing * (1 - share))
-
-    def _prefill(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
-        """The same for tokens that a model reads, `CHUNK` at a time: together they take all experts once."""
-        weights: Counter[Format] = Counter()
-        for (role, stored), size in plan.sizes.items():
-            if stored.kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
-                weights[stored] += size
-        macs = (CHUNK - 1) * plan.active_parameters
-        rate = self.expert_macs_per_s if plan.active_experts else self.macs_per_s
-        kernels = self._kernels(weights, wide) + macs / rate
-        missing = plan.expert_bytes * (1 - share)
-        return self._range(CHUNK, plan, kernels, missing, missing)
-
-    def _kernels(self, weights: Mapping[Format, int], wide: bool) -> float:
-        """Seconds for one token."""
-        rates = {**self.weights_per_s, **self.wide_weights_per_s} if wide else self.weights_per_s
-        return sum(count / rates[stored.kind] for stored, count in weights.items())
-
-    def _range(self, tokens: int, plan: Plan, kernels: float, missing: float, fewer: float) -> tuple[float, float]:
-        compute = plan.layers * self.layer_s + kernels
-        slow = fast = compute
-        if missing:
-            rate = self.reading(plan.largest_expert)
-            slow, fast = compute + missing / rate, max(compute, fewer / rate)
-        corrected = tokens * self.correction
-        return corrected / slow / self.margin, corrected / fast * self.margin
+def process_bytes() -> int:
+    """About what a process of numoe takes beside the memory that a model is given, as it was measured here."""
+    machine = known()
+    return machine.process_bytes if machine else _PROCESS_BYTES
 
 
 def known() -> Machine | None:
@@ -224,10 +84,13 @@ def _sane(machine: Machine) -> bool:
     for rates in (machine.weights_per_s, machine.wide_weights_per_s, machine.read_bytes_per_s):
         speeds += rates.values()
     speeds += [figure for run in machine.runs for figure in (run.predicted, run.correction, run.measured)]
+    speeds += [run.weights for run in machine.runs if run.weights is not None]
+    times = [machine.load, *([] if machine.measured_at is None else [machine.measured_at])]
     return (
         all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
         and all(
-            type(figure) in (int, float) and 0 <= figure < 1e18 for figure in (machine.layer_s, machine.process_bytes)
+            type(figure) in (int, float) and 0 <= figure < 1e18
+            for figure in (machine.layer_s, machine.process_bytes, *times)
         )
         and type(machine.cores) is int
         and machine.cores > 0
@@ -239,22 +102,30 @@ def _sane(machine: Machine) -> bool:
 
 
 def calibrate(
-    reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None, kinds: Iterable[str] = ()
+    reads: Iterable[int] = (),
+    told: Callable[[str], None] = lambda text: None,
+    kinds: Iterable[str] = (),
+    anew: bool = False,
 ) -> Machine:
     """What is known of this machine; what is not is measured and kept in NUMOE_HOME.
+
+    What was measured more than an hour ago is tried: where the machine is faster or slower by a factor now, all of
+    it is measured again, and earlier runs count no more.
 
     Args:
         reads: how many bytes at a time the speed of reading from disk is to be known for.
         kinds: which of ggml's block types, among others, the speed of products is to be known of.
         told: called with a few words about what is being measured.
+        anew: measure all again.
 
     Raises:
         InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
     """
-    machine = known()
-    if machine is None:
+    machine = None if anew else known()
+    if machine is None or _changed(machine, told):
         told("measuring how fast this machine computes")
-        machine = _measure()
+        load = _load()
+        machine = replace(_measure(), measured_at=time.time(), load=load)
         _keep(machine)
     if unknown := set(BLOCK_KINDS) & set(kinds) - machine.weights_per_s.keys():
         told("measuring how fast this machine computes")
@@ -275,6 +146,33 @@ def calibrate(
     return machine
 
 
+def _changed(machine: Machine, told: Callable[[str], None]) -> bool:
+    """Whether a machine that was measured a while ago, or while others computed, is another one by now."""
+    fresh = _FRESH_S if machine.load < machine.cores / 2 else _FRESH_UNDER_LOAD_S
+    if machine.measured_at is None or 0 <= time.time() - machine.measured_at < fresh:
+        return False
+    told("looking whether this machine is as fast as it was")
+    threads.use(machine.cores)
+    use_block(machine.block)
+    now = _one_token_weights_per_s([fastest(matrix) for matrix in samples(_SHAPE, _WORKING_SET)["int8"]])
+    if not 1 / _FACTOR < now / machine.weights_per_s["int8"] < _FACTOR:
+        return True
+    if machine.read_bytes_per_s:
+        piece = max(map(int, machine.read_bytes_per_s))
+        with suppress(OSError):  # where nothing can be written now, what was measured is all that is known
+            rate = _read_speeds(home(), [piece])[piece]
+            return not 1 / _FACTOR < rate / machine.read_bytes_per_s[str(piece)] < _FACTOR
+    return False
+
+
+def _load() -> float:
+    """How many processes compute or wait for a core, on average over a minute; 0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return 0.0
+
+
 def record(model: Model, tokens: int, seconds: float) -> None:
     """Compare what a run took with what would have been predicted, and keep both for later predictions.
 
@@ -290,8 +188,9 @@ def record(model: Model, tokens: int, seconds: float) -> None:
         return
     if any(stored.kind not in machine.weights_per_s for stored in planned.active):
         return
-    predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
-    run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
+    alike = machine.about(planned)
+    predicted = math.sqrt(math.prod(alike.decode(planned, share, bool(model.wide_bytes))))
+    run = Run(model.path.name, predicted, alike.correction, tokens / seconds, planned.active_parameters)
     _keep(replace(machine, runs=(*machine.runs, run)[-_KEPT:]))
 
 
@@ -326,11 +225,6 @@ def _name() -> str:
     return f"{processor()}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {numoe}"
 
 
-def _piece(nbytes: int) -> int:
-    """The size of reads that stands for `nbytes`: a power of two from 64 KiB to 16 MiB."""
-    return 1 << min(max(nbytes - 1, 0).bit_length(), 24) if nbytes > 1 << 16 else 1 << 16
-
-
 def _measure() -> Machine:
     cores = threads.usable_cores()
     matrices = samples(_SHAPE, _WORKING_SET)
@@ -349,7 +243,8 @@ def _measure() -> Machine:
     probe = _probe()
     kernels = sum(count / rates[kind] for kind, count in probe["active"])
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
-    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates, block=block)
+    process = probe["process_bytes"] + _LIBRARIES_BYTES
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, process, wide_rates, block=block)
 
 
 def _with_kinds(machine: Machine, kinds: Iterable[str]) -> Machine:
@@ -418,7 +313,7 @@ plan = model.plan(64)
 large = PACKS[0](np.ones((4096, 256), np.float32))  # enough for workers to be started
 workers.know([large])
 large.matmul(np.ones((1, 256), np.float32))
-process = model.stats()["peak_rss_bytes"] - plan.total_bytes - large.nbytes
+process = model.stats()["peak_rss_bytes"] - (plan.total_bytes - plan.scratch_bytes) - large.nbytes
 active = [(stored.kind, count) for stored, count in plan.active.items()]
 figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": active, "process_bytes": process}
 print(json.dumps(figures))

@@ -14,7 +14,7 @@ import heapq
 import math
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,13 @@ def _evicting_least(accesses: Sequence[Key], capacity: int, worth: Callable[[int
         cache[key] = value
         heapq.heappush(order, (value, time, key))
     return hits
+
+
+def heat(trace: Trace) -> dict[int, list[int]]:
+    """How often each expert was asked for, by layer; those after the last that was taken in any are left out."""
+    counts = Counter(trace.accesses)
+    most = max(expert for _, expert in counts)
+    return {layer: [counts[layer, e] for e in range(most + 1)] for layer in sorted({layer for layer, _ in counts})}
 
 
 POLICIES: dict[str, Callable[[Sequence[Key], int], int]] = {"lru": lru, "lfu": lfu, "belady": belady}

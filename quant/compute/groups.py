@@ -23,8 +23,8 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[bool, Path]]:
                 yield kind == "", root.joinpath("sys/fs/cgroup", kind, *names[:depth])
 
 
-def memory_left(root: Path = ROOT) -> Iterator[int]:
-    """Bytes that each group leaves to this process: what is taken but given back when needed is left."""
+def memory_limits(root: Path = ROOT) -> Iterator[tuple[int, int]]:
+    """Bytes that each group allows, and leaves to this process: what is taken but given back when needed is left."""
     for new, group in groups("memory", root):
         limits = ("memory.max", "memory.high") if new else ("memory.limit_in_bytes",)
         reclaimable = "inactive_file" if new else "total_inactive_file"
@@ -32,7 +32,7 @@ def memory_left(root: Path = ROOT) -> Iterator[int]:
         used = _number(lines(group / ("memory.current" if new else "memory.usage_in_bytes"))) or 0
         used -= min(used, _number([statistics.get(reclaimable, "")]) or 0)
         found = (_number(lines(group / limit)) for limit in limits)
-        yield from (limit - used for limit in found if limit is not None)
+        yield from ((limit, limit - used) for limit in found if limit is not None)
 
 
 def cores_left(root: Path = ROOT) -> Iterator[float]:

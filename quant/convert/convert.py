@@ -117,6 +117,8 @@ class Conversion:
 
     source_bytes: int
     result_bytes: int
+    as_it_was: bool = False
+    """Whether the files themselves were taken."""
     kept: tuple[str, ...] = ()
     """Matrices that stay as they were stored though the recipe has a format for them: float16 has no scales for it."""
 
@@ -146,7 +148,7 @@ def convert(
     Args:
         source: a listing of the tensors, whose paths end in the names of the origin's shards.
         weights: what the result has under names of its own; every other tensor is copied.
-        quant: a key of `recipe.RECIPES`.
+        quant: see `recipes.roles`.
         origin: where the files of `source` come from.
         calibration: the manifest's; what gave the matrices their `inputs`.
 
@@ -169,7 +171,7 @@ def convert(
     first = ((made[number], job.outputs[0]) for number in made for job in layout.jobs[number])
     kept = [output.name for tensors, output in first if tensors[output.name].dtype != output.dtype]
     nbytes = sum(info.nbytes for tensors in made.values() for info in tensors.values())
-    return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, tuple(kept))
+    return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, kept=tuple(kept))
 
 
 class _Shards:

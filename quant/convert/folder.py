@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ _WORK = "work"  # in the unfinished folder: downloads, files half written, what 
 # Room that is left on the disk: so many bytes, or on small disks this part of all.
 _RESERVE_BYTES = 1_000_000_000
 _RESERVE_SHARE = 50
+_COPY_BYTES = 1 << 24
 
 
 class Part:
@@ -123,6 +125,21 @@ class Part:
         self._manifest.write(self.path)
         _sync(self.path)
 
+    def take(self, name: str, path: Path, sha256: str | None) -> None:
+        """Makes a whole file part of the result, and records it; it is moved here from `work`, else copied.
+
+        sha256: its hash where that is known, by which it has been checked.
+        """
+        if path.parent == self.work and sha256:
+            record = FileRecord(path.stat().st_size, sha256)
+            path.replace(self.path / name)
+        else:
+            with path.open("rb") as file:
+                record = self.put(self.path / name, iter(partial(file.read, _COPY_BYTES), b""))
+        self._manifest.files[name] = record
+        self._manifest.write(self.path)
+        _sync(self.path)
+
     def finish(self) -> None:
         """Gives the folder its name."""
         shutil.rmtree(self.work)
@@ -133,7 +150,7 @@ class Part:
         """Removes the folder when nothing in it would save work, and nothing is in it that was not made here."""
         if not self.work.exists():
             return  # finished
-        if any(name.endswith(".safetensors") for name in self.files) or any(self.work.iterdir()):
+        if any(name.endswith((".safetensors", ".gguf")) for name in self.files) or any(self.work.iterdir()):
             return
         self.work.rmdir()
         for name in (*self.files, MANIFEST_NAME):

@@ -44,7 +44,7 @@ class Matrix:
     """What `Target.pack` takes."""
 
     def jobs(self, quant: str) -> list[Job]:
-        """What writes it in the format of a recipe, a key of `recipe.RECIPES`."""
+        """What writes it in the format of a recipe, see `recipes.roles`."""
         rows, columns = self.stored.shape
         wanted = target(quant, self.role, columns, 8 * self.stored.nbytes / (rows * columns))
         return self.kept() if wanted is None else [Quantization(self, wanted)]

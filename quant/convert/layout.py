@@ -60,7 +60,7 @@ def lay_out(source: Checkpoint, weights: Sequence[Matrix | Array], quant: str, p
 
     Args:
         weights: what the result has under new names; every other tensor keeps its own.
-        quant: a key of `recipe.RECIPES`.
+        quant: see `recipes.roles`.
         passing: whether the shards of the source are there one by one.
     """
     shards = tuple(sorted({info.path.name for info in source.tensors.values()}))

@@ -1,53 +1,19 @@
-"""Which format a weight is written in, by its role in the model.
+"""Which format a weight is written in, by its role in the model."""
 
-The many weights of experts, feed-forward blocks and attention are rounded; the few that decide where tokens go or
-what a word is (embedding, head, norms, router, indexer, residual mixing) stay as they are stored. int4 keeps eight
-bits for what every token passes through, which is a small share of a mixture of experts.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
+from numoe.quant.convert.recipes import Kind, group, roles
 from numoe.quant.dtypes import Float32
-from numoe.quant.errors import InputError
 from numoe.quant.formats import pack
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.integer import INT4, INT8, integer_format
 from numoe.quant.formats.plain import BF16
 
-Kind = Literal["bf16", "int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
 
-# Weights that share a scale and a minimum, float16 both.
-_GROUPS = {"int8": 32, "int4": 64}
-# Other groups serve rows that these do not divide: smaller ones would spend more bits than they save.
+# Groups for rows that a recipe's own does not divide: smaller ones would spend more bits than they save.
 _OTHER_GROUPS = range(128, 15, -2)
-
-# float32 tables of words hold no more than bf16 does in any released model.
-_WORDS: dict[str, Kind] = {"embedding": "bf16", "head": "bf16"}
-_RECIPES: dict[str, dict[str, Kind]] = {
-    "native": {},
-    "int8": _WORDS
-    | {
-        "attention": "int8",
-        "compressor": "int8",
-        "dense ffn": "int8",
-        "shared experts": "int8",
-        "experts": "int8",
-    },
-    "int4": _WORDS
-    | {
-        "attention": "int8",
-        "compressor": "int8",
-        "dense ffn": "int4",
-        "shared experts": "int8",
-        "experts": "int4",
-    },
-}
-RECIPES: Mapping[str, Mapping[str, Kind]] = _RECIPES
-"""Recipe -> role -> format; a role that is not listed stays as stored."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +57,12 @@ def target(quant: str, role: str, columns: int, stored_bits: float) -> Target | 
     int4) does not divide get the largest even group from 16 to 128 that does, or stay as stored when there is none.
     Raises InputError for an unknown recipe.
     """
-    if quant not in RECIPES:
-        raise InputError(f'"{quant}" is not a way to quantize; choose one of {", ".join(RECIPES)}')
-    kind = RECIPES[quant].get(role)
+    kind = roles(quant).get(role)
     if kind is None:
         return None
-    sizes = (1,) if kind == "bf16" else (_GROUPS[quant], *_OTHER_GROUPS)
-    group = next((size for size in sizes if columns % size == 0), None)
-    if group is None:
+    sizes = (group(quant, kind), *(_OTHER_GROUPS if kind != "bf16" else ()))
+    size = next((size for size in sizes if columns % size == 0), None)
+    if size is None:
         return None
-    chosen = Target(kind, group)
+    chosen = Target(kind, size)
     return chosen if chosen.format.bits_each < stored_bits else None

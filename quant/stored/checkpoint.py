@@ -4,8 +4,7 @@ Nothing is read before it is needed, and pickled files are never opened.
 """
 
 import io
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +16,7 @@ from numoe.quant.stored import safetensors, shards
 from numoe.quant.stored.conventions.native import LAYOUT
 from numoe.quant.stored.conventions.registry import PLAIN, Conventions
 from numoe.quant.stored.conventions.spelling import Convention
+from numoe.quant.stored.gguf_sets import gguf_sets
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
 
@@ -105,6 +105,22 @@ def open_checkpoint(path: str | Path, convention: Convention = PLAIN) -> Checkpo
     raise InputError(f"{path} is not a folder, a .safetensors file or a GGUF file; check the path")
 
 
+def distant_gguf(path: Path, files: Files, size: Callable[[Path], int]) -> Checkpoint:
+    """A listing of the GGUF file `path`, or of all parts of which it is the first, that are elsewhere.
+
+    `files` reads them, of which no more is asked for than headers; `size` gives their bytes. What these raise is passed
+    on. Raises InputError when a header is damaged.
+    """
+    from numoe.quant.stored import gguf
+
+    def header(part: Path) -> gguf.Header:
+        return gguf.distant_header(
+            lambda start, stop: files.read_range(part, start, stop - start).tobytes(), part, size(part)
+        )
+
+    return Checkpoint(path, *gguf.with_shards(path, header), files=files)
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a file is one in GGUF, by its first bytes: Ollama and others keep such files under other names."""
     return _beginning(path).startswith(GGUF)
@@ -121,12 +137,10 @@ def only_gguf(folder: Path) -> Path | None:
         raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
     if any(name.endswith(".safetensors") for name in names):
         return None
-    # What sees or drafts for a model is no model, and of a split one the first part counts.
-    ggufs = [name for name in names if name.endswith(".gguf") and not name.startswith("mmproj")]
-    found = [name for name in ggufs if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", name)]
+    found = [folder / one.files[0] for one in gguf_sets(names)]
     if len(found) > 1:
-        raise InputError(f"{folder} holds {len(found)} GGUF files: give the path of one, such as {folder / found[0]}")
-    return folder / found[0] if found else None
+        raise InputError(f"{folder} holds {len(found)} models in GGUF: give the path of one, such as {found[0]}")
+    return found[0] if found else None
 
 
 def _beginning(path: Path) -> bytes:

@@ -10,7 +10,8 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,28 @@ _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_FIRST_BYTES, _LARGEST_HEADER = 1 << 20, 1 << 28  # vocabularies take some 5 to 20 MB
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+Read = Callable[[int, int], bytes]
+"""The bytes of a file from one position to another."""
+Header = tuple[dict[str, TensorInfo], "GgufMetadata"]
 
 
 class GgufMetadata(Mapping[str, Any]):
     """The key-value pairs as Python values (numbers, strings, lists), each read and decoded when first asked for."""
 
-    def __init__(self, path: Path, files: Files, places: dict[str, tuple[int, int, int]]) -> None:
+    def __init__(self, path: Path, read: Read, places: dict[str, tuple[int, int, int]]) -> None:
         self._path = path
-        self._files = files
+        self._read = read
         self._places = places  # key -> (value type, offset, nbytes)
         self._values: dict[str, Any] = {}
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._values:
             kind, offset, nbytes = self._places[key]
-            raw = self._files.read_range(self._path, offset, nbytes).tobytes()
+            raw = self._read(offset, offset + nbytes)
             try:
                 self._values[key] = _decode(kind, raw)
             except UnicodeDecodeError as error:
@@ -57,12 +64,17 @@ class GgufMetadata(Mapping[str, Any]):
         return len(self._places)
 
 
-def read_gguf(path: Path, files: Files) -> tuple[dict[str, TensorInfo], Mapping[str, Any]]:
+def read_gguf(path: Path, files: Files) -> Header:
     """The tensors and metadata of a GGUF file, or of all its shards when it is the first of several.
 
     Raises InputError naming the file when it is damaged, a shard is missing, or it is not the first shard.
     """
-    tensors, metadata = _read_header(path, files)
+    return with_shards(path, lambda shard: _read_header(shard, files))
+
+
+def with_shards(path: Path, header: Callable[[Path], Header]) -> Header:
+    """As `read_gguf`, of files whose headers are had from `header`."""
+    tensors, metadata = header(path)
     shards = metadata.get("split.count", 1)
     if type(shards) is not int:
         raise _refusal(path, "split.count is no number")
@@ -72,27 +84,51 @@ def read_gguf(path: Path, files: Files) -> tuple[dict[str, TensorInfo], Mapping[
     if name is None or int(name[2]) != 1 or int(name[3]) != shards:
         raise InputError(f"{path} is one of {shards} shards: give the one named ...-00001-of-....gguf")
     for number in range(2, int(name[3]) + 1):
-        shard, _ = _read_header(path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}.gguf"), files)
+        shard, _ = header(path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}.gguf"))
         if repeated := tensors.keys() & shard.keys():
             raise InputError(f"{path}: the tensor {min(repeated)!r} is in two shards; download them again")
         tensors |= shard
     return tensors, metadata
 
 
-def _read_header(path: Path, files: Files) -> tuple[dict[str, TensorInfo], GgufMetadata]:
+def distant_header(read: Read, path: Path, size: int) -> Header:
+    """The tensors and metadata of one file of `size` bytes that is elsewhere: of its beginning as much as it takes.
+
+    What `read` raises is passed on. Raises InputError naming `path` for a damaged header.
+    """
+    data = bytearray()
+    while True:
+        data += read(len(data), min(size, max(_FIRST_BYTES, 2 * len(data))))
+        if data[:4] != b"GGUF":
+            raise _refusal(path, "it does not begin with GGUF")
+        try:
+            return _parse(data, path, partial(_slice, data), size)
+        except (struct.error, OverflowError, UnicodeDecodeError) as error:
+            if len(data) >= min(size, _LARGEST_HEADER) or not isinstance(error, struct.error):
+                raise _refusal(path, "its header ends too soon or holds garbage") from error
+
+
+def _slice(data: bytearray, start: int, stop: int) -> bytes:
+    return bytes(data[start:stop])
+
+
+def _read_header(path: Path, files: Files) -> Header:
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise _refusal(path, "it does not begin with GGUF")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(data, path, files)
+                return _parse(
+                    data, path, lambda start, stop: files.read_range(path, start, stop - start).tobytes(), len(data)
+                )
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
     except (struct.error, OverflowError, UnicodeDecodeError) as error:
         raise _refusal(path, "its header ends too soon or holds garbage") from error
 
 
-def _parse(data: mmap.mmap, path: Path, files: Files) -> tuple[dict[str, TensorInfo], GgufMetadata]:
+def _parse(data: mmap.mmap | bytearray, path: Path, read: Read, size: int) -> Header:
+    """The header at the beginning of a file of `size` bytes, whose values `read` reads when they are asked for."""
     (version,) = _U32.unpack_from(data, 4)
     if version not in (2, 3):
         raise InputError(f"{path} is GGUF version {version}; convert it to a little-endian file of version 2 or 3")
@@ -118,7 +154,7 @@ def _parse(data: mmap.mmap, path: Path, files: Files) -> tuple[dict[str, TensorI
         # GGUF lists the fastest dimension first.
         dtype, nbytes = _stored_size(name, kind, dims, path)
         stored.append((name, dtype, tuple(reversed(dims)), offset, nbytes))
-    metadata = GgufMetadata(path, files, places)
+    metadata = GgufMetadata(path, read, places)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise _refusal(path, f"general.alignment is {alignment!r}")
@@ -127,20 +163,20 @@ def _parse(data: mmap.mmap, path: Path, files: Files) -> tuple[dict[str, TensorI
     for name, dtype, shape, offset, nbytes in stored:
         if name in tensors:
             raise _refusal(path, f"the tensor {name!r} appears twice")
-        if offset % alignment or data_start + offset + nbytes > len(data):
+        if offset % alignment or data_start + offset + nbytes > size:
             raise InputError(f"{path} is truncated or damaged: {name!r} lies outside it; download it again")
         tensors[name] = TensorInfo(name, dtype, shape, path, data_start + offset, nbytes)
     return tensors, metadata
 
 
-def _string(data: mmap.mmap, position: int) -> tuple[str, int]:
+def _string(data: mmap.mmap | bytearray, position: int) -> tuple[str, int]:
     end = position + 8 + _U64.unpack_from(data, position)[0]
     if end > len(data):
         raise struct.error("string beyond the end")
     return data[position + 8 : end].decode("utf-8"), end
 
 
-def _skip(data: mmap.mmap, position: int, kind: int, path: Path) -> int:
+def _skip(data: mmap.mmap | bytearray, position: int, kind: int, path: Path) -> int:
     """The position after a value of this type."""
     count = 1
     if kind == _ARRAY:

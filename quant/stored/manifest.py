@@ -25,7 +25,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`source` names what was converted, `recipe` how (a key of `recipe.RECIPES`); `files` are by name.
+    """`source` names what was converted, `recipe` how (see `recipes.roles`); `files` are by name.
 
     `revision` tells states of one source apart: a commit on the hub, or the `Folder.revision` of a local one.
     `calibration` is the hash of the text by which the weights were rounded; None: without one.

@@ -44,20 +44,30 @@ def read_quantization(values: Mapping[str, Any], beside: Mapping[str, Any] | Non
     Raises:
         InputError: the weights are quantized in another way, which the message names, or a value is of a wrong type.
     """
+    table = _table(values, beside)
+    if table is None:
+        return PLAIN
+    convention = read_convention(table)
+    if convention is None:
+        raise table.unsupported(format_name(table.values))
+    return convention
+
+
+def announced_name(values: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> str:
+    """What people call the format that a config names; "" where it names none. As `read_quantization`."""
+    table = _table(values, beside)
+    return "" if table is None else format_name(table.values)
+
+
+def _table(values: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Announced | None:
+    """What tells how weights are quantized, if something does."""
     config = Announced("config.json", values)
     for inside in (config, config.below("text_config")):
         for name in ("quantization_config", "compression_config", "quantization"):
             if (table := inside.below(name)).values:
-                return _read(table)
+                return table
     table = Announced(SIDE_FILE, beside or {}).below("quantization")
-    return _read(table) if table.values.get("quant_algo") else PLAIN
-
-
-def _read(config: Announced) -> Convention:
-    convention = read_convention(config)
-    if convention is None:
-        raise config.unsupported(format_name(config.values))
-    return convention
+    return table if table.values.get("quant_algo") else None
 
 
 def format_name(table: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,7 +38,7 @@ from numoe.engine import load
 from numoe.engine.description import describe
 from numoe.engine.layers import mixture, residual
 from numoe.engine.layers.attention import compressed
-from numoe.engine.measure.machine import processor, read_speed
+from numoe.engine.measure.machine import calibrate, processor, read_speed
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files
@@ -190,7 +191,9 @@ def ids_without_end() -> Iterator[int]:
 
 
 def in_memory(folder: Path, gguf: Path | None, threads: int, rounds: int) -> Iterator[Row]:
-    """Prompts and single tokens with all weights in memory."""
+    """Prompts and single tokens with all weights in memory; what `numoe fit` forecasts of them."""
+    say("flagship: measuring the machine")
+    machine = calibrate(anew=True)
     say("flagship: loading")
     model = load(folder, threads=threads, ctx=CONTEXT)
     sessions: dict[str, Any] = {"ours": model.session(CONTEXT)}
@@ -210,6 +213,11 @@ def in_memory(folder: Path, gguf: Path | None, threads: int, rounds: int) -> Ite
     if gguf:
         yield Row("prefill of 512 against llama.cpp", ratios(read, "ours", "llama.cpp"), told(read, "tok/s"), 1.0, 1.4)
         yield Row(f"decode ({form}) against llama.cpp", ratios(made, "ours", "llama.cpp"), figures, 0.25, 0.4)
+    low, high = replace(machine, runs=()).decode(model.plan(CONTEXT), 1.0, bool(model.wide_bytes))
+    expected = f"forecast {low:.3g} to {high:.3g}; {figures}"
+    yield Row(
+        f"decode ({form}) against the middle of the forecast", [median(made["ours"]) / math.sqrt(low * high)], expected
+    )
     yield Row(f"decode ({form}), tokens a second of {WHOLE_LAYERS} such layers", [token], figures)
 
 

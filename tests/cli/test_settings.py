@@ -134,7 +134,7 @@ def test_messages_of_the_engine_have_flags_at_the_terminal(
         ("top_p", "2", "a number from 0 to 1"),
         ("threads", "0", "a whole number from 1 to 1024"),
         ("ctx", "1.5", "a whole number from 1 on"),
-        ("quant", "int5", "int8 or int4 or native"),
+        ("quant", "int5", "native, int8, int4 or formats by role"),
         ("quiet", "perhaps", "true or false"),
     ],
 )

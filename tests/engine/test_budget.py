@@ -380,12 +380,14 @@ OLD = "memory/docker/1f/memory"
 def test_memory_is_that_of_the_least_group(
     group: str | None, files: dict[str, str], free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000, total=20_000))
     there = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
     for name, text in (there if group is None else there | {"proc/self/cgroup": group}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert BUDGET.available_memory(tmp_path) == free * 9 // 10
+    total, allowed = BUDGET.machine_memory(tmp_path)
+    assert total == 20_000 and (allowed is None) == (free == 10_000) and (allowed is None or free <= allowed < total)
 
 
 @pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])

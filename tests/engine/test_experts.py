@@ -271,9 +271,9 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
 
 def test_all_memory_but_a_tenth_is_taken_by_default(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint("mixtral_a")
-    planned = describe(path).plan()
     asked = []
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 0)
+    planned = describe(path).plan()
     monkeypatch.setattr(BUDGET, "available_memory", lambda: asked.append(1) or planned.total_bytes - 1)
     model = load(path)
     assert model.experts is not None

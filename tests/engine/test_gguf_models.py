@@ -322,7 +322,7 @@ def test_the_first_bytes_tell_a_gguf_file_and_a_folder_may_hold_one(checkpoint: 
     (folder / "config.json").write_text("{}")  # repositories of GGUF files often have one
     np.testing.assert_array_equal(load(folder).session(512).feed(golden.ids), logits)
     shutil.copy(path, folder / "model-Q4_0.gguf")
-    with pytest.raises(InputError, match=r"holds 2 GGUF files: give the path of one, such as .*model-Q4_0.gguf"):
+    with pytest.raises(InputError, match=r"holds 2 models in GGUF: give the path of one, such as .*model-Q4_0.gguf"):
         load(folder)
 
 

@@ -8,7 +8,11 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +23,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import close_session
 
 from numoe.engine.description import describe, describe_repository
-from numoe.engine.hub import network
+from numoe.engine.hub import network, segments
 from numoe.engine.hub import repository as client
 from numoe.engine.hub.repository import RemoteFile, Repository, repository
 from numoe.quant.errors import InputError
@@ -135,8 +139,8 @@ def names(*files: str) -> dict[str, bytes | Content]:
             r"only pickled weights.*\(pytorch_model.bin\); look for a safetens",
         ),
         (
-            names("README.md", "m.Q4_K.gguf"),
-            r"only GGUF files \(m.Q4_K.gguf\); download one of them with `hf download`",
+            names("README.md", "mmproj-F16.gguf"),
+            r"only GGUF files that are no models \(mmproj-F16.gguf\); choose another",
         ),
         (names("config.json", "original/model.safetensors"), "holds no .safetensors files; choose"),
         (names("model.safetensors"), "has no config.json"),
@@ -269,6 +273,108 @@ def test_a_download_can_be_stopped(hub: Hub, folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / SHARD).exists()
     assert repository(ID).fetch(SHARD, tmp_path).read_bytes() == (folder / SHARD).read_bytes()
     assert hub.transfers(SHARD)[1][0] >= 300_000
+
+
+# Several connections
+
+
+@pytest.fixture
+def wide(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A repository whose shard takes ten requests, three at once."""
+    hub.add(ID, folder)
+    monkeypatch.setattr(segments, "SEGMENT", -(-(folder / SHARD).stat().st_size // 10))
+    found = repository(ID, wait=patient()[1])
+    found.checkpoint()  # whose headers are parts of files
+    hub.log.clear()
+    return replace(found, connections=3)
+
+
+def test_several_parts_of_a_file_come_at_once(hub: Hub, folder: Path, tmp_path: Path, wide: Repository) -> None:
+    meeting, met = Barrier(3), count()
+
+    def part(start: int, stop: int) -> tuple[int, int]:
+        if next(met) < 3:
+            meeting.wait(60)  # until the other two have been asked for as well
+        return start, stop
+
+    hub.part = part
+    seen: list[int] = []
+    assert wide.fetch(SHARD, tmp_path, seen.append).read_bytes() == (folder / SHARD).read_bytes()
+    assert not meeting.broken and len(hub.transfers(SHARD)) == 10
+    assert (seen[0], seen[-1]) == (0, (folder / SHARD).stat().st_size) and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("fault", ["cut", "stopped", "corrupt", "gone"])
+def test_several_connections_go_on_as_one_does(
+    fault: str, hub: Hub, folder: Path, tmp_path: Path, wide: Repository
+) -> None:
+    whole, size = (folder / SHARD).read_bytes(), segments.SEGMENT
+    if fault == "stopped":
+        with pytest.raises(KeyboardInterrupt):
+            wide.fetch(SHARD, tmp_path, stopped)
+        there = (tmp_path / f"{SHARD}.incomplete").read_bytes()
+        assert 0 < len(there) < len(whole) and whole.startswith(there)  # no holes
+        hub.log.clear()
+        wide.fetch(SHARD, tmp_path)
+        assert min(start for start, _ in hub.transfers(SHARD)) == len(there)
+    elif fault == "gone":
+        hub.fail(SHARD, 418)
+        with pytest.raises(InputError, match="status 418"):
+            wide.fetch(SHARD, tmp_path)
+        wide.fetch(SHARD, tmp_path)
+    elif fault == "corrupt":
+        hub.corrupt(SHARD, 0, times=10)  # the first part arrives with another byte
+        wide.fetch(SHARD, tmp_path)
+        assert len(hub.transfers(SHARD)) == 20
+    else:
+        hub.cut(SHARD, size // 2, times=1)
+        wide.fetch(SHARD, tmp_path)
+        assert len(hub.transfers(SHARD)) <= 11
+    assert (tmp_path / SHARD).read_bytes() == whole
+
+
+def test_a_hub_without_parts_is_asked_over_one_connection(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    hub.add(ID, folder)
+    hub.part = lambda start, stop: None
+    found = replace(repository(ID), connections=3)
+    found.checkpoint()
+    hub.log.clear()
+    assert found.fetch(SHARD, tmp_path).read_bytes() == (folder / SHARD).read_bytes()
+    assert len(hub.transfers(SHARD)) == 1
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_what_nobody_has_taken_yet_is_bounded(connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT", 10)
+    made, given, most = count(), 0, 0
+
+    def fetch(first: int, last: int, put: segments.Put) -> None:
+        for at in range(first, last):
+            next(made)
+            put(bytes([at]))
+
+    parts = [(0, 100)] if connections == 1 else list(segments.cut(0, 100))
+    for block, ahead in segments.in_order(fetch, parts, connections):
+        assert block == bytes(range(given, given + len(block)))
+        given += len(block)
+        most = max(most, ahead)
+    assert given == 100 and next(made) == 100 and most <= 10 * connections
+
+
+def test_a_transfer_that_nobody_reads_on_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT", 10)
+    ended = Barrier(3)  # two threads, and this one
+
+    def fetch(first: int, last: int, put: segments.Put) -> None:
+        try:
+            while True:
+                put(b"x")
+        finally:
+            ended.wait(60)
+
+    with closing(segments.in_order(fetch, [(0, 10), (10, 20), (20, 30)], 2)) as blocks:
+        next(blocks)
+    ended.wait(60)
 
 
 def test_passing_errors_are_waited_for(hub: Hub, folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from machines import FORMATS, a_machine, keep
 
 from numoe.engine import InputError, Model, describe, load
+from numoe.engine.layers.rows import FLOAT32
 from numoe.engine.measure.machine import Machine, calibrate, known, record
 from numoe.engine.plan import Plan, Verdict
 from numoe.quant.compute import kernels, threads
@@ -41,8 +42,10 @@ def a_plan() -> Plan:
         largest_expert=12_000_000,
         disk_bytes=101 * GIGA,
         context=8192,
+        kv=FLOAT32,
         kv_bytes=GIGA,
         scratch_bytes=GIGA // 2,
+        table_bytes=0,
         float32_bytes=0,
         wide_bytes=0,
     )
@@ -176,6 +179,67 @@ def test_what_tells_nothing_is_not_recorded(all_cores: None) -> None:
     threads.use(threads.usable_cores() + 1)
     record(loaded, 100, 2.0)
     assert known() == a_machine()
+
+
+def test_a_large_model_is_not_corrected_by_runs_of_a_tiny_one() -> None:
+    plan = a_plan()
+    tiny, like = MACHINE.Run("tiny", 1.0, 1.0, 50.0, 10**6), MACHINE.Run("like", 1.0, 1.0, 0.5, plan.active_parameters)
+    room = plan.total_bytes
+    fresh = a_machine().forecast(plan, room)
+    assert replace(a_machine(), runs=(tiny,) * 5).forecast(plan, room) == fresh
+    assert replace(a_machine(), runs=(tiny, like) * 5).forecast(plan, room).decode[1] < fresh.decode[1]
+    assert replace(a_machine(), runs=(tiny, like)).about(plan).runs == (like,)
+    for factor, counts in ((0.1, False), (0.2, True), (7.0, True), (9.0, False)):
+        run = replace(like, weights=int(factor * plan.active_parameters))
+        assert bool(replace(a_machine(), runs=(run,)).about(plan).judged) == counts
+
+
+@pytest.mark.parametrize(
+    ("ago", "load", "told"),
+    [
+        (None, 3.0, ""),
+        (5, 0.1, ""),
+        (5, 1.26, ", measured under a load of 1.3 from other programs"),
+        (61, 0.0, ", measured 1 minute ago"),
+        (2 * 3600 + 5, 0.0, ", measured 2 hours ago"),
+        (86400 * 9, 0.5, ", measured 9 days ago under a load of 0.5 from other programs"),
+        (-50, 0.0, ""),  # the clock was set back
+    ],
+)
+def test_figures_tell_how_old_they_are(
+    ago: float | None, load: float, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    machine = replace(a_machine(), measured_at=None if ago is None else 1e9 - ago, load=load)
+    assert machine.measured_when == told
+
+
+@pytest.mark.parametrize(
+    ("ago", "computes", "reads", "again"),
+    [
+        (10, 9.0, 9.0, False),  # new: it is not even tried
+        (4000, 1.2, 0.8, False),
+        (4000, 2.0, 1.0, True),
+        (4000, 0.5, 1.0, True),
+        (4000, 1.0, 3.9, True),
+        (4000, 1.0, 0.2, True),
+        (-4000, 2.0, 1.0, True),  # from a clock that was wrong
+    ],
+)
+def test_a_machine_that_changed_is_measured_again(
+    ago: float, computes: float, reads: float, again: bool, all_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    monkeypatch.setattr(MACHINE, "_load", lambda: 0.7)
+    monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
+    monkeypatch.setattr(MACHINE, "_one_token_weights_per_s", lambda matrices: computes * 1e9)
+    monkeypatch.setattr(MACHINE, "_read_speeds", lambda folder, pieces: dict.fromkeys(pieces, reads * 1e9))
+    monkeypatch.setattr(MACHINE, "samples", lambda shape, nbytes: {"int8": []})
+    before = replace(a_machine(), measured_at=1e9 - ago)
+    keep(before)
+    after = calibrate()
+    assert after == known() == (replace(a_machine(layer_s=1.0), measured_at=1e9, load=0.7) if again else before)
+    assert calibrate(anew=True).measured_at == 1e9
 
 
 # ---------------------------------------------------------------------------------------------------- measurements
@@ -319,7 +383,7 @@ def test_other_versions_and_damaged_files_are_measured_anew(
     file.write_text(spoil(file.read_text()))
     assert known() is None
     monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
-    assert calibrate() == a_machine(layer_s=1.0)
+    assert replace(calibrate(), measured_at=None, load=0.0) == a_machine(layer_s=1.0)
     assert json.loads(file.read_text())["layer_s"] == 1.0
 
 
@@ -366,12 +430,12 @@ def test_figures_that_cannot_be_are_measured_anew(
 @pytest.mark.parametrize("rate", [0, -1, "1", None, [], float("nan"), 1e300, True])
 @pytest.mark.parametrize("key", ["weights_per_s", "wide_weights_per_s", "read_bytes_per_s", "runs"])
 def test_rates_that_cannot_be_are_measured_anew(key: str, rate: Any, folder: Path) -> None:
-    machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
+    machine = replace(a_machine(), wide_weights_per_s={"int8": 1e9}, runs=(MACHINE.Run("x", 1.0, 1.0, 1.0, 1),))
     keep(machine)
     assert known() == machine
     document = json.loads((folder / "machine.json").read_text())
     for name in document[key][0] if key == "runs" else document[key]:
-        if name != "model":
+        if name != "model" and (name, rate) != ("weights", None):  # which earlier versions did not note
             table = (document[key][0] if key == "runs" else document[key]) | {name: rate}
             (folder / "machine.json").write_text(json.dumps(document | {key: [table] if key == "runs" else table}))
             assert known() is None
@@ -390,7 +454,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(MACHINE, "_measure", a_machine)
-    assert calibrate() == a_machine()
+    assert replace(calibrate(), measured_at=None, load=0.0) == a_machine()
     with pytest.raises(
         InputError, match=r"file cannot be written .* give that with `read_gb_s`, .* set NUMOE_HOME to a folder"
     ):

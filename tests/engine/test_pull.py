@@ -82,6 +82,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "numoe.json"}
 
 
+def part_of(repo_id: str) -> Path:
+    """The folder of a pull that has not finished."""
+    folder = home.folder_for(repo_id, "native")
+    return folder.with_name(f"{folder.name}.part")
+
+
 def no_wait(seconds: float) -> None:
     pass
 
@@ -92,7 +98,7 @@ def downloads(hub: Hub) -> list[str]:
     return [r.path for r in hub.log if r.path in sizes and r.stop == sizes[r.path]]
 
 
-@pytest.mark.parametrize("quant", ["native", "int8", "int4"])
+@pytest.mark.parametrize("quant", ["native", "int8", "int4", "experts=int8,attention=int4"])
 def test_a_pull_gives_the_bytes_of_a_local_conversion(
     quant: str, hub: Hub, source: Path, converted: Callable[[str], dict[str, bytes]]
 ) -> None:
@@ -357,18 +363,18 @@ def test_a_pull_that_was_begun_by_another_spelling_goes_on(hub: Hub, small: dict
     hub.add("Org/Model", small)
     hub.moved = dict.fromkeys(("org/model", "ORG/MODEL", "old/Name"), "Org/Model")
     begin("org/model")
-    part = home.folder_for("Org/Model", "native.part")
+    part = part_of("Org/Model")
     assert names() == [part.name]
     assert pull("ORG/MODEL").path == home.folder_for("Org/Model", "native")
     # One of a version that named folders by what was typed, or of a time before the repository was renamed.
-    pull("Org/Model").path.rename(home.folder_for("old/Name", "native.part"))
+    pull("Org/Model").path.rename(part_of("old/Name"))
     assert pull("old/Name").path == home.folder_for("old/Name", "native")
 
 
 def test_what_a_kill_left_is_swept(hub: Hub, small: dict[str, bytes]) -> None:
     hub.add(ID, small)
     begin(ID)
-    part = home.folder_for(ID, "native.part")
+    part = part_of(ID)
     (part / ".numoe.json.0a1b2c3d.part").write_text("half a man")
     (part.parent / f".{part.name}.lock").write_text("")
     path = pull(ID).path
@@ -642,7 +648,8 @@ def test_a_terminal_shows_one_line_that_changes(hub: Hub, source: Path) -> None:
     shown = pexpect.run(f"{sys.executable} -m numoe.cli pull {ID}", dimensions=(24, 100)).decode()
     first, *later = shown.split("\r\x1b[K")[1:]
     assert first == f"asking the hub for {ID}"
-    status = rf"shard \d of {SHARDS}, [\d.]+ \w?B of [\d.]+ MB, [\d.]+ \w?B/s(, .* left)?"
+    amounts = r"[\d.]+ \w?B of [\d.]+ MB, ([\d.]+ \w?B/s|all received)(, [^,]* left)?"
+    status = rf"([█░#.]+ )?shard \d of {SHARDS}, {amounts}(, converting \d)?"
     assert later[:-1]
     assert all(re.fullmatch(status, line) for line in later[:-1] if line)
     assert "of weights became" in later[-1]

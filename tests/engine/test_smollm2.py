@@ -107,7 +107,7 @@ session = model.session(1024)
 for _ in session.generate("Once upon a time", max_tokens=16):
     pass
 plan = model.plan(1024)
-print(json.dumps([loaded, model.stats()["peak_rss_bytes"], plan.total_bytes + model.wide_bytes + plan.scratch_bytes]))
+print(json.dumps([loaded, model.stats()["peak_rss_bytes"], plan.total_bytes + model.wide_bytes]))
 """
 
 

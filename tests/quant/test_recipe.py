@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.cli.settings import Recipe
-from numoe.quant.convert.recipe import RECIPES, Target, target
+from numoe.quant.convert.recipe import Target, target
+from numoe.quant.convert.recipes import RECIPES
 from numoe.quant.errors import InputError
 
 PRECISE = ("norms", "router", "indexer", "residual mixing")
@@ -47,12 +47,32 @@ def test_rows_get_a_group_that_divides_them(columns: int, int8: int | None, int4
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(InputError, match='"int5" is not a way to quantize; choose one of native, int8, int4'):
+    with pytest.raises(InputError, match='"int5" is not a way to quantize; choose one of native, int8, int4, or'):
         target("int5", "experts", 64, 32)
 
 
-def test_the_command_line_knows_the_recipes() -> None:
-    assert {recipe.value for recipe in Recipe} == set(RECIPES)
+def test_formats_may_be_named_by_role() -> None:
+    def kinds(quant: str) -> dict[str, str]:
+        chosen = {role: target(quant, role, 128, 32) for role in (*BULK, "embedding", "head")}
+        return {role: f"{one.kind} {one.group}" for role, one in chosen.items() if one}
+
+    assert kinds("experts=int4,attention=int8") == {"experts": "int4 64", "attention": "int8 32"}
+    assert kinds("shared-experts=int8,dense_ffn=int4") == {"shared experts": "int8 32", "dense ffn": "int4 64"}
+    changed = kinds("int4") | {"shared experts": "int4 64"}
+    assert changed.pop("attention") == "int8 64"
+    assert kinds("int4,attention=native,shared experts=int4") == changed
+    assert kinds("int8,experts=int4,head=native").keys() == kinds("int8").keys() - {"head"}
+    assert kinds("embedding=bf16") == {"embedding": "bf16 1"}
+
+
+@pytest.mark.parametrize(
+    "quant",
+    ["", "int5", "experts", "experts=", "experts=int3", "norms=int8", "router=int4", "experts=int4,int8",
+     "attention=int8,attention=int4", "experts=int4,", "int4,,head=bf16", "experts=int4;attention=int8"],
+)  # fmt: skip
+def test_what_is_no_recipe_is_refused(quant: str) -> None:
+    with pytest.raises(InputError, match=r"is not a way to quantize; choose one of native, int8, int4, or|twice"):
+        target(quant, "experts", 64, 32)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,9 +21,8 @@ from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
 
-
 _SHORT = 1 << 16
-"""Up to so many numbers in the keys of each, sequences attend together: copying them takes less than calls of their own."""
+"""Sequences with up to so many numbers in their keys attend together: copying them takes less than their own calls."""
 _TOGETHER = 16
 """So many sequences at a time, which bounds the copy."""
 
@@ -169,7 +168,7 @@ class GroupedQuery:
             own, states = segment.rows, self.states(segment)
             states["k"].write(k[own].transpose(1, 0, 2), segment.start)
             states["v"].write(v[own].transpose(1, 0, 2), segment.start)
-            if not self.indexer and segment.count == 1 < len(step.segments) and self._rows(segment) * k[0].size <= _SHORT:
+            if segment.count == 1 < len(step.segments) and self._is_short(segment):
                 short.append(segment)
             else:
                 index = None if asked is None else (asked[0][own], asked[1][own])
@@ -219,6 +218,10 @@ class GroupedQuery:
     def _rows(self, segment: Segment) -> int:
         """How many keys the last token of a sequence sees."""
         return segment.stop_position - first_visible(segment.stop_position - 1, self.spec.window, self.spec.chunk)
+
+    def _is_short(self, segment: Segment) -> bool:
+        channels = self.spec.kv_heads * self.spec.head_dim
+        return self.indexer is None and self._rows(segment) * channels <= _SHORT
 
     def _attend_together(self, q: Floats, segments: Sequence[Segment], out: Floats) -> None:
         """Of q (T, H, C) and out (T, H, Cv), the rows of sequences that have one token and few keys each."""

@@ -112,7 +112,7 @@ def attend_together(
 
     Rows are copied next to each other, so that there are as many NumPy calls as for one sequence.
     """
-    count, groups, share, width = q.shape
+    count, groups, _, width = q.shape
     sizes = [keys.shape[1] for keys, _ in sequences]
     every = scratch("together", (2, count, groups, max(sizes), max(width, sequences[0][1].shape[-1])))
     keys, values = every[0, ..., :width], every[1, ..., : sequences[0][1].shape[-1]]  # (B, G, S, C)

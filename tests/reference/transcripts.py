@@ -1,0 +1,150 @@
+"""The transcripts of the READMEs: blocks of `console`, whose commands are run on a terminal.
+
+    python tests/reference/transcripts.py [README ...]     run all, or those, and write what they say into them
+
+A line that begins with "$ " is a command, one that begins with "> " is typed into it. They run where nothing was pulled
+yet, on the figures below, which two idle cores of an AMD EPYC (Zen 4) were measured at, and against a hub on loopback
+that has DeepSeek-V4-Flash at full size and `tiny` as it was trained. `tests/test_transcripts.py` compares what is said,
+figures aside.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pexpect
+import pyte
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from helpers import released_v4_listing, reshard
+from hub_server import Hub, virtual_release
+from machines import FORMATS, a_machine
+
+ROOT = Path(__file__).parents[2]
+READMES = {ROOT / "README.md": 80, ROOT / "tests" / "README.md": 800}
+"""And how wide the terminal is."""
+_LINES = 250
+_BILLIONS = {"f32": 10.1, "f16": 5.2, "bf16": 8.1, "fp8": 6.6, "mxfp4": 4.1, "nvfp4": 1.8, "nf4": 2.8}
+_BILLIONS |= {"int8": 9.7, "int4": 6.1}
+_WIDE = {"mxfp4": 8.9, "int8": 9.8, "int4": 9.2}
+_READS = {str(1 << power): 2.1e9 for power in range(16, 25)}
+# As on a disk with room, whatever this one has.
+_NUMOE = """#!{python}
+import collections, shutil
+usage = collections.namedtuple("usage", "total used free")(4 * 10**12, 2 * 10**12, 2 * 10**12)
+shutil.disk_usage = lambda path: usage
+from numoe.cli.main import main
+main()
+"""
+
+
+@contextmanager
+def surroundings() -> Iterator[dict[str, str]]:
+    """The environment in which the commands run; its home is as long as /home/you, for lines are folded."""
+    home = Path("/tmp") / secrets.token_hex(2)
+    home.mkdir(mode=0o700)
+    try:
+        (home / "bin").mkdir()
+        (home / "bin" / "numoe").write_text(_NUMOE.format(python=f"{sys.executable} -P"))
+        (home / "bin" / "numoe").chmod(0o755)
+        kept = home / ".local" / "share" / "numoe"
+        kept.mkdir(parents=True)
+        rates = {kind: 1e9 * _BILLIONS.get(kind, 2.0) for kind in FORMATS}
+        wide = {kind: 1e9 * rate for kind, rate in _WIDE.items()}
+        machine = replace(
+            a_machine(layer_s=0.00058), weights_per_s=rates, wide_weights_per_s=wide, macs_per_s=84e9,
+            expert_macs_per_s=47e9, process_bytes=86_000_000, read_bytes_per_s=_READS,
+        )  # fmt: skip
+        (kept / "machine.json").write_text(json.dumps(asdict(machine)))
+        with Hub() as hub:
+            name = "deepseek-ai/DeepSeek-V4-Flash"
+            config = json.loads((ROOT / "tests" / "configs" / f"{name.replace('/', '__')}.json").read_text())
+            hub.add(name, virtual_release(config, released_v4_listing(config), 46))
+            master = ROOT / "tests" / "reference" / "tiny" / "master"
+            folder = reshard(master, home / "tiny", 3)
+            for file in master.glob("tokenizer*"):
+                shutil.copy(file, folder)
+            hub.add("numoe/tiny-master", folder)
+            shutil.rmtree(folder)
+            environment = {
+                key: text for key, text in os.environ.items() if not key.startswith(("NUMOE_", "HF_", "XDG"))
+            }
+            environment.pop("COLUMNS", None)
+            yield environment | {
+                "HOME": str(home), "HF_ENDPOINT": hub.url, "PATH": f"{home / 'bin'}:{environment['PATH']}",
+                "TERM": "xterm", "NO_COLOR": "1", "PROMPT_TOOLKIT_NO_CPR": "1", "LC_ALL": "C.UTF-8",
+            }  # fmt: skip
+    finally:
+        shutil.rmtree(home)
+
+
+def blocks(text: str) -> list[re.Match[str]]:
+    """The blocks of transcripts in a README; group 1 is what is between the fences."""
+    return list(re.finditer(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+def made(block: str, environment: dict[str, str], columns: int) -> str:
+    """A transcript anew, of the commands and the typed lines of an old one."""
+    commands: list[tuple[str, list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            commands.append((line[2:], []))
+        elif line.startswith("> "):
+            commands[-1][1].append(line[2:])
+    return "".join(f"$ {command}\n{_run(command, typed, environment, columns)}" for command, typed in commands)
+
+
+def _run(command: str, typed: list[str], environment: dict[str, str], columns: int) -> str:
+    """What the screen shows of a command when it has ended."""
+    process = pexpect.spawn(
+        "bash", ["-c", command], env=environment, cwd=environment["HOME"], dimensions=(_LINES, columns),
+        encoding="utf-8", timeout=120,
+    )  # fmt: skip
+    screen = pyte.Screen(columns, _LINES)
+    stream, typed = pyte.Stream(screen), list(typed)
+    while True:
+        try:
+            stream.feed(process.read_nonblocking(65536))
+        except pexpect.EOF:
+            break
+        shown = _shown(screen)
+        if typed and shown and shown[-1] == ">":
+            process.send(f"{typed.pop(0)}\r")
+    process.wait()
+    lines = [line.replace(environment["HOME"], "/home/you") for line in _shown(screen)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _shown(screen: pyte.Screen) -> list[str]:
+    return "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
+
+
+def alike(transcript: str) -> str:
+    """What does not differ from machine to machine and day to day: no figures, and how lines are folded by them."""
+    text = re.sub(r"[\d][\d.,]*( ?[kMGT]?B\b)?", "#", transcript)
+    return " ".join(re.sub(r"[█▓▒░▚·]+", "█", text).split())
+
+
+def main() -> None:
+    with surroundings() as environment:
+        chosen = [Path(name).resolve() for name in sys.argv[1:]]
+        for readme, columns in READMES.items():
+            if chosen and readme not in chosen:
+                continue
+            text = readme.read_text(encoding="utf-8")
+            told = [(found, made(found[1], environment, columns)) for found in blocks(text)]
+            for found, transcript in reversed(told):
+                text = f"{text[: found.start(1)]}{transcript}{text[found.end(1) :]}"
+            readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
