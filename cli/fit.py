@@ -91,7 +91,8 @@ def fit(model: arguments.Model, options: Options) -> None:
             raise home.unknown(model)
         plans = {quant: description.plan(ctx, quant) for quant in _quants(description, options.stated.get("quant"))}
         streaming = [plan for plan in plans.values() if plan.verdict(room) is Verdict.FROM_DISK]
-        machine = _machine(output, streaming, options["read_gb_s"], options["cores"])
+        kinds = {stored.kind for plan in plans.values() for _, stored in plan.sizes}
+        machine = _machine(output, streaming, kinds, options["read_gb_s"], options["cores"])
         columns = {
             quant: _column(description, remote, quant, plan, ctx, machine, room) for quant, plan in plans.items()
         }
@@ -118,15 +119,17 @@ def _quants(description: Description, asked: str | None) -> list[str]:
     return list(dict.fromkeys(["native", asked])) if asked else list(RECIPES)
 
 
-def _machine(output: Output, streaming: list[Plan], read_gb_s: float | None, cores: int | None) -> Machine:
-    """This machine, or the one that is asked about; `streaming` will read from its disk."""
+def _machine(
+    output: Output, streaming: list[Plan], kinds: set[str], read_gb_s: float | None, cores: int | None
+) -> Machine:
+    """This machine, or the one that is asked about; `streaming` will read from its disk, weights of `kinds` be used."""
     from numoe.engine.measure.machine import calibrate
 
     sizes = [plan.largest_expert for plan in streaming]
     if read_gb_s is None:
-        machine = calibrate(sizes, output.status)
+        machine = calibrate(sizes, output.status, kinds)
     else:
-        machine = calibrate(told=output.status)
+        machine = calibrate(told=output.status, kinds=kinds)
         for nbytes in sizes:
             machine = machine.with_reading(nbytes, read_gb_s * 1e9)
     return machine.with_cores(cores) if cores else machine

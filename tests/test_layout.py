@@ -21,7 +21,7 @@ PARTS = {"quant": set(), "engine": {"quant"}, "cli": {"engine", "quant"}}
 TOKENIZING = ("tokenizer", "vocabulary", "folder_vocabulary", "gguf_vocabulary")
 # A library -> the modules that may import it.
 HOME = {
-    "gguf": {"quant/stored/gguf.py", "quant/stored/gguf_blocks.py"},
+    "gguf": {"quant/stored/gguf.py", "quant/formats/ggml_grids.py"},
     "tokenizers": {f"engine/text/{name}.py" for name in TOKENIZING},
     "jinja2": {"engine/chat/template_process.py"},
     "huggingface_hub": {"engine/hub/network.py"},

@@ -22,7 +22,7 @@ from numoe.quant.compute.threads import in_use, run, usable_cores, use
 from numoe.quant.errors import InputError
 from numoe.quant.formats.qtensor import QTensor, matmul_all
 from numoe.quant.formats.resident import fastest, settled
-from numoe.quant.formats.samples import PACKS
+from numoe.quant.formats.samples import BLOCK_KINDS, PACKS, blocks
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
@@ -139,9 +139,10 @@ def bench_kernels(
     reading = _reads(np.ones(nbytes // 8, np.uint64), 4 * count)
     reads: list[float] = []
     rows: list[dict[str, Any]] = []
-    kinds = [(pack, shape) for shape in SHAPES for pack in PACKS]
-    for done, (pack, shape) in enumerate(kinds, 1):
-        stored = pack(np.random.default_rng(0).standard_normal(shape, np.float32))
+    kinds = [made for shape in SHAPES for made in _every(shape)]
+    for done, make in enumerate(kinds, 1):
+        stored = make()
+        shape = stored.shape
         fast = fastest(stored)
         ours, plain = _products(stored, fast, nbytes)
         samples = []
@@ -166,6 +167,13 @@ def bench_kernels(
     for row in rows:
         row["of_read_speed"] = row["bytes_per_s"] / read
     return {"threads": count, "working_set_bytes": nbytes, "read_bytes_per_s": read, "kernels": rows}
+
+
+def _every(shape: tuple[int, int]) -> Iterator[Callable[[], QTensor]]:
+    """What makes a matrix of each format."""
+    for pack in PACKS:
+        yield lambda pack=pack: pack(np.random.default_rng(0).standard_normal(shape, np.float32))  # type: ignore[misc]
+    yield from (partial(blocks, kind, shape) for kind in BLOCK_KINDS)
 
 
 def _products(stored: QTensor, fast: QTensor, nbytes: int) -> tuple[list[Iterator[int]], list[Iterator[int]]]:

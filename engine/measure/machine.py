@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -36,7 +37,7 @@ from numoe.quant.files import Files, write_whole
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import fastest
-from numoe.quant.formats.samples import samples
+from numoe.quant.formats.samples import BLOCK_KINDS, blocks, samples
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
@@ -47,6 +48,7 @@ _WORKING_SET = 1 << 26  # more than the caches hold
 _SECONDS = 0.05  # for each figure
 _BLOCK_TURNS = 5
 _BLOCK_MATRICES = 8
+_WIDE_MATRICES = 8
 _CLEARLY = 0.95
 _EXPERT_BATCH = 16  # tokens of a chunk that take the same expert, or so
 _SCRATCH_FILE = 1 << 27
@@ -87,7 +89,8 @@ class Machine:
     name: str
     cores: int
     weights_per_s: Mapping[str, float]
-    """Weights that one token is multiplied with in a second, by `Format.kind`."""
+    """Weights that one token is multiplied with in a second, by `Format.kind`: of all but ggml's block types, and of
+    those of them that were asked for."""
     macs_per_s: float
     """Multiply-adds a second of further tokens with the same weights, all tokens of a chunk."""
     expert_macs_per_s: float
@@ -228,16 +231,19 @@ def _sane(machine: Machine) -> bool:
         and machine.cores > 0
         and type(machine.block) is int
         and machine.block in BLOCKS
-        and machine.weights_per_s.keys() == set(_FORMATS)
-        and machine.wide_weights_per_s.keys() <= set(_FORMATS)
+        and set(_FORMATS) <= machine.weights_per_s.keys() <= {*_FORMATS, *BLOCK_KINDS}
+        and machine.wide_weights_per_s.keys() <= machine.weights_per_s.keys()
     )
 
 
-def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None) -> Machine:
+def calibrate(
+    reads: Iterable[int] = (), told: Callable[[str], None] = lambda text: None, kinds: Iterable[str] = ()
+) -> Machine:
     """What is known of this machine; what is not is measured and kept in NUMOE_HOME.
 
     Args:
         reads: how many bytes at a time the speed of reading from disk is to be known for.
+        kinds: which of ggml's block types, among others, the speed of products is to be known of.
         told: called with a few words about what is being measured.
 
     Raises:
@@ -247,6 +253,10 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
     if machine is None:
         told("measuring how fast this machine computes")
         machine = _measure()
+        _keep(machine)
+    if unknown := set(BLOCK_KINDS) & set(kinds) - machine.weights_per_s.keys():
+        told("measuring how fast this machine computes")
+        machine = _with_kinds(machine, sorted(unknown))
         _keep(machine)
     if pieces := {piece for piece in map(_piece, reads) if str(piece) not in machine.read_bytes_per_s}:
         told("measuring how fast this machine reads")
@@ -266,7 +276,7 @@ def calibrate(reads: Iterable[int] = (), told: Callable[[str], None] = lambda te
 def record(model: Model, tokens: int, seconds: float) -> None:
     """Compare what a run took with what would have been predicted, and keep both for later predictions.
 
-    Nothing is kept of a few tokens, of other threads than cores, of a machine that was not calibrated, and where
+    Nothing is kept of a few tokens, of other threads than cores, of a machine that was not calibrated for it, and where
     NUMOE_HOME cannot be written.
     """
     machine = known()
@@ -275,6 +285,8 @@ def record(model: Model, tokens: int, seconds: float) -> None:
     planned = model.plan()
     share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0
     if share < 1 and str(_piece(planned.largest_expert)) not in machine.read_bytes_per_s:
+        return
+    if any(stored.kind not in machine.weights_per_s for stored in planned.active):
         return
     predicted = math.sqrt(math.prod(machine.decode(planned, share, bool(model.wide_bytes))))
     run = Run(model.path.name, predicted, machine.correction, tokens / seconds)
@@ -336,6 +348,22 @@ def _measure() -> Machine:
     kernels = sum(count / rates[kind] for kind, count in probe["active"])
     layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
     return Machine(_name(), cores, rates, macs, expert_macs, layer_s, probe["process_bytes"], wide_rates, block=block)
+
+
+def _with_kinds(machine: Machine, kinds: Iterable[str]) -> Machine:
+    """This machine with the speeds of some of ggml's block types."""
+    threads.use(machine.cores)
+    rates, wide_rates = {}, {}
+    for kind in kinds:
+        dense = fastest(blocks(kind, _SHAPE))
+        turns = [dense] + [deepcopy(dense) for _ in range(_WORKING_SET // dense.nbytes)]
+        rates[kind] = _one_token_weights_per_s(turns)
+        wide_rates[kind] = _one_token_weights_per_s([fastest(matrix, wide=True) for matrix in turns[:_WIDE_MATRICES]])
+    return replace(
+        machine,
+        weights_per_s={**machine.weights_per_s, **rates},
+        wide_weights_per_s={**machine.wide_weights_per_s, **wide_rates},
+    )
 
 
 def _fastest_block(matrices: list[QTensor]) -> int:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,8 @@ class Columns(QTensor):
 
     unit = 1.0
     """The value of code 1 at scale 1."""
+    dtype: ClassVar[type[np.integer]]
+    """Of what holds the codes."""
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -80,13 +82,26 @@ class Columns(QTensor):
         """What is added to each code before all else."""
         return 0
 
+    @property
+    def quantum(self) -> int:
+        """Groups of a row whose codes cannot be had without each other's."""
+        return 1
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """Rows first and last + 1 of each slab."""
+        return self.cut or slab_spans(*self.shape)
+
     @cached_property
     def slabs(self) -> list[Slab]:
         """The parts that workers and threads share."""
+        return self._grouped_slabs()
+
+    def _grouped_slabs(self) -> list[Slab]:
         rows, columns = self.shape
         groups = columns // self.group
         parts = []
-        for first, stop in self.cut or slab_spans(rows, columns):
+        for first, stop in self.spans:
             count = stop - first
             codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
             codes = codes[: count * columns * self.codes.size // (rows * columns)]
@@ -98,9 +113,25 @@ class Columns(QTensor):
     def finite(self) -> bool:
         return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
 
+    @classmethod
+    def slab_arrays(cls, rows: QTensor) -> list[NDArray[Any]]:
+        """The rows of one slab: flat codes, scales, and bias if there is one."""
+        codes, *factors = rows.arrays().values()
+        return [transposed(codes).reshape(-1), *(values.T.reshape(-1) for values in factors)]
+
+    @classmethod
+    def of(cls, format: Format, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
+        """The matrix that the arrays of all its slabs make, those of a kind one after another."""
+        codes, scales, *bias = arrays
+        return cls(codes.view(cls.dtype), scales, bias[0] if bias else None, shape)
+
     @abstractmethod
     def plain(self) -> QTensor:
         """The same matrix in the form it had before."""
+
+    def wider(self) -> QTensor:
+        """See `widened`."""
+        return self
 
     @abstractmethod
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
@@ -122,14 +153,15 @@ class Columns(QTensor):
                 part = out[a - start : b - start]
                 np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
                 grouped = part.reshape(b - a, -1, self.group)
-                grouped *= self._scales(slab)[:, picked].T[..., None]
-                if slab.bias is not None:
-                    grouped += _factors(slab.bias, "bias")[:, picked].T[..., None]
+                scales, bias = self._scaling(slab)
+                grouped *= scales[:, picked].T[..., None]
+                if bias is not None:
+                    grouped += bias[:, picked].T[..., None]
 
     def dequantize(self) -> Float32:
         out = np.empty(self.shape, np.float32)
         for slab in self.slabs:
-            for k, block in self._blocks(slab, self.shape[1]):
+            for k, block in self._blocks(slab):
                 out[slab.first : slab.first + slab.rows, k : k + len(block)] = block.T
         return out
 
@@ -145,21 +177,27 @@ class Columns(QTensor):
             each = values.size // self.shape[0]
             return values[start * each : stop * each]
 
-        bias = None if self.bias is None else part(self.bias)
-        return type(self)(part(self.codes), part(self.scales), bias, (stop - start, self.shape[1]), cut)
+        parts = {name: part(values) for name, values in self.arrays().items()}
+        return replace(self, **parts, size=(stop - start, self.shape[1]), cut=cut)
 
-    def _scales(self, slab: Slab) -> Float32:
-        """The value of code 1, (G, rows)."""
+    def _scaling(self, slab: Slab) -> tuple[Float32, Float32 | None]:
+        """The value of code 1 and the bias, if there is one, (G, rows)."""
         scales = _factors(slab.scales)
         if self.unit != 1:
             scales = np.multiply(scales, np.float32(self.unit), out=scratch("scales", scales.shape))
-        return scales
+        return scales, None if slab.bias is None else _factors(slab.bias, "bias")
 
-    def _blocks(self, slab: Slab, columns: int) -> Iterator[tuple[int, Float32]]:
+    def _spans(self, rows: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges of groups whose codes of so many rows fit in the scratch, or in `most` elements."""
+        steps = self.shape[1] // (self.group * self.quantum)
+        for start, stop in equal_spans(steps, self.group * self.quantum * rows, most):
+            yield start * self.quantum, stop * self.quantum
+
+    def _blocks(self, slab: Slab) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
-        group, scales = self.group, self._scales(slab)
-        bias = None if slab.bias is None else _factors(slab.bias, "bias")
-        for start, stop in equal_spans(columns // group, group * slab.rows):
+        group = self.group
+        scales, bias = self._scaling(slab)
+        for start, stop in self._spans(slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             if self.offset:
@@ -181,22 +219,22 @@ class Columns(QTensor):
         parts = [(grouped, sums)]
         if tokens > FEW:
             parts = [(grouped[:, :FEW], sums[:, :FEW]), (grouped[:, FEW:], sums[:, FEW:])]
-        for start, stop in equal_spans(groups, size * slab.rows, block_elements()):
+        for start, stop in self._spans(slab.rows, block_elements()):
             block = scratch("block", (stop - start, size, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
             for part, to in parts:
                 np.matmul(part[start:stop], block, out=to[start:stop])
-        scales = self._scales(slab)
+        scales, bias = self._scaling(slab)
         np.einsum("gtr,gr->tr", sums, scales, out=out)
         if self.offset:
             out += np.matmul(x.shifts(self.group, self.offset), scales)
-        if slab.bias is not None:
-            out += np.matmul(x.sums(self.group), _factors(slab.bias, "bias"))
+        if bias is not None:
+            out += np.matmul(x.sums(self.group), bias)
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
         part = scratch("part", out.shape)
-        for k, block in self._blocks(slab, self.shape[1]):
+        for k, block in self._blocks(slab):
             columns = x.x[:, k : k + len(block)]
             if k == 0:
                 np.matmul(columns, block, out=out)
@@ -215,14 +253,15 @@ class INT8Columns(Columns):
     """codes int8."""
 
     codes: NDArray[np.int8]
+    dtype = np.int8
 
     @property
     def format(self) -> Format:
         return integer_format(8, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
     def plain(self) -> INT8:
-        bias = None if self.bias is None else _by_rows(self, "bias")
-        return INT8(self._codes_by_rows(), _by_rows(self, "scales"), bias)
+        bias = None if self.bias is None else by_rows(self, "bias")
+        return INT8(self._codes_by_rows(), by_rows(self, "scales"), bias)
 
     _bytes = _as_stored
 
@@ -239,6 +278,7 @@ class INT4Columns(Columns):
     """
 
     codes: UInt8
+    dtype = np.uint8
 
     @property
     def format(self) -> Format:
@@ -251,8 +291,8 @@ class INT4Columns(Columns):
     def plain(self) -> INT4:
         nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
         packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
-        bias = None if self.bias is None else _by_rows(self, "bias")
-        return INT4(packed, _by_rows(self, "scales"), bias)
+        bias = None if self.bias is None else by_rows(self, "bias")
+        return INT4(packed, by_rows(self, "scales"), bias)
 
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         half = self.group * slab.rows // 2
@@ -278,12 +318,18 @@ class MXFP4Columns(Columns):
     codes: UInt16
     format = MXFP4.format
     unit = 0.5
+    dtype = np.uint16
+
+    @classmethod
+    def slab_arrays(cls, rows: QTensor) -> list[NDArray[Any]]:
+        assert isinstance(rows, MXFP4)
+        return [_mxfp4_words(rows).reshape(-1), rows.scales.T.reshape(-1)]
 
     def plain(self) -> MXFP4:
         nibble = np.zeros(256, np.uint8)
         nibble[_TWICE_E2M1.view(np.uint8)] = np.arange(16)
         nibbles = nibble[self._codes_by_rows().view(np.uint8)]
-        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), _by_rows(self, "scales"))
+        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), by_rows(self, "scales"))
 
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         size = self.group * slab.rows // 4
@@ -332,7 +378,7 @@ def widened(matrix: QTensor) -> QTensor:
     """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
     is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32."""
     if isinstance(matrix, INT4Wide | MXFP4Wide) or not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
-        return matrix
+        return matrix.wider() if isinstance(matrix, Columns) else matrix
     integers = not isinstance(matrix, MXFP4Columns)
     scales = matrix.scales.astype(np.float32, copy=False) if integers else matrix.scales
     bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
@@ -358,11 +404,13 @@ def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+FORMS: dict[str, type[Columns]] = {"int8": INT8Columns, "int4": INT4Columns, "mxfp4": MXFP4Columns}
+"""By `Format.kind`; a file of kinds that has its own adds them."""
+
+
 def slab_arrays(rows: QTensor) -> list[NDArray[Any]]:
     """The rows of one slab, of a format with a form by columns: flat codes, scales, and bias if there is one."""
-    codes, *factors = rows.arrays().values()
-    words = _mxfp4_words(rows) if isinstance(rows, MXFP4) else transposed(codes)
-    return [words.reshape(-1), *(values.T.reshape(-1) for values in factors)]
+    return FORMS[rows.format.kind].slab_arrays(rows)
 
 
 def laid_out(matrix: QTensor) -> QTensor:
@@ -375,10 +423,7 @@ def laid_out(matrix: QTensor) -> QTensor:
 
 def from_arrays(format: Format, arrays: Sequence[NDArray[Any]], shape: tuple[int, int]) -> Columns:
     """The matrix of a format that the arrays of all its slabs make, those of a kind one after another."""
-    codes, scales, *bias = arrays
-    kinds = {"int8": (INT8Columns, np.int8), "int4": (INT4Columns, np.uint8), "mxfp4": (MXFP4Columns, np.uint16)}
-    kind, dtype = kinds[format.kind]
-    return kind(codes.view(dtype), scales, bias[0] if bias else None, shape)
+    return FORMS[format.kind].of(format, arrays, shape)
 
 
 def _mxfp4_words(matrix: MXFP4) -> UInt16:
@@ -392,7 +437,8 @@ def _mxfp4_words(matrix: MXFP4) -> UInt16:
     return codes
 
 
-def _by_rows(matrix: Columns, which: str) -> NDArray[Any]:
+def by_rows(matrix: Columns, which: str) -> NDArray[Any]:
+    """Its scales or bias, (out, G)."""
     return np.concatenate([getattr(slab, which).T for slab in matrix.slabs])
 
 

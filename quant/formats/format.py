@@ -18,11 +18,11 @@ class Format:
     kind: str
     """What the codes are; how fast a product goes depends on this alone."""
     bits: int
-    """Of a code."""
+    """Of a code; 0 where those of a block lie together with all that scales them."""
     block: tuple[int, int] = (1, 1)
     """Rows and columns of the weights that share a scale; at the edges of a matrix there are fewer."""
     scale_bits: int = 0
-    """Of the scale of a block, and of its bias; 0 without scales."""
+    """Of the scale of a block, and of its bias; 0 without scales. Of a whole block whose codes have no bits."""
     bias: bool = False
     note: str = ""
     """What tells the block to people, where the kind does not."""
@@ -32,6 +32,8 @@ class Format:
     """Of what there is once a column."""
     slab_step: int = 0
     """Matrices whose rows this divides have a form by columns (`columns.laid_out`); 0: none has."""
+    spread: Format | None = None
+    """`wide`, where that is not said by the rest."""
 
     def __str__(self) -> str:
         """Such as "int4 g32"."""
@@ -59,8 +61,8 @@ class Format:
     def wide(self) -> Format:
         """That of the form by columns which takes more memory and is multiplied faster, to the same digits: codes of a
         byte, and float scales and biases that are float32. The format itself where it has no form by columns."""
-        if not self.slab_step:
-            return self
+        if self.spread or not self.slab_step:
+            return self.spread or self
         scale_bits = _FLOAT32_BITS if self.scale_bits == _FLOAT16_BITS else self.scale_bits
         return replace(self, bits=8, scale_bits=scale_bits)
 

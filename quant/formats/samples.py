@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from numoe.quant.dtypes import Float32
 from numoe.quant.formats.fp8 import FP8
+from numoe.quant.formats.ggml import GGML
+from numoe.quant.formats.ggml_types import TYPES
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
 from numoe.quant.formats.nf4 import NF4
@@ -28,6 +30,20 @@ PACKS: tuple[Callable[[Float32], QTensor], ...] = (
     *(partial(pack_int4, group=group) for group in (32, 64, 128)),
 )
 """From float32 weights (out, in) to each format that people choose between."""
+
+
+BLOCK_KINDS = tuple(TYPES)
+"""By `Format.kind`, ggml's block types that are computed with as they are: what of them people have is in files."""
+
+
+def blocks(kind: str, shape: tuple[int, int]) -> GGML:
+    """A matrix of a shape in one of ggml's block types, by its `Format.kind`. The numbers that scale are near 1."""
+    rows, columns = shape
+    one = TYPES[kind]
+    raw = np.random.default_rng(0).integers(0, 256, (rows, columns // one.weights, one.nbytes), np.uint8)
+    highest = [place + 1 for place in one.places]
+    raw[..., highest] = raw[..., highest] & 0x8F | 0x30
+    return GGML(raw.reshape(rows, -1), one)
 
 
 def samples(shape: tuple[int, int], nbytes: int) -> dict[str, list[QTensor]]:

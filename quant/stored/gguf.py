@@ -28,6 +28,8 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _FIRST_BYTES, _LARGEST_HEADER = 1 << 20, 1 << 28  # vocabularies take some 5 to 20 MB
+# Tensor types that the gguf package does not know in all versions, by number: name, weights and bytes of a block.
+_NEW_TYPES = {40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18)}
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -208,14 +210,19 @@ def _decode(kind: int, raw: bytes) -> Any:
 
 
 def _stored_size(name: str, kind: int, dims: list[int], path: Path) -> tuple[str, int]:
-    try:
-        dtype = GGMLQuantizationType(kind)
-    except ValueError as error:
-        raise InputError(f"{path}: {name!r} has the unknown GGUF type {kind}; update the gguf package") from error
-    block, type_size = GGML_QUANT_SIZES[dtype]
+    if kind in _NEW_TYPES:
+        dtype, block, type_size = _NEW_TYPES[kind]
+    else:
+        try:
+            dtype = GGMLQuantizationType(kind).name
+        except ValueError as error:
+            raise InputError(
+                f"{path}: {name!r} has the GGUF type {kind}, which cannot be read; use a file of other types"
+            ) from error
+        block, type_size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if (dims[0] if dims else 1) % block:
-        raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype.name}")
-    return dtype.name, math.prod(dims) // block * type_size
+        raise _refusal(path, f"the rows of {name!r} are not whole blocks of {dtype}")
+    return dtype, math.prod(dims) // block * type_size
 
 
 def _refusal(path: Path, reason: str) -> InputError:

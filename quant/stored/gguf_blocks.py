@@ -1,217 +1,119 @@
 """GGUF's block types, each of whose blocks holds the codes and scales of some weights of a row.
 
-Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4 keep their codes and scales; Q5 codes widen to a byte. The K-quants are affine
-lattices too, d * sub_scale * q - dmin * sub_min, and become INT4 or INT8 with the products as float32 scale and bias:
-no value changes. Every other type goes through gguf's own dequantizer and is packed to int8.
-Layouts: ggml's `ggml-common.h`.
+Q4_0, Q4_1, Q8_0, MXFP4 and NVFP4 keep their codes and scales, which are those of INT4, INT8, MXFP4 and NVFP4; all
+others are `GGML`, and stay the bytes that they are. No value changes. Layouts: ggml's `ggml-common.h`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from numoe.quant.compute.kernels import block_rows, pack_nibbles
-from numoe.quant.dtypes import UInt8
+from numoe.quant.compute.kernels import block_rows
+from numoe.quant.dtypes import Float32, UInt8
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, TensorInfo
+from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.formats.format import Format
+from numoe.quant.formats.ggml import GGML
+from numoe.quant.formats.ggml_types import TYPES
 from numoe.quant.formats.integer import INT4, INT8, integer_format
 from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
-from numoe.quant.formats.pack import pack_int8
+from numoe.quant.formats.nvfp4 import NV_GROUP, NVFP4
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.stored.handle import Stored
 
 
 class Blocks(Stored):
-    """A weight in one of the block types, which are made anew when they are read."""
+    """A weight in one of the block types."""
 
     @classmethod
-    def of(cls, files: Files, info: TensorInfo) -> Blocks:
-        """The weight that a tensor is."""
-        return cls(files, info.name, (info,), info.shape, _format(info.dtype))
+    def of(cls, files: Files, info: TensorInfo, scale: TensorInfo | None = None) -> Blocks:
+        """The weight that a tensor is; an NVFP4 one may have a scale beside it, for all of it or for each matrix.
+
+        Raises InputError for another such scale.
+        """
+        kind = TYPES.get(info.dtype.lower())
+        made = _MADE.get(info.dtype)
+        format = kind.format if kind else made.format if made else Format(info.dtype.lower(), 8)
+        if scale is None or info.dtype != "NVFP4":
+            return cls(files, info.name, (info,), info.shape, format)
+        if scale.dtype != "F32" or scale.shape not in ((), (1,), info.shape[:-2]):
+            raise InputError(
+                f"{scale.path}: {scale.name!r} is {scale.dtype} {scale.shape}, no scale of {info.name!r} "
+                f"{info.shape}; download the file again"
+            )
+        return cls(files, info.name, (info, scale), info.shape, format)
 
     @property
     def _is_view(self) -> bool:
-        return False
+        return self.parts[0].dtype.lower() in TYPES
+
+    def _extents(self, start: int, stop: int) -> tuple[Extent, ...]:
+        blocks, *scales = self.parts
+        places = [Extent(one.path, one.offset + (self.index or 0) * (one.nbytes > 4) * 4, 4) for one in scales]
+        return (self._extent(blocks, self.whole, start, stop), *places)
 
     def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
-        return _decoded(raw[0].reshape(stop - start, -1), self.parts[0].dtype, self.whole[-1])
+        dtype = self.parts[0].dtype
+        blocks = raw[0].reshape(stop - start, -1)
+        if kind := TYPES.get(dtype.lower()):
+            return GGML(blocks, kind)
+        if dtype not in _MADE:
+            raise InputError(f"weights of the GGUF type {dtype} cannot be read; use a file of another type")
+        _, nbytes, parts, matrix = _MADE[dtype]
+        step = block_rows(self.whole[-1])
+        arrays: list[NDArray] = []
+        for first in range(0, len(blocks), step):
+            rows = blocks[first : first + step]
+            made = [part.reshape(len(rows), -1) for part in parts(rows.reshape(-1, nbytes))]
+            arrays = arrays or [np.empty((len(blocks), part.shape[1]), part.dtype) for part in made]
+            for whole, part in zip(arrays, made, strict=True):
+                whole[first : first + step] = part
+        return matrix(*arrays, *(scale.view(np.float32) for scale in raw[1:]))
 
 
-def _format(dtype: str) -> Format:
-    """That of what `_decoded` makes of a block type."""
-    if dtype == "MXFP4":
-        return MXFP4.format
-    layout = _layout(dtype)
-    return integer_format(layout.bits, layout.group, 8 * np.dtype(layout.scale_dtype).itemsize, layout.has_bias)
+class _Made(NamedTuple):
+    """A type whose blocks become another format's codes and scales."""
 
-
-def _decoded(raw: UInt8, dtype: str, columns: int) -> QTensor:
-    """The QTensor of a matrix stored in a block type: raw (out, bytes a row) uint8 -> (out, columns).
-
-    Raises InputError for a type that gguf cannot dequantize.
-    """
-    if dtype == "MXFP4":
-        return _mxfp4(raw, columns)
-    layout = _layout(dtype)
-    type_size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]][1]
-    rows = len(raw)
-    codes = np.empty((rows, columns * layout.bits // 8), np.uint8)
-    scales = np.empty((rows, columns // layout.group), layout.scale_dtype)
-    bias = np.empty_like(scales) if layout.has_bias else None
-    step = block_rows(columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        parts = layout.unpack(raw[start:stop].reshape(-1, type_size))
-        codes[start:stop] = parts[0].view(np.uint8).reshape(stop - start, -1)
-        scales[start:stop] = parts[1].reshape(stop - start, -1)
-        if bias is not None:
-            bias[start:stop] = parts[2].reshape(stop - start, -1)
-    return INT4(codes, scales, bias) if layout.bits == 4 else INT8(codes.view(np.int8), scales, bias)
-
-
-# The block types. `unpack` takes blocks (n, bytes) and gives codes (n, groups, ...) as INT4 or INT8 stores them,
-# scales (n, groups), and bias (n, groups) where there is one.
-
-_Parts = tuple[NDArray, ...]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    bits: int
-    group: int
-    scale_dtype: type[np.floating]
-    has_bias: bool
-    unpack: Callable[[UInt8], _Parts]
-
-
-def _layout(dtype: str) -> _Layout:
-    return _LAYOUTS.get(dtype) or _Layout(8, 32, np.float16, False, lambda blocks: _repack(blocks, dtype))
-
-
-def _repack(blocks: UInt8, dtype: str) -> _Parts:
-    try:
-        weights = dequantize(blocks, GGMLQuantizationType[dtype])
-    except NotImplementedError as error:
-        raise InputError(f"weights of the GGUF type {dtype} cannot be read; use a file of another type") from error
-    packed = pack_int8(weights, symmetric=True)
-    return packed.codes, packed.scales
+    format: Format
+    nbytes: int
+    """Of a block."""
+    parts: Callable[[UInt8], tuple[NDArray, ...]]
+    """Blocks (n, nbytes) -> what the matrix is made of, (n, ..) each."""
+    matrix: Callable[..., QTensor]
 
 
 def _halves(blocks: UInt8, start: int) -> NDArray[np.float16]:
     return blocks[:, start : start + 2].view(np.float16)  # (n, 1)
 
 
-def _q4_0(blocks: UInt8) -> _Parts:
-    return blocks[:, 2:], _halves(blocks, 0)
+def _neighbours(packed: UInt8) -> UInt8:
+    """Two codes a byte, (n, b): those of a run's halves in low and high nibbles -> neighbours, the low one first."""
+    fields = np.concatenate([packed & 15, packed >> 4], axis=1)
+    return fields[:, 0::2] | fields[:, 1::2] << 4
 
 
-def _q4_1(blocks: UInt8) -> _Parts:
-    return blocks[:, 4:], _halves(blocks, 0), _halves(blocks, 2)
+def _mxfp4(blocks: UInt8) -> tuple[NDArray, ...]:
+    return _neighbours(blocks[:, 1:]), blocks[:, :1]
 
 
-def _five_bits(blocks: UInt8, start: int) -> UInt8:
-    # Bit i of the 32-bit word is the fifth bit of weight i; then the nibbles as in Q4_0.
-    fifth = np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
-    packed = blocks[:, start + 4 :]
-    return np.concatenate([packed & 15, packed >> 4], axis=1) | fifth << 4  # (n, 32)
+def _nvfp4(blocks: UInt8) -> tuple[NDArray, ...]:
+    """Four runs of 16 weights; scales have no sign, and the code that is NaN elsewhere is 0."""
+    scales = np.where(blocks[:, :4] == 127, np.uint8(0), blocks[:, :4] & np.uint8(127))
+    return _neighbours(blocks[:, 4:].reshape(-1, 8)).reshape(len(blocks), -1), scales
 
 
-def _q5_0(blocks: UInt8) -> _Parts:
-    return _five_bits(blocks, 2).view(np.int8) - np.int8(16), _halves(blocks, 0)
+def _nvfp4_matrix(codes: UInt8, scales: UInt8, factor: float | Float32 = 1.0) -> NVFP4:
+    return NVFP4(codes, scales, np.full((len(codes), 1), factor, np.float32))
 
 
-def _q5_1(blocks: UInt8) -> _Parts:
-    return _five_bits(blocks, 4), _halves(blocks, 0), _halves(blocks, 2)
-
-
-def _q8_0(blocks: UInt8) -> _Parts:
-    return blocks[:, 2:].view(np.int8), _halves(blocks, 0)
-
-
-def _spread(packed: UInt8, bits: int, run: int) -> UInt8:
-    """Fields of `bits` bits, low first: a run of `run` bytes gives 8/bits runs; (n, b) -> (n, b * 8 / bits)."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    fields = packed.reshape(len(packed), -1, 1, run) >> shifts & np.uint8((1 << bits) - 1)
-    return fields.reshape(len(packed), -1)
-
-
-def _six_bit_scales(packed: UInt8) -> tuple[UInt8, UInt8]:
-    """The 8 scales and 8 minima of Q4_K and Q5_K: 6 bits each in 12 bytes; (n, 12) -> (n, 8), (n, 8)."""
-    first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=1)
-    minima = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=1)
-    return scales, minima
-
-
-def _products(blocks: UInt8, start: int, factors: NDArray) -> NDArray[np.float32]:
-    return _halves(blocks, start).astype(np.float32) * factors.astype(np.float32)
-
-
-def _q2_k(blocks: UInt8) -> _Parts:
-    codes = _spread(blocks[:, 16:80], 2, 32).reshape(-1, 16, 16)
-    return (
-        pack_nibbles(codes),
-        _products(blocks, 80, blocks[:, :16] & 15),
-        -_products(blocks, 82, blocks[:, :16] >> 4),
-    )
-
-
-def _q3_k(blocks: UInt8) -> _Parts:
-    # The mask bit set means q in 0..3, else q in -4..-1: with INT4's zero point of 8 that is low bits + 8 or + 4.
-    high = _spread(blocks[:, :32], 1, 32)
-    codes = _spread(blocks[:, 32:96], 2, 32) + np.uint8(4) + (high << 2)
-    packed = blocks[:, 96:108]
-    scales = _spread(packed[:, :8], 4, 8) | _spread(packed[:, 8:], 2, 4) << 4
-    return pack_nibbles(codes.reshape(-1, 16, 16)), _products(blocks, 108, scales.view(np.int8) - np.int8(32))
-
-
-def _q4_k(blocks: UInt8) -> _Parts:
-    scales, minima = _six_bit_scales(blocks[:, 4:16])
-    codes = _spread(blocks[:, 16:], 4, 32).reshape(-1, 8, 32)
-    return pack_nibbles(codes), _products(blocks, 0, scales), -_products(blocks, 2, minima)
-
-
-def _q5_k(blocks: UInt8) -> _Parts:
-    scales, minima = _six_bit_scales(blocks[:, 4:16])
-    codes = _spread(blocks[:, 48:], 4, 32) | _spread(blocks[:, 16:48], 1, 32) << 4
-    return codes, _products(blocks, 0, scales), -_products(blocks, 2, minima)
-
-
-def _q6_k(blocks: UInt8) -> _Parts:
-    codes = _spread(blocks[:, :128], 4, 64) | _spread(blocks[:, 128:192], 2, 32) << 4
-    return codes.view(np.int8) - np.int8(32), _products(blocks, 208, blocks[:, 192:208].view(np.int8))
-
-
-_LAYOUTS = {
-    "Q4_0": _Layout(4, 32, np.float16, False, _q4_0),
-    "Q4_1": _Layout(4, 32, np.float16, True, _q4_1),
-    "Q5_0": _Layout(8, 32, np.float16, False, _q5_0),
-    "Q5_1": _Layout(8, 32, np.float16, True, _q5_1),
-    "Q8_0": _Layout(8, 32, np.float16, False, _q8_0),
-    "Q2_K": _Layout(4, 16, np.float32, True, _q2_k),
-    "Q3_K": _Layout(4, 16, np.float32, False, _q3_k),
-    "Q4_K": _Layout(4, 32, np.float32, True, _q4_k),
-    "Q5_K": _Layout(8, 32, np.float32, True, _q5_k),
-    "Q6_K": _Layout(8, 16, np.float32, False, _q6_k),
+_MADE = {
+    "Q4_0": _Made(integer_format(4, 32, 16, False), 18, lambda b: (b[:, 2:], _halves(b, 0)), INT4),
+    "Q4_1": _Made(integer_format(4, 32, 16, True), 20, lambda b: (b[:, 4:], _halves(b, 0), _halves(b, 2)), INT4),
+    "Q8_0": _Made(integer_format(8, 32, 16, False), 34, lambda b: (b[:, 2:].view(np.int8), _halves(b, 0)), INT8),
+    "MXFP4": _Made(MXFP4.format, 1 + MX_GROUP // 2, _mxfp4, MXFP4),
+    "NVFP4": _Made(NVFP4.format, 4 + 2 * NV_GROUP, _nvfp4, _nvfp4_matrix),
 }
-
-
-def _mxfp4(raw: UInt8, columns: int) -> MXFP4:
-    # A block is its e8m0 scale and 16 bytes with the halves in low and high nibbles; MXFP4 wants neighbours in a byte.
-    rows = len(raw)
-    codes = np.empty((rows, columns // 2), np.uint8)
-    scales = np.empty((rows, columns // MX_GROUP), np.uint8)
-    step = block_rows(columns)
-    for start in range(0, rows, step):
-        blocks = raw[start : start + step].reshape(-1, 17)
-        pairs = _spread(blocks[:, 1:], 4, 16).reshape(-1, 16, 2)
-        codes[start : start + step] = (pairs[..., 0] | pairs[..., 1] << 4).reshape(-1, columns // 2)
-        scales[start : start + step] = blocks[:, 0].reshape(-1, columns // MX_GROUP)
-    return MXFP4(codes, scales)

@@ -19,6 +19,7 @@ from numoe.quant.compute import threads
 from numoe.quant.convert.recipe import Target
 from numoe.quant.formats import qtensor
 from numoe.quant.formats.columns import laid_out
+from numoe.quant.formats.ggml_types import TYPES
 from numoe.quant.formats.qtensor import QTensor
 
 Models = Callable[[str], Model]
@@ -88,8 +89,9 @@ def test_what_is_out_of_range_is_refused(model: Models, options: dict[str, int],
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels of a size that takes no time, each sample one product."""
-    monkeypatch.setattr(engine_bench, "SHAPES", ((64, 128), (32, 256)))
+    monkeypatch.setattr(engine_bench, "SHAPES", ((64, 256), (32, 512)))
     monkeypatch.setattr(engine_bench, "TOKENS", (1, 12))
+    monkeypatch.setattr(engine_bench, "BLOCK_KINDS", BLOCK_KINDS)
     monkeypatch.setattr(engine_bench, "working_set_bytes", lambda: 1 << 16)
     monkeypatch.setattr(engine_bench, "_SECONDS", 0.0)
     before = threads.in_use()
@@ -97,7 +99,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads.use(before)
 
 
-FORMATS = ["f32", "bf16", "fp8 128x128", "mxfp4", "int8 g32", "int4 g32", "int4 g64", "int4 g128"]
+BLOCK_KINDS = ("q4_k", "iq2_xxs")
+FORMATS = ["f32", "bf16", "fp8 128x128", "mxfp4", "int8 g32", "int4 g32", "int4 g64", "int4 g128", *BLOCK_KINDS]
 
 
 def test_kernels_of_every_format_shape_and_batch_are_measured(small: None) -> None:
@@ -106,10 +109,12 @@ def test_kernels_of_every_format_shape_and_batch_are_measured(small: None) -> No
     assert list(result) == ["threads", "working_set_bytes", "read_bytes_per_s", "kernels"]
     assert (result["threads"], threads.in_use(), result["working_set_bytes"]) == (3, 3, 1 << 16)
     measured = [(row["format"], row["shape"], row["tokens"]) for row in result["kernels"]]
-    assert measured == [(kind, shape, t) for shape in ([64, 128], [32, 256]) for kind in FORMATS for t in (1, 12)]
-    assert told == [(done, 16) for done in range(1, 17)]
+    assert measured == [(kind, shape, t) for shape in ([64, 256], [32, 512]) for kind in FORMATS for t in (1, 12)]
+    count = 2 * len(FORMATS)
+    assert told == [(done, count) for done in range(1, count + 1)]
     bits = {"f32": 32, "bf16": 16, "fp8 128x128": None, "mxfp4": 4.25, "int8 g32": Target("int8", 32).format.bits_each}
     bits |= {f"int4 g{group}": Target("int4", group).format.bits_each for group in (32, 64, 128)}
+    bits |= {name: TYPES[name].format.bits_each for name in BLOCK_KINDS}
     for row in result["kernels"]:
         assert row["times_plain"] > 0 and row["scaling"] > 0
         wanted = bits[row["format"]]
@@ -252,7 +257,7 @@ def test_kernels_are_a_document_or_a_table(numoe: Run, small: None, monkeypatch:
     code, out, err = numoe("kernels", "--threads", "2", "--repetitions", "1", "--json")
     assert (code, err) == (0, "")
     document = json.loads(out)
-    assert document["threads"] == 2 and len(document["kernels"]) == 32
+    assert document["threads"] == 2 and len(document["kernels"]) == 4 * len(FORMATS)
     code, out, err = numoe("kernels", "--threads", "1", "--repetitions", "1")
     assert (code, err) == (0, "")
     told, heads, *rows = out.splitlines()
@@ -260,7 +265,7 @@ def test_kernels_are_a_document_or_a_table(numoe: Run, small: None, monkeypatch:
     heading = ["format", "shape", "tokens", "Gw/s", "GB/s", "of read", "x plain NumPy", "x 1 thread"]
     assert re.split("  +", heads) == heading
     assert [row[:12].strip() for row in rows[::2]] == FORMATS * 2
-    assert rows[0].split()[1:3] == ["64x128", "1"]
+    assert rows[0].split()[1:3] == ["64x256", "1"]
 
 
 @pytest.mark.parametrize("option", [("-n", "4"), ("--prompt-tokens", "4"), ("--ram", "1GB")])

@@ -216,6 +216,18 @@ def test_a_machine_is_measured_once(
     assert len(told) == 2
 
 
+def test_block_types_are_measured_when_they_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(a_machine())
+    for part, small in (("_SHAPE", (16, 256)), ("_WORKING_SET", 1 << 12), ("_SECONDS", 0.0)):
+        monkeypatch.setattr(MACHINE, part, small)
+    told: list[str] = []
+    machine = calibrate(told=told.append, kinds=["f32", "q4_k", "iq2_xxs"])
+    assert told and machine == known()
+    assert machine.weights_per_s.keys() == {*FORMATS, "q4_k", "iq2_xxs"}
+    assert machine.wide_weights_per_s.keys() == {"q4_k", "iq2_xxs"}
+    assert calibrate(told=pytest.fail, kinds=["q4_k", "int4"]) == machine
+
+
 def test_the_file_that_is_read_for_measuring_has_no_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends the process, no file stays."""
     fsync = os.fsync

@@ -6,6 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from ggml_blocks import HALVES, add_blocks, random_blocks, reference
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,37 +14,14 @@ from hypothesis import strategies as st
 from numoe.quant.errors import InputError
 from numoe.quant.stored.checkpoint import open_checkpoint
 
-# Where the float16 fields of a block lie, which random bytes would make NaN.
-HALVES = {
-    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
-    "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64],
-    "IQ2_XXS": [0], "MXFP4": [],
-}  # fmt: skip
-AS_STORED = {"Q4_0": "int4 g32", "Q4_1": "int4 g32", "Q8_0": "int8 g32", "MXFP4": "mxfp4"}
-LOSSLESS = AS_STORED | {
-    "Q5_0": "int8 g32", "Q5_1": "int8 g32", "Q2_K": "int4 g16", "Q3_K": "int4 g16", "Q4_K": "int4 g32",
-    "Q5_K": "int8 g32", "Q6_K": "int8 g16",
-}  # fmt: skip
-
-
-def random_blocks(dtype: str, *shape: int) -> np.ndarray:
-    """Random bytes of a tensor of `shape` in a block type, uint8 (.., bytes a row), with sensible float16 fields."""
-    rng = np.random.default_rng(sum(dtype.encode()))
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
-    raw = rng.integers(0, 256, (*shape[:-1], shape[-1] // block, size), dtype=np.uint8)
-    for offset in HALVES[dtype]:
-        values = rng.standard_normal(raw.shape[:-1]).astype(np.float16)
-        raw[..., offset : offset + 2] = values[..., None].view(np.uint8)
-    if dtype == "MXFP4":
-        raw[..., 0] = rng.integers(110, 130, raw.shape[:-1])
-    return raw.reshape(*shape[:-1], -1)
+AS_INT = {"Q4_0": "int4 g32", "Q4_1": "int4 g32", "Q8_0": "int8 g32"}
 
 
 def write(path: Path, blocks: dict[str, tuple[str, np.ndarray]], metadata=lambda writer: None) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     metadata(writer)
     for name, (dtype, data) in blocks.items():
-        writer.add_tensor(name, data, raw_dtype=GGMLQuantizationType[dtype])
+        add_blocks(writer, name, dtype, data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -54,35 +32,55 @@ def write(path: Path, blocks: dict[str, tuple[str, np.ndarray]], metadata=lambda
 @pytest.mark.parametrize("dtype", HALVES)
 def test_block_types_equal_the_reference_dequantizer(dtype, tmp_path):
     raw = random_blocks(dtype, 300, 512)  # 300 rows: more than one block of rows
-    reference = gguf.quants.dequantize(raw, GGMLQuantizationType[dtype])
+    values = reference(raw, dtype)
     with open_checkpoint(write(tmp_path / "a.gguf", {"w": (dtype, raw)})) as opened:
         tensor = opened["w"].matrix()
         assert tensor.shape == opened["w"].shape == (300, 512)
-        assert tensor.nbytes == opened["w"].read_nbytes
         assert tensor.format == opened["w"].format
-        assert str(tensor.format) == LOSSLESS.get(dtype, "int8 g32")
+        assert str(tensor.format) == AS_INT.get(dtype, dtype.lower())
         assert opened.tensors["w"].dtype == dtype and opened["w"].nbytes == raw.nbytes
-        got = tensor.dequantize()
-        if dtype in LOSSLESS:
-            np.testing.assert_array_equal(got, reference)
-            np.testing.assert_array_equal(opened["w"].array(), reference)
-            np.testing.assert_array_equal(opened["w"].rows(7, 9).matrix().dequantize(), reference[7:9])
-        else:
-            half_step = np.abs(reference).reshape(300, -1, 32).max(axis=2).repeat(32, axis=1) / 254
-            assert (np.abs(got - reference) <= half_step * 1.2).all()
-        if dtype in AS_STORED:
-            assert tensor.nbytes == raw.nbytes
+        np.testing.assert_array_equal(tensor.dequantize(), values)
+        np.testing.assert_array_equal(opened["w"].array(), values)
+        np.testing.assert_array_equal(opened["w"].rows(7, 9).matrix().dequantize(), values[7:9])
+        np.testing.assert_array_equal(opened["w"].rows(7, 90, 4).matrix().dequantize(), values[7:90:4])
+        assert tensor.nbytes == opened["w"].read_nbytes == raw.nbytes + (4 * 300 if dtype == "NVFP4" else 0)
 
 
-@pytest.mark.parametrize("dtype", ["Q4_0", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_stacked_experts_read_one_slice(dtype, tmp_path):
     raw = random_blocks(dtype, 3, 6, 256)
     with open_checkpoint(write(tmp_path / "a.gguf", {"experts": (dtype, raw)})) as opened:
         assert opened["experts"].shape == (3, 6, 256)
         for expert in range(3):
-            reference = gguf.quants.dequantize(raw[expert], GGMLQuantizationType[dtype])
-            np.testing.assert_array_equal(opened["experts"].expert(expert).matrix().dequantize(), reference)
+            values = reference(raw[expert], dtype)
+            np.testing.assert_array_equal(opened["experts"].expert(expert).matrix().dequantize(), values)
         assert opened["experts"].array().shape == (3, 6, 256)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_nvfp4_has_a_scale_beside_it(count, tmp_path):
+    raw = random_blocks("NVFP4", 3, 6, 128)
+    scales = np.arange(2, 2 + count, dtype=np.float32) / 8
+    tensors = {"a.weight": ("NVFP4", raw), "a.scale": ("F32", scales), "a.input_scale": ("F32", scales),
+               "b.weight": ("NVFP4", raw[0]), "b.scale": ("F32", scales[-1:])}  # fmt: skip
+    values = reference(raw, "NVFP4")
+    with open_checkpoint(write(tmp_path / "a.gguf", tensors)) as opened:
+        assert list(opened.names()) == ["a.weight", "b.weight"]
+        np.testing.assert_array_equal(opened["b.weight"].matrix().dequantize(), values[0] * scales[-1])
+        np.testing.assert_array_equal(
+            opened["b.weight"].rows(1, 5, 2).matrix().dequantize(), values[0, 1:5:2] * scales[-1]
+        )
+        for expert, scale in enumerate(np.broadcast_to(scales, 3)):
+            one = opened["a.weight"].expert(expert)
+            np.testing.assert_array_equal(one.matrix().dequantize(), values[expert] * scale)
+            np.testing.assert_array_equal(one.rows(2, 6).matrix().dequantize(), values[expert, 2:6] * scale)
+        assert opened["a.weight"].array().shape == (3, 6, 128)
+
+
+def test_a_scale_beside_nvfp4_of_another_shape_is_refused(tmp_path):
+    tensors = {"a.weight": ("NVFP4", random_blocks("NVFP4", 3, 6, 128)), "a.scale": ("F32", np.ones(2, np.float32))}
+    with open_checkpoint(write(tmp_path / "a.gguf", tensors)) as opened, pytest.raises(InputError, match=r"a\.scale"):
+        opened["a.weight"]
 
 
 def test_plain_floats_and_integers(tmp_path):

@@ -146,6 +146,8 @@ class Conventions:
         if self._convention.dropped:
             folded |= {name for name in self.tensors if name.endswith(self._convention.dropped)}
         for info in self.tensors.values():
+            if info.dtype == "NVFP4":  # of GGUF; activations are not scaled here
+                folded |= {companion(info.name, part) for part in ("scale", "input_scale")} & self.tensors.keys()
             scales = self._scales_of(info)
             if scales is not None:
                 folded.add(scales.name)
@@ -172,7 +174,7 @@ class Conventions:
         if info.dtype not in DTYPE_BITS:
             from numoe.quant.stored.gguf_blocks import Blocks  # imports gguf, which others need not wait for
 
-            return Blocks.of(self.files, info)
+            return Blocks.of(self.files, info, self.tensors.get(companion(info.name, "scale")))
         self._refuse_incomplete(info.name)
         format = FORMATS.get(info.dtype) or Format(info.dtype.lower(), DTYPE_BITS[info.dtype])
         return Numbers(self.files, info.name, (info,), info.shape, format)
