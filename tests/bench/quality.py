@@ -60,10 +60,10 @@ PUBLISHED = {
     "MXFP4": lambda weights: pack_mxfp4(weights).dequantize(),
     "NF4 in blocks of 64": lambda weights: nf4(weights),
     "int4 g32, symmetric (Kimi)": lambda weights: integers(weights, 4, 32, symmetric=True),
-    "int4 g64, asymmetric (MLX)": lambda weights: integers(weights, 4, 64),
-    "int4 g192, asymmetric (AWQ, GPTQ: g128)": lambda weights: integers(weights, 4, 192),
-    "int3 g64, asymmetric": lambda weights: integers(weights, 3, 64),
-    "int2 g32, asymmetric": lambda weights: integers(weights, 2, 32),
+    "int4 g64, zero points (AWQ, GPTQ)": lambda weights: integers(weights, 4, 64),
+    "int4 g192, zero points (AWQ, GPTQ)": lambda weights: integers(weights, 4, 192),
+    "int3 g64, zero points": lambda weights: integers(weights, 3, 64),
+    "int2 g32, zero points": lambda weights: integers(weights, 2, 32),
 }
 """What others publish, rounded to the nearest: a format -> weights (out, in) to their values. 576 has no groups of
 128. What AWQ, GPTQ and others do to err less is not in it."""
