@@ -20,10 +20,10 @@ from pathlib import Path
 
 from numoe.engine.hub.hub_id import named, parted
 from numoe.quant.convert.folder import PART_SUFFIX
+from numoe.quant.convert.recipes import roles
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
 from numoe.quant.stored.gguf_sets import gguf_sets
-from numoe.quant.stored.manifest import read_manifest
 
 TINY = "tiny"
 """The name of the trained model that ships inside the package."""
@@ -49,13 +49,15 @@ class Pulled:
     @property
     def command(self) -> str:
         """What pulls it."""
+        return f"numoe pull {self.repo_id} quant={self.quant}" if self._is_recipe else f"numoe pull {self.name}"
+
+    @property
+    def _is_recipe(self) -> bool:
         try:
-            made = read_manifest(self.path) if self.path.is_dir() else None
-        except InputError:  # which the pull will say
-            made = None
-        recipe = made.recipe if made else self.quant
-        gguf = self.quant.removesuffix(recipe).removesuffix("-")
-        return f"numoe pull {self.repo_id}{':' if gguf else ''}{gguf} quant={recipe}"
+            roles(self.quant)
+        except InputError:  # a GGUF file's
+            return False
+        return True
 
     @property
     def complete(self) -> bool:

@@ -106,7 +106,7 @@ def pull(
         _refuse_stopped(stop)
 
     repo_id, wanted = parted(repo_id) or (repo_id, "")
-    one = _here(repo_id, _called(wanted, quant))
+    one = _here(repo_id, wanted or quant)
     if revision is None and (path := _at_hand(one, repo_id, wanted, quant)):
         return Pulled(path, None)
     _make_models_folder()
@@ -114,16 +114,16 @@ def pull(
     asked = begun.revision if begun and revision is None else revision
     try:
         repository = replace(hub_repository.repository(repo_id, asked, patience), connections=connections)
-        gguf = chosen(repository, wanted)
-        called = _called(gguf.name if gguf else "", quant)
-        folder = one.finished_path if one else home.folder_for(repository.repo_id, called)
+        gguf = _gguf(repository, wanted, quant)
+        folder = home.folder_for(repository.repo_id, gguf.name if gguf else quant)
+        folder = one.finished_path if one else folder
         if folder.exists():
             _refuse_other(folder, repository, revision)
             return Pulled(folder, None)
         description = describe_runnable(repository, gguf)
         shards = gguf.files if gguf else sorted({i.path.name for i in description.checkpoint.tensors.values()})
         downloads = _Downloads(begun.source if begun else repository.repo_id, repository, shards, keep, report, stop)
-        if gguf and quant == "native":
+        if gguf:
             return Pulled(folder, _as_it_is(downloads, folder))
         of = description.checkpoint, description.weights()
         return Pulled(folder, convert(*of, folder, quant, downloads, downloads.count_written))
@@ -140,9 +140,16 @@ def _gone(one: home.Pulled, revision: str | None) -> InputError:
     )
 
 
-def _called(gguf: str, quant: str) -> str:
-    """What a pulled model has as its `quant`."""
-    return quant if not gguf else gguf if quant == "native" else f"{gguf}-{quant}"
+def _gguf(repository: Repository, wanted: str, quant: str) -> GgufSet | None:
+    """As `chosen`, of what can be pulled in a format."""
+    gguf = chosen(repository, wanted)
+    if gguf is None or quant == "native":
+        return gguf
+    others = ", ".join(one.name for one in repository.ggufs if one != gguf and not one.missing)
+    raise InputError(
+        f"{gguf.name} of {repository.repo_id} is GGUF, which stays as it is: leave `quant` out"
+        + (f", or take another one: {others}" if others else "")
+    )
 
 
 def _here(repo_id: str, called: str) -> home.Pulled | None:

@@ -187,6 +187,20 @@ class Columns(QTensor):
             scales = np.multiply(scales, np.float32(self.unit), out=scratch("scales", scales.shape))
         return scales, None if slab.bias is None else _factors(slab.bias, "bias")
 
+    def _unpacked(self) -> NDArray[np.int8]:
+        """The codes of all slabs in a byte each."""
+        rows, columns = self.shape
+        codes = np.empty(rows * columns, np.int8)
+
+        def unpack(slab: Slab) -> None:
+            size = self.group * slab.rows
+            to = codes[slab.first * columns :][: slab.rows * columns]
+            for start, stop in equal_spans(columns // self.group, size):
+                np.copyto(to[start * size : stop * size], self._bytes(slab, start, stop))
+
+        run([partial(unpack, slab) for slab in self.slabs])
+        return codes
+
     def _spans(self, rows: int, most: int | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of groups whose codes of so many rows fit in the scratch, or in `most` elements."""
         steps = self.shape[1] // (self.group * self.quantum)
@@ -323,13 +337,10 @@ class MXFP4Columns(Columns):
     @classmethod
     def slab_arrays(cls, rows: QTensor) -> list[NDArray[Any]]:
         assert isinstance(rows, MXFP4)
-        return [_mxfp4_words(rows).reshape(-1), rows.scales.T.reshape(-1)]
+        return [e2m1_words(rows.codes), rows.scales.T.reshape(-1)]
 
     def plain(self) -> MXFP4:
-        nibble = np.zeros(256, np.uint8)
-        nibble[_TWICE_E2M1.view(np.uint8)] = np.arange(16)
-        nibbles = nibble[self._codes_by_rows().view(np.uint8)]
-        return MXFP4(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4), by_rows(self, "scales"))
+        return MXFP4(e2m1_codes(self._codes_by_rows()), by_rows(self, "scales"))
 
     def _bytes(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         size = self.group * slab.rows // 4
@@ -384,16 +395,7 @@ def widened(matrix: QTensor) -> QTensor:
     bias = None if matrix.bias is None else matrix.bias.astype(np.float32, copy=False)
     if isinstance(matrix, INT8Columns):
         return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
-    rows, columns = matrix.shape
-    codes = np.empty(rows * columns, np.int8)
-
-    def unpack(slab: Slab) -> None:
-        size = matrix.group * slab.rows
-        to = codes[slab.first * columns :][: slab.rows * columns]
-        for start, stop in equal_spans(columns // matrix.group, size):
-            np.copyto(to[start * size : stop * size], matrix._bytes(slab, start, stop))
-
-    run([partial(unpack, slab) for slab in matrix.slabs])
+    codes = matrix._unpacked()
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
 
 
@@ -426,15 +428,24 @@ def from_arrays(format: Format, arrays: Sequence[NDArray[Any]], shape: tuple[int
     return FORMS[format.kind].of(format, arrays, shape)
 
 
-def _mxfp4_words(matrix: MXFP4) -> UInt16:
-    rows, columns = matrix.shape
-    packed = transposed(matrix.codes)  # (in/2, rows), the column of even number in the low bits
+def e2m1_codes(values: NDArray[Any]) -> UInt8:
+    """Twice the values of e2m1 (out, in) as codes, two a byte, low nibble first: (out, in/2)."""
+    nibble = np.zeros(256, np.uint8)
+    nibble[_TWICE_E2M1.view(np.uint8)] = np.arange(16)
+    nibbles = nibble[values.view(np.uint8)]
+    return nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4)
+
+
+def e2m1_words(stored_codes: UInt8) -> UInt16:
+    """e2m1 codes (out, in/2), low nibble first, as those of `MXFP4Columns`, flat."""
+    rows, columns = len(stored_codes), 2 * stored_codes.shape[1]
+    packed = transposed(stored_codes)  # (in/2, rows), the column of even number in the low bits
     codes = np.empty((columns, rows // 4), np.uint16)
     stored = codes.view(np.uint8).reshape(columns // 2, 2, -1)
     even, odd = packed[:, 0::2], packed[:, 1::2]
     stored[:, 0] = even & np.uint8(15) | odd << np.uint8(4)
     stored[:, 1] = even >> np.uint8(4) | odd & np.uint8(0xF0)
-    return codes
+    return codes.reshape(-1)
 
 
 def by_rows(matrix: Columns, which: str) -> NDArray[Any]:

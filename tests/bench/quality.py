@@ -46,9 +46,29 @@ from numoe.quant.compute.threads import usable_cores
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.convert.jobs import Matrix
 from numoe.quant.convert.recipe import target
-from numoe.quant.formats.pack import Moments
+from numoe.quant.dtypes import E2M1_MAX, E4M3_MAX, decode_e4m3, encode_e4m3
+from numoe.quant.formats.nf4 import NF4_VALUES
+from numoe.quant.formats.pack import Moments, pack_fp8, pack_mxfp4
 
 SEQUENCES, CALIBRATION, LENGTH = 80, 20, 256
+PUBLISHED = {
+    "FP8, blocks of 128x128": lambda weights: pack_fp8(weights, (128, 128), True).dequantize(),
+    "FP8, a scale a row": lambda weights: pack_fp8(weights, (1, weights.shape[1]), True).dequantize(),
+    "FP8, a scale a tensor": lambda weights: pack_fp8(weights, weights.shape, True).dequantize(),
+    "int8, a scale a row": lambda weights: integers(weights, 8, weights.shape[1], symmetric=True),
+    "NVFP4": lambda weights: nvfp4(weights),
+    "MXFP4": lambda weights: pack_mxfp4(weights).dequantize(),
+    "NF4 in blocks of 64": lambda weights: nf4(weights),
+    "int4 g32, symmetric (Kimi)": lambda weights: integers(weights, 4, 32, symmetric=True),
+    "int4 g64, zero points (AWQ, GPTQ)": lambda weights: integers(weights, 4, 64),
+    "int4 g192, zero points (AWQ, GPTQ)": lambda weights: integers(weights, 4, 192),
+    "int3 g64, zero points": lambda weights: integers(weights, 3, 64),
+    "int2 g32, zero points": lambda weights: integers(weights, 2, 32),
+}
+"""What others publish, rounded to the nearest: a format -> weights (out, in) to their values. 576 has no groups of
+128. What AWQ, GPTQ and others do to err less is not in it."""
+SIZES = {"FP8": 8, "int8": 8, "NVFP4": 4.5, "MXFP4": 4.25, "NF4": 4.13, "int4 g32": 4.5, "int4 g64": 4.5,
+         "int4 g192": 4.17, "int3": 3.5, "int2": 3}  # fmt: skip
 ROUNDED = ("attention", "compressor", "dense ffn", "shared experts", "experts")
 """The roles of the matrices that are rounded; their bits are the ones in the table."""
 
@@ -203,6 +223,39 @@ def int4_everywhere(description: Description, folder: Path, inputs: Mapping[str,
     return made, float(used / weights)
 
 
+def integers(weights: Floats, bits: int, group: int, symmetric: bool = False) -> Floats:
+    """Rounded to the nearest of 2**bits levels a group, whose scales are float16."""
+    groups = weights.reshape(len(weights), -1, group)
+    top = np.float32(2**bits - 1)
+    if symmetric:
+        scales = np.abs(groups).max(-1, keepdims=True) / (2 ** (bits - 1) - 1)
+        scales = np.maximum(scales.astype(np.float16).astype(np.float32), np.float32(1e-7))
+        return (np.clip(np.rint(groups / scales), -(2 ** (bits - 1)), top // 2) * scales).reshape(weights.shape)
+    low, high = np.minimum(groups.min(-1, keepdims=True), 0), np.maximum(groups.max(-1, keepdims=True), 0)
+    scales = np.maximum(((high - low) / top).astype(np.float16).astype(np.float32), np.float32(1e-7))
+    zero = np.rint(-low / scales)
+    return ((np.clip(np.rint(groups / scales) + zero, 0, top) - zero) * scales).reshape(weights.shape)
+
+
+def nvfp4(weights: Floats) -> Floats:
+    """e2m1 in groups of 16 with e4m3 scales, and a float32 one for all."""
+    groups = weights.reshape(len(weights), -1, 16)
+    whole = np.abs(weights).max() / np.float32(E4M3_MAX * E2M1_MAX)
+    scales = decode_e4m3(encode_e4m3(np.abs(groups).max(-1, keepdims=True) / np.float32(E2M1_MAX) / whole)) * whole
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    nearest = sizes[np.searchsorted((sizes[1:] + sizes[:-1]) / 2, np.abs(groups) * inverse)]
+    return (np.copysign(nearest, groups) * scales).reshape(weights.shape)
+
+
+def nf4(weights: Floats) -> Floats:
+    """The nearest of sixteen values between -1 and 1, times the largest of a block of 64."""
+    groups = weights.reshape(-1, 64)
+    scales = np.maximum(np.abs(groups).max(-1, keepdims=True), np.float32(1e-12))
+    middles = (NF4_VALUES[1:] + NF4_VALUES[:-1]) / 2
+    return (NF4_VALUES[np.searchsorted(middles, groups / scales)] * scales).reshape(weights.shape)
+
+
 # ------------------------------------------------------------------------------------------------ the tables
 
 
@@ -239,7 +292,7 @@ def compare(model: Model, base: Any, texts: Sequence[Sequence[int]], window: int
     return float(kl), float(top1)
 
 
-def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
+def smollm2(source: Path, folder: Path, threads: int, sequences: int = SEQUENCES) -> Iterator[Row]:
     if not (folder / "base").exists():
         write_base(source, folder / "part")
         (folder / "part").rename(folder / "base")
@@ -250,7 +303,7 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
         first = describe(source).tokenizer.bos_id
         np.save(sampled, sample(load(description), 0 if first is None else first, SEQUENCES + CALIBRATION, LENGTH))
     ids = np.load(sampled)
-    texts, rest = ids[:SEQUENCES].tolist(), ids[SEQUENCES:, :LENGTH].ravel().tolist()
+    texts, rest = ids[:sequences].tolist(), ids[SEQUENCES:, :LENGTH].ravel().tolist()
 
     reference = Remembered(base)
 
@@ -258,10 +311,13 @@ def smollm2(source: Path, folder: Path, threads: int) -> Iterator[Row]:
         return Row(name, size, *compare(load(made), reference, texts, LENGTH + 1))
 
     original = quantized_by_llama_cpp(source, folder / "base.gguf", "ALL_F32")
-    for kind in ("Q8_0", "Q4_0", "Q4_K_M"):
+    for kind in ("Q8_0", "Q4_0", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K"):
         made = quantized_by_llama_cpp(original, folder / f"{kind}.gguf", f"MOSTLY_{kind}")
         yield row(f"llama.cpp {kind}", made, bits(describe(made)))
     yield from ours(description, folder / "ours", calibrate(base, rest), row)
+    for name, rounding in PUBLISHED.items():
+        made = put_back(description, folder / "published", lambda _, weights, rounding=rounding: rounding(weights))
+        yield row(name, made, next(size for start, size in SIZES.items() if name.startswith(start)))
 
 
 def tiny(folder: Path, threads: int) -> Iterator[Row]:
@@ -295,11 +351,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--smollm2", type=Path, default=SMOLLM2)
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of SmolLM2's, how many are scored")
     parser.add_argument("--only", choices=("smollm2", "tiny"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        "smollm2": lambda: smollm2(arguments.smollm2, arguments.folder, arguments.threads),
+        "smollm2": lambda: smollm2(arguments.smollm2, arguments.folder, arguments.threads, arguments.sequences),
         "tiny": lambda: tiny(arguments.folder, arguments.threads),
     }
     for name, rows in tables.items():

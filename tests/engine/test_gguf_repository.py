@@ -245,6 +245,15 @@ def test_a_missing_part_is_not_pulled(hub: Hub, files: dict[str, bytes], command
     assert not list(home.models_folder().iterdir())
 
 
+def test_a_gguf_file_is_not_made_anew(hub: Hub, files: dict[str, bytes], whole: Path, command: Run) -> None:
+    hub.add(ID, files)
+    code, _, err = command("pull", f"{ID}:Q4_K_M", "--quant", "int4")
+    assert code == 1
+    assert f"Q4_K_M of {ID} is GGUF, which stays as it is: leave --quant out, or take another one: Q8_0" in err
+    code, _, err = command("quantize", str(whole), "made", "--quant", "int4")
+    assert code == 1 and "takes a folder of safetensors" in err
+
+
 def test_the_only_one_needs_no_name(hub: Hub, files: dict[str, bytes], whole: Path) -> None:
     hub.add(ID, {whole.name: whole.read_bytes(), "mmproj-F16.gguf": b"GGUF"})
     assert pull(ID).path == home.folder_for(ID, "Q4_K_M")
@@ -275,7 +284,7 @@ def test_a_pull_that_was_stopped_goes_on(hub: Hub, files: dict[str, bytes], monk
         pull(f"{ID}:Q8_0", report=stop)
     [unfinished] = home.models()
     assert (unfinished.complete, unfinished.name) == (False, f"{ID}:Q8_0")
-    with pytest.raises(InputError, match=f"`numoe pull {ID}:Q8_0 quant=native` goes on"):
+    with pytest.raises(InputError, match=f"`numoe pull {ID}:Q8_0` goes on"):
         load(f"{ID}:Q8_0")
     hub.log.clear()
     assert verify(pull(f"{ID}:q8_0").path).whole
@@ -312,7 +321,7 @@ def test_what_is_damaged_is_fetched_anew(hub: Hub, files: dict[str, bytes], comm
     code, out, _ = command("verify", f"{ID}:Q8_0")
     assert code == 1 and f"damaged: {damaged}" in out
     out = command("verify", f"{ID}:Q8_0", "--repair")[1]
-    assert out.splitlines()[-1] == f"Get what is missing: numoe pull {ID}:Q8_0 --quant native"
+    assert out.splitlines()[-1] == f"Get what is missing: numoe pull {ID}:Q8_0"
     hub.log.clear()
     assert command(*out.splitlines()[-1].split(": ")[1].split()[1:])[0] == 0
     assert command("verify", f"{ID}:Q8_0")[0] == 0

@@ -261,7 +261,7 @@ def test_a_machine_is_measured_once(
 ) -> None:
     machine, kept = measured
     assert set(machine.weights_per_s) == set(FORMATS)
-    assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4"}
+    assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4", "nvfp4"}
     assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
     assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
     assert 1e7 < machine.process_bytes < 5e8

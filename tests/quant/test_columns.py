@@ -16,6 +16,7 @@ from numoe.quant.formats import columns
 from numoe.quant.formats.columns import FEW, Columns, laid_out, widened
 from numoe.quant.formats.integer import INT4
 from numoe.quant.formats.mxfp4 import MXFP4
+from numoe.quant.formats.nvfp4 import NVFP4
 from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.formats.qtensor import QTensor, matmul_all
 
@@ -210,3 +211,25 @@ def test_few_tokens_at_once_stay_near_the_reference(checkpoint: Callable[[str], 
     ids = golden.ids.tolist()[: 100 * step]
     logits = np.concatenate([session.feed(ids[at : at + step]) for at in range(0, len(ids), step)])
     assert np.abs(logits - golden.logits[: len(ids)]).max() < 2e-4
+
+
+@pytest.mark.parametrize(("rows", "width"), [(4, 16), (1028, 48), (2052, 512)])
+def test_nvfp4_has_the_same_values_by_columns(rows: int, width: int) -> None:
+    random = np.random.default_rng(rows)
+    codes = random.integers(0, 256, (rows, width // 2), np.uint8)
+    scales = random.integers(0, 127, (rows, width // 16), np.uint8)
+    matrix = NVFP4(codes, scales, random.random((rows, 1), np.float32))
+    wanted = matrix.dequantize()
+    x = random.standard_normal((3, width), np.float32)
+    made = laid_out(matrix)
+    wide = widened(made)
+    assert made.nbytes == matrix.nbytes and wide.nbytes == matrix.format.wide.nbytes(rows, width)
+    np.testing.assert_array_equal(made.matmul(x), wide.matmul(x))
+    for one in (made, wide):
+        np.testing.assert_allclose(one.dequantize(), wanted, rtol=1e-6)
+        np.testing.assert_allclose(one.matmul(x), x @ wanted.T, rtol=1e-4, atol=1e-3 * float(np.abs(wanted).max()))
+        np.testing.assert_allclose(one.slice_rows(1, rows - 1, 2).dequantize(), wanted[1 : rows - 1 : 2], rtol=1e-6)
+        assert one.finite()
+    assert laid_out(matrix.slice_rows(0, rows - 1)).format == matrix.format  # by rows, as 4 does not divide them
+    scales[-1, -1] = 0x7F
+    assert not laid_out(NVFP4(codes, scales, matrix.factors)).finite()

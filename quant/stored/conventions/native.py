@@ -63,7 +63,8 @@ def own_layout(name: str, format: Format, shape: tuple[int, ...]) -> list[tuple[
     scales = {8: "F8_E8M0", 16: "F16", 32: "F32"}.get(format.scale_bits, "")
     parts: list[tuple[str, str, tuple[int, ...]]]
     if format.kind == "nvfp4":
-        parts = [(name, "U8", codes), ("scale", "F8_E4M3", factors), ("factor", "F32", (rows, 1))]
+        parts = [(name, "U8", codes), ("scale", "F8_E4M3", factors)]
+        parts.append(("factors" if format.by_columns(rows) else "factor", "F32", (rows, 1)))
     elif format.kind == "nf4":
         parts = [(name, "U8", codes), ("nf4", "F32", factors)]
     elif format.scale_bits:

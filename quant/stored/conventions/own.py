@@ -1,7 +1,7 @@
 """What only numoe writes, when it keeps what others stored: integers in another order of columns, nvfp4 and nf4.
 
 Y (I8 | U8) + Y_scale [+ Y_minimum] + Y_order (I32)
-Y (U8)      + Y_scale (F8_E4M3) + Y_factor (F32), one a row
+Y (U8)      + Y_scale (F8_E4M3) + Y_factors (F32), one a row; Y_factor where they are by rows
 Y (U8)      + Y_nf4 (F32), the scales
 """
 
@@ -16,12 +16,13 @@ from numoe.quant.files import Files
 from numoe.quant.formats.integer import INT4, INT8, ordered_format
 from numoe.quant.formats.nf4 import NF4, NF4_GROUP
 from numoe.quant.formats.nvfp4 import NV_GROUP, NVFP4
+from numoe.quant.stored.conventions.native import Slabs
 from numoe.quant.stored.conventions.spelling import Packed, Parts, Spelling, check, misfit
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import DTYPE_BITS
 
 _CODES, _SCALE, _MINIMUM, _ORDER = "{weight}", "{beside}scale", "{beside}minimum", "{beside}order"
-_FACTOR, _NF4 = "{beside}factor", "{beside}nf4"
+_FACTOR, _FACTORS, _NF4 = "{beside}factor", "{beside}factors", "{beside}nf4"
 
 
 def _shape(parts: Parts, per_byte: int) -> tuple[int, int]:
@@ -64,6 +65,16 @@ def _nvfp4(files: Files, weight: str, parts: Parts) -> Stored:
     return Packed(files, weight, found, shape, NVFP4.format, unpack=lambda a: NVFP4(*a), by_rows=by_rows)
 
 
+def _nvfp4_slabs(files: Files, weight: str, parts: Parts) -> Stored:
+    rows, width = _shape(parts, 2)
+    codes = parts[_CODES]
+    scales = check(parts, _SCALE, codes, ("F8_E4M3",), [(rows, width // NV_GROUP)])
+    factors = check(parts, _FACTORS, codes, ("F32",), [(rows, 1)])
+    if not NVFP4.format.by_columns(rows):
+        raise misfit(codes, f"{rows} rows are not by columns")
+    return Slabs(files, weight, (codes, scales, factors), (rows, width), NVFP4.format)
+
+
 def _nf4(files: Files, weight: str, parts: Parts) -> Stored:
     rows, width = _shape(parts, 2)
     codes = parts[_CODES]
@@ -74,6 +85,7 @@ def _nf4(files: Files, weight: str, parts: Parts) -> Stored:
 
 OWN = (
     Spelling(_CODES, ("I8", "U8"), (_SCALE, _ORDER), _ordered, (_MINIMUM,)),
+    Spelling(_CODES, ("U8",), (_SCALE, _FACTORS), _nvfp4_slabs),
     Spelling(_CODES, ("U8",), (_SCALE, _FACTOR), _nvfp4),
     Spelling(_CODES, ("U8",), (_NF4,), _nf4),
 )
