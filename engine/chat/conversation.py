@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numoe.engine.chat.prompt import encode
+from numoe.engine.layers.rows import ROW_FORMS
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class Conversation:
             return None
         if session.context != self.model.plan(self.chat.settings.context).context:
             self.reason = f"it was kept for a context of {session.context} tokens"
+            return None
+        forms, wanted = list(ROW_FORMS), self.model.plan(self.chat.settings.context).kv.name
+        if forms.index(session.kv) > forms.index(wanted):
+            self.reason = f"it was kept with {session.kv} rows"
             return None
         session.align(self.history())
         self.restored = session.position

@@ -896,3 +896,24 @@ def test_an_endless_repetition_ends(command: Run, tmp_path: Path, monkeypatch: p
     assert err.endswith(", stopped, for the answer repeats itself without end\n")
     file = write_lines(tmp_path / "batch", {"prompt": "hi", "regex": "( on)*"})
     assert command("run", "tiny", "--batch", file, "-q")[0] == 3, "what was asked for is not whole"
+
+
+def test_a_prompt_that_was_read_is_read_from_its_file(command: Run, tmp_path: Path) -> None:
+    kept, documents = str(tmp_path / "kept"), []
+    for more in ("", ""):
+        code, out, _ = command("run", "tiny", f"Who has a hat?{more}", "-n", "5", "--prompt-cache", kept, "--json")
+        documents.append(json.loads(out))
+        assert code == 0
+    assert documents[0]["text"] == documents[1]["text"]
+    assert [one["reused_tokens"] for one in documents] == [0, documents[0]["prompt_tokens"] - 1]
+    refused(command("run", "tiny", "hi", "--prompt-cache", kept, "--kv", "int8"), "float32 rows; give --kv float32")
+    code, _, err = command("run", "tiny", "--batch", "x", "--prompt-cache", kept)
+    assert code == 2 and "--prompt-cache is for one prompt" in err
+
+
+@pytest.mark.parametrize("given", [("--draft", "none"), ("--kv", "int8"), ("--kv", "bf16"), ("--ctx", "1k"), ()])
+def test_how_tokens_are_held_and_guessed(given: tuple[str, ...], command: Run) -> None:
+    code, out, _ = command("run", "tiny", "Tell me a story about a fox and a lamp.", "-n", "8", "--json", *given)
+    made = json.loads(out)
+    assert code == 0 and made["completion_tokens"] == 8
+    assert (made["timings"]["drafts"]["proposed"] > 0) <= ("none" not in given)
