@@ -183,7 +183,7 @@ def test_json_document(command: Run, model: str) -> None:
     assert (told["reused_tokens"], told["completion_tokens"], told["seed"]) == (0, 5, 7)
     assert told["thinking"] == ""
     assert told["experts"] == {}
-    assert set(told["timings"]) == {"load_s", "prompt_s", "first_token_s", "decode_s"}
+    assert set(told["timings"]) == {"load_s", "prompt_s", "first_token_s", "decode_s", "drafts"}
     assert [len(token["top"]) for token in told["logprobs"]] == [2] * 5
     for token in told["logprobs"]:  # greedy: the chosen token is the likeliest
         assert token["top"][0] == {key: token[key] for key in ("id", "token", "logprob")}

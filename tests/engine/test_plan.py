@@ -167,7 +167,8 @@ def test_peak_memory_is_predicted(
         command += ["--prompt-tokens", "550", "-n", "8", "--repetitions", "1"]
         measured = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["peak_rss_bytes"]
         print(f"{ram}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
-        assert measured == pytest.approx(predicted, rel=0.1) and measured <= PLAN.parse_bytes(ram)
+        # What is fetched ahead, and so held, depends on which thread comes first.
+        assert 0.85 * predicted <= measured <= min(1.1 * predicted, PLAN.parse_bytes(ram))
 
 
 def test_the_wide_form_is_taken_where_there_is_room(checkpoint: Checkpoints, tmp_path: Path) -> None:
