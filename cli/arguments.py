@@ -21,13 +21,29 @@ def models_here(incomplete: str) -> list[str]:
     return [*dict.fromkeys(name for name in names if name.startswith(incomplete)), *found]
 
 
+def chats_here(incomplete: str) -> list[str]:
+    """The kept chats whose names begin so."""
+    from numoe.engine.chat.files import chats
+
+    return [path.stem for path in chats() if path.stem.startswith(incomplete)]
+
+
+def pulled_here(incomplete: str) -> list[str]:
+    """The pulled models, finished or not, whose names begin so."""
+    from numoe.engine.home import models
+
+    return [one.name for one in models() if one.name.startswith(incomplete)]
+
+
 _MODEL_HELP = "A model folder, a .gguf file, the name of a pulled model, or tiny, the one inside numoe."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=models_here)]
 _OR_LAST_HELP = f"{_MODEL_HELP} Without it: of the last chat, else tiny."
 ModelOrLast = Annotated[str | None, typer.Argument(metavar="MODEL", help=_OR_LAST_HELP, autocompletion=models_here)]
 Prompt = Annotated[str | None, typer.Argument(metavar="PROMPT", help="The prompt; - is what is piped in.")]
 HubId = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, such as deepseek-ai/DeepSeek-V4-Flash.")]
-Pulled = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a pulled model, as `numoe list` shows it.")]
-Source = Annotated[str, typer.Argument(help="The model to convert: a folder of safetensors or a downloaded hub id.")]
-Destination = Annotated[Path, typer.Argument(help="The folder to make; it must not exist yet.")]
+_PULLED_HELP = "The name of a pulled model, as `numoe list` shows it."
+Pulled = Annotated[str, typer.Argument(metavar="MODEL", help=_PULLED_HELP, autocompletion=pulled_here)]
+_SOURCE_HELP = "The model to convert: a folder of safetensors, a .gguf file, or the name of a pulled model."
+Source = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE_HELP, autocompletion=models_here)]
+Destination = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make; it must not exist yet.")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8; - reads what is piped in.")]

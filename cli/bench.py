@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from numoe.cli import arguments
 from numoe.cli.output import Output, decimal
 from numoe.cli.settings import Options, takes
+from numoe.quant.errors import WrongUsage
 
 
 @takes("speed", "threads", "ram", "replay", "json")
@@ -22,7 +21,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         return
     if model == "kernels":
         if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram"}:
-            raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
+            raise WrongUsage("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return
     with Output() as output:

@@ -18,7 +18,8 @@ import typer
 
 from numoe.cli.output import Output, print_error
 from numoe.cli.settings import May, Setting, settings_in
-from numoe.quant.errors import InputError
+from numoe.cli.usage import Command, Group
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -80,7 +81,12 @@ def defaults(command: Any) -> dict[str, Any]:
     values, wrong = settings()
     if wrong:
         raise wrong[0]
-    return {name: values[name].value for name in names if name in values}
+    return {name: _given(values[name].value) for name in names if name in values}
+
+
+def _given(value: Any) -> Any:
+    """A value as if a flag had it: a switch, or a text."""
+    return value if isinstance(value, bool) else str(value)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -96,18 +102,18 @@ def _read(file: Path) -> dict[str, Any]:
 def _parsed(key: str, text: str, source: str) -> Any:
     value = KEYS[key].read(text, source)
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{source} takes a text, and {text!a} is not UTF-8")
-    KEYS[key].check(value, source)
+        raise WrongUsage(f"{source} takes a text, and {text!a} is not UTF-8")
+    KEYS[key].check(value, source, text)
     return value
 
 
 def _setting(key: str, where: str = "") -> Setting:
     if key not in KEYS:
-        raise InputError(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
+        raise WrongUsage(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
     return KEYS[key]
 
 
-config = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+config = typer.Typer(cls=Group, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 Key = Annotated[str, typer.Argument(metavar="KEY", help="An option's name, without the dashes before it.")]
 Value = Annotated[str, typer.Argument(metavar="VALUE", help="What it is where it is not given.")]
 
@@ -147,10 +153,12 @@ def _own(commands: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value in (None, ...) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@config.command("set")
+@config.command("set", cls=Command)
 def set_(key: Key, value: Value) -> None:
     """Write a default into config.toml."""
     name = key.replace("-", "_")
@@ -160,13 +168,13 @@ def set_(key: Key, value: Value) -> None:
         document[name] = parsed
 
 
-@config.command()
+@config.command(cls=Command)
 def unset(key: Key) -> None:
     """Take a default out of config.toml."""
     with _changed() as document:
         name = key if key in document else key.replace("-", "_")
         if name not in document:
-            raise InputError(f"{path()} does not set {key}; `numoe config` shows what is set")
+            raise WrongUsage(f"{path()} does not set {key}; `numoe config` shows what is set")
         del document[name]
 
 

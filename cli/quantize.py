@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import typer
-
 from numoe.cli import arguments
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, Recipe, takes
 from numoe.cli.text import read_text
+from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description
@@ -22,7 +21,7 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
     """Write a model into a new folder, its weights in fewer bits."""
     calibrate, threads = options["calibrate"], options["threads"]
     if calibrate is not None and options["quant"] is not Recipe.INT4:
-        raise typer.BadParameter("only int4 is calibrated; leave --calibrate out, or give --quant int4")
+        raise WrongUsage("only int4 is calibrated; leave --calibrate out, or give --quant int4")
     text = None if calibrate is None else read_text(calibrate)
     with Output(options["quiet"]) as output:
         from numoe.engine import describe

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.settings import filled, in_group
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Session
@@ -36,7 +36,7 @@ class Request:
         """A request by the values of `numoe run`'s settings, under their names.
 
         Raises:
-            InputError: a value is out of range, or the form of the answer is not possible.
+            WrongUsage: a value is out of range, or the form of the answer is not possible.
         """
         from numoe.engine.chat.answer import Settings
 
@@ -75,6 +75,13 @@ class Request:
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
+    try:
+        return _made_grammar(options)
+    except InputError as error:
+        raise WrongUsage(str(error)) from None
+
+
+def _made_grammar(options: Mapping[str, Any]) -> str | None:
     from numoe.engine.text import grammar
 
     if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in in_group("form")], ensure_ascii=False)):

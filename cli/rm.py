@@ -8,7 +8,7 @@ from numoe.cli import arguments
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
 from numoe.cli.text import typed
-from numoe.quant.errors import InputError
+from numoe.quant.errors import WrongUsage
 
 
 @takes("yes")
@@ -19,13 +19,13 @@ def rm(model: arguments.Pulled, options: Options) -> None:
 
     found = home.find(model)
     if not found:
-        raise InputError(f'no pulled model is called "{model}"; `numoe list` shows them')
+        raise WrongUsage(f'no pulled model is called "{model}"; `numoe list` shows them')
     one = home.only(model, found)
     size = format_bytes(one.nbytes)
     output = Output()
     if not options["yes"]:
         if not typed():
-            raise typer.BadParameter(f"there is nobody to ask whether {one.name} ({size}) may go; add -y")
+            raise WrongUsage(f"there is nobody to ask whether {one.name} ({size}) may go; add -y")
         if not output.ask(f"remove {one.name} ({size}) from {one.path}?"):
             raise typer.Exit(1)
     home.remove(one)

@@ -16,6 +16,7 @@ from numoe.cli.reply import Interrupt, document, show, statistics
 from numoe.cli.request import Request
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
+from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Model, Session
@@ -63,22 +64,22 @@ def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, opt
 
 
 def _refuse_contradictions(options: Options, prompted: bool) -> None:
-    """Raises typer.BadParameter where options exclude each other; `prompted`: the prompt is given by one of them."""
+    """Raises WrongUsage where options exclude each other; `prompted`: the prompt is given by one of them."""
     batch = options["batch"] is not None
     if options["raw"] and (options["system"] is not None or options["session"] is not None):
-        raise typer.BadParameter("--raw skips the template that --system and --session need; write all into the prompt")
+        raise WrongUsage("--raw skips the template that --system and --session need; write all into the prompt")
     if options["json"] + options["jsonl"] + batch > 1:
-        raise typer.BadParameter("--json, --jsonl and --batch each have a form of their own; choose one")
+        raise WrongUsage("--json, --jsonl and --batch each have a form of their own; choose one")
     if options["logprobs"] and not (options["json"] or options["jsonl"] or batch):
-        raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
+        raise WrongUsage("--logprobs are part of the JSON document; add --json")
     if sum(options[name] is not None for name in in_group("form")) > 1:
-        raise typer.BadParameter("--schema, --choices and --regex are each the whole form; choose one")
+        raise WrongUsage("--schema, --choices and --regex are each the whole form; choose one")
     if batch and (options["session"] is not None or options["file"] or prompted):
-        raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
+        raise WrongUsage("--batch has the prompts in its file; leave out the others, --file and --session")
     if batch and (options["parallel"] or 1) > 1 and options["trace"] is not None:
-        raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
+        raise WrongUsage("--trace follows one sequence; leave out --parallel")
     if options["out"] is not None and not batch:
-        raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
+        raise WrongUsage("--out is for the answers of --batch; send this one on with >")
 
 
 def _sampling(options: Options, own: dict[str, Any]) -> str:

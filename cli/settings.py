@@ -15,13 +15,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Flag, StrEnum, auto
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from numoe.cli.arguments import chats_here, models_here
 from numoe.cli.text import read_schema
-from numoe.quant.errors import InputError
+from numoe.cli.usage import refuse_rest
+from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine.chat.answer import Settings
@@ -48,6 +51,8 @@ class Recipe(StrEnum):
     NATIVE = "native"
 
 
+SIZE = "SIZE"
+"""The metavar of amounts of memory."""
 _JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
@@ -72,7 +77,8 @@ class Setting:
     least, most: the bounds of a number.
     field: of the engine's `Settings` or `Sampling`, which it fills.
     may: where else it can be given.
-    parse: makes the value of what the flag takes. json: the types of that value; none: those of `kind`.
+    completes: what the value can be that begins so, for completion in shells. parse: makes the value of what the flag
+    takes. json: the types of that value; none: those of `kind`.
     """
 
     name: str
@@ -88,6 +94,7 @@ class Setting:
     field: str = ""
     may: May = May.NOWHERE
     parse: Callable[[str], Any] | None = None
+    completes: Callable[[str], list[str]] | None = None
     json: tuple[type, ...] = ()
 
     @property
@@ -102,28 +109,62 @@ class Setting:
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """What Typer makes an option of."""
+        """What Typer makes an option of: a text, unless it is a switch or can be repeated, which `value` reads."""
         flags = [flag for flag in (self.short, self.long or self.flag) if flag]
-        option = typer.Option(self.default, *flags, metavar=self.metavar, help=self.help, min=self.least, max=self.most)
-        kind = self.kind | None if self.default is None else self.kind
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+        typed = self.kind in (bool, list[str])
+        default = self.default if typed or self.default is ... else self.shown_default
+        option = typer.Option(
+            default,
+            *flags,
+            metavar=self.metavar,
+            help=self.explained,
+            autocompletion=self.completes,
+            show_default=False,
+        )
+        kind = self.kind if typed else str
+        annotation = kind if default is not None else kind | None
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
+
+    @property
+    def shown_default(self) -> str | None:
+        """The default as a text, None where it has none."""
+        if self.default is None or self.default is ...:
+            return None
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def explained(self) -> str:
+        """What --help says."""
+        own = "" if self.kind is bool or self.default in (None, ..., 0) else f" Default: {self.shown_default}."
+        return self.help + self.bounds + own
 
     def value(self, given: Any) -> Any:
         """The value that a flag means by what Typer makes of it.
 
         Raises:
+            WrongUsage: it is of another type, or out of bounds.
             InputError: it cannot be parsed.
         """
         if self.kind == list[str]:
             return tuple(given or ())
-        return given if given is None or self.parse is None else self.parse(given)
+        if self.parse is not None:
+            return given if given is None else self.parse(given)
+        if not isinstance(given, str):
+            return given
+        value = self.read(given, self.flag)
+        self.check(value, self.flag, given)
+        return Recipe(value) if self.kind is Recipe else value
 
     @property
     def bounds(self) -> str:
         """What a number can be, behind its help."""
-        if self.least is None:
-            return ""
-        return f" From {self.least:g} " + ("on." if self.most is None else f"to {self.most:g}.")
+        return "" if self.least is None else f" F{self.range[1:]}."
+
+    @property
+    def range(self) -> str:
+        """From where to where a number can be."""
+        assert self.least is not None
+        return f"from {_number(self.least)} " + ("on" if self.most is None else f"to {_number(self.most)}")
 
     def read(self, text: str, named: str, none: str = "") -> Any:
         """The value that a text stands for.
@@ -133,7 +174,7 @@ class Setting:
             none: the text that stands for no value, of a setting that need not have one.
 
         Raises:
-            InputError: it is of another type.
+            WrongUsage: it is of another type.
         """
         none = none if self.default is None else ""
         if none and text == none:
@@ -143,29 +184,40 @@ class Setting:
         try:
             return _BOOLS[text.lower()] if self.kind is bool else self.types[0](text)
         except (KeyError, ValueError):
-            raise self._refusal(f" or {none}" if none else "", named, repr(text)) from None
+            raise self._refusal(f" or {none}" if none else "", named, f'"{text}"') from None
 
-    def check(self, value: Any, named: str) -> None:
-        """Refuse what a document gives and this setting cannot have; `named` begins the error.
+    def check(self, value: Any, named: str, given: str | None = None) -> None:
+        """Refuse what a document gives, or a text means, and this setting cannot have; `named` begins the error.
 
         Raises:
-            InputError: it is of another type, or out of bounds.
+            WrongUsage: it is of another type, or out of bounds.
         """
-        fits = type(value) in self.types
+        fits = isinstance(value, Path) if self.kind is Path else type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
         elif self.kind is Recipe:
             fits &= value in list(Recipe)
         elif fits and self.least is not None:
-            fits = self.least <= value and (self.most is None or value <= self.most)
-        if not fits:
-            raise self._refusal("", named, json.dumps(value, default=str))
+            fits = self.least <= value <= (inf if self.most is None else self.most) and value != inf
+        elif fits and self.kind is str and self.metavar == SIZE:
+            from numoe.engine.plan import parse_bytes
 
-    def _refusal(self, more: str, named: str, value: str) -> InputError:
+            try:
+                parse_bytes(value)
+            except WrongUsage as error:
+                raise WrongUsage(f"{named}: {error}") from None
+        if not fits:
+            raise self._refusal("", named, json.dumps(value, default=str) if given is None else f'"{given}"')
+
+    def _refusal(self, more: str, named: str, value: str) -> WrongUsage:
         wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
         if self.least is not None:
-            wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
-        return InputError(f"{named} takes {wanted}{more}, not {value}")
+            wanted += f" {self.range}"
+        return WrongUsage(f"{named} takes {wanted}{more}, not {value if len(value) <= 60 else f'{value[:57]}...'}")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _filling(name: str, kind: Any, help: str, group: str = "", field: str = "", **more: Any) -> Setting:
@@ -185,7 +237,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
     Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
-    Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
+    Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME", completes=chats_here),
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
     # How it is answered.
@@ -201,13 +253,15 @@ SETTINGS: tuple[Setting, ...] = (
              least=0, may=May.ANYWHERE),
     _filling("stop", list[str], "End the answer before this text. Can be repeated.", "ending", metavar="TEXT",
              may=May.LINE | May.TALK),
-    _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, field="temperature"),
+    _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, most=10**6,
+              field="temperature"),
     _sampling("top_p", float, "Keep the likeliest tokens up to this sum; 1 is off.", default=1.0, least=0, most=1),
     _sampling("top_k", int, "Keep so many of the likeliest; 0 is off.", default=0, least=0),
     _sampling("min_p", float, "Keep tokens this likely beside the best; 0 is off.", default=0.0, least=0, most=1),
-    _sampling("repeat_penalty", float, "Above 1 avoids repeats; 1 is off.", default=1.0, least=0,
+    _sampling("repeat_penalty", float, "Above 1 avoids repeats; 1 is off.", default=1.0, least=1e-3, most=1000,
               field="repetition_penalty"),
-    _sampling("seed", int, "The same seed gives the same text; else drawn each time.", least=0),
+    _sampling("seed", int, "The same seed gives the same text; else drawn each time.", least=0,
+              most=2**63 - 1),
     Setting("schema", str, "The answer is JSON that this JSON Schema accepts.", "form", metavar="FILE|JSON",
             may=May.LINE, parse=read_schema, json=(dict, bool)),
     Setting("choices", str, "The answer is one of these texts, cut at the commas.", "form", metavar="A,B,C",
@@ -219,7 +273,7 @@ SETTINGS: tuple[Setting, ...] = (
     # What the model gets of the machine.
     _filling("ctx", int, "Tokens of context; else 8192 or the model's limit, if lower.", "room", metavar="N", least=1,
              field="context", may=May.CONFIG | May.TALK),
-    Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",
+    Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar=SIZE,
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,
             may=May.CONFIG),
@@ -227,7 +281,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
     # Models on the disk.
     Setting("quant", Recipe, "int4 or int8 rounds the weights that are many; native keeps them as stored.",
-            default=..., may=May.CONFIG),
+            default=..., metavar="|".join(Recipe), may=May.CONFIG, completes=lambda incomplete: list(Recipe)),
     Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
     Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
     Setting("revision", str, "A branch, tag or commit; else the main branch.", metavar="R"),
@@ -238,7 +292,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prompt_tokens", int, "Tokens to read before them.", "speed", 512, "N", least=1),
     Setting("repetitions", int, "Runs; the figures are their medians.", "speed", 3, "N", least=1),
     Setting("replay", Path, "Only tell how caches would have done on the trace of a run.", metavar="FILE"),
-    Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2"),
+    Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2",
+            completes=models_here),
     Setting("window", int, "Tokens read at once; else 2048 or the model's limit, if lower.", metavar="N", least=2),
     Setting("stride", int, "Tokens from one window to the next; else half a window.", metavar="N", least=1),
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
@@ -303,6 +358,7 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
 
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:
+            refuse_rest(context)
             options = Options({name: setting.value(values[name]) for name, setting in taken.items()})
             options.stated = {name: value for name, value in options.items() if _source(context, name) == "COMMANDLINE"}
             given = ("COMMANDLINE", "DEFAULT_MAP")
@@ -345,7 +401,7 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
 
     names: how to spell those that are given in another way.
     """
-    flags = {setting.name: setting.flag for setting in SETTINGS}
+    flags = {name: setting.flag for setting in SETTINGS for name in (setting.field, setting.name) if name}
     alone = flags | dict(names or {})
 
     def given(found: re.Match[str]) -> str:

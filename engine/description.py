@@ -25,7 +25,7 @@ from numoe.engine.places import Place
 from numoe.engine.plan import Plan, plan
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
@@ -67,7 +67,7 @@ class Description:
         """
         limit = self.spec.context
         if context is not None and not 1 <= context <= limit:
-            raise InputError(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
+            raise WrongUsage(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
         formats = {}

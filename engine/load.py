@@ -19,7 +19,7 @@ from numoe.engine.plan import Plan, Verdict, longest_context
 from numoe.quant.compute.kernels import use_block
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
-from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 from numoe.quant.formats.resident import hold
 from numoe.quant.stored.handle import Stored
 
@@ -50,7 +50,7 @@ def load(
     """
     budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
-        raise InputError(f"`threads` must be at least 1, not {threads}")
+        raise WrongUsage(f"`threads` must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     if measured := machine.known():
         use_block(measured.block)

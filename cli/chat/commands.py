@@ -25,7 +25,7 @@ from numoe.engine.experts import heat
 from numoe.engine.home import TINY, expanded
 from numoe.engine.measure.machine import record
 from numoe.engine.plan import format_bytes
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -128,7 +128,7 @@ class Talk:
             elif _setting(name):
                 self.do_set(line[1:])
             else:
-                raise InputError(f"there is no command /{printable(typed)[:40]}; /help lists them")
+                raise WrongUsage(f"there is no command /{printable(typed)[:40]}; /help lists them")
         else:
             question = "\n\n".join([*self._files.values(), line])
             ask = self.conversation.edit if edits else self.conversation.ask
@@ -276,12 +276,12 @@ class Talk:
             return
         setting = _setting(name)
         if setting is None:
-            raise InputError(f"there is no setting {name}; there are system, {', '.join(_SETTINGS)}")
+            raise WrongUsage(f"there is no setting {name}; there are system, {', '.join(_SETTINGS)}")
         if not value.strip():
-            raise InputError(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
+            raise WrongUsage(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
         parsed = setting.read(value.strip(), setting.name, none="none")
         if parsed is not None and not isinstance(parsed, tuple):
-            setting.check(parsed, setting.name)
+            setting.check(parsed, setting.name, value.strip())
         self._change({setting.name: parsed})
         self.output.note(f"{setting.name} is {dict(self._settings())[setting.name]}.")
 
@@ -313,7 +313,7 @@ class Talk:
                 else:
                     self.output.note(f"Reasoning is {'folded' if text == 'hide' else 'shown'}.")
             case _:
-                raise InputError("/think takes on, off, show or hide")
+                raise WrongUsage("/think takes on, off, show or hide")
 
     def do_retry(self, text: str) -> None:
         self._answer(self.conversation.retry)

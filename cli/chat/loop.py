@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from numoe.cli import arguments
 from numoe.cli.output import Output, print_error
 from numoe.cli.settings import Options, filled, spelled, takes
 from numoe.cli.text import typed
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.cli.chat.commands import Talk
@@ -38,7 +36,7 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     """
     session, goes_on = options["session"], options["continue_"]
     if goes_on and session is not None:
-        raise typer.BadParameter("-c goes on with the last chat and --session with a named one; give one of them")
+        raise WrongUsage("-c goes on with the last chat and --session with a named one; give one of them")
     typed_in = typed() and sys.stderr.isatty()
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))

@@ -231,7 +231,7 @@ def test_reads_from_disk_are_told(
 ) -> None:
     monkeypatch.setattr(sys.modules["numoe.engine.plan"], "scratch_bytes", lambda spec: 0)
     least = describe(checkpoint("mixtral_a")).plan(13).least_bytes
-    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT, "--ram", str(least))
+    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT, "--ram", f"{least}B")
     rows = {line[:11].strip(): line[11:].strip() for line in out.splitlines()}
     assert code == 0
     assert re.fullmatch(r"\d+\.\d% found in memory, [\d.]+ kB there now", rows["experts"])
