@@ -110,6 +110,9 @@ class Output:
         sys.stdout.write(shown)
         sys.stdout.flush()
 
+    def go_on(self, text: str) -> None:
+        """The next answer goes on where this text, which was shown, was cut."""
+
     def end_answer(self) -> None:
         """Exactly one newline ends an answer."""
         self.answer("")

@@ -43,6 +43,14 @@ class May(Flag):
     ANYWHERE = CONFIG | LINE | TALK
 
 
+class Background(StrEnum):
+    """What answers are shown on."""
+
+    AUTO = "auto"
+    DARK = "dark"
+    LIGHT = "light"
+
+
 class Recipe(StrEnum):
     """The keys of `numoe.quant.convert.recipe.RECIPES`, which takes NumPy to import."""
 
@@ -53,7 +61,7 @@ class Recipe(StrEnum):
 
 SIZE = "SIZE"
 """The metavar of amounts of memory."""
-_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,)}
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Recipe: (str,), Background: (str,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -62,6 +70,7 @@ _WANTED: Mapping[Any, str] = {
     list: "a list of texts",
     dict: "an object",
     Recipe: " or ".join(Recipe),
+    Background: " or ".join(Background),
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -103,6 +112,11 @@ class Setting:
         return self.long.partition("/")[0] or f"--{self.name.replace('_', '-')}"
 
     @property
+    def is_choice(self) -> bool:
+        """Whether it is one of few words."""
+        return isinstance(self.kind, type) and issubclass(self.kind, StrEnum)
+
+    @property
     def types(self) -> tuple[type, ...]:
         """Those that its value can have in JSON and TOML."""
         return self.json or _JSON.get(self.kind) or (self.kind,)
@@ -128,7 +142,7 @@ class Setting:
     @property
     def shown_default(self) -> str | None:
         """The default as a text, None where it has none."""
-        if self.default is None or self.default is ...:
+        if self.default in (None, ...):
             return None
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
@@ -153,7 +167,7 @@ class Setting:
             return given
         value = self.read(given, self.flag)
         self.check(value, self.flag, given)
-        return Recipe(value) if self.kind is Recipe else value
+        return self.kind(value) if self.is_choice else value
 
     @property
     def bounds(self) -> str:
@@ -195,8 +209,8 @@ class Setting:
         fits = isinstance(value, Path) if self.kind is Path else type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
-        elif self.kind is Recipe:
-            fits &= value in list(Recipe)
+        elif self.is_choice:
+            fits &= value in list(self.kind)
         elif fits and self.least is not None:
             fits = self.least <= value <= (inf if self.most is None else self.most) and value != inf
         elif fits and self.kind is str and self.metavar == SIZE:
@@ -210,7 +224,7 @@ class Setting:
             raise self._refusal("", named, json.dumps(value, default=str) if given is None else f'"{given}"')
 
     def _refusal(self, more: str, named: str, value: str) -> WrongUsage:
-        wanted = _WANTED[self.kind if self.kind is Recipe else self.types[0]]
+        wanted = _WANTED[self.kind if self.is_choice else self.types[0]]
         if self.least is not None:
             wanted += f" {self.range}"
         return WrongUsage(f"{named} takes {wanted}{more}, not {value if len(value) <= 60 else f'{value[:57]}...'}")
@@ -240,6 +254,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME", completes=chats_here),
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
+    Setting("search", str, "List those in which this is said.", metavar="TEXT"),
+    Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME", completes=chats_here),
     # How it is answered.
     _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
              may=May.CONFIG | May.LINE),
@@ -299,6 +315,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("theme", Background, "Colours for a dark or a light background; auto asks the terminal.",
+            default=Background.AUTO, metavar="|".join(Background), may=May.CONFIG,
+            completes=lambda incomplete: list(Background)),
     Setting("verbose", bool, "Tell how the answer is sampled, and what that follows from.", default=False),
     Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
     Setting("json", bool, "Print one JSON document.", default=False),

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
+    "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system", "reasoning", "ending",
+    "sampling", "room", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
@@ -68,7 +69,7 @@ def _screen(options: Options) -> Output:
         return Output(options["quiet"])
     from numoe.cli.chat.screen import Screen
 
-    return Screen(options["quiet"])
+    return Screen(options["quiet"], options["theme"])
 
 
 def _begun(path: Path | None, model: str | None, options: Options, note: Callable[[str], None]) -> Chat:

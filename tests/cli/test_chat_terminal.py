@@ -420,7 +420,7 @@ def test_piped_commands(command: Run, model: str) -> None:
     code, out, _ = command("chat", model, "-n", "3", "--temp", "0", stdin="/system be\nhi")
     assert (code, out) == (0, command("run", model, "hi", "-s", "be", "-n", "3", "-q")[1])
     code, out, err = command("chat", model, stdin="/dance\n")
-    assert (code, out) == (1, "") and err.endswith("error: there is no command /dance; /help lists them\n")
+    assert (code, out) == (2, "") and err.endswith("error: there is no command /dance; /help lists them\n")
 
 
 def test_a_named_chat_keeps_its_settings(
