@@ -12,7 +12,7 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, document, show, statistics
+from numoe.cli.reply import Interrupt, Neighbours, document, show, statistics
 from numoe.cli.request import Request
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
@@ -144,7 +144,13 @@ class _Asked:
 
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        made = load(self.description, ram=self.options["ram"], threads=self.options["threads"], ctx=context)
+        made = load(
+            self.description,
+            ram=self.options["ram"],
+            threads=self.options["threads"],
+            ctx=context,
+            progress=self.output.loading(self.model),
+        )
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)
@@ -207,7 +213,10 @@ class _Asked:
 
         options, output, generation = self.options, self.output, answer.generation
         known = session.position
+        neighbours = Neighbours()
+        neighbours.begin()
         turn = show(answer, None if options["json"] else output)
+        neighbours.end(output)
         experts = session.model.stats()["experts"]
         if options["json"] or options["jsonl"]:
             tokenizer = self.description.tokenizer if options["logprobs"] else None

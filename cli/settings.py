@@ -255,7 +255,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
     Setting("search", str, "List those in which this is said.", metavar="TEXT"),
-    Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME", completes=chats_here),
+    Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME",
+            completes=chats_here),
     # How it is answered.
     _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
              may=May.CONFIG | May.LINE),
@@ -418,7 +419,7 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
 
     The engine writes `ctx`, and `numoe pull NAME quant=int8` or `numoe run raw=true` where a command is the next step.
 
-    names: how to spell those that are given in another way.
+    names: how to spell those that are given in another way, commands among them.
     """
     flags = {name: setting.flag for setting in SETTINGS for name in (setting.field, setting.name) if name}
     alone = flags | dict(names or {})
@@ -429,6 +430,8 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
 
     def quoted(found: re.Match[str]) -> str:
         if found[1].startswith("numoe "):
+            if found[1] in alone:
+                return alone[found[1]]
             return re.sub(r" (\w+)=([^\s`]+)", given, found[0])
         return alone.get(found[1], found[0])
 

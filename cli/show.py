@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli import arguments
-from numoe.cli.output import Output
+from numoe.cli.output import Output, billions
 from numoe.cli.settings import Options, takes
 from numoe.quant.errors import InputError
 
@@ -56,7 +56,7 @@ def _print(model: str, description: Description, plan: Plan) -> None:
     spec = description.spec
     attention = _labels(spec, "attention")
     ffn = _labels(spec, "ffn")
-    active = f"{_billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
+    active = f"{billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
     template = "yes" if _has(description, "chat_format") else "none, so run it with --raw"
     output = Output()
     output.table(
@@ -67,7 +67,7 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("attention", _listed(attention)),
             ("ffn", _listed(ffn)),
             *([("experts", experts)] if (experts := _experts(spec)) else []),
-            ("parameters", f"{_billions(plan.parameters)}, {active}"),
+            ("parameters", f"{billions(plan.parameters)}, {active}"),
             ("context", f"up to {spec.context} tokens; {plan.context} take {format_bytes(plan.kv_bytes)}"),
             ("tokenizer", "yes" if _has(description, "tokenizer") else "none"),
             ("chat format", template),
@@ -101,14 +101,6 @@ def _labels(spec: ModelSpec, part: str) -> dict[str, int]:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
-
-
-def _billions(count: int) -> str:
-    """284_331_000_000 -> "284 B"."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return str(count)
 
 
 def _bits(nbytes: int, weights: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def load(
     ram: str | int | Budget | None = None,
     threads: int | None = None,
     ctx: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
@@ -43,6 +45,7 @@ def load(
         threads: threads, and on Linux workers, to compute with, for the whole process; None: one a core.
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`. Where it is not given and
             there are no routed experts, they get what there is.
+        progress: told the bytes of weights that are in memory and those that will be, as they are read.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
@@ -65,9 +68,12 @@ def load(
     except DoesNotFit as error:
         fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
-    weights = _read(description, wide=bool(memory.wide_bytes))
+    total = planned.weight_bytes if memory.experts is None else planned.resident_bytes
+    tell = (lambda done: progress(min(done, total), total)) if progress else None
+    weights = _read(description, wide=bool(memory.wide_bytes), tell=tell)
     if experts and memory.experts is None:
-        experts.allow(experts.total_bytes)
+        read = total - experts.total_bytes
+        experts.allow(experts.total_bytes, (lambda done: tell(read + done)) if tell else None)
         if memory.wide_bytes:
             experts.widen()
     loaded = Model(description, weights, experts, memory)
@@ -77,9 +83,9 @@ def load(
     return loaded
 
 
-def _read(description: Description, *, wide: bool) -> Weights:
-    """All weights but the routed experts."""
-    weights = Weights()
+def _read(description: Description, *, wide: bool, tell: Callable[[int], None] | None) -> Weights:
+    """All weights but the routed experts; `tell` is told their bytes so far."""
+    weights, done = Weights(), 0
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
@@ -90,6 +96,9 @@ def _read(description: Description, *, wide: bool) -> Weights:
             weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
                 place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide
             )
+        if tell and tensor.expert is None:
+            done += weights.arrays[name].nbytes if tensor.held == "array" else weights.matrices[name].nbytes
+            tell(done)
     return weights
 
 

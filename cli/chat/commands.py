@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from numoe.cli.arguments import models_here
+from numoe.cli.chat.kept import kept, said, write
 from numoe.cli.output import Output, printable
-from numoe.cli.reply import Interrupt, show, statistics
-from numoe.cli.settings import May, Setting, filled, settings_in, spelled
+from numoe.cli.reply import Interrupt, Neighbours, show, statistics
+from numoe.cli.settings import SETTINGS, May, Setting, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
-from numoe.engine.chat.answer import Answer, Turn
+from numoe.engine.chat.answer import Answer
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
 from numoe.engine.experts import heat
@@ -40,7 +40,7 @@ COMMANDS = {
     "clear": ("", "begin a new chat; this one stays in the list"),
     "save": ("NAME", "keep the chat under a name, or in a file NAME.json"),
     "load": ("NAME", "go on with another chat"),
-    "list": ("", "the chats that are kept"),
+    "list": ("TEXT", "the chats that are kept (with TEXT: in which it is said)"),
     "transcript": ("", "all that was said"),
     "export": ("FILE", "write what was said into FILE.md, or with its settings into FILE.json"),
     "rename": ("NAME", "keep the chat under another name"),
@@ -55,26 +55,17 @@ KEYS = (
     ("Ctrl-C", "stops an answer"),
     ("Alt-Enter", 'begins a new line; so does Enter after """, up to the next """'),
     ("Ctrl-G", "opens the editor"),
-    ("Tab", "completes commands and files"),
+    ("Tab", "completes commands, settings, models, chats and files"),
+    ("//", "begins a question with a slash: //etc is asked as /etc"),
 )
 _SETTINGS = settings_in(May.TALK)
 _OTHERWISE = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help"}
 """What else people type for a command."""
-SPELLINGS = {name: f"/set {name}" for name in _SETTINGS}
+SPELLINGS = {one.name: f"{one.flag} of numoe chat" for one in SETTINGS} | {
+    name: f"/set {one.name}" for one in _SETTINGS.values() for name in (one.name, one.field)
+}
+SPELLINGS |= {"system": "/system", "think": "/think", "numoe chat list=true": "/list"}
 """How settings are given here, for `spelled`."""
-
-
-def chat_rows() -> list[tuple[str, str]]:
-    """The name of every kept chat, and what it is."""
-    rows = []
-    for path in chats():
-        try:
-            chat, when = Chat.read(path), datetime.fromtimestamp(path.stat().st_mtime)
-            what = f"{when:%Y-%m-%d %H:%M}, {len(chat.turns)} turn{'s' * (len(chat.turns) != 1)}, {chat.model}"
-        except (InputError, OSError) as error:  # damaged, or removed meanwhile
-            what = spelled(str(error))
-        rows.append((path.stem, what))
-    return rows
 
 
 class Talk:
@@ -108,6 +99,7 @@ class Talk:
         self._alone = alone
         self._keeps = keeps
         self._files: dict[str, str] = {}  # by their names, what is put before the next question
+        self._neighbours = Neighbours()
         self._answered = False  # since the cache file was written or read
         self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
         self._tell_resumed()
@@ -120,7 +112,7 @@ class Talk:
             KeyboardInterrupt: before the answer began. The question is forgotten.
         """
         edits, self.draft = self.draft is not None, None
-        if line.startswith("/"):
+        if line.startswith("/") and not line.startswith("//"):
             typed, _, text = line[1:].partition(" ")
             name = _OTHERWISE.get(typed.lower(), typed.lower())
             if name in COMMANDS:
@@ -130,6 +122,7 @@ class Talk:
             else:
                 raise WrongUsage(f"there is no command /{printable(typed)[:40]}; /help lists them")
         else:
+            line = line[1:] if line.startswith("//") else line
             question = "\n\n".join([*self._files.values(), line])
             ask = self.conversation.edit if edits else self.conversation.ask
             try:
@@ -146,6 +139,7 @@ class Talk:
         return words | {
             "save": (names, True),
             "load": (names, True),
+            "rename": (names, False),
             "file": ([], True),
             "delete": (names, False),
             "export": ([], True),
@@ -168,11 +162,13 @@ class Talk:
             if answer.dropped:
                 turns = f"the oldest {answer.dropped} turns are" if answer.dropped > 1 else "the oldest turn is"
                 self.output.note(f"The context is full: {turns} no longer told to the model.")
+            self._neighbours.begin()
             try:
                 show(answer, self.output)
             finally:
                 self._answered = True
                 self._keep()
+        self._neighbours.end(self.output)
         session = conversation.session
         if answer.turn.finish_reason == "repetition":
             self.output.note("Stopped: the answer repeats itself without end. /more goes on all the same.")
@@ -216,13 +212,13 @@ class Talk:
         if not conversation.chat.turns:
             return
         turns, tokens = len(conversation.chat.turns), len(conversation.history())
-        said = f"{turns} turn{'s' * (turns != 1)}, {tokens} tokens"
+        what = f"{turns} turn{'s' * (turns != 1)}, {tokens} tokens"
         if conversation.restored:
-            self.output.note(f"{said}, of which {conversation.restored} are restored.")
+            self.output.note(f"{what}, of which {conversation.restored} are restored.")
         else:
-            why = f" ({spelled(conversation.reason)})" if conversation.reason else ""
-            self.output.note(f"{said}, which are read again with the next question{why}.")
-        self.output.recall(_said(conversation.chat.turns[-1:]))
+            why = f": {spelled(conversation.reason, SPELLINGS)}" if conversation.reason else ""
+            self.output.note(f"{what}, which are read again with the next question{why}.")
+        self.output.recall(said(conversation.chat.turns[-1:]))
 
     def _open(self, chat: Chat, cache: Path | None = None) -> None:
         """Go on with another chat, model or context. Where that fails, with what there was."""
@@ -256,7 +252,7 @@ class Talk:
     # ------------------------------------------------------------------------------------------- commands
 
     def do_help(self, text: str) -> None:
-        rows = [(f"/{name} {what}".rstrip(), said) for name, (what, said) in COMMANDS.items()]
+        rows = [(f"/{name} {what}".rstrip(), does) for name, (what, does) in COMMANDS.items()]
         self.output.notes([*rows, *KEYS])
 
     def do_system(self, text: str) -> None:
@@ -333,6 +329,9 @@ class Talk:
         self.output.note(f"Forgotten: {question.splitlines()[0]}")
 
     def do_more(self, text: str) -> None:
+        turns = self.conversation.chat.turns
+        if turns and turns[-1].finish_reason != "stop":
+            self.output.go_on(turns[-1].trimmed().text)
         self._answer(self.conversation.more)
 
     def do_clear(self, text: str) -> None:
@@ -357,23 +356,21 @@ class Talk:
         self._keeps = True
 
     def do_list(self, text: str) -> None:
-        self.output.notes(chat_rows() or [("No chats are kept yet.", "")])
+        rows = [
+            (one.name, one.wrong or f"{one.title}, {one.turns} turn{'s' * (one.turns != 1)}, {one.model}, {one.age}")
+            for one in kept(text)
+        ]
+        none = f"No kept chat says {text}." if text else "No chats are kept yet."
+        self.output.notes(rows or [(none, "")])
 
     def do_transcript(self, text: str) -> None:
-        self.output.text(_said(self.conversation.chat.turns) or "Nothing was said yet.")
+        self.output.text(said(self.conversation.chat.turns) or "Nothing was said yet.")
 
     def do_export(self, text: str) -> None:
         path = expanded(text, "there is no file")
         if path.suffix not in (".md", ".json"):
-            raise InputError("/export takes a file that ends with .md or .json")
-        chat = self.conversation.chat
-        try:
-            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(markdown(chat) if path.suffix == ".md" else chat.text())
-        except FileExistsError:
-            raise InputError(f"{path} is there already; give another name, or remove it first") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}); give another file") from None
+            raise WrongUsage("/export takes a file that ends with .md or .json")
+        write(self.conversation.chat, path)
         self.output.note(f"What was said is in {path}.")
 
     def do_rename(self, text: str) -> None:
@@ -458,18 +455,6 @@ def _setting(name: str) -> Setting | None:
 
 def _shown(value: Any) -> str:
     return (", ".join(value) or "none") if isinstance(value, (tuple, list)) else str(value).lower()
-
-
-def _said(turns: Sequence[Turn]) -> str:
-    """What was said, as it stood on the screen."""
-    return "\n".join(f"> {turn.question}\n{turn.trimmed().text}".rstrip() for turn in turns)
-
-
-def markdown(chat: Chat) -> str:
-    """A chat as a document to read."""
-    system = [f"> {line}" for line in (chat.settings.system or "").splitlines()]
-    turns = (f"## {turn.question}\n\n{turn.trimmed().text.strip()}\n" for turn in chat.turns)
-    return "\n".join([f"# A chat with {chat.model}\n", *system, *[""] * bool(system), *turns])
 
 
 def _named(text: str) -> Path:

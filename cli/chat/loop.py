@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.cli import arguments
-from numoe.cli.output import Output, print_error
+from numoe.cli.output import Output, billions, print_error
 from numoe.cli.settings import Options, filled, spelled, takes
 from numoe.cli.text import typed
 from numoe.quant.errors import InputError, WrongUsage
@@ -41,18 +41,18 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     typed_in = typed() and sys.stderr.isatty()
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
-        from numoe.cli.chat.commands import Talk, chat_rows
+        if options["show"] is not None:
+            _show(options["show"], options["json"], output)
+            return
+        if options["list"] or options["search"] is not None:
+            _list(options["search"], options["json"], output)
+            return
+        from numoe.cli.chat.commands import Talk
         from numoe.engine.chat.files import alone, chat_path, chats
 
-        if options["list"]:
-            if rows := chat_rows():
-                output.table(rows)
-            else:
-                output.note("No chats are kept yet.")
-            return
         kept = chats()
         if goes_on and not kept:
-            raise InputError("no chat is kept yet; `numoe chat` begins one")
+            raise WrongUsage("no chat is kept yet; `numoe chat` begins one")
         path = kept[0] if goes_on else chat_path(session) if session is not None else None
         held = stack.enter_context(ExitStack())
         if path is not None:
@@ -62,6 +62,31 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
         talk = Talk(output, _loader(options, output), begun, path, held, keeps)
         stack.callback(talk.leave)
         _talk(talk, stack, typed_in, options["save"])
+
+
+def _list(search: str | None, json: bool, output: Output) -> None:
+    """The kept chats, or those in which something was said."""
+    from numoe.cli.chat.kept import kept, table
+
+    found = list(kept(search or ""))
+    if json:
+        output.document({"chats": [one.document() for one in found]})
+    elif found:
+        output.table(table(found), numbers=[3, 4])
+    else:
+        output.note(f'No kept chat says "{search}".' if search else "No chats are kept yet.")
+
+
+def _show(name: str, json: bool, output: Output) -> None:
+    """What was said in a kept chat."""
+    from numoe.cli.chat.kept import said
+    from numoe.engine.chat.files import Chat, chat_path
+
+    chat = Chat.read(chat_path(name))
+    if json:
+        sys.stdout.write(chat.text())
+    else:
+        output.text(said(chat.turns) or "Nothing was said yet.")
 
 
 def _screen(options: Options) -> Output:
@@ -101,10 +126,10 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
     from numoe.engine import describe, load
 
     def loaded(chat: Chat) -> Model:
-        output.status(f"loading {chat.model}")
+        progress = output.loading(chat.model)
         described = describe(chat.model)
         room = described.plan(chat.settings.context).context
-        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
+        made = load(described, ram=options["ram"], threads=options["threads"], ctx=room, progress=progress)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)
@@ -134,6 +159,8 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
             return
         except (InputError, KeyboardInterrupt) as error:
             if not typed_in:
+                if isinstance(error, InputError):
+                    raise type(error)(spelled(str(error), SPELLINGS)) from error
                 raise
             talk.output.settle()
             if isinstance(error, InputError):
@@ -162,14 +189,30 @@ def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
 
 
 def _introduce(talk: Talk) -> None:
+    """What the model is, what it can keep in mind, and how to find out about larger ones."""
+    from numoe.engine.home import TINY
+
     model, session = talk.conversation.model, talk.conversation.session
-    talk.output.note(f"{model.path.name}, context {session.context} tokens. /help lists the commands.")
-    if talk.conversation.chat.model == "tiny":
-        size = model.plan().parameters / 1e6
+    planned = model.plan()
+    active = f", {billions(planned.active_parameters)} active" if planned.active_parameters < planned.parameters else ""
+    talk.output.note(
+        f"{model.path.name}: {model.spec.family}, {billions(planned.parameters)} parameters{active}; context "
+        f"{session.context} tokens. /help lists the commands."
+    )
+    if talk.conversation.chat.model == TINY:
         talk.output.note(
-            f"A demonstration of {size:.1f} M parameters. Whether a larger one runs here, before it is downloaded: "
-            "numoe fit Qwen/Qwen3-30B-A3B"
+            "A demonstration: it knows a few animals, colours and numbers. Whether a larger model runs in the "
+            f"{_memory()} of this machine, before it is downloaded:"
         )
+        talk.output.note(f"numoe fit Qwen/Qwen3-30B-A3B --ram {_memory()}")
+
+
+def _memory() -> str:
+    """What the machine has, as --ram takes it."""
+    import psutil
+
+    nbytes = psutil.virtual_memory().total
+    return f"{nbytes // 10**9}GB" if nbytes >= 10**9 else f"{nbytes // 10**6}MB"
 
 
 def _typed_lines(prompt: Prompt, talk: Talk) -> Iterator[str]:

@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -200,11 +200,13 @@ class ExpertStore:
         with self._change:
             return [matrix for entry in self._resident.values() for matrix in entry.matrices.values()]
 
-    def allow(self, budget: int) -> None:
+    def allow(self, budget: int, tell: Callable[[int], None] | None = None) -> None:
         """Take at most `budget` bytes from now on. What fits as a whole is read at once, and stays.
 
         Less than before: returns when what is too much is free, which passes of other threads may still compute with.
         More: waits for nothing.
+
+        tell: told the bytes so far where all are read.
 
         Raises:
             ValueError: the largest unit takes more, or everything was allowed before.
@@ -221,12 +223,14 @@ class ExpertStore:
             return
         self.budget = budget
         if budget == self.total_bytes > before:
-            self._read_all()
+            self._read_all(tell)
 
-    def _read_all(self) -> None:
+    def _read_all(self, tell: Callable[[int], None] | None) -> None:
         for layer in sorted({layer for layer, _ in self._units}):
             with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
                 deque(units, maxlen=0)
+            if tell:
+                tell(self._held)
         with self._change:
             self._drop_spare()
         self._reset()
