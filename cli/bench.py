@@ -14,7 +14,12 @@ from numoe.quant.errors import WrongUsage
 
 @takes("speed", "threads", "ram", "replay", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
-    """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
+    """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply.
+
+    Examples:
+    numoe bench tiny
+    numoe bench kernels
+    """
     threads, repetitions = options["threads"], options["repetitions"]
     if options["replay"] is not None:
         _replay(options["replay"], options["json"])

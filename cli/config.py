@@ -18,7 +18,7 @@ import typer
 
 from numoe.cli.output import Output, print_error
 from numoe.cli.settings import May, Setting, settings_in
-from numoe.cli.usage import Command, Group
+from numoe.cli.usage import Command, Group, refuse_rest
 from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KEYS = settings_in(May.CONFIG)
 """The settings that can have another default, by name. Every command that takes one follows it."""
+TABLES = "alias", "template"
+"""The tables in config.toml: texts of the user's own by their names."""
 _PATIENCE = 20.0  # seconds to wait while another process writes the file
 
 
@@ -55,6 +57,9 @@ def settings() -> tuple[dict[str, Default], list[InputError]]:
         values, wrong = {}, [error]
     for key, value in values.items():
         try:
+            if key in TABLES:
+                _check_table(key, value, file)
+                continue
             _setting(key, f"{file}: ").check(value, f"{file}: {key}")
             found[key] = Default(value, str(file))
         except InputError as error:
@@ -89,6 +94,42 @@ def _given(value: Any) -> Any:
     return value if isinstance(value, bool) else str(value)
 
 
+def table(name: str) -> dict[str, str]:
+    """One of TABLES.
+
+    Raises:
+        InputError: config.toml cannot be read, or holds something else there.
+    """
+    file = path()
+    found: dict[str, str] = _read(file).get(name, {})
+    _check_table(name, found, file)
+    return found
+
+
+def change_table(name: str, key: str, value: str) -> None:
+    """Set an entry of one of TABLES; an empty value removes it.
+
+    Raises:
+        InputError: config.toml cannot be changed.
+        WrongUsage: there is none to remove, or the value is no text.
+    """
+    if not value and key not in table(name):
+        raise WrongUsage(f'there is no {name} "{key}"; `numoe {name}` shows those that there are')
+    _refuse_halves(value, f"{name} {key}")
+    with _changed() as document:
+        if value:
+            document.setdefault(name, {})[key] = value
+        else:
+            del document[name][key]
+            if not document[name]:
+                del document[name]
+
+
+def _check_table(name: str, value: Any, file: Path) -> None:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InputError(f"{file}: {name} is no table of texts; correct or remove it")
+
+
 def _read(file: Path) -> dict[str, Any]:
     from numoe.quant.documents import parse_toml, read_document
 
@@ -101,10 +142,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _parsed(key: str, text: str, source: str) -> Any:
     value = KEYS[key].read(text, source)
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise WrongUsage(f"{source} takes a text, and {text!a} is not UTF-8")
+    _refuse_halves(text, source)
     KEYS[key].check(value, source, text)
     return value
+
+
+def _refuse_halves(text: str, source: str) -> None:
+    if re.search("[\ud800-\udfff]", text):
+        raise WrongUsage(f"{source} takes a text, and {text!a} is not UTF-8")
 
 
 def _setting(key: str, where: str = "") -> Setting:
@@ -114,13 +159,26 @@ def _setting(key: str, where: str = "") -> Setting:
 
 
 config = typer.Typer(cls=Group, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-Key = Annotated[str, typer.Argument(metavar="KEY", help="An option's name, without the dashes before it.")]
+
+
+def _keys(incomplete: str) -> list[str]:
+    return [key for key in KEYS if key.startswith(incomplete)]
+
+
+_KEY_HELP = "An option's name, without the dashes before it."
+Key = Annotated[str, typer.Argument(metavar="KEY", help=_KEY_HELP, autocompletion=_keys)]
 Value = Annotated[str, typer.Argument(metavar="VALUE", help="What it is where it is not given.")]
 
 
 @config.callback(invoke_without_command=True)
 def show(context: typer.Context) -> None:
-    """Show the defaults of options and where each is from, or change those in config.toml."""
+    """Show the defaults of options and where each is from, or change those in config.toml.
+
+    Examples:
+    numoe config
+    numoe config get temp
+    numoe config set temp 0.7
+    """
     if context.invoked_subcommand is not None:
         return
     values, wrong = settings()
@@ -158,24 +216,54 @@ def _shown(value: Any) -> str:
     return "-" if value in (None, ...) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@config.command(cls=Command)
+def get(context: typer.Context, key: Key) -> None:
+    """Print what an option is where it is not given.
+
+    Examples:
+    numoe config get temp
+    """
+    refuse_rest(context)
+    name = key.replace("-", "_")
+    _setting(name)
+    values, wrong = settings()
+    if wrong:
+        raise wrong[0]
+    commands: Mapping[str, Any] = context.find_root().command.commands  # type: ignore[attr-defined]
+    Output().text(_shown(values[name].value) if name in values else _own(commands, name))
+
+
 @config.command("set", cls=Command)
-def set_(key: Key, value: Value) -> None:
-    """Write a default into config.toml."""
+def set_(context: typer.Context, key: Key, value: Value) -> None:
+    """Write a default into config.toml.
+
+    Examples:
+    numoe config set model Qwen/Qwen3-30B-A3B
+    numoe config set ram 16GB
+    """
+    refuse_rest(context)
     name = key.replace("-", "_")
     _setting(name)
     parsed = _parsed(name, value, key)
     with _changed() as document:
         document[name] = parsed
+    Output().note(f"{name} is {_shown(parsed)}")
 
 
 @config.command(cls=Command)
-def unset(key: Key) -> None:
-    """Take a default out of config.toml."""
+def unset(context: typer.Context, key: Key) -> None:
+    """Take a default out of config.toml.
+
+    Examples:
+    numoe config unset ram
+    """
+    refuse_rest(context)
     with _changed() as document:
         name = key if key in document else key.replace("-", "_")
         if name not in document:
             raise WrongUsage(f"{path()} does not set {key}; `numoe config` shows what is set")
         del document[name]
+    Output().note(f"{name} is not set any more")
 
 
 @contextmanager

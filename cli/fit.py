@@ -44,7 +44,12 @@ class _Column:
 
 @takes("ram", "ctx", "read_gb_s", "cores", "json")
 def fit(model: arguments.Model, options: Options) -> None:
-    """Tell what a model takes before it is downloaded."""
+    """Tell what a model takes before it is downloaded.
+
+    Examples:
+    numoe fit Qwen/Qwen3-30B-A3B
+    numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB
+    """
     ram, ctx, json = options["ram"], options["ctx"], options["json"]
     with Output() as output:
         from numoe.engine import describe, home

@@ -20,6 +20,8 @@ from numoe.cli.chat.loop import chat
 from numoe.cli.config import config, defaults
 from numoe.cli.fit import fit
 from numoe.cli.list import list_models
+from numoe.cli.logs import logs
+from numoe.cli.names import alias, template
 from numoe.cli.output import print_error
 from numoe.cli.perplexity import perplexity
 from numoe.cli.pull import pull
@@ -41,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, chat, fit, show, pull, quantize, verify, rm, bench, perplexity):
+for _command in (run, chat, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs):
     app.command(cls=Command)(_command)
 app.command("list", cls=Command)(list_models)
 app.add_typer(config, name="config")

@@ -17,7 +17,11 @@ _PAUSE = 0.1  # seconds between two status lines
 
 @takes("quant", "keep", "revision", "threads", "quiet", quant=Recipe.NATIVE)
 def pull(model: arguments.HubId, options: Options) -> None:
-    """Download a model. After an interruption the same command goes on where it was."""
+    """Download a model. After an interruption the same command goes on where it was.
+
+    Examples:
+    numoe pull Qwen/Qwen3-30B-A3B --quant int4
+    """
     with Output(options["quiet"]) as output:
         from numoe.engine.plan import format_bytes
         from numoe.engine.pull import pull as fetch

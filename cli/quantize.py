@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 @takes("quant", "calibrate", "threads", "ram", "quiet")
 def quantize(source: arguments.Source, destination: arguments.Destination, options: Options) -> None:
-    """Write a model into a new folder, its weights in fewer bits."""
+    """Write a model into a new folder, its weights in fewer bits.
+
+    Examples:
+    numoe quantize MODEL small --quant int4
+    numoe quantize model.gguf small --quant int4 --calibrate text.txt
+    """
     calibrate, threads = options["calibrate"], options["threads"]
     if calibrate is not None and options["quant"] is not Recipe.INT4:
         raise WrongUsage("only int4 is calibrated; leave --calibrate out, or give --quant int4")

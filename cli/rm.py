@@ -13,7 +13,11 @@ from numoe.quant.errors import WrongUsage
 
 @takes("yes")
 def rm(model: arguments.Pulled, options: Options) -> None:
-    """Remove a pulled model, or what an unfinished pull has left."""
+    """Remove a pulled model, or what an unfinished pull has left.
+
+    Examples:
+    numoe rm Qwen/Qwen3-30B-A3B:int4
+    """
     from numoe.engine import home
     from numoe.engine.plan import format_bytes
 

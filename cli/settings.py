@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from numoe.cli.arguments import chats_here, models_here
+from numoe.cli.arguments import chats_here, models_here, templates_here
 from numoe.cli.text import read_schema
 from numoe.cli.usage import refuse_rest
 from numoe.quant.errors import WrongUsage
@@ -246,13 +246,18 @@ def _sampling(name: str, kind: type, help: str, **more: Any) -> Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    # What is asked.
+    # Who is asked, and what.
+    Setting("model", str, "The model, where none stands before the prompt.", short="-m", metavar="MODEL",
+            may=May.CONFIG, completes=models_here),
+    Setting("pull", bool, "Download the model first, if it is not here and fits.", default=False),
     Setting("prompt", str, "The prompt. Piped text comes before it.", short="-p", metavar="TEXT"),
     Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
     Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
+    Setting("template", str, "Put the prompt into this one, see `numoe template`.", short="-t", metavar="NAME",
+            completes=templates_here),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME", completes=chats_here),
-    Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
+    Setting("continue_", bool, "Go on with the last one.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
     Setting("search", str, "List those in which this is said.", metavar="TEXT"),
     Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME",
@@ -320,7 +325,11 @@ SETTINGS: tuple[Setting, ...] = (
             default=Background.AUTO, metavar="|".join(Background), may=May.CONFIG,
             completes=lambda incomplete: list(Background)),
     Setting("verbose", bool, "Tell how the answer is sampled, and what that follows from.", default=False),
-    Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
+    Setting("save", bool, "Keep what is said, to go on with it.", default=True, long="--save/--no-save",
+            may=May.CONFIG),
+    Setting("log", bool, "Keep prompts and answers for `numoe logs`.", default=False, long="--log/--no-log",
+            may=May.CONFIG),
+    Setting("last", int, "So many at most.", default=10, short="-n", metavar="N", least=1),
     Setting("json", bool, "Print one JSON document.", default=False),
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
@@ -354,6 +363,19 @@ class Options(dict[str, Any]):
     chosen: Mapping[str, Any] = {}
     """Those that the user gives in any way: also by config.toml and NUMOE_*."""
 
+    def of(self, command: str) -> Options:
+        """The values that another command would have: those that were chosen here, its own defaults otherwise."""
+        from numoe.cli.config import settings
+
+        kept, _ = settings()
+        made = Options()
+        for name, setting in TAKEN[command].items():
+            own = kept[name].value if name in kept else setting.default
+            made[name] = self[name] if name in self.chosen else setting.value(None if own is ... else own)
+        made.stated = {name: value for name, value in self.stated.items() if name in made}
+        made.chosen = {name: made[name] for name in made if name in self.chosen or name in kept}
+        return made
+
     def recommend(self, own: Mapping[str, Any]) -> None:
         """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
         from numoe.engine import Sampling
@@ -361,6 +383,10 @@ class Options(dict[str, Any]):
         for name, setting in in_group("sampling").items() if own else ():
             if name not in self.chosen and name != "seed":
                 self[name] = own.get(setting.field, getattr(Sampling(), setting.field))
+
+
+TAKEN: dict[str, dict[str, Setting]] = {}
+"""The settings that commands take, by the names of their functions."""
 
 
 def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -373,6 +399,7 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
     taken |= {name: replace(taken[name], default=default) for name, default in defaults.items()}
 
     def made(command: Callable[..., None]) -> Callable[..., None]:
+        TAKEN[command.__name__] = taken
         signature = inspect.signature(command, eval_str=True)
         own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
 

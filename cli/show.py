@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @takes("ctx", "json")
 def show(model: arguments.Model, options: Options) -> None:
-    """Tell what a model is made of, without reading its weights."""
+    """Tell what a model is made of, without reading its weights.
+
+    Examples:
+    numoe show tiny
+    numoe show model.gguf --json
+    """
     from numoe.engine import describe
 
     description = describe(model)

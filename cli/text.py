@@ -72,10 +72,11 @@ def whole_prompt(
     file: str | None,
     attached: Sequence[str],
     note: Callable[[str], None],
+    needed: bool = True,
 ) -> str:
     """Attached files, then piped text, then the prompt, with an empty line between them.
 
-    note: told what we wait for, when that takes long.
+    note: told what we wait for, when that takes long. needed: refuse it where it is empty.
 
     Raises:
         InputError: a text cannot be read.
@@ -94,6 +95,8 @@ def whole_prompt(
         parts.append(read_text(file))
     parts = [part for part in parts if part.strip()]
     if not parts:
+        if not needed:
+            return ""
         raise WrongUsage("the prompt is empty; give it with -p or pipe it in")
     return "\n\n".join([*(part.rstrip("\n") for part in parts[:-1]), parts[-1]])
 

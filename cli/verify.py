@@ -11,7 +11,12 @@ from numoe.cli.settings import Options, takes
 
 @takes("repair", "json")
 def verify(model: arguments.Model, options: Options) -> None:
-    """Compare every byte of a model with its hashes."""
+    """Compare every byte of a model with its hashes.
+
+    Examples:
+    numoe verify tiny
+    numoe verify Qwen/Qwen3-30B-A3B --repair
+    """
     with Output() as output:
         from numoe.engine import home
         from numoe.engine.plan import format_bytes

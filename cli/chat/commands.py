@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from numoe.cli.arguments import models_here
+from numoe.cli.arguments import meant, models_here
 from numoe.cli.chat.kept import kept, said, write
 from numoe.cli.output import Output, printable
 from numoe.cli.reply import Interrupt, Neighbours, show, statistics
@@ -486,5 +486,6 @@ def _exceeds(model: Model, texts: Iterable[str], room: int) -> bool:
 
 def model_name(model: str) -> str:
     """A model's name as a chat keeps it: one that means the same in every folder."""
+    model = meant(model) or model
     path = expanded(model, "there is no folder or file")
     return str(path.absolute()) if model != TINY and os.path.lexists(path) else model

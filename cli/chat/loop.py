@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.cli import arguments
+from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output, billions, print_error
 from numoe.cli.settings import Options, filled, spelled, takes
 from numoe.cli.text import typed
@@ -25,15 +26,41 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system", "reasoning", "ending",
-    "sampling", "room", "quiet",
+    "model", "pull", "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system",
+    "reasoning", "ending", "sampling", "room", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
-def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
+def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> None:
     """Talk with a model.
 
     Chats keep themselves and go on with -c or --session, with the settings they had where no option says otherwise.
     Piped input is one turn a line, and is kept only with these options.
+
+    Examples:
+    numoe chat
+    numoe chat Qwen/Qwen3-30B-A3B --ram 16GB --think
+    numoe chat -c
+    numoe chat --search sheep
+    numoe chat --show trip > trip.txt
+    """
+    if options["show"] is not None or options["list"] or options["search"] is not None:
+        with Output(options["quiet"]) as output:
+            if options["show"] is not None:
+                _show(options["show"], options["json"], output)
+            else:
+                _list(options["search"], options["json"], output)
+        return
+    if options["json"]:
+        raise WrongUsage("--json goes with --list, --search or --show; `numoe run --json` answers so")
+    converse(model_argument or arguments.meant(options["model"]), options)
+
+
+def converse(model: str | None, options: Options) -> None:
+    """Talk: begin a chat, or go on with one.
+
+    Args:
+        model: None: that of the chat, or of the last one, else tiny.
+        options: those of `chat`.
     """
     session, goes_on = options["session"], options["continue_"]
     if goes_on and session is not None:
@@ -41,19 +68,17 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     typed_in = typed() and sys.stderr.isatty()
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
-        if options["show"] is not None:
-            _show(options["show"], options["json"], output)
-            return
-        if options["list"] or options["search"] is not None:
-            _list(options["search"], options["json"], output)
-            return
         from numoe.cli.chat.commands import Talk
         from numoe.engine.chat.files import alone, chat_path, chats
 
+        if options["pull"] and model is not None:
+            fetch_missing(model, options, output)
         kept = chats()
         if goes_on and not kept:
             raise WrongUsage("no chat is kept yet; `numoe chat` begins one")
         path = kept[0] if goes_on else chat_path(session) if session is not None else None
+        if path is not None and path.exists() and "model" not in options.stated and model == options["model"]:
+            model = None  # a default is no reason to go on with another one
         held = stack.enter_context(ExitStack())
         if path is not None:
             held.enter_context(alone(path))

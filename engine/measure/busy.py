@@ -37,7 +37,7 @@ class Sample:
 
 
 def taken_by_others(before: Sample, after: Sample, threads: int) -> float:
-    """So many cores others had between two samples, if that was long enough and left fewer than threads need, else 0."""
+    """The cores that others had between two samples; 0 if that was too short, or left as many as threads need."""
     seconds = after.clock - before.clock
     if threads < 2 or seconds < _LONG_ENOUGH:
         return 0.0
