@@ -32,7 +32,7 @@ def meant(model: str | None) -> str | None:
 
 
 def _table(name: str) -> dict[str, str]:
-    from numoe.cli.config import table
+    from numoe.cli.config_file import table
 
     return table(name)
 

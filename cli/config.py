@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from numoe.cli.config_file import TABLES, changed, check_table, path, read
 from numoe.cli.output import Output, print_error
-from numoe.cli.settings import May, Setting, settings_in
+from numoe.cli.settings import TAKEN, May, Options, Setting, settings_in
 from numoe.cli.usage import Command, Group, refuse_rest
 from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
-    from tomlkit import TOMLDocument
+    pass
 
 KEYS = settings_in(May.CONFIG)
 """The settings that can have another default, by name. Every command that takes one follows it."""
-TABLES = "alias", "template"
-"""The tables in config.toml: texts of the user's own by their names."""
-_PATIENCE = 20.0  # seconds to wait while another process writes the file
 
 
 @dataclass(frozen=True)
@@ -39,26 +35,19 @@ class Default:
     source: str
 
 
-def path() -> Path:
-    """The file, whether it is there or not."""
-    from numoe.engine.home import home
-
-    return home() / "config.toml"
-
-
 def settings() -> tuple[dict[str, Default], list[InputError]]:
     """Every key that is set, and what is wrong: a file that is not valid, unknown keys, values of another kind."""
     found: dict[str, Default] = {}
     wrong: list[InputError] = []
     file = path()
     try:
-        values = _read(file)
+        values = read(file)
     except InputError as error:
         values, wrong = {}, [error]
     for key, value in values.items():
         try:
             if key in TABLES:
-                _check_table(key, value, file)
+                check_table(key, value, file)
                 continue
             _setting(key, f"{file}: ").check(value, f"{file}: {key}")
             found[key] = Default(value, str(file))
@@ -89,55 +78,21 @@ def defaults(command: Any) -> dict[str, Any]:
     return {name: _given(values[name].value) for name in names if name in values}
 
 
+def options_of(command: str, options: Options) -> Options:
+    """The options that another command would have: those that were chosen here, its own defaults otherwise."""
+    kept, _ = settings()
+    made = Options()
+    for name, setting in TAKEN[command].items():
+        own = kept[name].value if name in kept else setting.default
+        made[name] = options[name] if name in options.chosen else setting.value(None if own is ... else own)
+    made.stated = {name: value for name, value in options.stated.items() if name in made}
+    made.chosen = {name: made[name] for name in made if name in options.chosen or name in kept}
+    return made
+
+
 def _given(value: Any) -> Any:
     """A value as if a flag had it: a switch, or a text."""
     return value if isinstance(value, bool) else str(value)
-
-
-def table(name: str) -> dict[str, str]:
-    """One of TABLES.
-
-    Raises:
-        InputError: config.toml cannot be read, or holds something else there.
-    """
-    file = path()
-    found: dict[str, str] = _read(file).get(name, {})
-    _check_table(name, found, file)
-    return found
-
-
-def change_table(name: str, key: str, value: str) -> None:
-    """Set an entry of one of TABLES; an empty value removes it.
-
-    Raises:
-        InputError: config.toml cannot be changed.
-        WrongUsage: there is none to remove, or the value is no text.
-    """
-    if not value and key not in table(name):
-        raise WrongUsage(f'there is no {name} "{key}"; `numoe {name}` shows those that there are')
-    _refuse_halves(value, f"{name} {key}")
-    with _changed() as document:
-        if value:
-            document.setdefault(name, {})[key] = value
-        else:
-            del document[name][key]
-            if not document[name]:
-                del document[name]
-
-
-def _check_table(name: str, value: Any, file: Path) -> None:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise InputError(f"{file}: {name} is no table of texts; correct or remove it")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    from numoe.quant.documents import parse_toml, read_document
-
-    if not file.exists():
-        return {}
-    if not file.is_file():
-        raise InputError(f"{file} is not an ordinary file; remove it")
-    return parse_toml(read_document(file), file)
 
 
 def _parsed(key: str, text: str, source: str) -> Any:
@@ -245,7 +200,7 @@ def set_(context: typer.Context, key: Key, value: Value) -> None:
     name = key.replace("-", "_")
     _setting(name)
     parsed = _parsed(name, value, key)
-    with _changed() as document:
+    with changed() as document:
         document[name] = parsed
     Output().note(f"{name} is {_shown(parsed)}")
 
@@ -258,32 +213,9 @@ def unset(context: typer.Context, key: Key) -> None:
     numoe config unset ram
     """
     refuse_rest(context)
-    with _changed() as document:
+    with changed() as document:
         name = key if key in document else key.replace("-", "_")
         if name not in document:
             raise WrongUsage(f"{path()} does not set {key}; `numoe config` shows what is set")
         del document[name]
     Output().note(f"{name} is not set any more")
-
-
-@contextmanager
-def _changed() -> Iterator[TOMLDocument]:
-    """The file with its comments, which stay where they are; written when it is changed, while others wait."""
-    import tomlkit
-
-    from numoe.engine.home import home, make
-    from numoe.quant.files import locked_soon, write_whole
-
-    _read(path())  # what is no file of settings is left alone, without a lock beside it
-    file = path().resolve()  # a link to where somebody keeps their settings stays one
-    try:
-        make(home())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with locked_soon(file, str(file), _PATIENCE):
-            _read(file)
-            text = file.read_text(encoding="utf-8-sig") if file.exists() else ""
-            document = tomlkit.parse(text)
-            yield document
-            write_whole(file, document.as_string().encode(), private=True)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); check the folder") from error

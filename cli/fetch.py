@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from numoe.cli.config import options_of
 from numoe.cli.output import Output
 from numoe.cli.pull import pull
 from numoe.cli.settings import Options, Recipe
@@ -44,6 +45,6 @@ def fetch_missing(model: str, options: Options, output: Output) -> None:
         )
     download = format_bytes(plans[Recipe.NATIVE].disk_bytes)
     output.note(f"{model} as {best}: {verdict}; {download} to download.")
-    chosen = options.of("pull")
+    chosen = options_of("pull", options)
     chosen["quant"] = best
     inspect.unwrap(pull)(model, options=chosen)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from numoe.cli.config import change_table, table
+from numoe.cli.config_file import change_table, table
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
 from numoe.quant.errors import WrongUsage
@@ -41,6 +41,8 @@ def template(pairs: _Pairs = None, *, options: Options) -> None:
 
 
 def _change(kind: str, pairs: list[str] | None, json: bool) -> None:
+    from numoe.engine.chat.answer import is_text
+
     output = Output()
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
@@ -48,6 +50,8 @@ def _change(kind: str, pairs: list[str] | None, json: bool) -> None:
             raise WrongUsage(
                 f'`numoe {kind}` takes NAME=VALUE, the name in letters, digits, ".", "-" and "_", not "{pair}"'
             )
+        if not is_text(value):
+            raise WrongUsage(f"numoe {kind} takes texts, and {value!a} is not UTF-8")
         change_table(kind, name, value)
         output.note(f"{name} is {value}" if value else f"{name} is removed")
     if pairs:

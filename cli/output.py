@@ -157,7 +157,7 @@ class Output:
     def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
         """Rows of as many cells; `numbers` are the columns to align right.
 
-        They are folded into the width of the screen, but never in a pipe, unless a row is one paragraph.
+        They are folded into the width of the screen; in a pipe only where COLUMNS tells one, or a row is a paragraph.
         """
         from rich.console import Console
         from rich.table import Table
@@ -168,7 +168,7 @@ class Output:
             table.add_column(justify="right" if column in numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        whole = not self._cleans and len(rows[0]) > 1
+        whole = not self._cleans and len(rows[0]) > 1 and "COLUMNS" not in os.environ
         console = Console(file=sys.stdout, no_color=True, width=_WIDEST if whole else None)
         with console.capture() as page:
             console.print(table)
@@ -259,7 +259,7 @@ class Output:
             self.clear_status()
         elif done == 0 or self._reading_since is None:
             self._reading_since = now
-            self._bar("reading", done, total, f"0/{total}")
+            self._bar("reading", done, total, f"{done}/{total}")
         else:
             rate = done / max(now - self._reading_since, 1e-6)
             left = duration((total - done) / rate)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from numoe.cli import arguments
-from numoe.cli.config import table
+from numoe.cli.config import options_of
+from numoe.cli.config_file import table
 from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, Neighbours, document, show, statistics
@@ -68,7 +69,7 @@ def run(
     if _opens_chat(options, given):
         from numoe.cli.chat.loop import converse
 
-        converse(model, options.of("chat"))
+        converse(model, options_of("chat", options))
         return
     if model is None:
         model = _last_model(options)

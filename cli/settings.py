@@ -363,19 +363,6 @@ class Options(dict[str, Any]):
     chosen: Mapping[str, Any] = {}
     """Those that the user gives in any way: also by config.toml and NUMOE_*."""
 
-    def of(self, command: str) -> Options:
-        """The values that another command would have: those that were chosen here, its own defaults otherwise."""
-        from numoe.cli.config import settings
-
-        kept, _ = settings()
-        made = Options()
-        for name, setting in TAKEN[command].items():
-            own = kept[name].value if name in kept else setting.default
-            made[name] = self[name] if name in self.chosen else setting.value(None if own is ... else own)
-        made.stated = {name: value for name, value in self.stated.items() if name in made}
-        made.chosen = {name: made[name] for name in made if name in self.chosen or name in kept}
-        return made
-
     def recommend(self, own: Mapping[str, Any]) -> None:
         """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
         from numoe.engine import Sampling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli import arguments
@@ -33,7 +34,9 @@ def show(model: arguments.Model, options: Options) -> None:
 
 
 def _document(description: Description, plan: Plan) -> dict[str, Any]:
-    spec = description.spec
+    from numoe.engine.disk import disk, license_of
+
+    spec, on_disk = description.spec, disk(description)
     return {
         "family": spec.family,
         "layers": len(spec.layers),
@@ -48,6 +51,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
             for (role, label), (nbytes, parameters) in sorted(_weights(plan).items())
         ],
         "weight_bytes": plan.stored_bytes,
+        "disk_bytes": asdict(on_disk) | {"total": on_disk.total},
+        "license": license_of(description) or None,
         "context": spec.context,
         "kv_bytes": {str(plan.context): plan.kv_bytes},
         "tokenizer": _has(description, "tokenizer"),
@@ -56,9 +61,10 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
 
 
 def _print(model: str, description: Description, plan: Plan) -> None:
+    from numoe.engine.disk import disk, license_of
     from numoe.engine.plan import format_bytes
 
-    spec = description.spec
+    spec, on_disk = description.spec, disk(description)
     attention = _labels(spec, "attention")
     ffn = _labels(spec, "ffn")
     active = f"{billions(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else "all active"
@@ -76,13 +82,23 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("context", f"up to {spec.context} tokens; {plan.context} take {format_bytes(plan.kv_bytes)}"),
             ("tokenizer", "yes" if _has(description, "tokenizer") else "none"),
             ("chat format", template),
+            ("license", license_of(description) or "its files do not say"),
             ("", ""),
         ]
     )
     weights = sorted(_weights(plan).items(), key=lambda entry: -entry[1][0])
     rows = [(*key, format_bytes(nbytes), _bits(nbytes, parameters)) for key, (nbytes, parameters) in weights]
     everything = "all", "", format_bytes(plan.stored_bytes), _bits(plan.stored_bytes, plan.parameters)
-    output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
+    beside = [
+        ("left aside (drafting heads, eyes)", on_disk.aside),
+        ("headers", on_disk.headers),
+        ("vocabulary, configuration, texts", on_disk.others),
+        ("on disk", on_disk.total),
+    ]
+    more = [(what, "", format_bytes(nbytes), "") for what, nbytes in beside if nbytes]
+    if less := plan.stored_bytes - on_disk.weights:  # weights that are used in two places, numbers that are held wider
+        more.insert(0, ("stored once, or narrower", "", f"{'-' * (less > 0)}{format_bytes(abs(less))}", ""))
+    output.table([("weights", "format", "size", "bits each"), *rows, everything, *more], numbers=[2, 3])
 
 
 def _weights(plan: Plan) -> dict[tuple[str, str], tuple[int, int]]:

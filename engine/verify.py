@@ -1,16 +1,19 @@
-"""Whether the files of a folder are the ones that its manifest tells of."""
+"""Whether the files of a model are the ones that its manifest, or the hub's cache, tells of."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from numoe.engine.home import models_folder
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
 from numoe.quant.files import held, is_left
+from numoe.quant.stored.checkpoint import open_checkpoint
 from numoe.quant.stored.manifest import MANIFEST_NAME, read_manifest
 
 _BLOCK = 1 << 22
@@ -36,6 +39,50 @@ class Findings:
         return not (self.damaged or self.missing or self.extra)
 
 
+@dataclass(frozen=True)
+class Read:
+    """A file without a manifest that was read to its end. expected: its hash by the hub's cache, None elsewhere."""
+
+    nbytes: int
+    tensors: int
+    sha256: str
+    expected: str | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is as the hub has it; where that is not known, whether it could be read."""
+        return self.expected in (None, self.sha256)
+
+
+def verify_file(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Read:
+    """Read every byte of a GGUF file, whose header must be that of as many; see `verify`.
+
+    Raises:
+        InputError: it is damaged, or cut.
+    """
+    with open_checkpoint(path) as checkpoint:
+        tensors = len(checkpoint.tensors)
+    blob = path.resolve().name  # the hub's cache calls a file by its hash
+    expected = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else None
+    size = path.stat().st_size
+    digest, done = _hashed(path, lambda done: progress(done, size))
+    return Read(done, tensors, digest, expected)
+
+
+def _hashed(path: Path, tell: Callable[[int], None]) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+            tell(size)
+    return digest.hexdigest(), size
+
+
+def _shifted(progress: Callable[[int, int], None], before: int, total: int, size: int) -> None:
+    progress(before + size, total)
+
+
 def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
     """Read every byte of a model.
 
@@ -59,14 +106,10 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
         if not path.is_file():
             found["missing"].append(name)
             continue
-        digest, size = hashlib.sha256(), 0
+        digest = ""
         if path.stat().st_size == record.size:
-            with path.open("rb") as file:
-                while block := file.read(_BLOCK):
-                    digest.update(block)
-                    size += len(block)
-                    progress(done + size, total)
-        found["good" if digest.hexdigest() == record.sha256 else "damaged"].append(name)
+            digest, _ = _hashed(path, partial(_shifted, progress, done, total))
+        found["good" if digest == record.sha256 else "damaged"].append(name)
         done += record.size
     there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
     visible = {

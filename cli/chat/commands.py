@@ -52,11 +52,11 @@ COMMANDS = {
     "bye": ("", "leave, as /exit and Ctrl-D do"),
 }
 KEYS = (
+    ("//", "begins a question with a slash: //etc is asked as /etc"),
     ("Ctrl-C", "stops an answer"),
     ("Alt-Enter", 'begins a new line; so does Enter after """, up to the next """'),
     ("Ctrl-G", "opens the editor"),
     ("Tab", "completes commands, settings, models, chats and files"),
-    ("//", "begins a question with a slash: //etc is asked as /etc"),
 )
 _SETTINGS = settings_in(May.TALK)
 _OTHERWISE = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help"}

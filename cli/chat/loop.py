@@ -225,18 +225,20 @@ def _introduce(talk: Talk) -> None:
         f"{session.context} tokens. /help lists the commands."
     )
     if talk.conversation.chat.model == TINY:
+        memory = _memory()
         talk.output.note(
             "A demonstration: it knows a few animals, colours and numbers. Whether a larger model runs in the "
-            f"{_memory()} of this machine, before it is downloaded:"
+            f"{memory or 'memory'} of this machine, before it is downloaded:"
         )
-        talk.output.note(f"numoe fit Qwen/Qwen3-30B-A3B --ram {_memory()}")
+        talk.output.note("numoe fit Qwen/Qwen3-30B-A3B" + (f" --ram {memory}" if memory else ""))
 
 
 def _memory() -> str:
-    """What the machine has, as --ram takes it."""
-    import psutil
-
-    nbytes = psutil.virtual_memory().total
+    """What the machine has, as --ram takes it; "" where Python cannot tell."""
+    try:
+        nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return ""
     return f"{nbytes // 10**9}GB" if nbytes >= 10**9 else f"{nbytes // 10**6}MB"
 
 

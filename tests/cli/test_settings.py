@@ -62,7 +62,12 @@ def test_a_setting_that_is_declared_can_be_given_in_every_way(tmp_path: Path, mo
     assert [code.strip() for code in others] == ["0", "1", "2", "2"]
     assert '"repeat_last_n" takes a whole number from 0 on, not "few"' in done.stderr
     assert 'error: --repeat-last-n takes a whole number from 0 on, not "-1"' in done.stderr
-    assert [row.split()[1] for row in done.stderr.splitlines() if row.startswith("repeat_last_n ")] == ["7", "is", "9"]
+    assert [row.split()[1] for row in done.stderr.splitlines() if row.startswith("repeat_last_n ")] == [
+        "is",
+        "7",
+        "is",
+        "9",
+    ]
     assert 'error: repeat_last_n takes a whole number from 0 on, not "x"' in done.stderr
 
 
