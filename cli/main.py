@@ -29,7 +29,7 @@ from numoe.cli.quantize import quantize
 from numoe.cli.rm import rm
 from numoe.cli.run import run
 from numoe.cli.show import show
-from numoe.cli.usage import Command, Group, UsageError, complete, sentence
+from numoe.cli.usage import Command, Group, UsageError, complete, complete_now, sentence
 from numoe.cli.verify import verify
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 
@@ -177,6 +177,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
     _prepare_streams()
+    complete_now()
     try:
         try:
             code = app(args, prog_name="numoe", standalone_mode=False)

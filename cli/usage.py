@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,8 @@ from numoe.quant.errors import WrongUsage
 
 UsageError: Any = typer.BadParameter.__base__
 """What Typer raises of wrong usage; it may have a Click of its own."""
+VARIABLE = "_NUMOE_COMPLETE"
+"""By which shells ask."""
 SHELLS = "bash", "zsh", "fish", "powershell"
 _BY_SHELL = "--install-completion", "--show-completion"
 _BASH = r"""
@@ -23,7 +26,8 @@ _numoe_completion() {
     local line IFS=$'\n'
     COMPREPLY=()
     while read -r line; do
-        [[ $line == */ ]] && compopt -o nospace
+        [[ $line ]] || continue
+        [[ $line == */ ]] && compopt -o nospace 2> /dev/null
         COMPREPLY+=("$(printf %q "$line")")
     done < <(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _NUMOE_COMPLETE=complete_bash "$1" 2> /dev/null)
 }
@@ -39,6 +43,10 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["[OPTIONS]", *_places(self)]
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.width = _width()
+        super().format_help(ctx, formatter)
+
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _write_help(self, formatter)
 
@@ -52,13 +60,17 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """Commands, listed by the first sentence of each."""
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.width = _width()
+        super().format_help(ctx, formatter)
+
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _write_help(self, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _first_sentence(command)) for name, command in self.commands.items()])
+            _write_pairs(formatter, [(name, _first_sentence(command)) for name, command in self.commands.items()])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(self, formatter)
@@ -118,14 +130,13 @@ def complete(shell: str, install: bool) -> None:
     if shell not in SHELLS:
         shown = f", not {_quoted(shell)}" if shell else ""
         raise WrongUsage(f"{_BY_SHELL[not install]} takes {_listed(SHELLS, 'or')}{shown}")
-    variable = "_NUMOE_COMPLETE"
-    script = get_completion_script(prog_name="numoe", complete_var=variable, shell=shell)
+    script = get_completion_script(prog_name="numoe", complete_var=VARIABLE, shell=shell)
     if shell == "bash":  # with names quoted that have spaces in them
         script = _BASH.strip()
     if not install:
         typer.echo(script)
         return
-    _, path = put(shell=shell, prog_name="numoe", complete_var=variable)
+    _, path = put(shell=shell, prog_name="numoe", complete_var=VARIABLE)
     if shell == "bash":
         path.write_text(script + "\n")
     typer.echo(f"{shell} completes numoe from its next start on; the script is {path}", err=True)
@@ -151,6 +162,23 @@ def _listed(names: Any, word: str = "and") -> str:
     return f"{', '.join(most)} {word} {last}" if most else str(last)
 
 
+def _width() -> int:
+    """Columns for help; more than a hundred are hard to read."""
+    return max(24, min(100, shutil.get_terminal_size().columns) - 2)
+
+
+def _write_pairs(formatter: Any, rows: list[tuple[str, str]]) -> None:
+    formatter.write_dl(rows, col_max=min(30, formatter.width // 2))
+
+
+def complete_now() -> None:
+    """Let Typer answer a shell that asks what to complete."""
+    if VARIABLE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
+
+
 def _parts(command: Any) -> tuple[list[str], list[str]]:
     """The paragraphs of a docstring, and the lines of its examples."""
     text, _, examples = (command.help or "").partition("\n\nExamples:\n")
@@ -172,9 +200,9 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     if arguments:
         with formatter.section("Arguments"):
-            formatter.write_dl([(_place(one), one.help or "") for one in arguments])
+            _write_pairs(formatter, [(_place(one), one.help or "") for one in arguments])
     with formatter.section("Options"):
-        formatter.write_dl(list(_rows(command, ctx)))
+        _write_pairs(formatter, list(_rows(command, ctx)))
 
 
 def _rows(command: Any, ctx: Any) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.settings import spelled
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def kept(search: str = "") -> Iterator[Kept]:
             chat = Chat.read(path)
         except (InputError, OSError) as error:  # damaged, or removed meanwhile
             if not search and path.exists():
-                yield Kept(path.stem, path.stat().st_mtime, wrong=str(error))
+                yield Kept(path.stem, path.stat().st_mtime, wrong=spelled(str(error)))
             continue
         if search.lower() in f"{path.stem}\n{said(chat.turns)}".lower():
             yield Kept(path.stem, used, title(chat), chat.model, len(chat.turns))
@@ -70,7 +71,14 @@ def title(chat: Chat) -> str:
 def table(chats: Sequence[Kept]) -> list[tuple[str, str, str, str, str]]:
     """Rows with a heading."""
     rows = [
-        (one.name, one.wrong or one.title, one.model, "" if one.wrong else str(one.turns), one.age) for one in chats
+        (
+            one.name,
+            "(cannot be read)" if one.wrong else one.title,
+            one.model,
+            "" if one.wrong else str(one.turns),
+            one.age,
+        )
+        for one in chats
     ]
     return [("name", "title", "model", "turns", "age"), *rows]
 

@@ -1,0 +1,103 @@
+"""`numoe chat` at a terminal of fixed size, with answers that a test wants."""
+
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect", exc_type=ImportError)
+pyte = pytest.importorskip("pyte", exc_type=ImportError)
+if not hasattr(pexpect, "spawn"):
+    pytest.skip("pexpect has no pseudo-terminals here", allow_module_level=True)
+
+# `numoe` with a model that says what the test wants, one answer after the other; "..." at an end goes on for ever.
+SCRIPTED = """
+import itertools, json, sys
+from numoe.cli.main import main
+from numoe.engine.text import sample
+from numoe.engine.home import locate
+from numoe.engine.text.tokenizer import load_tokenizer
+
+answers = iter(json.loads(sys.argv.pop(1)))
+tokenizer = load_tokenizer(locate("tiny"))
+
+def choose(self, logits, recent_ids=()):
+    if not hasattr(self, "script"):
+        answer = next(answers)
+        after = itertools.cycle(tokenizer.encode(" on and on")) if answer.endswith("...") else tokenizer.eos_ids
+        self.script = itertools.chain(tokenizer.encode(answer.removesuffix("...")), after)
+    return next(self.script)
+
+sample.Sampler.choose = choose
+main(sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A screen, and `numoe chat` on it. `raw` is all that was ever written to it."""
+
+    def __init__(self, home: Path, *arguments: str, answers: list[str] | None = None, columns: int = 80, **env: str):
+        environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "NUMOE_HOME": str(home)}
+        environment.pop("COLUMNS", None)
+        program = ["-m", "numoe.cli"] if answers is None else ["-c", SCRIPTED, json.dumps(answers)]
+        self.process = pexpect.spawn(
+            sys.executable,
+            [*program, "chat", *arguments],
+            cwd=str(home),
+            env=environment | env,
+            dimensions=(24, columns),
+            encoding="utf-8",
+        )
+        self.raw = ""
+        self._screen = pyte.Screen(columns, 24)
+        self._stream = pyte.Stream(self._screen)
+        self.wait(r"/help lists\s+the\s+commands\.[\s\S]*\n>$")
+
+    @property
+    def screen(self) -> str:
+        return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
+
+    def wait(self, pattern: str) -> "Terminal":
+        """Read until the screen matches."""
+        while not re.search(pattern, self.screen):
+            try:
+                text = self.process.read_nonblocking(65536, timeout=60)
+            except (pexpect.TIMEOUT, pexpect.EOF):
+                raise AssertionError(f"{pattern!r} did not appear on\n{self.screen}") from None
+            self.raw += text
+            self._stream.feed(text)
+        return self
+
+    def send(self, keys: str) -> "Terminal":
+        self.process.send(keys)
+        return self
+
+    def clear(self) -> None:
+        """Forget what the screen shows."""
+        self._screen.reset()
+        self.raw = ""
+
+    def paste(self, text: str) -> "Terminal":
+        return self.send(f"\x1b[200~{text}\x1b[201~")
+
+    def ask(self, line: str, until: str = r"context \d+/\d+\n>$") -> str:
+        """Put in a line on a cleared screen, and give the screen after its answer."""
+        self.clear()
+        return self.paste(line).send("\r").wait(until).screen
+
+    def left(self) -> int | None:
+        """The exit code."""
+        self.process.expect(pexpect.EOF, timeout=60)
+        self.process.wait()
+        return self.process.exitstatus
+
+
+def end(process: pexpect.spawn) -> None:
+    """Kill a process and wait until it is gone, which `close` alone does for a tenth of a second."""
+    process.kill(signal.SIGKILL)
+    process.wait()
+    process.close()
