@@ -101,7 +101,13 @@ def _is_prompt(text: str, options: Options) -> bool:
 
     if "model" in options.stated or options["continue_"]:
         return True
-    return options["model"] is not None and not is_hub_id(text) and (" " in text or lookup(text) is None)
+    if is_hub_id(text) or lookup(text) is not None:
+        return False
+    if options["model"] is None and " " in text:
+        raise WrongUsage(
+            "numoe run needs MODEL before a prompt; name one, or set a default with `numoe config set model`"
+        )
+    return options["model"] is not None
 
 
 def _opens_chat(options: Options, given: tuple[str | None, ...]) -> bool:

@@ -94,7 +94,7 @@ class Group(TyperGroup):
 def refuse_rest(context: typer.Context) -> None:
     """Raises WrongUsage if words are left over behind those that a command takes."""
     if context.args:
-        takes = " and ".join(_places(context.command)) or "options alone"
+        takes = " and ".join(_places(context.command)).translate(str.maketrans("", "", "[]")) or "options alone"
         more = "; put a prompt into quotes" if "PROMPT" in takes else ""
         raise WrongUsage(
             f"{context.command_path} takes {takes}, and {_quoted(' '.join(context.args))} is left over{more}"
@@ -186,7 +186,7 @@ def _parts(command: Any) -> tuple[list[str], list[str]]:
 
 
 def _first_sentence(command: Any) -> str:
-    return re.split(r"(?<=[a-z])[.;:]\s", _parts(command)[0][0].replace("\n", " ") + " ")[0].strip(" .") + "."
+    return re.split(r"(?<=[\w`])[.;:]\s", _parts(command)[0][0].replace("\n", " ") + " ")[0].strip(" .") + "."
 
 
 def _write_help(command: Any, formatter: Any) -> None:

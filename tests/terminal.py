@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import sys
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ if not hasattr(pexpect, "spawn"):
 SCRIPTED = """
 import itertools, json, sys
 from numoe.cli.main import main
+from numoe.engine.measure import busy
 from numoe.engine.text import sample
 from numoe.engine.home import locate
 from numoe.engine.text.tokenizer import load_tokenizer
@@ -33,6 +36,7 @@ def choose(self, logits, recent_ids=()):
     return next(self.script)
 
 sample.Sampler.choose = choose
+busy.taken_by_others = lambda *samples: 0.0
 main(sys.argv[1:])
 """
 
@@ -40,10 +44,19 @@ main(sys.argv[1:])
 class Terminal:
     """A screen, and `numoe chat` on it. `raw` is all that was ever written to it."""
 
-    def __init__(self, home: Path, *arguments: str, answers: list[str] | None = None, columns: int = 80, **env: str):
+    def __init__(
+        self,
+        home: Path,
+        *arguments: str,
+        answers: list[str] | None = None,
+        columns: int = 80,
+        before: str = "",
+        **env: str,
+    ):
+        """`before`: what the program does first."""
         environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "NUMOE_HOME": str(home)}
         environment.pop("COLUMNS", None)
-        program = ["-m", "numoe.cli"] if answers is None else ["-c", SCRIPTED, json.dumps(answers)]
+        program = ["-m", "numoe.cli"] if answers is None else ["-c", before + SCRIPTED, json.dumps(answers)]
         self.process = pexpect.spawn(
             sys.executable,
             [*program, "chat", *arguments],
@@ -60,6 +73,17 @@ class Terminal:
     @property
     def screen(self) -> str:
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
+
+    @property
+    def styled(self) -> str:
+        """The screen with the style of each stretch of text that has one: {bold cyan|words}."""
+        lines = []
+        for y in range(self._screen.lines):
+            row = [self._screen.buffer[y][x] for x in range(self._screen.columns)]
+            runs = groupby(row, lambda cell: _style(cell) if cell.data.strip() else "")
+            parts = ((style, "".join(cell.data for cell in cells)) for style, cells in runs)
+            lines.append("".join(f"{{{style}|{text}}}" if style else text for style, text in parts).rstrip())
+        return "\n".join(lines).rstrip()
 
     def wait(self, pattern: str) -> "Terminal":
         """Read until the screen matches."""
@@ -94,6 +118,12 @@ class Terminal:
         self.process.expect(pexpect.EOF, timeout=60)
         self.process.wait()
         return self.process.exitstatus
+
+
+def _style(cell: Any) -> str:
+    colours = [cell.fg] * (cell.fg != "default") + [f"on {cell.bg}"] * (cell.bg != "default")
+    names = ("bold", "italics", "underscore", "reverse")
+    return " ".join([*(name for name in names if getattr(cell, name)), *colours])
 
 
 def end(process: pexpect.spawn) -> None:

@@ -347,7 +347,7 @@ class Talk:
             raise InputError(f"{path} is there already; give another name, or remove it first")
         self._move(path, self.conversation.chat.write)
         self._keeps = self._answered = True
-        self.output.note(f"The chat is kept in {path}.")
+        self.output.note(f"The chat is kept {f'as {path.stem}' if _cache(path) else f'in {path}'}.")
 
     def do_load(self, text: str) -> None:
         path = _named(text)

@@ -113,7 +113,9 @@ class _Page:
     """
 
     def __init__(self, code_style: str) -> None:
-        theme = Theme({"markdown.code": code_style, "markdown.code_block": code_style})
+        table = code_style.removeprefix("bold ")
+        names = {"code": code_style, "code_block": code_style, "table.header": table, "table.border": table}
+        theme = Theme({f"markdown.{name}": style for name, style in names.items()})
         self._console = Console(file=sys.stdout, highlight=False, theme=theme)
         self._shown: list[str] = []
         self._all: list[str] = []

@@ -68,7 +68,8 @@ class Chat:
         """
         shown = "`numoe chat list=true` shows those that are kept"
         if not path.is_file():
-            raise WrongUsage(f"there is no chat {path}; {shown}")
+            named = f'"{path.stem}"' if path.parent == chats_folder() else path
+            raise WrongUsage(f"there is no chat {named}; {shown}")
         try:
             document = read_object(path)
         except InputError:

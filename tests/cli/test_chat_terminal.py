@@ -204,7 +204,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     chat.ask("/think show", r"shown.*\n>$")
     chat.ask("/think hide", r"folded.*\n>$")
     assert "error: /think takes" in chat.ask("/think", r"error.*\n>$")
-    chat.ask("/save mine", r"is kept in[\s\S]*\n>$")
+    chat.ask("/save mine", r"is kept (as|in)[\s\S]*\n>$")
     chat.ask("/clear", r"new chat.*\n>$")
     assert "eight" in chat.ask("Another")
     listed = chat.ask("/list", r"\n>$")
@@ -221,7 +221,7 @@ def test_every_command(start: Start, tmp_path: Path) -> None:
     assert "is there already" in chat.ask(
         "/save " + next((tmp_path / "chats").glob("*another.json")).stem, r"error[\s\S]*\n>$"
     )
-    chat.ask("/save mine", r"is kept in[\s\S]*\n>$")  # its own name
+    chat.ask("/save mine", r"is kept (as|in)[\s\S]*\n>$")  # its own name
     assert (tmp_path / "history").stat().st_mode & 0o777 == 0o600
     assert chat.send("/exit\r").left() == 0
 

@@ -889,11 +889,17 @@ def test_an_answer_that_is_cut_is_told(command: Run) -> None:
     assert "cut off" not in command("run", "tiny", "What sound does a sheep make?")[2]
 
 
-def test_an_endless_repetition_ends(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_repetition_ends(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     word = describe("tiny").tokenizer.encode(" on")[0]
     monkeypatch.setattr("numoe.engine.text.sample.Sampler.choose", lambda *_: word)
     code, out, err = command("run", "tiny", "hi", "--json")
     assert code == 0 and json.loads(out)["finish_reason"] == "repetition"
     assert err.endswith(", stopped, for the answer repeats itself without end\n")
+
+
+@pytest.mark.slow
+def test_an_endless_repetition_is_no_whole_form(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = describe("tiny").tokenizer.encode(" on")[0]
+    monkeypatch.setattr("numoe.engine.text.sample.Sampler.choose", lambda *_: word)
     file = write_lines(tmp_path / "batch", {"prompt": "hi", "regex": "( on)*"})
     assert command("run", "tiny", "--batch", file, "-q")[0] == 3, "what was asked for is not whole"

@@ -349,7 +349,7 @@ def test_files_that_are_no_chats(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.json"
     for make in (lambda: None, path.mkdir):
         make()
-        with pytest.raises(InputError, match=r"there is no chat .*x\.json; `numoe chat list=true`"):
+        with pytest.raises(InputError, match=r"there is no chat .*x.*; `numoe chat list=true`"):
             Chat.read(path)
     path.rmdir()
     path.write_text(text)
