@@ -66,7 +66,7 @@ _HUB_HELP = "A hub id, such as deepseek-ai/DeepSeek-V4-Flash."
 HubId = Annotated[str, typer.Argument(metavar="MODEL", help=_HUB_HELP, callback=meant)]
 _PULLED_HELP = "The name of a pulled model, as `numoe list` shows it."
 Pulled = Annotated[str, typer.Argument(metavar="MODEL", help=_PULLED_HELP, autocompletion=pulled_here, callback=meant)]
-_SOURCE_HELP = "The model to convert: a folder of safetensors, a .gguf file, or the name of a pulled model."
+_SOURCE_HELP = "The model to convert: a folder of safetensors, or the name of a pulled model."
 Source = Annotated[str, typer.Argument(metavar="MODEL", help=_SOURCE_HELP, autocompletion=models_here, callback=meant)]
 Destination = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make; it must not exist yet.")]
 File = Annotated[str, typer.Argument(metavar="FILE", help="A text in UTF-8; - reads what is piped in.")]

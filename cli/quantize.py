@@ -22,7 +22,7 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
 
     Examples:
     numoe quantize MODEL small --quant int4
-    numoe quantize model.gguf small --quant int4 --calibrate text.txt
+    numoe quantize MODEL small --quant int4 --calibrate text.txt
     """
     calibrate, threads = options["calibrate"], options["threads"]
     if calibrate is not None and options["quant"] is not Recipe.INT4:
