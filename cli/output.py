@@ -78,7 +78,7 @@ def print_error(message: str) -> None:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width, break_on_hyphens=False) or [""]]
 
 
 class Output:

@@ -32,7 +32,7 @@ def verify(model: arguments.Model, options: Options) -> None:
         from numoe.engine.plan import format_bytes
         from numoe.engine.verify import reopen, verify_file
         from numoe.engine.verify import verify as check
-        from numoe.quant.stored.checkpoint import only_gguf
+        from numoe.quant.stored.checkpoint import is_gguf, only_gguf
 
         folder = home.locate(model)
         read = f"reading {folder.name}: {{}} of {{}}"
@@ -42,7 +42,7 @@ def verify(model: arguments.Model, options: Options) -> None:
 
         if folder.is_dir():
             folder = only_gguf(folder) or folder
-        if folder.is_file():
+        if folder.is_file() and is_gguf(folder):
             _tell_file(output, model, folder, verify_file(folder, progress), options["json"])
             return
         pulled = next((one for one in home.models() if one.path == folder), None)

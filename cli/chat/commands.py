@@ -344,7 +344,8 @@ class Talk:
     def do_save(self, text: str) -> None:
         path = _named(text)
         if path != self._path and os.path.lexists(path):
-            raise InputError(f"{path} is there already; give another name, or remove it first")
+            what = f'the chat "{path.stem}"' if _cache(path) else path
+            raise InputError(f"{what} is there already; give another name, or remove it first")
         self._move(path, self.conversation.chat.write)
         self._keeps = self._answered = True
         self.output.note(f"The chat is kept {f'as {path.stem}' if _cache(path) else f'in {path}'}.")

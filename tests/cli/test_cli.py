@@ -233,6 +233,31 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.getvalue() == ""
 
 
+def test_loading_is_shown_from_half_a_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = terminals(monkeypatch), [1.0, 0.65, 0.6, 0.4, 0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock.pop())
+    progress = Output().loading("big")
+    shown = []
+    for done in (20, 30, 31, 50):
+        progress(done, 100)
+        shown.append(screen.err.getvalue().rpartition("\x1b[K")[2])
+    assert shown == [
+        "loading big",
+        "loading [######..............] 30% of big 1.4 s left",
+        "loading [######..............] 30% of big 1.4 s left",
+        "loading [##########..........] 50% of big 1 s left",
+    ]
+
+
+def test_errors_are_folded_at_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminals(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_error("the question takes more tokens than there are; raise `max_tokens` a bit")
+    assert screen.err.getvalue() == (
+        "error: the question takes more tokens\nthan there are; raise --max-tokens a bit\n"
+    )
+
+
 def test_status_lines_never_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminals(monkeypatch)
     monkeypatch.setenv("COLUMNS", "20")
