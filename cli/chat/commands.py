@@ -87,7 +87,7 @@ class Talk:
         Args:
             path: the chat's file; None: named after the first question.
             alone: what keeps other processes from going on with the chat; see `conversation.alone`.
-            keeps: write the chat to a file at all.
+            keeps: write the chat to a file at all; may be changed at any time.
 
         Raises:
             InputError: the model cannot be loaded, or has no chat template.
@@ -97,7 +97,7 @@ class Talk:
         self._load = load
         self._path = path
         self._alone = alone
-        self._keeps = keeps
+        self.keeps = keeps
         self._files: dict[str, str] = {}  # by their names, what is put before the next question
         self._neighbours = Neighbours()
         self._answered = False  # since the cache file was written or read
@@ -135,7 +135,7 @@ class Talk:
         """The commands; the words that may follow each, and whether a file may."""
         names = [path.stem for path in chats()]
         words: dict[str, tuple[list[str], bool]] = {name: ([], False) for name in (*COMMANDS, "exit")}
-        words |= {"set": ([*_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
+        words |= {"set": (["system", "history", *_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
         return words | {
             "save": (names, True),
             "load": (names, True),
@@ -149,7 +149,7 @@ class Talk:
     def leave(self) -> None:
         """Keep what the session remembers, so that the chat goes on at once the next time."""
         cache = _cache(self._path)
-        if self._keeps and self._answered and cache and self.conversation.chat.turns:
+        if self.keeps and self._answered and cache and self.conversation.chat.turns:
             self.output.status("saving the chat")
             self.conversation.save_cache(cache)
             self._answered = False
@@ -189,7 +189,7 @@ class Talk:
     def _keep(self) -> None:
         """Write the chat; one that nothing was said in has no file."""
         chat = self.conversation.chat
-        if self._keeps and (self._path or chat.turns):
+        if self.keeps and (self._path or chat.turns):
             if self._path is None:
                 self._move(new_path(chat.turns[0].question), chat.write)
             else:
@@ -262,17 +262,20 @@ class Talk:
     def do_set(self, text: str) -> None:
         if not text:
             settings = zip(self._settings(), _SETTINGS.values(), strict=True)
-            self.output.notes(
-                [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
-            )
+            rows = [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
+            kept = f"history {'on' if self.keeps else 'off'}", "Keep what is said and typed."
+            self.output.notes([*rows, kept])
             return
         name, _, value = text.replace("=", " ", "=" in text.partition(" ")[0]).partition(" ")
         if name.lstrip("-").lower() == "system":
             self.do_system(value.strip())
             return
+        if name.lower() == "history":
+            self._set_history(value.strip())
+            return
         setting = _setting(name)
         if setting is None:
-            raise WrongUsage(f"there is no setting {name}; there are system, {', '.join(_SETTINGS)}")
+            raise WrongUsage(f"there is no setting {name}; there are system, history, {', '.join(_SETTINGS)}")
         if not value.strip():
             raise WrongUsage(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
         parsed = setting.read(value.strip(), setting.name, none="none")
@@ -280,6 +283,13 @@ class Talk:
             setting.check(parsed, setting.name, value.strip())
         self._change({setting.name: parsed})
         self.output.note(f"{setting.name} is {dict(self._settings())[setting.name]}.")
+
+    def _set_history(self, value: str) -> None:
+        if value not in ("on", "off"):
+            raise WrongUsage(f'history takes on or off, not "{value}"')
+        self.keeps = value == "on"
+        self.output.note("What is said is kept." if self.keeps else "What is said and typed from here on is not kept.")
+        self._keep()
 
     def do_show(self, text: str) -> None:
         chat, session = self.conversation.chat, self.conversation.session
@@ -347,14 +357,14 @@ class Talk:
             what = f'the chat "{path.stem}"' if _cache(path) else path
             raise InputError(f"{what} is there already; give another name, or remove it first")
         self._move(path, self.conversation.chat.write)
-        self._keeps = self._answered = True
+        self.keeps = self._answered = True
         self.output.note(f"The chat is kept {f'as {path.stem}' if _cache(path) else f'in {path}'}.")
 
     def do_load(self, text: str) -> None:
         path = _named(text)
         Chat.read(path)  # what is no chat is left as it is, without a lock beside it
         self._move(path, lambda path: self._open(Chat.read(path), _cache(path)))
-        self._keeps = True
+        self.keeps = True
 
     def do_list(self, text: str) -> None:
         rows = [

@@ -175,7 +175,7 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
         if hasattr(signal, "SIGHUP"):  # the terminal is closed
             signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
         _introduce(talk)
-        prompt = Prompt(home() / "history" if saves else None, talk.completions)
+        prompt = Prompt(home() / "history" if saves else None, talk.completions, lambda: talk.keeps)
         lines = _typed_lines(stack.enter_context(prompt), talk)
     for line in lines:
         try:

@@ -461,7 +461,7 @@ def test_commands_that_are_meant(command: Run, line: str, told: str) -> None:
         ("/set temp -1", 'temp takes a number from 0 to 1000000, not "-1"'),
         ("/set top_p 2", 'top_p takes a number from 0 to 1, not "2"'),
         ("/set temp", "/set temp needs a value: Randomness"),
-        ("/set colour=3", "there is no setting colour; there are system, "),
+        ("/set colour=3", "there is no setting colour; there are system, history, "),
     ],
 )
 def test_settings_that_are_refused_say_what_is_allowed(command: Run, line: str, told: str) -> None:
@@ -505,3 +505,13 @@ def test_a_chat_that_is_not_kept(start: Start, tmp_path: Path) -> None:
     assert "Yes." in chat.ask("Really?")
     assert chat.send("/bye\r").left() == 0
     assert not (tmp_path / "history").exists() and not list(tmp_path.glob("chats/*"))
+
+
+def test_a_chat_that_is_not_kept_from_here_on(start: Start, tmp_path: Path) -> None:
+    chat = start("tiny", answers=["One.", "Two.", "Three."])
+    chat.ask("first")
+    assert "not kept" in chat.ask("/set history off", r"not kept.*\n>$")
+    chat.ask("secret")
+    assert questions(tmp_path) == ["first"]
+    assert chat.send("/bye\r").left() == 0
+    assert questions(tmp_path) == ["first"] and "secret" not in (tmp_path / "history").read_text()

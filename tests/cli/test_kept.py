@@ -111,3 +111,12 @@ def test_a_chat_that_is_read_again_says_why_in_plain_words(command: Run) -> None
     assert "2 turns, " in err and "which are read again with the next question: nothing was kept that spares it" in err
     chat_path("old").with_suffix(".kv").write_bytes(b"torn")
     assert "is damaged, or of another model" in command("chat", "--session", "old", stdin="")[2]
+
+
+def test_history_is_switched_within_a_chat(command: Run) -> None:
+    lines = "one\n/set history off\ntwo\n/set history on\n/set history\n"
+    code, _, err = command("chat", "tiny", "--session", "new", "-n", "1", stdin=lines)
+    assert code == 2 and "history takes on or off" in err and "from here on is not kept" in err
+    assert [turn.question for turn in Chat.read(chat_path("new")).turns] == ["one", "two"]
+    command("chat", "tiny", "--session", "other", "-n", "1", stdin="one\n/set history off\ntwo\n")
+    assert [turn.question for turn in Chat.read(chat_path("other")).turns] == ["one"]
