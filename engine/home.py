@@ -233,7 +233,7 @@ def unknown(name: str) -> WrongUsage:
             )
         return WrongUsage(
             f'"{name}" is neither a folder here nor a pulled model{hint}; `numoe fit {name}` tells what it takes, '
-            f"`numoe pull {name}` gets it, `numoe run {name} pull=true` does both"
+            f"`numoe pull {name}` gets it, `numoe run pull=true` does both"
         )
     shown = name if len(name) <= 200 else f"{name[:200]}..."
     return WrongUsage(
