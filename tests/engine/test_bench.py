@@ -243,7 +243,7 @@ def test_errors_are_one_sentence(numoe: Run, checkpoint: Callable[[str], Path], 
     assert (code, out) == (1, "")
     assert "lower --prompt-tokens" in err and err.count("\n") == 1
     code, out, err = numoe(str(tmp_path / "nowhere"))
-    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.count("\n") == 1
     assert numoe(str(checkpoint("llama_a")), "-n", "0")[0] == 2
 
 
