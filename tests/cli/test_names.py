@@ -37,7 +37,13 @@ def test_a_default_model_and_aliases(command: Run, home: Path) -> None:
         assert command("run", "-q", *asked)[1] == SHEEP
     assert command("run", "-q", stdin=question)[1] == SHEEP
     assert command("chat", "-q", "--temp", "0", stdin=question)[1] == SHEEP
-    refused(command("run", "slow", "x"), '"acme/large" is neither', "numoe fit acme/large", "`numoe run --pull` does both", code=2)
+    refused(
+        command("run", "slow", "x"),
+        '"acme/large" is neither',
+        "numoe fit acme/large",
+        "`numoe run --pull` does both",
+        code=2,
+    )
     refused(command("run", "acme/other"), "the prompt is empty", code=2)
     assert command("config", "get", "model") == (0, "fast\n", "")
     assert command("alias", "fast=", "slow=")[0] == 0 and "alias" not in (home / "config.toml").read_text()
