@@ -69,8 +69,8 @@ def _refuse_numbers(schema: Any) -> None:
         if size := _SIZES.get(key):
             if large := next((number for number in _numbers(value) if size(number) > _LARGEST_CONSTANT), None):
                 raise InputError(
-                    f"the JSON schema cannot be used: {key} has {shown(large)}, and only numbers up to 2**53 keep their "
-                    "digits; give it as a string"
+                    f"the JSON schema cannot be used: {key} has {shown(large)}, and only numbers up to 2**53 keep "
+                    "their digits; give it as a string"
                 )
         elif key in _TABLES and isinstance(value, Mapping):
             _refuse_numbers(list(value.values()))
