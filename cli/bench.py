@@ -13,7 +13,7 @@ from numoe.cli.output import Output, decimal
 from numoe.cli.settings import Options, takes
 
 
-@takes("speed", "threads", "ram", "replay", "json")
+@takes("speed", "threads", "ram", "check", "replay", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
     threads, repetitions = options["threads"], options["repetitions"]
@@ -21,7 +21,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         _replay(options["replay"], options["json"])
         return
     if model == "kernels":
-        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram"}:
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "check"}:
             raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return
@@ -33,7 +33,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        described = describe(model)
+        described = describe(model, check=options["check"])
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
         loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun

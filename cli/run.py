@@ -30,7 +30,7 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
+    "sampling", "room", "check", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.
@@ -50,7 +50,7 @@ def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, opt
         output.status(f"loading {model}")
         from numoe.engine import describe
 
-        description = describe(model)
+        description = describe(model, check=options["check"])
         for told in description.tokenizer.notes:
             output.note(told)
         options.recommend(description.sampling)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
-    temp=0.6, top_p=0.95,
+    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "check",
+    "quiet", temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     """Talk with a model.
@@ -103,7 +103,7 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
 
     def loaded(chat: Chat) -> Model:
         output.status(f"loading {chat.model}")
-        described = describe(chat.model)
+        described = describe(chat.model, check=options["check"])
         room = described.plan(chat.settings.context).context
         made = load(described, ram=options["ram"], threads=options["threads"], ctx=room)
         output.clear_status()
