@@ -613,7 +613,7 @@ def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
     session = model.session(64)
     first = session.feed(range(10))
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
+    whole, was = file.read_bytes(), file.stat()
     os.truncate(file, 5000)
     with pytest.raises(InputError, match=r"model\.safetensors ends at byte \d+, inside its tensor data"):
         session.feed(range(40))
@@ -622,6 +622,9 @@ def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
     session.save(tmp_path / "chat")
     with file.open("r+b") as handle:
         handle.write(whole)
+    with pytest.raises(InputError, match="has changed since it was first read"):
+        session.feed(range(40))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     np.testing.assert_array_equal(model.restore(tmp_path / "chat").feed([5]), session.feed([5]))
     session.rewind(11)
     np.testing.assert_array_equal(session.feed(range(10)), first)
