@@ -10,6 +10,7 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output, decimal
+from numoe.cli.reply import SHED
 from numoe.cli.settings import Options, takes
 
 
@@ -122,6 +123,7 @@ def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("experts", f"{counts['hit_rate']:.1%} found in memory, {format_bytes(counts['resident_bytes'])} there now"),
         ("read", f"{format_bytes(counts['bytes_read'])}, {counts['wait_s']:.3g} s of waiting"),
+        *([("memory", SHED)] if counts.get("shed") else []),
     ]
 
 

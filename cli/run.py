@@ -12,7 +12,7 @@ import typer
 
 from numoe.cli import arguments
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, document, show, statistics
+from numoe.cli.reply import SHED, Interrupt, document, show, statistics
 from numoe.cli.request import Request
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
@@ -118,6 +118,8 @@ class _Asked:
                 parallel = options["parallel"] or (PARALLEL if options["trace"] is None else 1)
                 answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
                 heat.keep(model)
+                if model.stats()["experts"].get("shed"):
+                    output.note(SHED)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0
