@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,7 @@ class Files:
 
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
+        finalize(self, _close, self._open)
         self._states: dict[Path, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
@@ -106,9 +108,7 @@ class Files:
     def close(self) -> None:
         """Closes every file. A later read opens it again."""
         with self._lock:
-            for file in self._open.values():
-                file.close()
-            self._open.clear()
+            _close(self._open)
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:
@@ -131,6 +131,12 @@ class Files:
         with self._lock:
             file.seek(offset)
             return file.readinto(view)
+
+
+def _close(files: dict[Path, FileIO]) -> None:
+    for file in files.values():
+        file.close()
+    files.clear()
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
