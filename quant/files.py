@@ -34,6 +34,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 _LARGEST_READ = 1 << 30
 
 
+MOST_TENSORS = 250_000
+"""In a file: reading a header of so many takes a second, and the largest models have as many in all files."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Where a stored tensor lies: `nbytes` from `offset` of `path` hold `shape` in row-major order.
