@@ -75,6 +75,8 @@ def _for_nobody(folder: Path) -> str:
     (folder / "tmp").mkdir()
     (folder / "tmp").chmod(0o777)
     shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    (folder / "checkout" / ".pytest_cache").mkdir()
+    (folder / "checkout" / ".pytest_cache").chmod(0o777)
     reachable = ("/usr/bin/python3", "/usr/local/bin/python3", sys.executable)
     base = next(one for one in reachable if Path(one).exists())
     return _installed(base, folder, checkout=folder / "checkout")
@@ -92,7 +94,7 @@ ENVIRONMENTS = {
     # As on macOS and Windows. The tests of workers ask for some.
     "threads": Environment(arguments=("-p", "without_fork", "--ignore=tests/quant/test_workers.py")),
     "haswell": Environment(variables={"OPENBLAS_CORETYPE": "Haswell"}),
-    "user": Environment(_for_nobody, _as_nobody, ("-p", "no:cacheprovider")),
+    "user": Environment(_for_nobody, _as_nobody),
 }
 
 

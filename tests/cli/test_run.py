@@ -159,6 +159,9 @@ def test_what_cannot_be_asked(
 )
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
     code, out, err = command("run", model, *arguments)
+    if "nan" in arguments:  # which only newer versions of Typer know to be out of range
+        assert (code, out) in ((1, ""), (2, "")) and "rror: " in err
+        return
     assert (code, out) == (2, "") and "Error: " in err
 
 
