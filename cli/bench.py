@@ -8,11 +8,12 @@ from typing import Any
 
 from numoe.cli import arguments
 from numoe.cli.output import Output, decimal
+from numoe.cli.reply import SHED
 from numoe.cli.settings import Options, takes
 from numoe.quant.errors import WrongUsage
 
 
-@takes("speed", "threads", "ram", "replay", "json")
+@takes("speed", "threads", "ram", "check", "replay", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply.
 
@@ -25,7 +26,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         _replay(options["replay"], options["json"])
         return
     if model == "kernels":
-        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram"}:
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "check"}:
             raise WrongUsage("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return
@@ -37,7 +38,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        described = describe(model)
+        described = describe(model, check=options["check"])
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
         loaded = load(described, ram=options["ram"], threads=threads, ctx=ctx)
         load_seconds = time.perf_counter() - begun
@@ -126,6 +127,7 @@ def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("experts", f"{counts['hit_rate']:.1%} found in memory, {format_bytes(counts['resident_bytes'])} there now"),
         ("read", f"{format_bytes(counts['bytes_read'])}, {counts['wait_s']:.3g} s of waiting"),
+        *([("memory", SHED)] if counts.get("shed") else []),
     ]
 
 

@@ -19,7 +19,8 @@ from numoe.quant.errors import InputError
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 # What a terminal could take for commands: C0 without tab and newline, DEL, C1; and what turns the direction of text.
 _TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0), *_TURNS) if code not in (0x09, 0x0A)}
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), *_TURNS)}
+del _CONTROLS[0x09], _CONTROLS[0x0A]
 _LONGEST_ERROR = 2000
 _SOON = 0.5  # seconds that nobody wonders about
 _PAUSE = 0.1  # seconds between two pictures of a bar
@@ -27,8 +28,8 @@ _WIDEST = 10_000  # columns of a table that is not folded
 
 
 def printable(text: str) -> str:
-    """Text without control characters, except tabs and newlines."""
-    return text.translate(_CONTROLS)
+    """Text with control characters in letters, such as \\x1b, but for tabs and ends of lines."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def decimal(value: float) -> str:

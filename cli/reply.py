@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
 
 
+SHED = "other programs need the memory, so fewer experts stay in it"
+
+
 def show(answer: Answer, output: Output | None) -> Turn:
     """Show an answer as it is made, and return it, trimmed. However this ends, the answer is ended.
 
@@ -75,6 +78,8 @@ def statistics(generation: Generation, experts: dict[str, Any]) -> str:
     if experts.get("misses"):
         waited = f"{experts['wait_s']:.3g} s of waiting for the others"
         parts.append(f"{experts['hit_rate']:.0%} of experts found in memory and {waited}")
+    if experts.get("shed"):
+        parts.append(SHED)
     return ", ".join(parts)
 
 

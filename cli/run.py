@@ -17,7 +17,7 @@ from numoe.cli.config import options_of
 from numoe.cli.config_file import table
 from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, Neighbours, document, show, statistics
+from numoe.cli.reply import SHED, Interrupt, Neighbours, document, show, statistics
 from numoe.cli.request import Request
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import typed, whole_prompt
@@ -36,8 +36,8 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "model", "pull", "prompt", "prompt_file", "file", "template", "system", "raw", "continue_", "session", "reasoning",
-    "show_thinking", "form", "ending", "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel",
-    "trace", "save", "log", "verbose", "quiet",
+    "show_thinking", "form", "ending", "sampling", "room", "check", "json", "jsonl", "logprobs", "batch", "out",
+    "parallel", "trace", "save", "log", "verbose", "quiet",
 )  # fmt: skip
 def run(
     model_argument: arguments.ModelOrDefault = None, prompt_argument: arguments.Prompt = None, *, options: Options
@@ -82,7 +82,7 @@ def run(
 
         if options["pull"]:
             fetch_missing(model, options, output)
-        description = describe(model)
+        description = describe(model, check=options["check"])
         for told in description.tokenizer.notes:
             output.note(told)
         options.recommend(description.sampling)
@@ -206,6 +206,8 @@ class _Asked:
                 parallel = options["parallel"] or (PARALLEL if options["trace"] is None else 1)
                 answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
                 heat.keep(model)
+                if model.stats()["experts"].get("shed"):
+                    output.note(SHED)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0

@@ -299,6 +299,8 @@ SETTINGS: tuple[Setting, ...] = (
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,
             may=May.CONFIG),
+    Setting("check", bool, "Compare every byte of the model that is read with its hash.", default=False,
+            may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
     # Models on the disk.

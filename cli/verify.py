@@ -57,7 +57,7 @@ def verify(model: arguments.Model, options: Options) -> None:
         else:
             for kind, names in wrong.items():
                 for name in names:
-                    output.text(f"{kind}: {folder / name}")
+                    output.text(f"{kind}: {folder / name}".replace("\n", r"\n"))
             if found.whole:
                 output.text(f"{len(found.good)} files, {format_bytes(found.nbytes)}, all as they were made")
             elif repaired and pulled:

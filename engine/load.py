@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.engine.budget import Budget
+from numoe.engine.budget import Budget, free_memory
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.store import ExpertStore
@@ -23,6 +23,8 @@ from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 from numoe.quant.formats.resident import hold
 from numoe.quant.stored.handle import Stored
+
+_LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 
 
 def load(
@@ -79,6 +81,7 @@ def load(
     loaded = Model(description, weights, experts, memory)
     identity = description.identity  # now, while the files are those that were read
     if experts and memory.experts is not None:
+        experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
         experts.warm(heat.kept(identity))
     return loaded
 

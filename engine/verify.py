@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from numoe.engine.home import models_folder
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.errors import InputError
-from numoe.quant.files import held, is_left
+from numoe.quant.files import Files, held
+from numoe.quant.stored.checked import is_intact, misfits, require_manifest
 from numoe.quant.stored.checkpoint import open_checkpoint
-from numoe.quant.stored.manifest import MANIFEST_NAME, read_manifest
 
 _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The files of a folder by what is the matter with them.
-
-    Hidden ones are nobody's business, but for what writers left that were killed.
-    """
+    """The files of a folder by what is the matter with them, see `checked.misfits`."""
 
     good: tuple[str, ...]
     damaged: tuple[str, ...]
@@ -79,10 +76,6 @@ def _hashed(path: Path, tell: Callable[[int], None]) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _shifted(progress: Callable[[int, int], None], before: int, total: int, size: int) -> None:
-    progress(before + size, total)
-
-
 def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Findings:
     """Read every byte of a model.
 
@@ -92,31 +85,29 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     Raises:
         InputError: the folder has no manifest, or a damaged one.
     """
-    manifest = read_manifest(folder) if folder.is_dir() else None
-    if manifest is None:
-        raise InputError(
-            f"{folder} has no {MANIFEST_NAME} with the hashes to compare with; "
-            "only what `numoe pull` and `numoe quantize` made can be verified"
-        )
-    total = sum(record.size for record in manifest.files.values())
+    records = require_manifest(folder).files
+    missing, extra = misfits(folder, records)
+    total = sum(record.size for record in records.values())
     done = 0
-    found: dict[str, list[str]] = {"good": [], "damaged": [], "missing": []}
-    for name, record in manifest.files.items():
+    good: list[str] = []
+    damaged: list[str] = []
+
+    def read(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    for name, record in records.items():
         path = folder / name
-        if not path.is_file():
-            found["missing"].append(name)
+        if name in missing:
             continue
-        digest = ""
-        if path.stat().st_size == record.size:
-            digest, _ = _hashed(path, partial(_shifted, progress, done, total))
-        found["good" if digest == record.sha256 else "damaged"].append(name)
-        done += record.size
-    there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    visible = {
-        path.as_posix() for path in there if is_left(path.name) or not any(part.startswith(".") for part in path.parts)
-    }
-    extra = visible - manifest.files.keys() - {MANIFEST_NAME}
-    return Findings(**{kind: tuple(names) for kind, names in found.items()}, extra=tuple(sorted(extra)), nbytes=total)
+        with closing(Files()) as files:
+            blocks = range(-(-record.size // record.block))
+            intact = path.stat().st_size == record.size and all(
+                is_intact(files.read_range, path, record, block, read) for block in blocks
+            )
+        (good if intact else damaged).append(name)
+    return Findings(tuple(good), tuple(damaged), tuple(sorted(missing)), tuple(sorted(extra)), total)
 
 
 def reopen(folder: Path, findings: Findings) -> None:

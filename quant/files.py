@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 # macOS refuses to read 2 GiB or more at once.
 _LARGEST_READ = 1 << 30
+
+
+MOST_TENSORS = 250_000
+"""In a file: reading a header of so many takes a second, and the largest models have as many in all files."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,31 @@ class Extent(NamedTuple):
 
 
 class Files:
-    """Files opened for reading when first needed. Safe to use from several threads."""
+    """Files opened for reading when first needed, which stay as they were then. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
+        finalize(self, _close, self._open)
+        self._states: dict[Path, tuple[int, ...]] = {}
         self._lock = threading.Lock()
+
+    def begun(self, path: Path, nbytes: int) -> None:
+        """To be called when the first `nbytes` of a file have been read elsewhere: they are this file's.
+
+        Raises InputError when it cannot be looked at.
+        """
+        try:
+            self._states.setdefault(path, _state(path.stat()))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
 
     def read_range(
         self, path: Path, offset: int, nbytes: int, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """`nbytes` from `offset` of a file: uint8 (nbytes,), in `out` if given.
 
-        Raises InputError when the file cannot be opened or read, or ends too soon.
+        Raises InputError when the file cannot be opened or read, ends too soon, or is not as it was when it was first
+        read.
         """
         if out is None:
             out = np.empty(nbytes, np.uint8)
@@ -83,6 +101,7 @@ class Files:
             if count == 0:
                 raise InputError(f"{path} ends at byte {offset + done}, inside its tensor data: download it again")
             done += count
+        self._refuse_changed(path, os.fstat(file.fileno()))
         return out[:nbytes]
 
     def drop_cached(self, path: Path, offset: int, nbytes: int) -> None:
@@ -93,9 +112,7 @@ class Files:
     def close(self) -> None:
         """Closes every file. A later read opens it again."""
         with self._lock:
-            for file in self._open.values():
-                file.close()
-            self._open.clear()
+            _close(self._open)
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:
@@ -104,7 +121,12 @@ class Files:
                     self._open[path] = path.open("rb", buffering=0)
                 except OSError as error:
                     raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
+                self._states.setdefault(path, _state(os.fstat(self._open[path].fileno())))
             return self._open[path]
+
+    def _refuse_changed(self, path: Path, now: os.stat_result) -> None:
+        if self._states[path] != _state(now):
+            raise InputError(f"{path} has changed since it was first read; leave it alone, and load the model again")
 
     def _read_into(self, file: FileIO, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):
@@ -113,6 +135,17 @@ class Files:
         with self._lock:
             file.seek(offset)
             return file.readinto(view)
+
+
+def _close(files: dict[Path, FileIO]) -> None:
+    for file in files.values():
+        file.close()
+    files.clear()
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file is another one, or was written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # Names that Windows keeps for devices, whatever follows their first point.

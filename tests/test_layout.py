@@ -113,7 +113,7 @@ def test_only_quant_knows_formats() -> None:
     """How matrices of a kind are computed with, and how a file keeps them, is behind faces that all have in common."""
     faces = {
         "formats": {"format", "pack", "qtensor", "resident", "samples"},
-        "stored": {"arrays", "checkpoint", "handle", "manifest", "quantization", "shards"},
+        "stored": {"arrays", "checked", "checkpoint", "handle", "manifest", "quantization", "shards"},
     }
     for file in [file for file in modules() if "quant" not in file.relative_to(ROOT).parts]:
         for name in named(file):

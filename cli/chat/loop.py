@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @takes(
     "model", "pull", "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system",
-    "reasoning", "ending", "sampling", "room", "quiet",
+    "reasoning", "ending", "sampling", "room", "check", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> None:
@@ -152,7 +152,7 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
 
     def loaded(chat: Chat) -> Model:
         progress = output.loading(chat.model)
-        described = describe(chat.model)
+        described = describe(chat.model, check=options["check"])
         room = described.plan(chat.settings.context).context
         made = load(described, ram=options["ram"], threads=options["threads"], ctx=room, progress=progress)
         output.clear_status()

@@ -187,7 +187,7 @@ def test_control_characters_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPa
     output.table([(HOSTILE, "x")])
     output.line({HOSTILE: HOSTILE})
     print_error(HOSTILE)
-    assert screen.out.getvalue().startswith("a[31mb2J\tc\n")
+    assert screen.out.getvalue().startswith("a\\x1b[31mb\\x07\\x9b2J\\u202e\\u2066\tc\n")
     for stream_ in (screen.out, screen.err):
         assert not set(stream_.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "")) & set(
             "\x1b\x07\x9b\r\u202e\u2066"

@@ -106,7 +106,7 @@ def test_reasoning_longer_than_the_screen_leaves_one_line(monkeypatch: pytest.Mo
 
 
 def test_control_characters_do_not_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [line for line in shown(["a\x1b[2Jb\x9b1mc"], [], monkeypatch) if line] == ["a[2Jb1mc"]
+    assert [line for line in shown(["a\x1b[2Jb\x9b1mc"], [], monkeypatch) if line] == [r"a\x1b[2Jb\x9b1mc"]
 
 
 CODE = """for x in y:

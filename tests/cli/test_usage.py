@@ -88,7 +88,7 @@ def examples() -> Iterator[list[str]]:
                     yield shlex.split(re.sub(r" [<>] ?\S+", "", part))[1:]
 
 
-@pytest.mark.parametrize("arguments", examples(), ids=" ".join)
+@pytest.mark.parametrize("arguments", [*examples()], ids=" ".join)
 def test_examples_can_be_parsed(arguments: list[str]) -> None:
     name, count = (" ".join(arguments[:2]), 2) if arguments[0] == "config" and len(arguments) > 1 else (arguments[0], 1)
     context = COMMANDS[name].make_context(name, arguments[count:], resilient_parsing=True)
