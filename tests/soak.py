@@ -136,7 +136,8 @@ def growth(rounds: list[Figures]) -> list[str]:
     """What is not as it was: the second half of the rounds against the first, as sentences."""
     half = len(rounds) // 2
     faults: list[str] = []
-    memory = [statistics.median(one.memory for one in part) for part in (rounds[:half], rounds[half:])]
+    # What is lost is never there again; buffers that are, or are not yet given back, come and go.
+    memory = [min(one.memory for one in part) for part in (rounds[:half], rounds[half:])]
     if memory[1] > memory[0] * (1 + MEMORY):
         faults.append(f"memory grew from {memory[0]:,.0f} to {memory[1]:,.0f} bytes")
     for name in ("files", "threads", "processes"):
