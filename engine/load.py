@@ -86,7 +86,7 @@ def load(
     return loaded
 
 
-def _read(description: Description, *, wide: bool, tell: Callable[[int], None] | None) -> Weights:
+def _read(description: Description, *, wide: bool, tell: Callable[[int], None] | None = None) -> Weights:
     """All weights but the routed experts; `tell` is told their bytes so far."""
     weights, done = Weights(), 0
     for name, tensor in description.spec.tensors().items():

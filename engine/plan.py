@@ -215,7 +215,7 @@ def parse_bytes(text: str | int) -> int:
     unit = match[2].upper().replace("I", "i") if match else ""
     count = float(match[1]) * _UNITS[unit] if match and unit in _UNITS else 0.0
     if not 1 <= count < 2**63:
-        unitless = bool(match) and not unit
+        unitless = match is not None and not unit and float(match[1]) > 0
         why = "has no unit" if unitless else "is not an amount of memory"
         raise WrongUsage(f'"{text}" {why}; write it like {f"{text}GB or {text}MB" if unitless else "16GB or 8GiB"}')
     return int(count)

@@ -246,7 +246,7 @@ def test_that_memory_was_needed_elsewhere_is_said_once(
 ) -> None:
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
     monkeypatch.setattr(experts, "_PATIENCE", 0)
-    ram = str(describe("tiny").plan(256).total_bytes - 100)
+    ram = f"{describe('tiny').plan(256).total_bytes - 100}B"
     asked = ("run", "tiny", "--ctx", "256", "--ram", ram, "What colour is a frog?")
     code, out, err = command(*asked)
     assert code == 0 and "other programs" not in err

@@ -725,7 +725,7 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path) -> Non
 
 def test_a_destination_in_the_folder_of_no_user(source: Path, command: Callable[..., Any]) -> None:
     code, _, err = command("quantize", str(source), "~nosuchuser/out", "--quant", "int4")
-    assert (code, "begins with the name of no user" in err) == (1, True)
+    assert (code, "begins with the name of no user" in err) == (2, True)
 
 
 def test_a_disk_that_is_too_small_is_refused_first(
