@@ -62,7 +62,7 @@ class Extent(NamedTuple):
 
 
 class Files:
-    """Files opened for reading when first needed, which stay as they were then. Safe to use from several threads."""
+    """Files opened when first needed, which stay as they were when first read. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
@@ -80,6 +80,13 @@ class Files:
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
 
+    def open(self, path: Path) -> None:
+        """Opens a file that may have no name when it is read.
+
+        Raises InputError when it cannot be opened.
+        """
+        self._file(path)
+
     def read_range(
         self, path: Path, offset: int, nbytes: int, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
@@ -91,6 +98,8 @@ class Files:
         if out is None:
             out = np.empty(nbytes, np.uint8)
         file = self._file(path)
+        if path not in self._states:
+            self._states.setdefault(path, _state(os.fstat(file.fileno())))
         view = out.data[:nbytes]
         done = 0
         while done < nbytes:
@@ -121,7 +130,6 @@ class Files:
                     self._open[path] = path.open("rb", buffering=0)
                 except OSError as error:
                     raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
-                self._states.setdefault(path, _state(os.fstat(self._open[path].fileno())))
             return self._open[path]
 
     def _refuse_changed(self, path: Path, now: os.stat_result) -> None:

@@ -424,7 +424,7 @@ def _read_speeds(folder: Path, pieces: Iterable[int]) -> dict[int, float]:
     speeds = {}
     try:
         with path.open("wb") as file:
-            files.read_range(path, 0, 0)  # which opens it
+            files.open(path)
             if os.name != "nt":
                 path.unlink()
             block = np.random.default_rng(0).bytes(1 << 24)
