@@ -6,25 +6,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from numoe.cli import arguments
 from numoe.cli.output import Output, decimal
+from numoe.cli.reply import SHED
 from numoe.cli.settings import Options, takes
+from numoe.quant.errors import WrongUsage
 
 
-@takes("speed", "threads", "ram", "kv", "replay", "chart", "json")
+@takes("speed", "threads", "ram", "kv", "check", "replay", "chart", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
-    """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply."""
+    """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply.
+
+    Examples:
+    numoe bench tiny
+    numoe bench kernels
+    """
     threads, repetitions = options["threads"], options["repetitions"]
     if options["replay"] is not None:
         _replay(options["replay"], options["json"], options["chart"])
         return
     if options["chart"] is not None:
-        raise typer.BadParameter("--chart draws what --replay tells; give both")
+        raise WrongUsage("--chart draws what --replay tells; give both")
     if model == "kernels":
-        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv"}:
-            raise typer.BadParameter("bench kernels has no model; it takes --threads, --repetitions and --json")
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv", "check"}:
+            raise WrongUsage("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return
     with Output() as output:
@@ -35,7 +40,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
 
         output.status(f"loading {model}")
         begun = time.perf_counter()
-        described = describe(model)
+        described = describe(model, check=options["check"])
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
         loaded = load(described, ram=options.memory, threads=threads, ctx=ctx, kv=options["kv"])
         load_seconds = time.perf_counter() - begun
@@ -131,6 +136,7 @@ def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("experts", f"{counts['hit_rate']:.1%} found in memory, {format_bytes(counts['resident_bytes'])} there now"),
         ("read", f"{format_bytes(counts['bytes_read'])}, {counts['wait_s']:.3g} s of waiting"),
+        *([("memory", SHED)] if counts.get("shed") else []),
     ]
 
 

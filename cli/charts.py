@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import typer
-
 from numoe.cli.output import Output, Segment, decimal
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import write_whole
 
 SCREEN = "-"
@@ -81,10 +79,10 @@ def check(where: str | None, json: bool) -> None:
 
     Raises:
         InputError: the file is of another kind.
-        BadParameter: standard output has one JSON document, and no room for it.
+        WrongUsage: standard output has one JSON document, and no room for it.
     """
     if where == SCREEN and json:
-        raise typer.BadParameter("--json prints one document and no chart; give --chart a file")
+        raise WrongUsage("--json prints one document and no chart; give --chart a file")
     if where not in (None, SCREEN) and Path(str(where)).suffix.lower() not in _SHEETS:
         raise InputError(f"{where} names no kind of picture that numoe draws; end it in .svg or .png")
 

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from numoe.cli.config_file import TABLES, changed, check_table, path, read
 from numoe.cli.output import Output, print_error
-from numoe.cli.settings import May, Setting, settings_in
-from numoe.quant.errors import InputError
+from numoe.cli.settings import TAKEN, May, Options, Setting, settings_in
+from numoe.cli.usage import Command, Group, refuse_rest
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
-    from tomlkit import TOMLDocument
+    pass
 
 KEYS = settings_in(May.CONFIG)
 """The settings that can have another default, by name. Every command that takes one follows it."""
-_PATIENCE = 20.0  # seconds to wait while another process writes the file
 
 
 @dataclass(frozen=True)
@@ -36,24 +35,20 @@ class Default:
     source: str
 
 
-def path() -> Path:
-    """The file, whether it is there or not."""
-    from numoe.engine.home import home
-
-    return home() / "config.toml"
-
-
 def settings() -> tuple[dict[str, Default], list[InputError]]:
     """Every key that is set, and what is wrong: a file that is not valid, unknown keys, values of another kind."""
     found: dict[str, Default] = {}
     wrong: list[InputError] = []
     file = path()
     try:
-        values = _read(file)
+        values = read(file)
     except InputError as error:
         values, wrong = {}, [error]
     for key, value in values.items():
         try:
+            if key in TABLES:
+                check_table(key, value, file)
+                continue
             _setting(key, f"{file}: ").check(value, f"{file}: {key}")
             found[key] = Default(value, str(file))
         except InputError as error:
@@ -80,41 +75,65 @@ def defaults(command: Any) -> dict[str, Any]:
     values, wrong = settings()
     if wrong:
         raise wrong[0]
-    return {name: values[name].value for name in names if name in values}
+    return {name: _given(values[name].value) for name in names if name in values}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    from numoe.quant.documents import parse_toml, read_document
+def options_of(command: str, options: Options) -> Options:
+    """The options that another command would have: those that were chosen here, its own defaults otherwise."""
+    kept, _ = settings()
+    made = Options()
+    for name, setting in TAKEN[command].items():
+        own = kept[name].value if name in kept else setting.default
+        made[name] = options[name] if name in options.chosen else setting.value(None if own is ... else own)
+    made.stated = {name: value for name, value in options.stated.items() if name in made}
+    made.chosen = {name: made[name] for name in made if name in options.chosen or name in kept}
+    return made
 
-    if not file.exists():
-        return {}
-    if not file.is_file():
-        raise InputError(f"{file} is not an ordinary file; remove it")
-    return parse_toml(read_document(file), file)
+
+def _given(value: Any) -> Any:
+    """A value as if a flag had it: a switch, or a text."""
+    return value if isinstance(value, bool) else str(value)
 
 
 def _parsed(key: str, text: str, source: str) -> Any:
     value = KEYS[key].read(text, source)
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{source} takes a text, and {text!a} is not UTF-8")
-    KEYS[key].check(value, source)
+    _refuse_halves(text, source)
+    KEYS[key].check(value, source, text)
     return value
+
+
+def _refuse_halves(text: str, source: str) -> None:
+    if re.search("[\ud800-\udfff]", text):
+        raise WrongUsage(f"{source} takes a text, and {text!a} is not UTF-8")
 
 
 def _setting(key: str, where: str = "") -> Setting:
     if key not in KEYS:
-        raise InputError(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
+        raise WrongUsage(f'{where}there is no setting "{key}"; there are {", ".join(KEYS)}')
     return KEYS[key]
 
 
-config = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-Key = Annotated[str, typer.Argument(metavar="KEY", help="An option's name, without the dashes before it.")]
+config = typer.Typer(cls=Group, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _keys(incomplete: str) -> list[str]:
+    return [key for key in KEYS if key.startswith(incomplete)]
+
+
+_KEY_HELP = "An option's name, without the dashes before it."
+Key = Annotated[str, typer.Argument(metavar="KEY", help=_KEY_HELP, autocompletion=_keys)]
 Value = Annotated[str, typer.Argument(metavar="VALUE", help="What it is where it is not given.")]
 
 
 @config.callback(invoke_without_command=True)
 def show(context: typer.Context) -> None:
-    """Show the defaults of options and where each is from, or change those in config.toml."""
+    """Show the defaults of options and where each is from, or change those in config.toml.
+
+    Examples:
+    numoe config
+    numoe config get temp
+    numoe config set temp 0.7
+    """
     if context.invoked_subcommand is not None:
         return
     values, wrong = settings()
@@ -147,47 +166,56 @@ def _own(commands: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value in (None, ...) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@config.command("set")
-def set_(key: Key, value: Value) -> None:
-    """Write a default into config.toml."""
+@config.command(cls=Command)
+def get(context: typer.Context, key: Key) -> None:
+    """Print what an option is where it is not given.
+
+    Examples:
+    numoe config get temp
+    """
+    refuse_rest(context)
+    name = key.replace("-", "_")
+    _setting(name)
+    values, wrong = settings()
+    if wrong:
+        raise wrong[0]
+    commands: Mapping[str, Any] = context.find_root().command.commands  # type: ignore[attr-defined]
+    Output().text(_shown(values[name].value) if name in values else _own(commands, name))
+
+
+@config.command("set", cls=Command)
+def set_(context: typer.Context, key: Key, value: Value) -> None:
+    """Write a default into config.toml.
+
+    Examples:
+    numoe config set model Qwen/Qwen3-30B-A3B
+    numoe config set ram 16GB
+    """
+    refuse_rest(context)
     name = key.replace("-", "_")
     _setting(name)
     parsed = _parsed(name, value, key)
-    with _changed() as document:
+    with changed() as document:
         document[name] = parsed
+    Output().note(f"{name} is {_shown(parsed)}")
 
 
-@config.command()
-def unset(key: Key) -> None:
-    """Take a default out of config.toml."""
-    with _changed() as document:
+@config.command(cls=Command)
+def unset(context: typer.Context, key: Key) -> None:
+    """Take a default out of config.toml.
+
+    Examples:
+    numoe config unset ram
+    """
+    refuse_rest(context)
+    with changed() as document:
         name = key if key in document else key.replace("-", "_")
         if name not in document:
-            raise InputError(f"{path()} does not set {key}; `numoe config` shows what is set")
+            raise WrongUsage(f"{path()} does not set {key}; `numoe config` shows what is set")
         del document[name]
-
-
-@contextmanager
-def _changed() -> Iterator[TOMLDocument]:
-    """The file with its comments, which stay where they are; written when it is changed, while others wait."""
-    import tomlkit
-
-    from numoe.engine.home import home, make
-    from numoe.quant.files import locked_soon, write_whole
-
-    _read(path())  # what is no file of settings is left alone, without a lock beside it
-    file = path().resolve()  # a link to where somebody keeps their settings stays one
-    try:
-        make(home())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with locked_soon(file, str(file), _PATIENCE):
-            _read(file)
-            text = file.read_text(encoding="utf-8-sig") if file.exists() else ""
-            document = tomlkit.parse(text)
-            yield document
-            write_whole(file, document.as_string().encode(), private=True)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); check the folder") from error
+    Output().note(f"{name} is not set any more")

@@ -25,7 +25,12 @@ _CONTEXTS = 8192, 32768
 
 @takes("quant", "ram", "ctx", "kv", "revision", "read_gb_s", "cores", "measure", "chart", "json", quant=None)
 def fit(model: arguments.Model, options: Options) -> None:
-    """Tell what a model takes before it is downloaded."""
+    """Tell what a model takes before it is downloaded.
+
+    Examples:
+    numoe fit Qwen/Qwen3-30B-A3B
+    numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB
+    """
     with Output() as output:
         from numoe.cli.charts import check
         from numoe.engine.budget import Budget

@@ -8,7 +8,12 @@ from numoe.cli.settings import Options, takes
 
 @takes("json")
 def list_models(options: Options) -> None:
-    """List the pulled models, and pulls that have not finished."""
+    """List the pulled models, and pulls that have not finished.
+
+    Examples:
+    numoe list
+    numoe list --json
+    """
     from numoe.engine import home
     from numoe.engine.plan import format_bytes
 

@@ -11,7 +11,7 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,8 @@ from numoe.cli.chat.loop import chat
 from numoe.cli.config import config, defaults
 from numoe.cli.fit import fit
 from numoe.cli.list import list_models
+from numoe.cli.logs import logs
+from numoe.cli.names import alias, template
 from numoe.cli.output import print_error
 from numoe.cli.perplexity import perplexity
 from numoe.cli.pull import pull
@@ -29,29 +31,23 @@ from numoe.cli.run import run
 from numoe.cli.search import search
 from numoe.cli.settings import with_bare_charts
 from numoe.cli.show import show
+from numoe.cli.usage import Command, Group, UsageError, complete, complete_now, sentence
 from numoe.cli.verify import verify
-from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 
 # Plain help: Rich would take longer to import than everything else together.
 app = typer.Typer(
     name="numoe",
+    cls=Group,
+    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(chat)
-app.command()(search)
-app.command()(fit)
-app.command()(show)
-app.command()(pull)
-app.command()(quantize)
-app.command("list")(list_models)
-app.command()(verify)
-app.command()(rm)
-app.command()(bench)
-app.command()(perplexity)
+for _command in (run, chat, search, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs):
+    app.command(cls=Command)(_command)
+app.command("list", cls=Command)(list_models)
 app.add_typer(config, name="config")
 
 
@@ -63,10 +59,27 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.command("help")
+def _completing(install: bool) -> Any:
+    def callback(shell: str | None) -> None:
+        if shell is not None:
+            complete(shell, install)
+            raise typer.Exit
+
+    does = "Teach a shell" if install else "Print what teaches a shell"
+    flag = "--install-completion" if install else "--show-completion"
+    help = f"{does} numoe's commands, models and chats: bash, zsh, fish or powershell; else the one of your login."
+    return typer.Option(flag, metavar="SHELL", callback=callback, is_eager=True, help=help)
+
+
+@app.command("help", cls=Command)
 def help_(name: Annotated[str | None, typer.Argument(metavar="COMMAND")] = None) -> None:
-    """Tell what numoe does, or one of its commands."""
-    app([*([name] if name else []), "--help"], prog_name="numoe")
+    """Tell what numoe does, or one of its commands.
+
+    Examples:
+    numoe help
+    numoe help run
+    """
+    app([*([name] if name else []), "--help"], prog_name="numoe", standalone_mode=False)
 
 
 @app.callback()
@@ -76,8 +89,17 @@ def _numoe(
         bool,
         typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version and leave."),
     ] = False,
+    install: Annotated[str | None, _completing(install=True)] = None,
+    shown: Annotated[str | None, _completing(install=False)] = None,
 ) -> None:
-    """Run large open mixture-of-experts language models in pure NumPy."""
+    """Run large open mixture-of-experts language models in pure NumPy.
+
+    Examples:
+    numoe run tiny "What colour is a frog?"
+    numoe chat
+    numoe fit Qwen/Qwen3-30B-A3B --ram 16GB
+    numoe help run
+    """
     name = context.invoked_subcommand or ""
     command = context.command.commands[name]  # type: ignore[attr-defined]
     try:
@@ -152,22 +174,29 @@ def _prepare_streams() -> None:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run one command (default: of `sys.argv`) and exit.
 
-    Typer itself answers wrong usage with 2, Ctrl-C with 130 and a closed pipe with 1, the last two in silence; we say
-    141 to that, as the shell does of programs that the signal ends.
+    Typer itself answers Ctrl-C with 130 and a closed pipe with 1, both in silence; we say 141 to that, as the shell
+    does of programs that the signal ends.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
     _prepare_streams()
+    complete_now()
     args = with_bare_charts(sys.argv[1:] if args is None else args)
     try:
         try:
-            app(args, prog_name="numoe")
+            code = app(args, prog_name="numoe", standalone_mode=False)
         finally:
             sys.stdout.flush()
     except SystemExit as left:
         if isinstance(left.__context__, BrokenPipeError):
             left.code = 128 + 13  # SIGPIPE, which Windows has no name for
         raise
-    except DoesNotFit as error:
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.message, file=sys.stderr)
+        else:
+            print_error(sentence(error))
+        sys.exit(2)
+    except (DoesNotFit, WrongUsage) as error:
         print_error(str(error))
         sys.exit(2)
     except InputError as error:
@@ -186,4 +215,6 @@ def main(args: list[str] | None = None) -> NoReturn:
         print_error(
             f"this is a bug in numoe ({type(error).__name__}: {error}); NUMOE_DEBUG=1 shows where, please report"
         )
+    else:
+        sys.exit(code or 0)
     sys.exit(1)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -19,18 +19,30 @@ from numoe.quant.errors import InputError
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 # What a terminal could take for commands: C0 without tab and newline, DEL, C1; and what turns the direction of text.
 _TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0), *_TURNS) if code not in (0x09, 0x0A)}
+_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), *_TURNS)}
+del _CONTROLS[0x09], _CONTROLS[0x0A]
 _LONGEST_ERROR = 2000
+_SOON = 0.5  # seconds that nobody wonders about
+_PAUSE = 0.1  # seconds between two pictures of a bar
+_WIDEST = 10_000  # columns of a table that is not folded
 
 
 def printable(text: str) -> str:
-    """Text without control characters, except tabs and newlines."""
-    return text.translate(_CONTROLS)
+    """Text with control characters in letters, such as \\x1b, but for tabs and ends of lines."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def decimal(value: float) -> str:
     """Three significant digits, without an exponent where more are before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def billions(count: int) -> str:
+    """284_331_000_000 -> "284 B"."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)
 
 
 def duration(seconds: float) -> str:
@@ -71,17 +83,23 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, settings by their flags; names that come from files may hold anything, any amount of it."""
+    """One line on stderr, folded at words on a terminal, settings by their flags.
+
+    Names that come from files may hold anything, any amount of it.
+    """
     with suppress(InputError, OSError):  # what went wrong first is told
         sys.stdout.flush()
     text = printable(re.sub(r"\s*[\r\n]\s*", " ", spelled(message)))
     if len(text) > _LONGEST_ERROR:  # the next step is at the end
         text = f"{text[: _LONGEST_ERROR // 2]} [...] {text[-_LONGEST_ERROR // 2 :]}"
-    print("error:", text, file=sys.stderr)
+    text = f"error: {text}"
+    if sys.stderr.isatty():
+        text = "\n".join(_wrapped(text, shutil.get_terminal_size().columns))
+    print(text, file=sys.stderr)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, width, break_on_hyphens=False) or [""]]
 
 
 class Output:
@@ -130,6 +148,9 @@ class Output:
         sys.stdout.write(shown)
         sys.stdout.flush()
 
+    def go_on(self, text: str) -> None:
+        """The next answer goes on where this text, which was shown, was cut."""
+
     def end_answer(self) -> None:
         """Exactly one newline ends an answer."""
         self.answer("")
@@ -155,7 +176,10 @@ class Output:
         sys.stdout.flush()
 
     def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
-        """Rows of as many cells, folded into the width of the screen; `numbers` are the columns to align right."""
+        """Rows of as many cells; `numbers` are the columns to align right.
+
+        They are folded into the width of the screen; in a pipe only where COLUMNS tells one, or a row is a paragraph.
+        """
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -165,7 +189,8 @@ class Output:
             table.add_column(justify="right" if column in numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        console = Console(file=sys.stdout, no_color=True)
+        whole = not self._cleans and len(rows[0]) > 1 and "COLUMNS" not in os.environ
+        console = Console(file=sys.stdout, no_color=True, width=_WIDEST if whole else None)
         with console.capture() as page:
             console.print(table)
         for line in page.get().splitlines():
@@ -257,6 +282,21 @@ class Output:
         self.milestone(text)
         self.status(text)
 
+    def loading(self, name: str) -> Callable[[int, int], None]:
+        """Tell that a model is loaded, and from half a second on how much of it is: the face of `load`'s progress."""
+        begun = shown = time.perf_counter()
+        self.status(f"loading {name}")
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.perf_counter()
+            if now - begun >= _SOON and now - shown >= _PAUSE:
+                shown = now
+                left = f"{duration((total - done) * (now - begun) / done)} left" if done else ""
+                self._bar("loading", done, total, f"{100 * done // max(1, total)}% of {name} {left}".rstrip())
+
+        return progress
+
     def reading(self, done: int, total: int) -> None:
         """How much of a prompt is read; the face of `Session.feed`'s progress. The first call begins the time."""
         now = time.perf_counter()
@@ -265,16 +305,16 @@ class Output:
             self.clear_status()
         elif done == 0 or self._reading_since is None:
             self._reading_since = now
-            self._bar(done, total, "")
+            self._bar("reading", done, total, f"{done}/{total}")
         else:
             rate = done / max(now - self._reading_since, 1e-6)
-            self._bar(done, total, f" {decimal(rate)} tok/s, {duration((total - done) / rate)} left")
+            left = duration((total - done) / rate)
+            self._bar("reading", done, total, f"{done}/{total} {decimal(rate)} tok/s, {left} left")
 
-    def _bar(self, done: int, total: int, more: str) -> None:
-        text = f"{done}/{total}{more}"
-        width = min(20, shutil.get_terminal_size().columns - len(f"reading []  {text}"))
-        filled = width * done // total
-        self.status(f"reading [{'#' * filled}{'.' * (width - filled)}] {text}" if width >= 5 else f"reading {text}")
+    def _bar(self, what: str, done: int, total: int, text: str) -> None:
+        width = min(20, shutil.get_terminal_size().columns - len(f"{what} []  {text}"))
+        filled = width * min(done, total) // max(1, total)
+        self.status(f"{what} [{'#' * filled}{'.' * (width - filled)}] {text}" if width >= 5 else f"{what} {text}")
 
     def clear_status(self) -> None:
         if self._status:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @takes("against", "window", "stride", "limit", "threads", "ram", "kv", "json")
 def perplexity(model: arguments.Model, file: arguments.File, options: Options) -> None:
-    """Measure how well a model predicts a text."""
+    """Measure how well a model predicts a text.
+
+    Examples:
+    numoe perplexity tiny text.txt
+    numoe perplexity small text.txt --against MODEL
+    """
     text = read_text(file)
     if not text.strip():
         raise InputError(f"{'standard input' if file == '-' else file} is empty; give a text to predict")

@@ -21,7 +21,11 @@ _LONGEST_BAR, _SHORTEST_BAR = 30, 8
 
 @takes("quant", "keep", "revision", "connections", "threads", "quiet", quant="native")
 def pull(model: arguments.HubId, options: Options) -> None:
-    """Download a model. After an interruption the same command goes on where it was."""
+    """Download a model. After an interruption the same command goes on where it was.
+
+    Examples:
+    numoe pull Qwen/Qwen3-30B-A3B --quant int4
+    """
     with Output(options["quiet"]) as output:
         from numoe.engine.hub.hub_id import named
         from numoe.engine.plan import format_bytes

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import typer
-
 from numoe.cli import arguments
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
 from numoe.cli.text import read_text
 from numoe.quant.convert.recipes import roles
+from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description
@@ -20,10 +19,15 @@ if TYPE_CHECKING:
 
 @takes("quant", "calibrate", "threads", "ram", "quiet")
 def quantize(source: arguments.Source, destination: arguments.Destination, options: Options) -> None:
-    """Write a model into a new folder, its weights in fewer bits."""
+    """Write a model into a new folder, its weights in fewer bits.
+
+    Examples:
+    numoe quantize MODEL small --quant int4
+    numoe quantize MODEL small --quant int4 --calibrate text.txt
+    """
     calibrate, threads = options["calibrate"], options["threads"]
     if calibrate is not None and "int4" not in roles(options["quant"]).values():
-        raise typer.BadParameter("only int4 is calibrated; leave --calibrate out, or give --quant int4")
+        raise WrongUsage("only int4 is calibrated; leave --calibrate out, or give --quant int4")
     text = None if calibrate is None else read_text(calibrate)
     with Output(options["quiet"]) as output:
         from numoe.engine import describe

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
 
 
+SHED = "other programs need the memory, so fewer experts stay in it"
+
+
 def show(answer: Answer, output: Output | None) -> Turn:
     """Show an answer as it is made, and return it, trimmed. However this ends, the answer is ended.
 
@@ -32,6 +35,35 @@ def show(answer: Answer, output: Output | None) -> Turn:
     return answer.turn.trimmed()
 
 
+class Neighbours:
+    """Tells once that other programs take the cores, and what helps: threads that wait for each other lose most."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def begin(self) -> None:
+        """An answer begins."""
+        from numoe.engine.measure.busy import Sample
+
+        self._before = Sample.now()
+
+    def end(self, output: Output) -> None:
+        """It has ended."""
+        from numoe.engine.measure.busy import Sample, taken_by_others
+        from numoe.quant.compute import threads
+
+        if self._told:
+            return
+        others = taken_by_others(self._before, Sample.now(), threads.in_use())
+        if others:
+            self._told = True
+            fewer = max(1, threads.in_use() - round(others))
+            output.note(
+                f"Other programs kept {decimal(others)} cores busy meanwhile, and threads that wait for each other are "
+                f"slower than fewer of them: end those programs, or take --threads {fewer}."
+            )
+
+
 def statistics(generation: Generation, experts: dict[str, Any]) -> str:
     """One line: how many tokens, how fast, how long the first one took, and what came from disk.
 
@@ -46,6 +78,8 @@ def statistics(generation: Generation, experts: dict[str, Any]) -> str:
     if experts.get("misses"):
         waited = f"{experts['wait_s']:.3g} s of waiting for the others"
         parts.append(f"{experts['hit_rate']:.0%} of experts found in memory and {waited}")
+    if experts.get("shed"):
+        parts.append(SHED)
     return ", ".join(parts)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.settings import filled, in_group
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.cli.settings import Options
@@ -37,7 +37,7 @@ class Request:
         """A request by the values of `numoe run`'s settings, under their names.
 
         Raises:
-            InputError: a value is out of range, or the form of the answer is not possible.
+            WrongUsage: a value is out of range, or the form of the answer is not possible.
         """
         from numoe.engine.chat.answer import Settings
 
@@ -75,7 +75,9 @@ class Request:
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
-def load_drafted(described: Description, ctx: int, options: Options) -> Model:
+def load_drafted(
+    described: Description, ctx: int, options: Options, progress: Callable[[int, int], None] | None = None
+) -> Model:
     """A model for contexts of so many tokens, for which something guesses ahead where that may pay.
 
     Raises:
@@ -85,7 +87,7 @@ def load_drafted(described: Description, ctx: int, options: Options) -> Model:
     from numoe.engine.drafting import drafting
 
     memory, draft = options.memory, options["draft"]
-    model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"])
+    model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"], progress=progress)
     if draft == "none":
         return model
     small = None
@@ -97,6 +99,13 @@ def load_drafted(described: Description, ctx: int, options: Options) -> Model:
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:
+    try:
+        return _made_grammar(options)
+    except InputError as error:
+        raise WrongUsage(str(error)) from None
+
+
+def _made_grammar(options: Mapping[str, Any]) -> str | None:
     from numoe.engine.text import grammar
 
     if re.search("[\\ud800-\\udfff]", json.dumps([options[name] for name in in_group("form")], ensure_ascii=False)):

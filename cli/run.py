@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from numoe.cli import arguments
+from numoe.cli.config import options_of
+from numoe.cli.config_file import table
+from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
-from numoe.cli.reply import Interrupt, document, drafts, show, statistics
+from numoe.cli.reply import SHED, Interrupt, Neighbours, document, drafts, show, statistics
 from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options, filled, in_group, takes
-from numoe.cli.text import whole_prompt
+from numoe.cli.text import typed, whole_prompt
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Model, Session
@@ -29,28 +35,54 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "prompt_cache", "system", "raw", "session", "reasoning", "show_thinking", "form",
-    "ending", "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
+    "model", "pull", "prompt", "prompt_file", "file", "prompt_cache", "template", "system", "raw", "continue_",
+    "session", "reasoning", "show_thinking", "form", "ending", "sampling", "room", "check", "json", "jsonl", "logprobs", "batch",
+    "out", "parallel", "trace", "save", "log", "verbose", "quiet",
 )  # fmt: skip
-def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
+def run(
+    model_argument: arguments.ModelOrDefault = None, prompt_argument: arguments.Prompt = None, *, options: Options
+) -> None:
     """Answer one prompt, or a file of prompts.
 
     The prompt is what PROMPT, -p or --prompt-file gives; files and piped text come before it. With a prompt, standard
     input is read to its end unless it is a terminal; < /dev/null goes without. - as the prompt is standard input.
+    Without any in a terminal, a chat begins.
+
+    With a default model (`numoe config set model NAME`), -m or -c, MODEL may be left out. -c goes on with the last
+    prompt and its answer, which are kept unless --no-save says otherwise.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 an answer of a given form was cut off before its end, 130 Ctrl-C,
     141 the reader of stdout left, 143 SIGTERM.
+
+    Examples:
+    numoe run tiny "What colour is a frog?"
+    cat letter.txt | numoe run MODEL "Who wrote this?"
+    numoe run MODEL --schema person.json -f letter.txt "Who wrote this?" | jq .name
+    numoe run MODEL --batch questions.jsonl --out answers.jsonl
+    numoe run OWNER/NAME --pull "What colour is a frog?"
     """
+    if prompt_argument is None and model_argument is not None and _is_prompt(model_argument, options):
+        model_argument, prompt_argument = None, model_argument
     given = (prompt_argument, options["prompt"], options["prompt_file"])
     _refuse_contradictions(options, prompted=any(text is not None for text in given))
+    model = model_argument or arguments.meant(options["model"])
+    if _opens_chat(options, given):
+        from numoe.cli.chat.loop import converse
+
+        converse(model, options_of("chat", options))
+        return
+    if model is None:
+        model = _last_model(options)
     form = _Lines if options["jsonl"] else _Aloud if options["show_thinking"] else Output
     with ExitStack() as stack:
         output = stack.enter_context(form(options["quiet"]))
-        text = "" if options["batch"] is not None else whole_prompt(*given, options["file"], output.note)
+        text = "" if options["batch"] is not None else _prompt(given, options, output)
         output.status(f"loading {model}")
         from numoe.engine import describe
 
-        description = describe(model)
+        if options["pull"]:
+            fetch_missing(model, options, output)
+        description = describe(model, check=options["check"])
         for told in description.tokenizer.notes:
             output.note(told)
         options.recommend(description.sampling)
@@ -62,25 +94,81 @@ def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, opt
         raise typer.Exit(code)
 
 
+def _is_prompt(text: str, options: Options) -> bool:
+    """Whether what stands alone is no MODEL: another one is named, and this is none."""
+    from numoe.engine.home import lookup
+    from numoe.engine.hub.hub_id import is_hub_id
+
+    if "model" in options.stated or options["continue_"]:
+        return True
+    if is_hub_id(text) or lookup(text) is not None:
+        return False
+    if options["model"] is None and " " in text:
+        raise WrongUsage(
+            "numoe run needs MODEL before a prompt; name one, or set a default with `numoe config set model`"
+        )
+    return options["model"] is not None
+
+
+def _opens_chat(options: Options, given: tuple[str | None, ...]) -> bool:
+    """Whether nothing is asked, and somebody is there to talk with."""
+    other = ("file", "template", "batch", "json", "jsonl", "raw", "trace", "continue_", "session", *in_group("form"))
+    asked = any(text is not None for text in given) or any(options[name] for name in other)
+    return not asked and typed() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def _last_model(options: Options) -> str:
+    """The model that -c goes on with. Raises WrongUsage where it is not asked for: there is no MODEL then."""
+    from numoe.cli.history import last_path
+    from numoe.engine.chat.files import Chat
+
+    if not options["continue_"]:
+        raise WrongUsage("numoe run needs MODEL; name one, or set a default with `numoe config set model NAME`")
+    return _read_last(Chat.read, last_path()).model
+
+
+def _read_last(read: Callable[[Path], Chat], path: Path) -> Chat:
+    if not path.exists():
+        raise WrongUsage("there is nothing to go on with: no prompt of `numoe run` was kept; ask without -c first")
+    return read(path)
+
+
+def _prompt(given: tuple[str | None, str | None, str | None], options: Options, output: Output) -> str:
+    """What is asked, put into its template."""
+    name = options["template"]
+    if name is None:
+        return whole_prompt(*given, options["file"], output.note)
+    templates = table("template")
+    if name not in templates:
+        raise WrongUsage(f'there is no template "{name}"; `numoe template` shows those that there are')
+    place = "{input}"
+    template = templates[name]
+    text = whole_prompt(*given, options["file"], output.note, needed=place in template)
+    return template.replace(place, text) if place in template else "\n\n".join(filter(None, (template, text)))
+
+
 def _refuse_contradictions(options: Options, prompted: bool) -> None:
-    """Raises typer.BadParameter where options exclude each other; `prompted`: the prompt is given by one of them."""
+    """Raises WrongUsage where options exclude each other; `prompted`: the prompt is given by one of them."""
     batch = options["batch"] is not None
-    if options["raw"] and (options["system"] is not None or options["session"] is not None):
-        raise typer.BadParameter("--raw skips the template that --system and --session need; write all into the prompt")
+    if options["raw"] and (options["system"] is not None or options["session"] is not None or options["continue_"]):
+        raise WrongUsage("--raw skips the template that --system, --session and -c need; write all into the prompt")
+    if options["continue_"] and options["session"] is not None:
+        raise WrongUsage("-c goes on with the last prompt and --session with a chat; give one of them")
     if options["json"] + options["jsonl"] + batch > 1:
-        raise typer.BadParameter("--json, --jsonl and --batch each have a form of their own; choose one")
+        raise WrongUsage("--json, --jsonl and --batch each have a form of their own; choose one")
     if options["logprobs"] and not (options["json"] or options["jsonl"] or batch):
-        raise typer.BadParameter("--logprobs are part of the JSON document; add --json")
+        raise WrongUsage("--logprobs are part of the JSON document; add --json")
     if sum(options[name] is not None for name in in_group("form")) > 1:
-        raise typer.BadParameter("--schema, --choices and --regex are each the whole form; choose one")
-    if batch and (options["session"] is not None or options["file"] or prompted):
-        raise typer.BadParameter("--batch has the prompts in its file; leave out the others, --file and --session")
+        raise WrongUsage("--schema, --choices and --regex are each the whole form; choose one")
+    others = prompted or options["file"] or options["template"] is not None
+    if batch and (others or options["session"] is not None or options["continue_"]):
+        raise WrongUsage("--batch has the prompts in its file; leave out the others, --file, -t, -c and --session")
     if batch and (options["parallel"] or 1) > 1 and options["trace"] is not None:
-        raise typer.BadParameter("--trace follows one sequence; leave out --parallel")
+        raise WrongUsage("--trace follows one sequence; leave out --parallel")
     if options["prompt_cache"] is not None and (batch or options["session"] is not None):
-        raise typer.BadParameter("--prompt-cache is for one prompt; chats and batches read what they share once anyway")
+        raise WrongUsage("--prompt-cache is for one prompt; chats and batches read what they share once anyway")
     if options["out"] is not None and not batch:
-        raise typer.BadParameter("--out is for the answers of --batch; send this one on with >")
+        raise WrongUsage("--out is for the answers of --batch; send this one on with >")
 
 
 def _sampling(options: Options, own: dict[str, Any]) -> str:
@@ -120,31 +208,54 @@ class _Asked:
                 parallel = options["parallel"] or (PARALLEL if options["trace"] is None else 1)
                 answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
                 heat.keep(model)
+                if model.stats()["experts"].get("shed"):
+                    output.note(SHED)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0
 
     def prompt(self, text: str) -> int:
         """Answer one prompt, and return the exit code."""
+        from numoe.cli.chat.commands import model_name
+        from numoe.cli.history import log
+        from numoe.engine.chat.files import Chat
+
         prompt = text if self.options["raw"] else [{"role": "user", "content": text.strip()}]
         request = Request.make(prompt, self.options)
         interrupt = self.stack.enter_context(Interrupt())
         hooks: dict[str, Any] = {"cancelled": interrupt.cancelled, "progress": self.output.reading}
-        if self.options["session"] is None:
-            session, answer = self._alone(request, hooks)
-        else:
-            session, answer = self._in_chat(text.strip(), request, hooks)
+        chat = self.options["continue_"] or self.options["session"] is not None
+        session, answer = self._in_chat(text.strip(), request, hooks) if chat else self._alone(request, hooks)
         reason = self._show(session, answer)
+        turn = replace(answer.turn.trimmed(), question=text.strip())
+        if not chat and self.options["save"] and not self.options["raw"]:
+            self._keep(Chat(model_name(self.model), request.settings, (turn,)))
+        if self.options["log"]:
+            log({"model": self.model, "prompt": text, "text": turn.text, "thinking": turn.thinking,
+                 "finish_reason": turn.finish_reason, "completion_tokens": len(answer.generation.tokens),
+                 "seed": answer.generation.seed})  # fmt: skip
         if reason == "cancelled":
             return 130
         return CUT if request.cut(reason) else 0
+
+    def _keep(self, chat: Chat) -> None:
+        """Keep the prompt and its answer for -c. Where that cannot be written, --verbose tells; the answer is there."""
+        from numoe.cli.history import last_path
+        from numoe.engine.home import make
+
+        try:
+            make(last_path().parent)
+            chat.write(last_path())
+        except (InputError, OSError) as error:
+            if self.options["verbose"]:
+                self.output.note(str(error))
 
     def _load(self, room: int | None) -> Model:
         from numoe.engine.measure.replay import RouteTrace
 
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        made = load_drafted(self.description, context, self.options)
+        made = load_drafted(self.description, context, self.options, self.output.loading(self.model))
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)
@@ -171,11 +282,11 @@ class _Asked:
         return session, request.ask(session, unread, opened, **hooks)
 
     def _in_chat(self, text: str, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
+        from numoe.cli.history import last_path
         from numoe.engine.chat.files import alone, chat_path
 
-        name = self.options["session"]
-        path = chat_path(name)
-        self.output.status(f"waiting for the chat {name}")
+        path = last_path() if self.options["continue_"] else chat_path(self.options["session"])
+        self.output.status(f"waiting for the chat {path.stem}")
         self.stack.enter_context(alone(path, patience=_PATIENCE))
         self.output.clear_status()
         conversation = self._conversation(path, self._chat(path))
@@ -189,8 +300,8 @@ class _Asked:
         from numoe.cli.chat.commands import model_name
         from numoe.engine.chat.files import Chat
 
-        kept = path.exists()
-        chat = Chat.read(path) if kept else Chat(self.model)
+        kept = path.exists() or self.options["continue_"]
+        chat = _read_last(Chat.read, path) if kept else Chat(self.model)
         settings = filled(chat.settings, self.options.stated if kept else self.options)
         return replace(chat, model=model_name(self.model), settings=settings)
 
@@ -203,7 +314,7 @@ class _Asked:
 
         @self.stack.callback
         def keep() -> None:
-            if conversation.chat.turns:
+            if conversation.chat.turns and (self.options["save"] or self.options["session"] is not None):
                 conversation.chat.write(path)
                 conversation.save_cache(cache_path(path))
 
@@ -216,7 +327,10 @@ class _Asked:
 
         options, output, generation = self.options, self.output, answer.generation
         known = session.position
+        neighbours = Neighbours()
+        neighbours.begin()
         turn = show(answer, None if options["json"] else output)
+        neighbours.end(output)
         experts = session.model.stats()["experts"]
         if options["json"] or options["jsonl"]:
             tokenizer = self.description.tokenizer if options["logprobs"] else None

@@ -15,7 +15,12 @@ Text = Annotated[str, typer.Argument(help="Part of a repository's name.", show_d
 
 @takes("ram", "results", "json")
 def search(text: Text, options: Options) -> None:
-    """List repositories of the hub that numoe runs, what they take, and whether that is here."""
+    """List repositories of the hub that numoe runs, what they take, and whether that is here.
+
+    Examples:
+    numoe search qwen3
+    numoe search "deepseek v4" --ram 64GB
+    """
     with Output() as output:
         from numoe.engine.hub.search import search as find
         from numoe.engine.plan import format_bytes

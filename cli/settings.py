@@ -15,14 +15,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Flag, StrEnum, auto
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from numoe.cli.arguments import chats_here, models_here, templates_here
 from numoe.cli.text import read_count, read_schema
+from numoe.cli.usage import refuse_rest
 from numoe.quant.convert.recipes import RECIPES, roles
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine.budget import Budget
@@ -42,6 +45,14 @@ class May(Flag):
     ANYWHERE = CONFIG | LINE | TALK
 
 
+class Background(StrEnum):
+    """What answers are shown on."""
+
+    AUTO = "auto"
+    DARK = "dark"
+    LIGHT = "light"
+
+
 class Rows(StrEnum):
     """The keys of `numoe.engine.layers.rows.ROW_FORMS`, which takes NumPy to import."""
 
@@ -50,7 +61,9 @@ class Rows(StrEnum):
     INT8 = "int8"
 
 
-_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Rows: (str,)}
+SIZE = "SIZE"
+"""The metavar of amounts of memory."""
+_JSON: Mapping[Any, tuple[type, ...]] = {float: (float, int), list[str]: (list,), Rows: (str,), Background: (str,)}
 _WANTED: Mapping[Any, str] = {
     str: "a text",
     bool: "true or false",
@@ -59,6 +72,7 @@ _WANTED: Mapping[Any, str] = {
     list: "a list of texts",
     dict: "an object",
     Rows: " or ".join(Rows),
+    Background: " or ".join(Background),
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -75,7 +89,8 @@ class Setting:
     field: of the engine's `Settings` or `Sampling`, which it fills.
     may: where else it can be given.
     scan: reads a number that can be written in several ways.
-    parse: makes the value of what the flag takes. json: the types of that value; none: those of `kind`.
+    completes: what the value can be that begins so, for completion in shells. parse: makes the value of what the flag
+    takes. json: the types of that value; none: those of `kind`.
     """
 
     name: str
@@ -92,6 +107,7 @@ class Setting:
     may: May = May.NOWHERE
     scan: Callable[[str], Any] | None = None
     parse: Callable[[str], Any] | None = None
+    completes: Callable[[str], list[str]] | None = None
     json: tuple[type, ...] = ()
 
     @property
@@ -100,45 +116,73 @@ class Setting:
         return self.long.partition("/")[0] or f"--{self.name.replace('_', '-')}"
 
     @property
+    def is_choice(self) -> bool:
+        """Whether it is one of few words."""
+        return isinstance(self.kind, type) and issubclass(self.kind, StrEnum)
+
+    @property
     def types(self) -> tuple[type, ...]:
         """Those that its value can have in JSON and TOML."""
         return self.json or _JSON.get(self.kind) or (self.kind,)
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """What Typer makes an option of."""
+        """What Typer makes an option of: a text, unless it is a switch or can be repeated, which `value` reads."""
         flags = [flag for flag in (self.short, self.long or self.flag) if flag]
-        shown: dict[str, Any] = {"metavar": self.metavar, "help": self.help}
-        shown |= {"parser": self._scanned} if self.scan else {"min": self.least, "max": self.most}
-        option = typer.Option(self.default, *flags, **shown)
-        kind = self.kind | None if self.default is None else self.kind
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+        typed = self.kind in (bool, list[str])
+        default = self.default if typed or self.default is ... else self.shown_default
+        option = typer.Option(
+            default,
+            *flags,
+            metavar=self.metavar,
+            help=self.explained,
+            autocompletion=self.completes,
+            show_default=False,
+        )
+        kind = self.kind if typed else str
+        annotation = kind if default is not None else kind | None
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
-    def _scanned(self, given: Any) -> Any:
-        """What a flag takes, as a number. Raises typer.BadParameter where it is none, or out of bounds."""
-        try:
-            value = given if isinstance(given, int) else self.read(given, self.flag)
-            self.check(value, self.flag)
-        except InputError as error:
-            raise typer.BadParameter(str(error)) from None
-        return value
+    @property
+    def shown_default(self) -> str | None:
+        """The default as a text, None where it has none."""
+        if self.default in (None, ...):
+            return None
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def explained(self) -> str:
+        """What --help says."""
+        own = "" if self.kind is bool or self.default in (None, ..., 0) else f" Default: {self.shown_default}."
+        return self.help + self.bounds + own
 
     def value(self, given: Any) -> Any:
         """The value that a flag means by what Typer makes of it.
 
         Raises:
+            WrongUsage: it is of another type, or out of bounds.
             InputError: it cannot be parsed.
         """
         if self.kind == list[str]:
             return tuple(given or ())
-        return given if given is None or self.parse is None else self.parse(given)
+        if self.parse is not None:
+            return given if given is None else self.parse(given)
+        if not isinstance(given, str):
+            return given
+        value = self.read(given, self.flag)
+        self.check(value, self.flag, given)
+        return self.kind(value) if self.is_choice else value
 
     @property
     def bounds(self) -> str:
         """What a number can be, behind its help."""
-        if self.least is None:
-            return ""
-        return f" From {self.least:g} " + ("on." if self.most is None else f"to {self.most:g}.")
+        return "" if self.least is None else f" F{self.range[1:]}."
+
+    @property
+    def range(self) -> str:
+        """From where to where a number can be."""
+        assert self.least is not None
+        return f"from {_number(self.least)} " + ("on" if self.most is None else f"to {_number(self.most)}")
 
     def read(self, text: str, named: str, none: str = "") -> Any:
         """The value that a text stands for.
@@ -148,7 +192,7 @@ class Setting:
             none: the text that stands for no value, of a setting that need not have one.
 
         Raises:
-            InputError: it is of another type.
+            WrongUsage: it is of another type.
         """
         none = none if self.default is None else ""
         if none and text == none:
@@ -158,35 +202,45 @@ class Setting:
         try:
             return _BOOLS[text.lower()] if self.kind is bool else (self.scan or self.types[0])(text)
         except (KeyError, ValueError):
-            raise self._refusal(f" or {none}" if none else "", named, repr(text)) from None
+            raise self._refusal(f" or {none}" if none else "", named, f'"{text}"') from None
 
-    def check(self, value: Any, named: str) -> None:
-        """Refuse what a document gives and this setting cannot have; `named` begins the error.
+    def check(self, value: Any, named: str, given: str | None = None) -> None:
+        """Refuse what a document gives, or a text means, and this setting cannot have; `named` begins the error.
 
         Raises:
-            InputError: it is of another type, or out of bounds.
+            WrongUsage: it is of another type, or out of bounds.
         """
-        fits = type(value) in self.types
+        fits = isinstance(value, Path) if self.kind is Path else type(value) in self.types
         if isinstance(value, list):
             fits &= all(isinstance(one, str) for one in value)
         elif fits and self.parse is _recipe:
             fits = _is_recipe(value)
-        elif fits and self.kind is Rows:
-            fits = value in list(Rows)
+        elif self.is_choice:
+            fits &= value in list(self.kind)
         elif fits and self.least is not None:
-            fits = self.least <= value and (self.most is None or value <= self.most)
-        if not fits:
-            raise self._refusal("", named, json.dumps(value, default=str))
+            fits = self.least <= value <= (inf if self.most is None else self.most) and value != inf
+        elif fits and self.kind is str and self.metavar == SIZE:
+            from numoe.engine.plan import parse_bytes
 
-    def _refusal(self, more: str, named: str, value: str) -> InputError:
-        wanted = (
-            f"{', '.join(RECIPES)} or formats by role"
-            if self.parse is _recipe
-            else _WANTED[self.kind if self.kind is Rows else self.types[0]]
-        )
+            try:
+                parse_bytes(value)
+            except WrongUsage as error:
+                raise WrongUsage(f"{named}: {error}") from None
+        if not fits:
+            raise self._refusal("", named, json.dumps(value, default=str) if given is None else f'"{given}"')
+
+    def _refusal(self, more: str, named: str, value: str) -> WrongUsage:
+        if self.parse is _recipe:
+            wanted = f"{', '.join(RECIPES)} or formats by role"
+        else:
+            wanted = _WANTED[self.kind if self.is_choice else self.types[0]]
         if self.least is not None:
-            wanted += f" from {self.least:g} " + ("on" if self.most is None else f"to {self.most:g}")
-        return InputError(f"{named} takes {wanted}{more}, not {value}")
+            wanted += f" {self.range}"
+        return WrongUsage(f"{named} takes {wanted}{more}, not {value if len(value) <= 60 else f'{value[:57]}...'}")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _recipe(text: str) -> str:
@@ -194,7 +248,7 @@ def _recipe(text: str) -> str:
     try:
         roles(text)
     except InputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise WrongUsage(str(error)) from None
     return text
 
 
@@ -218,16 +272,24 @@ def _sampling(name: str, kind: type, help: str, **more: Any) -> Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    # What is asked.
+    # Who is asked, and what.
+    Setting("model", str, "The model, where none stands before the prompt.", short="-m", metavar="MODEL",
+            may=May.CONFIG, completes=models_here),
+    Setting("pull", bool, "Download the model first, if it is not here and fits.", default=False),
     Setting("prompt", str, "The prompt. Piped text comes before it.", short="-p", metavar="TEXT"),
     Setting("prompt_file", str, "Read the prompt from a file; - is standard input.", metavar="FILE"),
     Setting("file", list[str], "Put a text file before the prompt. Can be repeated.", short="-f", metavar="FILE"),
+    Setting("template", str, "Put the prompt into this one, see `numoe template`.", short="-t", metavar="NAME",
+            completes=templates_here),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
     Setting("prompt_cache", Path, "Keep what was read of the prompt in this file; what it has is not read again.",
             metavar="FILE"),
-    Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
-    Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
+    Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME", completes=chats_here),
+    Setting("continue_", bool, "Go on with the last one.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
+    Setting("search", str, "List those in which this is said.", metavar="TEXT"),
+    Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME",
+            completes=chats_here),
     # How it is answered.
     _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
              may=May.CONFIG | May.LINE),
@@ -241,13 +303,15 @@ SETTINGS: tuple[Setting, ...] = (
              least=0, may=May.ANYWHERE),
     _filling("stop", list[str], "End the answer before this text. Can be repeated.", "ending", metavar="TEXT",
              may=May.LINE | May.TALK),
-    _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, field="temperature"),
+    _sampling("temp", float, "Randomness; 0 takes the likeliest token.", default=0.0, least=0, most=10**6,
+              field="temperature"),
     _sampling("top_p", float, "Keep the likeliest tokens up to this sum; 1 is off.", default=1.0, least=0, most=1),
     _sampling("top_k", int, "Keep so many of the likeliest; 0 is off.", default=0, least=0),
     _sampling("min_p", float, "Keep tokens this likely beside the best; 0 is off.", default=0.0, least=0, most=1),
-    _sampling("repeat_penalty", float, "Above 1 avoids repeats; 1 is off.", default=1.0, least=0,
+    _sampling("repeat_penalty", float, "Above 1 avoids repeats; 1 is off.", default=1.0, least=1e-3, most=1000,
               field="repetition_penalty"),
-    _sampling("seed", int, "The same seed gives the same text; else drawn each time.", least=0),
+    _sampling("seed", int, "The same seed gives the same text; else drawn each time.", least=0,
+              most=2**63 - 1),
     Setting("schema", str, "The answer is JSON that this JSON Schema accepts.", "form", metavar="FILE|JSON",
             may=May.LINE, parse=read_schema, json=(dict, bool)),
     Setting("choices", str, "The answer is one of these texts, cut at the commas.", "form", metavar="A,B,C",
@@ -263,9 +327,11 @@ SETTINGS: tuple[Setting, ...] = (
             "room", Rows.FLOAT32, may=May.CONFIG),
     Setting("draft", str, "Have this small model guess ahead for a large one of its vocabulary; none: guess nothing.",
             "room", metavar="MODEL", may=May.CONFIG),
-    Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar="SIZE",
+    Setting("ram", str, "Memory to use at most, such as 16GB; else what is free.", "room", metavar=SIZE,
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,
+            may=May.CONFIG),
+    Setting("check", bool, "Compare every byte of the model that is read with its hash.", default=False,
             may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
@@ -274,7 +340,8 @@ SETTINGS: tuple[Setting, ...] = (
             "(.svg, .png).", metavar="FILE"),
     # Models on the disk.
     Setting("quant", str, "int4 or int8 rounds the weights that are many; native keeps them as stored. Or by role: "
-            "experts=int4,attention=int8", default=..., metavar="RECIPE", may=May.CONFIG, parse=_recipe),
+            "experts=int4,attention=int8", default=..., metavar="RECIPE", may=May.CONFIG, parse=_recipe,
+            completes=lambda incomplete: list(RECIPES)),
     Setting("calibrate", str, "For int4: spare the weights that matter for this text.", metavar="FILE"),
     Setting("keep", bool, "Keep the original files too, in the Hugging Face cache.", default=False),
     Setting("connections", int, "Connections over which a file is downloaded at once; default 4.", metavar="N", least=1,
@@ -287,7 +354,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prompt_tokens", int, "Tokens to read before them.", "speed", 512, "N", least=1),
     Setting("repetitions", int, "Runs; the figures are their medians.", "speed", 3, "N", least=1),
     Setting("replay", Path, "Only tell how caches would have done on the trace of a run.", metavar="FILE"),
-    Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2"),
+    Setting("against", str, "Compare with this model: KL divergence, top-1 agreement.", metavar="MODEL2",
+            completes=models_here),
     Setting("window", int, "Tokens read at once; else 2048 or the model's limit, if lower.", metavar="N", least=2),
     Setting("stride", int, "Tokens from one window to the next; else half a window.", metavar="N", least=1),
     Setting("results", int, "At most so many repositories.", default=20, metavar="N", long="--limit", least=1,
@@ -295,8 +363,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limit", int, "Read only so many tokens of the text.", metavar="N", least=1),
     # What is shown, and where it goes.
     Setting("plain", bool, "Show answers as the model writes them, not as Markdown.", default=False, may=May.CONFIG),
+    Setting("theme", Background, "Colours for a dark or a light background; auto asks the terminal.",
+            default=Background.AUTO, metavar="|".join(Background), may=May.CONFIG,
+            completes=lambda incomplete: list(Background)),
     Setting("verbose", bool, "Tell how the answer is sampled, and what that follows from.", default=False),
-    Setting("save", bool, "Keep the chat and what is typed.", default=True, long="--save/--no-save", may=May.CONFIG),
+    Setting("save", bool, "Keep what is said, to go on with it.", default=True, long="--save/--no-save",
+            may=May.CONFIG),
+    Setting("log", bool, "Keep prompts and answers for `numoe logs`.", default=False, long="--log/--no-log",
+            may=May.CONFIG),
+    Setting("last", int, "So many at most.", default=10, short="-n", metavar="N", least=1),
     Setting("json", bool, "Print one JSON document.", default=False),
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
@@ -347,6 +422,10 @@ class Options(dict[str, Any]):
                 self[name] = own.get(setting.field, getattr(Sampling(), setting.field))
 
 
+TAKEN: dict[str, dict[str, Setting]] = {}
+"""The settings that commands take, by the names of their functions."""
+
+
 def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator for a command that takes these settings, beside arguments that its signature has.
 
@@ -357,11 +436,13 @@ def takes(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Calla
     taken |= {name: replace(taken[name], default=default) for name, default in defaults.items()}
 
     def made(command: Callable[..., None]) -> Callable[..., None]:
+        TAKEN[command.__name__] = taken
         signature = inspect.signature(command, eval_str=True)
         own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
 
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:
+            refuse_rest(context)
             options = Options({name: setting.value(values[name]) for name, setting in taken.items()})
             options.stated = {name: value for name, value in options.items() if _source(context, name) == "COMMANDLINE"}
             given = ("COMMANDLINE", "DEFAULT_MAP")
@@ -418,9 +499,9 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
 
     The engine writes `ctx`, and `numoe pull NAME quant=int8` or `numoe run raw=true` where a command is the next step.
 
-    names: how to spell those that are given in another way.
+    names: how to spell those that are given in another way, commands among them.
     """
-    flags = {setting.name: setting.flag for setting in SETTINGS}
+    flags = {name: setting.flag for setting in SETTINGS for name in (setting.field, setting.name) if name}
     alone = flags | dict(names or {})
 
     def given(found: re.Match[str]) -> str:
@@ -429,6 +510,8 @@ def spelled(message: str, names: Mapping[str, str] | None = None) -> str:
 
     def quoted(found: re.Match[str]) -> str:
         if found[1].startswith("numoe "):
+            if found[1] in alone:
+                return alone[found[1]]
             return re.sub(r" (\w+)=([^\s`]+)", given, found[0])
         return alone.get(found[1], found[0])
 

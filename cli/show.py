@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli import arguments
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 @takes("ctx", "kv", "json")
 def show(model: arguments.Model, options: Options) -> None:
-    """Tell what a model is made of, without reading its weights."""
+    """Tell what a model is made of, without reading its weights.
+
+    Examples:
+    numoe show tiny
+    numoe show model.gguf --json
+    """
     from numoe.engine import describe
 
     description = describe(model)
@@ -28,7 +34,9 @@ def show(model: arguments.Model, options: Options) -> None:
 
 
 def _document(description: Description, plan: Plan) -> dict[str, Any]:
-    spec = description.spec
+    from numoe.engine.disk import disk, license_of
+
+    spec, on_disk = description.spec, disk(description)
     return {
         "family": spec.family,
         "layers": len(spec.layers),
@@ -44,6 +52,8 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
         ],
         "weight_bytes": plan.stored_bytes,
         "aside": description.aside,
+        "disk_bytes": asdict(on_disk) | {"total": on_disk.total},
+        "license": license_of(description) or None,
         "context": spec.context,
         "kv_bytes": {str(plan.context): plan.kv_bytes},
         "tokenizer": _has(description, "tokenizer"),
@@ -52,9 +62,10 @@ def _document(description: Description, plan: Plan) -> dict[str, Any]:
 
 
 def _print(model: str, description: Description, plan: Plan) -> None:
+    from numoe.engine.disk import disk, license_of
     from numoe.engine.plan import format_bytes, format_count
 
-    spec = description.spec
+    spec, on_disk = description.spec, disk(description)
     aside = ", ".join(f"{part} {format_bytes(nbytes)}" for part, nbytes in description.aside.items())
     attention = _labels(spec, "attention")
     ffn = _labels(spec, "ffn")
@@ -76,13 +87,23 @@ def _print(model: str, description: Description, plan: Plan) -> None:
             ("context", f"up to {spec.context} tokens; {plan.context} take {format_bytes(plan.kv_bytes)}"),
             ("tokenizer", "yes" if _has(description, "tokenizer") else "none"),
             ("chat format", template),
+            ("license", license_of(description) or "its files do not say"),
             ("", ""),
         ]
     )
     weights = sorted(_weights(plan).items(), key=lambda entry: -entry[1][0])
     rows = [(*key, format_bytes(nbytes), _bits(nbytes, parameters)) for key, (nbytes, parameters) in weights]
     everything = "all", "", format_bytes(plan.stored_bytes), _bits(plan.stored_bytes, plan.parameters)
-    output.table([("weights", "format", "size", "bits each"), *rows, everything], numbers=[2, 3])
+    beside = [
+        ("left aside (drafting heads, eyes)", on_disk.aside),
+        ("headers", on_disk.headers),
+        ("vocabulary, configuration, texts", on_disk.others),
+        ("on disk", on_disk.total),
+    ]
+    more = [(what, "", format_bytes(nbytes), "") for what, nbytes in beside if nbytes]
+    if less := plan.stored_bytes - on_disk.weights:  # weights that are used in two places, numbers that are held wider
+        more.insert(0, ("stored once, or narrower", "", f"{'-' * (less > 0)}{format_bytes(abs(less))}", ""))
+    output.table([("weights", "format", "size", "bits each"), *rows, everything, *more], numbers=[2, 3])
 
 
 def _weights(plan: Plan) -> dict[tuple[str, str], tuple[int, int]]:

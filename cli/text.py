@@ -9,10 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from numoe.quant.documents import parse_json
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 _PATIENCE = 2.0  # seconds of silence on a pipe before we say what we wait for
 LARGEST = 256 << 20
@@ -31,7 +29,7 @@ def read_text(name: str, largest: int = LARGEST) -> str:
         InputError: it cannot be read, has more than `largest` bytes, or is not UTF-8.
     """
     if name == "-" and sys.stdin is None:
-        raise InputError("standard input is closed; pipe a text in, or give a file instead of -")
+        raise WrongUsage("standard input is closed; pipe a text in, or give a file instead of -")
     what = "standard input" if name == "-" else name
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
@@ -42,7 +40,8 @@ def read_text(name: str, largest: int = LARGEST) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); convert it first") from None
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
+        kind = WrongUsage if isinstance(error, FileNotFoundError) else InputError
+        raise kind(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
     except ValueError as error:  # an InputError, or a name that no file can have
         raise InputError(str(error)) from None
 
@@ -57,10 +56,15 @@ def read_schema(value: str) -> Any:
     """The JSON schema that --schema gives, as it is or as the name of a file.
 
     Raises:
-        InputError: it is neither.
+        InputError: the file is none.
+        WrongUsage: it is neither.
     """
-    given = value.lstrip().startswith("{")
-    return parse_json(value if given else read_text(value), "--schema" if given else value, "give a JSON schema")
+    if not value.lstrip().startswith("{"):
+        return parse_json(read_text(value), value, "give a JSON schema")
+    try:
+        return parse_json(value, "--schema", "give a JSON schema")
+    except InputError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def attachment(name: str) -> str:
@@ -74,20 +78,21 @@ def whole_prompt(
     file: str | None,
     attached: Sequence[str],
     note: Callable[[str], None],
+    needed: bool = True,
 ) -> str:
     """Attached files, then piped text, then the prompt, with an empty line between them.
 
-    note: told what we wait for, when that takes long.
+    note: told what we wait for, when that takes long. needed: refuse it where it is empty.
 
     Raises:
-        InputError: all of it is empty, or a text cannot be read.
-        typer.BadParameter: there are several prompts, or standard input is to be two of the texts.
+        InputError: a text cannot be read.
+        WrongUsage: all of it is empty, there are several prompts, or standard input is to be two of the texts.
     """
     given = [prompt for prompt in (argument, option) if prompt is not None]
     if len(given) + (file is not None) > 1:
-        raise typer.BadParameter("the prompt is given twice; give it once, as an argument, with -p or --prompt-file")
+        raise WrongUsage("the prompt is given twice; give it once, as an argument, with -p or --prompt-file")
     if [*given, file, *attached].count("-") > 1:
-        raise typer.BadParameter("- stands for standard input and can be given once")
+        raise WrongUsage("- stands for standard input and can be given once")
     parts = [attachment(name) for name in attached]
     if "-" not in [*given, file, *attached]:
         parts.append(_piped(note if given or file or attached else None))
@@ -96,7 +101,9 @@ def whole_prompt(
         parts.append(read_text(file))
     parts = [part for part in parts if part.strip()]
     if not parts:
-        raise InputError("the prompt is empty; give it with -p or pipe it in")
+        if not needed:
+            return ""
+        raise WrongUsage("the prompt is empty; give it with -p or pipe it in")
     return "\n\n".join([*(part.rstrip("\n") for part in parts[:-1]), parts[-1]])
 
 

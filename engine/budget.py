@@ -248,10 +248,15 @@ def available_memory(root: Path = Path("/")) -> int:
     The least of what the machine has free, what the control groups that it is in leave it (those of a container or a
     service), and what its own limits do. `root` is where proc and sys are.
     """
+    return max(0, free_memory(root)) * 9 // 10
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """As `available_memory`, and nothing is left to others; below zero where a limit is passed already."""
     import psutil
 
     left = [left for _, left in (*memory_limits(root), *_limits())]
-    return max(0, int(min([psutil.virtual_memory().available, *left]))) * 9 // 10
+    return int(min([psutil.virtual_memory().available, *left]))
 
 
 def machine_memory(root: Path = Path("/")) -> tuple[int, int | None]:

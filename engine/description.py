@@ -28,10 +28,11 @@ from numoe.engine.plan import Plan, plan
 from numoe.engine.totals import aside
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
+from numoe.quant.stored.checked import CheckedFiles
 from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
 from numoe.quant.stored.quantization import SIDE_FILE, Convention, announced_name, read_quantization, refuse_foreign
@@ -72,7 +73,7 @@ class Description:
         """
         limit = self.spec.context
         if context is not None and not 1 <= context <= limit:
-            raise InputError(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
+            raise WrongUsage(f"`ctx` {context} is not possible: this model reads from 1 to {limit} tokens")
         context = min(DEFAULT_CONTEXT, limit) if context is None else context
         disk = sum(info.nbytes for info in self.checkpoint.tensors.values())
         formats = {}
@@ -175,12 +176,13 @@ class Description:
         return chat_format(self.config["model_type"], self.tokenizer)
 
 
-def describe(model: str | Path) -> Description:
+def describe(model: str | Path, *, check: bool = False) -> Description:
     """Read a model's configuration and headers.
 
     Args:
         model: a folder with config.json and safetensors, a GGUF file or a folder with one, or a hub id that was
             downloaded.
+        check: compare every byte that is read with the hashes in the manifest of a converted folder.
 
     Raises:
         InputError: a file is missing or damaged, the architecture or a config key is not known, a tensor is
@@ -189,8 +191,9 @@ def describe(model: str | Path) -> Description:
     path = locate(model)
     if path.is_dir():
         path = only_gguf(path) or path
+    files = CheckedFiles(path) if check else Files()
     if path.is_file():
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, files=files)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
         return _of_gguf(path, checkpoint)
@@ -199,7 +202,7 @@ def describe(model: str | Path) -> Description:
     config = read_object(path / "config.json")
     side = path / SIDE_FILE
     kind, spec, convention = _read(config, read_object(side) if side.exists() else None)
-    return arrange(path, config, kind, spec, open_checkpoint(path, convention))
+    return arrange(path, config, kind, spec, open_checkpoint(path, convention, files))
 
 
 def describe_repository(repository: Repository, gguf: GgufSet | None = None) -> Description:

@@ -21,7 +21,7 @@ from pathlib import Path
 from numoe.engine.hub.hub_id import named, parted
 from numoe.quant.convert.folder import PART_SUFFIX
 from numoe.quant.convert.recipes import roles
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import held
 from numoe.quant.stored.gguf_sets import gguf_sets
 
@@ -163,7 +163,7 @@ def only(model: str, among: list[Pulled]) -> Pulled:
         InputError: there are more; the message says how to tell them apart.
     """
     if len(among) > 1:
-        raise InputError(f'"{model}" can be {" or ".join(one.name for one in among)}; say which')
+        raise WrongUsage(f'"{model}" can be {" or ".join(one.name for one in among)}; say which')
     return among[0]
 
 
@@ -225,7 +225,7 @@ def expanded(path: str, what: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f'{what} "{path}", which begins with the name of no user; write the path in full') from None
+        raise WrongUsage(f'{what} "{path}", which begins with the name of no user; write the path in full') from None
 
 
 def locate(model: str | Path) -> Path:
@@ -244,7 +244,7 @@ def locate(model: str | Path) -> Path:
     raise unknown(name)
 
 
-def unknown(name: str) -> InputError:
+def unknown(name: str) -> WrongUsage:
     """What to say of a name that means nothing here."""
     known = {spelled.lower(): spelled for one in models() for spelled in _names(one)}
     close = get_close_matches(name.lower()[:200], [*known, TINY], n=1, cutoff=0.7)
@@ -253,16 +253,16 @@ def unknown(name: str) -> InputError:
         from numoe.engine.hub.repository import cached_snapshot
 
         if not where[1] and cached_snapshot(name, whole=False):
-            return InputError(
+            return WrongUsage(
                 f"the Hugging Face cache holds {name} in part; `numoe pull {name}` gets the rest, `numoe fit {name}` "
                 "tells what it takes"
             )
-        return InputError(
+        return WrongUsage(
             f'"{name}" is neither a folder here nor a pulled model{hint}; `numoe fit {name}` tells what it takes, '
-            f"`numoe pull {name}` gets it"
+            f"`numoe pull {name}` gets it, `numoe run pull=true` does both"
         )
     shown = name if len(name) <= 200 else f"{name[:200]}..."
-    return InputError(
+    return WrongUsage(
         f'there is no folder or file "{shown}" and no pulled model of that name{hint}; give a model folder, a .gguf '
         "file, a hub id, a name that `numoe list` shows, or tiny"
     )

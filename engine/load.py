@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from numoe.engine.budget import Budget
+from numoe.engine.budget import Budget, free_memory
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.store import ExpertStore
@@ -20,9 +21,11 @@ from numoe.engine.plan import Plan, Verdict, longest_context
 from numoe.quant.compute.kernels import use_block
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
-from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 from numoe.quant.formats.resident import hold
 from numoe.quant.stored.handle import Stored
+
+_LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 
 
 def load(
@@ -32,6 +35,7 @@ def load(
     threads: int | None = None,
     ctx: int | None = None,
     kv: str = FLOAT32.name,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
@@ -46,6 +50,7 @@ def load(
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`. Where it is not given and
             there are no routed experts, they get what there is.
         kv: how sessions hold the rows of earlier tokens, see `rows.ROW_FORMS`.
+        progress: told the bytes of weights that are in memory and those that will be, as they are read.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
@@ -53,7 +58,7 @@ def load(
     """
     budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
-        raise InputError(f"`threads` must be at least 1, not {threads}")
+        raise WrongUsage(f"`threads` must be at least 1, not {threads}")
     use_threads(threads or usable_cores())
     if measured := machine.known():
         use_block(measured.block)
@@ -68,21 +73,25 @@ def load(
     except DoesNotFit as error:
         fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes, planned.kv)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
-    weights = _read(description, wide=bool(memory.wide_bytes))
+    total = planned.weight_bytes if memory.experts is None else planned.resident_bytes
+    tell = (lambda done: progress(min(done, total), total)) if progress else None
+    weights = _read(description, wide=bool(memory.wide_bytes), tell=tell)
     if experts and memory.experts is None:
-        experts.allow(experts.total_bytes)
+        read = total - experts.total_bytes
+        experts.allow(experts.total_bytes, (lambda done: tell(read + done)) if tell else None)
         if memory.wide_bytes:
             experts.widen()
     loaded = Model(description, weights, experts, memory)
     identity = description.identity  # now, while the files are those that were read
     if experts and memory.experts is not None:
+        experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
         experts.warm(heat.kept(identity))
     return loaded
 
 
-def _read(description: Description, *, wide: bool) -> Weights:
-    """All weights but the routed experts."""
-    weights = Weights()
+def _read(description: Description, *, wide: bool, tell: Callable[[int], None] | None = None) -> Weights:
+    """All weights but the routed experts; `tell` is told their bytes so far."""
+    weights, done = Weights(), 0
     for name, tensor in description.spec.tensors().items():
         place = description.places[name]
         if tensor.held == "array":
@@ -95,6 +104,9 @@ def _read(description: Description, *, wide: bool) -> Weights:
             weights.matrices[name] = hold(  # which alone has the matrix as it is stored, and so can let go of it
                 place.stored.matrix(), multiplied=tensor.held == "matrix", wide=wide
             )
+        if tell and tensor.expert is None:
+            done += weights.arrays[name].nbytes if tensor.held == "array" else weights.matrices[name].nbytes
+            tell(done)
     return weights
 
 

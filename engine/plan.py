@@ -12,7 +12,7 @@ from enum import StrEnum
 from numoe.engine.layers.rows import FLOAT32, RowForm
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
-from numoe.quant.errors import InputError
+from numoe.quant.errors import WrongUsage
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.resident import held_nbytes
 
@@ -221,23 +221,26 @@ def scratch_bytes(spec: ModelSpec) -> int:
 
 
 _UNITS = {
-    "": 1,
     "B": 1,
     **{p + s: b**e for e, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("", 1000), ("iB", 1024))},
 }
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of "16GB", "8 GiB", "500M" or a plain number.
+    """Bytes of "16GB", "8 GiB" or "500M"; a number that is no text is one of bytes.
 
     Raises:
-        InputError: anything else.
+        WrongUsage: anything else.
     """
+    if isinstance(text, int) and 1 <= text < 2**63:
+        return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     unit = match[2].upper().replace("I", "i") if match else ""
     count = float(match[1]) * _UNITS[unit] if match and unit in _UNITS else 0.0
     if not 1 <= count < 2**63:
-        raise InputError(f'"{text}" is not an amount of memory; write it like 16GB or 8GiB')
+        unitless = match is not None and not unit and float(match[1]) > 0
+        why = "has no unit" if unitless else "is not an amount of memory"
+        raise WrongUsage(f'"{text}" {why}; write it like {f"{text}GB or {text}MB" if unitless else "16GB or 8GiB"}')
     return int(count)
 
 

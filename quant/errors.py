@@ -1,4 +1,4 @@
-"""The one error that foreign input raises, and the kind of it that has an exit code of its own."""
+"""The one error that foreign input raises, and the kinds of it that have an exit code of their own."""
 
 from typing import Any
 
@@ -13,6 +13,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message if len(message) <= 1500 else f"{message[:1000]} ... {message[-400:]}")
+
+
+class WrongUsage(InputError):
+    """A parameter has a value that it cannot have, or a name that means nothing: it is to be asked otherwise."""
 
 
 class DoesNotFit(InputError):

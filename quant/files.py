@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,10 @@ _LARGEST_READ = 1 << 30
 PAGE = 4096
 """Reads that go past the system's cache begin and end with a multiple of it, in the file and in memory: that of every
 disk's sectors."""
+
+
+MOST_TENSORS = 250_000
+"""In a file: reading a header of so many takes a second, and the largest models have as many in all files."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,24 @@ class Extent(NamedTuple):
 
 
 class Files:
-    """Files opened for reading when first needed. Safe to use from several threads."""
+    """Files opened when first needed, which stay as they were when first read. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
         self._past_cache: dict[Path, FileIO | None] = {}  # None: not possible there
+        finalize(self, _close, self._open, self._past_cache)
+        self._states: dict[Path, tuple[int, ...]] = {}
         self._lock = threading.Lock()
+
+    def begun(self, path: Path, nbytes: int) -> None:
+        """To be called when the first `nbytes` of a file have been read elsewhere: they are this file's.
+
+        Raises InputError when it cannot be looked at.
+        """
+        try:
+            self._states.setdefault(path, _state(path.stat()))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
 
     def open(self, path: Path) -> None:
         """Opens a file that may have no name when it is read.
@@ -81,11 +98,14 @@ class Files:
     ) -> NDArray[np.uint8]:
         """`nbytes` from `offset` of a file: uint8 (nbytes,), in `out` if given.
 
-        Raises InputError when the file cannot be opened or read, or ends too soon.
+        Raises InputError when the file cannot be opened or read, ends too soon, or is not as it was when it was first
+        read.
         """
         if out is None:
             out = np.empty(nbytes, np.uint8)
         file = self._file(path)
+        if path not in self._states:
+            self._states.setdefault(path, _state(os.fstat(file.fileno())))
         view = out.data[:nbytes]
         done = 0
         while done < nbytes:
@@ -96,6 +116,7 @@ class Files:
             if count == 0:
                 raise InputError(f"{path} ends at byte {offset + done}, inside its tensor data: download it again")
             done += count
+        self._refuse_changed(path, os.fstat(file.fileno()))
         return out[:nbytes]
 
     def read_once(self, path: Path, offset: int, nbytes: int, pages: NDArray[np.uint8]) -> None:
@@ -110,6 +131,7 @@ class Files:
         lead = offset % PAGE
         done = 0
         while done < lead + nbytes and (file := self._direct(path)) is not None:
+            self._states.setdefault(path, _state(os.fstat(file.fileno())))
             try:
                 count = os.preadv(file.fileno(), [pages.data[done : done + _LARGEST_READ]], offset - lead + done)
             except OSError as error:
@@ -120,6 +142,7 @@ class Files:
                 if count == 0:
                     break  # which `read_range` tells
                 done += count
+                self._refuse_changed(path, os.fstat(file.fileno()))
         if done < lead + nbytes:
             self.read_range(path, offset, nbytes, pages[lead : lead + nbytes])
             self.drop_cached(path, offset, nbytes)
@@ -132,10 +155,7 @@ class Files:
     def close(self) -> None:
         """Closes every file. A later read opens it again."""
         with self._lock:
-            for file in (*self._open.values(), *filter(None, self._past_cache.values())):
-                file.close()
-            self._open.clear()
-            self._past_cache.clear()
+            _close(self._open, self._past_cache)
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:
@@ -156,6 +176,10 @@ class Files:
                         self._past_cache[path] = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
             return self._past_cache[path]
 
+    def _refuse_changed(self, path: Path, now: os.stat_result) -> None:
+        if self._states[path] != _state(now):
+            raise InputError(f"{path} has changed since it was first read; leave it alone, and load the model again")
+
     def _read_into(self, file: FileIO, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(file.fileno(), [view], offset)
@@ -163,6 +187,18 @@ class Files:
         with self._lock:
             file.seek(offset)
             return file.readinto(view)
+
+
+def _close(*opened: dict[Path, Any]) -> None:
+    for files in opened:
+        for file in filter(None, files.values()):
+            file.close()
+        files.clear()
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file is another one, or was written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # Names that Windows keeps for devices, whatever follows their first point.

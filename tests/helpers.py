@@ -192,10 +192,10 @@ def released_v4_listing(config: dict[str, Any]) -> Listing:
     return listing
 
 
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    """Of a command: exit code 1, nothing on stdout, one line on stderr that holds the words."""
-    code, out, err = result
-    assert (code, out) == (1, "")
+def refused(result: tuple[int, str, str], *words: str, code: int = 1) -> None:
+    """Of a command: the exit code, nothing on stdout, one line on stderr that holds the words."""
+    left, out, err = result
+    assert (left, out) == (code, "")
     assert err.startswith("error: ") and err.count("\n") == 1
     for word in words:
         assert word in err

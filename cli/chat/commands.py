@@ -5,27 +5,27 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from numoe.cli.arguments import models_here
+from numoe.cli.arguments import meant, models_here
+from numoe.cli.chat.kept import kept, said, write
 from numoe.cli.output import Output, printable
-from numoe.cli.reply import Interrupt, drafts, show, statistics
-from numoe.cli.settings import May, Setting, filled, settings_in, spelled
+from numoe.cli.reply import Interrupt, Neighbours, drafts, show, statistics
+from numoe.cli.settings import SETTINGS, May, Setting, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
-from numoe.engine.chat.answer import Answer, Turn
+from numoe.engine.chat.answer import Answer
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
 from numoe.engine.experts import heat
 from numoe.engine.home import TINY, expanded
 from numoe.engine.measure.machine import record
 from numoe.engine.plan import format_bytes
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -40,7 +40,7 @@ COMMANDS = {
     "clear": ("", "begin a new chat; this one stays in the list"),
     "save": ("NAME", "keep the chat under a name, or in a file NAME.json"),
     "load": ("NAME", "go on with another chat"),
-    "list": ("", "the chats that are kept"),
+    "list": ("TEXT", "the chats that are kept (with TEXT: in which it is said)"),
     "transcript": ("", "all that was said"),
     "export": ("FILE", "write what was said into FILE.md, or with its settings into FILE.json"),
     "rename": ("NAME", "keep the chat under another name"),
@@ -52,29 +52,20 @@ COMMANDS = {
     "bye": ("", "leave, as /exit and Ctrl-D do"),
 }
 KEYS = (
+    ("//", "begins a question with a slash: //etc is asked as /etc"),
     ("Ctrl-C", "stops an answer"),
     ("Alt-Enter", 'begins a new line; so does Enter after """, up to the next """'),
     ("Ctrl-G", "opens the editor"),
-    ("Tab", "completes commands and files"),
+    ("Tab", "completes commands, settings, models, chats and files"),
 )
 _SETTINGS = settings_in(May.TALK)
 _OTHERWISE = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help"}
 """What else people type for a command."""
-SPELLINGS = {name: f"/set {name}" for name in _SETTINGS}
+SPELLINGS = {one.name: f"{one.flag} of numoe chat" for one in SETTINGS} | {
+    name: f"/set {one.name}" for one in _SETTINGS.values() for name in (one.name, one.field)
+}
+SPELLINGS |= {"system": "/system", "think": "/think", "numoe chat list=true": "/list"}
 """How settings are given here, for `spelled`."""
-
-
-def chat_rows() -> list[tuple[str, str]]:
-    """The name of every kept chat, and what it is."""
-    rows = []
-    for path in chats():
-        try:
-            chat, when = Chat.read(path), datetime.fromtimestamp(path.stat().st_mtime)
-            what = f"{when:%Y-%m-%d %H:%M}, {len(chat.turns)} turn{'s' * (len(chat.turns) != 1)}, {chat.model}"
-        except (InputError, OSError) as error:  # damaged, or removed meanwhile
-            what = spelled(str(error))
-        rows.append((path.stem, what))
-    return rows
 
 
 class Talk:
@@ -96,7 +87,7 @@ class Talk:
         Args:
             path: the chat's file; None: named after the first question.
             alone: what keeps other processes from going on with the chat; see `conversation.alone`.
-            keeps: write the chat to a file at all.
+            keeps: write the chat to a file at all; may be changed at any time.
 
         Raises:
             InputError: the model cannot be loaded, or has no chat template.
@@ -106,9 +97,10 @@ class Talk:
         self._load = load
         self._path = path
         self._alone = alone
-        self._keeps = keeps
+        self.keeps = keeps
         self._files: dict[str, str] = {}  # by their names, what is put before the next question
         self._drafts: dict[str, Any] = {}  # of the last answer
+        self._neighbours = Neighbours()
         self._answered = False  # since the cache file was written or read
         self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
         self._tell_resumed()
@@ -121,7 +113,7 @@ class Talk:
             KeyboardInterrupt: before the answer began. The question is forgotten.
         """
         edits, self.draft = self.draft is not None, None
-        if line.startswith("/"):
+        if line.startswith("/") and not line.startswith("//"):
             typed, _, text = line[1:].partition(" ")
             name = _OTHERWISE.get(typed.lower(), typed.lower())
             if name in COMMANDS:
@@ -129,8 +121,9 @@ class Talk:
             elif _setting(name):
                 self.do_set(line[1:])
             else:
-                raise InputError(f"there is no command /{printable(typed)[:40]}; /help lists them")
+                raise WrongUsage(f"there is no command /{printable(typed)[:40]}; /help lists them")
         else:
+            line = line[1:] if line.startswith("//") else line
             question = "\n\n".join([*self._files.values(), line])
             ask = self.conversation.edit if edits else self.conversation.ask
             try:
@@ -143,10 +136,11 @@ class Talk:
         """The commands; the words that may follow each, and whether a file may."""
         names = [path.stem for path in chats()]
         words: dict[str, tuple[list[str], bool]] = {name: ([], False) for name in (*COMMANDS, "exit")}
-        words |= {"set": ([*_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
+        words |= {"set": (["system", "history", *_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
         return words | {
             "save": (names, True),
             "load": (names, True),
+            "rename": (names, False),
             "file": ([], True),
             "delete": (names, False),
             "export": ([], True),
@@ -156,7 +150,7 @@ class Talk:
     def leave(self) -> None:
         """Keep what the session remembers, so that the chat goes on at once the next time."""
         cache = _cache(self._path)
-        if self._keeps and self._answered and cache and self.conversation.chat.turns:
+        if self.keeps and self._answered and cache and self.conversation.chat.turns:
             self.output.status("saving the chat")
             self.conversation.save_cache(cache)
             self._answered = False
@@ -169,11 +163,13 @@ class Talk:
             if answer.dropped:
                 turns = f"the oldest {answer.dropped} turns are" if answer.dropped > 1 else "the oldest turn is"
                 self.output.note(f"The context is full: {turns} no longer told to the model.")
+            self._neighbours.begin()
             try:
                 show(answer, self.output)
             finally:
                 self._answered = True
                 self._keep()
+        self._neighbours.end(self.output)
         session = conversation.session
         self._drafts = drafts(answer.generation)
         if answer.turn.finish_reason == "repetition":
@@ -195,7 +191,7 @@ class Talk:
     def _keep(self) -> None:
         """Write the chat; one that nothing was said in has no file."""
         chat = self.conversation.chat
-        if self._keeps and (self._path or chat.turns):
+        if self.keeps and (self._path or chat.turns):
             if self._path is None:
                 self._move(new_path(chat.turns[0].question), chat.write)
             else:
@@ -218,13 +214,13 @@ class Talk:
         if not conversation.chat.turns:
             return
         turns, tokens = len(conversation.chat.turns), len(conversation.history())
-        said = f"{turns} turn{'s' * (turns != 1)}, {tokens} tokens"
+        what = f"{turns} turn{'s' * (turns != 1)}, {tokens} tokens"
         if conversation.restored:
-            self.output.note(f"{said}, of which {conversation.restored} are restored.")
+            self.output.note(f"{what}, of which {conversation.restored} are restored.")
         else:
-            why = f" ({spelled(conversation.reason)})" if conversation.reason else ""
-            self.output.note(f"{said}, which are read again with the next question{why}.")
-        self.output.recall(_said(conversation.chat.turns[-1:]))
+            why = f": {spelled(conversation.reason, SPELLINGS)}" if conversation.reason else ""
+            self.output.note(f"{what}, which are read again with the next question{why}.")
+        self.output.recall(said(conversation.chat.turns[-1:]))
 
     def _open(self, chat: Chat, cache: Path | None = None) -> None:
         """Go on with another chat, model or context. Where that fails, with what there was."""
@@ -258,7 +254,7 @@ class Talk:
     # ------------------------------------------------------------------------------------------- commands
 
     def do_help(self, text: str) -> None:
-        rows = [(f"/{name} {what}".rstrip(), said) for name, (what, said) in COMMANDS.items()]
+        rows = [(f"/{name} {what}".rstrip(), does) for name, (what, does) in COMMANDS.items()]
         self.output.notes([*rows, *KEYS])
 
     def do_system(self, text: str) -> None:
@@ -268,24 +264,34 @@ class Talk:
     def do_set(self, text: str) -> None:
         if not text:
             settings = zip(self._settings(), _SETTINGS.values(), strict=True)
-            self.output.notes(
-                [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
-            )
+            rows = [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
+            kept = f"history {'on' if self.keeps else 'off'}", "Keep what is said and typed."
+            self.output.notes([*rows, kept])
             return
         name, _, value = text.replace("=", " ", "=" in text.partition(" ")[0]).partition(" ")
         if name.lstrip("-").lower() == "system":
             self.do_system(value.strip())
             return
+        if name.lower() == "history":
+            self._set_history(value.strip())
+            return
         setting = _setting(name)
         if setting is None:
-            raise InputError(f"there is no setting {name}; there are system, {', '.join(_SETTINGS)}")
+            raise WrongUsage(f"there is no setting {name}; there are system, history, {', '.join(_SETTINGS)}")
         if not value.strip():
-            raise InputError(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
+            raise WrongUsage(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
         parsed = setting.read(value.strip(), setting.name, none="none")
         if parsed is not None and not isinstance(parsed, tuple):
-            setting.check(parsed, setting.name)
+            setting.check(parsed, setting.name, value.strip())
         self._change({setting.name: parsed})
         self.output.note(f"{setting.name} is {dict(self._settings())[setting.name]}.")
+
+    def _set_history(self, value: str) -> None:
+        if value not in ("on", "off"):
+            raise WrongUsage(f'history takes on or off, not "{value}"')
+        self.keeps = value == "on"
+        self.output.note("What is said is kept." if self.keeps else "What is said and typed from here on is not kept.")
+        self._keep()
 
     def do_show(self, text: str) -> None:
         chat, session = self.conversation.chat, self.conversation.session
@@ -315,7 +321,7 @@ class Talk:
                 else:
                     self.output.note(f"Reasoning is {'folded' if text == 'hide' else 'shown'}.")
             case _:
-                raise InputError("/think takes on, off, show or hide")
+                raise WrongUsage("/think takes on, off, show or hide")
 
     def do_retry(self, text: str) -> None:
         self._answer(self.conversation.retry)
@@ -335,6 +341,9 @@ class Talk:
         self.output.note(f"Forgotten: {question.splitlines()[0]}")
 
     def do_more(self, text: str) -> None:
+        turns = self.conversation.chat.turns
+        if turns and turns[-1].finish_reason != "stop":
+            self.output.go_on(turns[-1].trimmed().text)
         self._answer(self.conversation.more)
 
     def do_clear(self, text: str) -> None:
@@ -347,35 +356,34 @@ class Talk:
     def do_save(self, text: str) -> None:
         path = _named(text)
         if path != self._path and os.path.lexists(path):
-            raise InputError(f"{path} is there already; give another name, or remove it first")
+            what = f'the chat "{path.stem}"' if _cache(path) else path
+            raise InputError(f"{what} is there already; give another name, or remove it first")
         self._move(path, self.conversation.chat.write)
-        self._keeps = self._answered = True
-        self.output.note(f"The chat is kept in {path}.")
+        self.keeps = self._answered = True
+        self.output.note(f"The chat is kept {f'as {path.stem}' if _cache(path) else f'in {path}'}.")
 
     def do_load(self, text: str) -> None:
         path = _named(text)
         Chat.read(path)  # what is no chat is left as it is, without a lock beside it
         self._move(path, lambda path: self._open(Chat.read(path), _cache(path)))
-        self._keeps = True
+        self.keeps = True
 
     def do_list(self, text: str) -> None:
-        self.output.notes(chat_rows() or [("No chats are kept yet.", "")])
+        rows = [
+            (one.name, one.wrong or f"{one.title}, {one.turns} turn{'s' * (one.turns != 1)}, {one.model}, {one.age}")
+            for one in kept(text)
+        ]
+        none = f"No kept chat says {text}." if text else "No chats are kept yet."
+        self.output.notes(rows or [(none, "")])
 
     def do_transcript(self, text: str) -> None:
-        self.output.text(_said(self.conversation.chat.turns) or "Nothing was said yet.")
+        self.output.text(said(self.conversation.chat.turns) or "Nothing was said yet.")
 
     def do_export(self, text: str) -> None:
         path = expanded(text, "there is no file")
         if path.suffix not in (".md", ".json"):
-            raise InputError("/export takes a file that ends with .md or .json")
-        chat = self.conversation.chat
-        try:
-            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(markdown(chat) if path.suffix == ".md" else chat.text())
-        except FileExistsError:
-            raise InputError(f"{path} is there already; give another name, or remove it first") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}); give another file") from None
+            raise WrongUsage("/export takes a file that ends with .md or .json")
+        write(self.conversation.chat, path)
         self.output.note(f"What was said is in {path}.")
 
     def do_rename(self, text: str) -> None:
@@ -468,18 +476,6 @@ def _shown(value: Any) -> str:
     return (", ".join(value) or "none") if isinstance(value, (tuple, list)) else str(value).lower()
 
 
-def _said(turns: Sequence[Turn]) -> str:
-    """What was said, as it stood on the screen."""
-    return "\n".join(f"> {turn.question}\n{turn.trimmed().text}".rstrip() for turn in turns)
-
-
-def markdown(chat: Chat) -> str:
-    """A chat as a document to read."""
-    system = [f"> {line}" for line in (chat.settings.system or "").splitlines()]
-    turns = (f"## {turn.question}\n\n{turn.trimmed().text.strip()}\n" for turn in chat.turns)
-    return "\n".join([f"# A chat with {chat.model}\n", *system, *[""] * bool(system), *turns])
-
-
 def _named(text: str) -> Path:
     """The file that /save and /load mean."""
     if not text:
@@ -509,5 +505,6 @@ def _exceeds(model: Model, texts: Iterable[str], room: int) -> bool:
 
 def model_name(model: str) -> str:
     """A model's name as a chat keeps it: one that means the same in every folder."""
+    model = meant(model) or model
     path = expanded(model, "there is no folder or file")
     return str(path.absolute()) if model != TINY and os.path.lexists(path) else model

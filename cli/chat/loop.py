@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from numoe.cli import arguments
-from numoe.cli.output import Output, print_error
+from numoe.cli.fetch import fetch_missing
+from numoe.cli.output import Output, billions, print_error
 from numoe.cli.settings import Options, filled, spelled, takes
 from numoe.cli.text import typed
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.cli.chat.commands import Talk
@@ -27,34 +26,59 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
+    "model", "pull", "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system",
+    "reasoning", "ending", "sampling", "room", "check", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
-def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
+def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> None:
     """Talk with a model.
 
     Chats keep themselves and go on with -c or --session, with the settings they had where no option says otherwise.
     Piped input is one turn a line, and is kept only with these options.
+
+    Examples:
+    numoe chat
+    numoe chat Qwen/Qwen3-30B-A3B --ram 16GB --think
+    numoe chat -c
+    numoe chat --search sheep
+    numoe chat --show trip > trip.txt
+    """
+    if options["show"] is not None or options["list"] or options["search"] is not None:
+        with Output(options["quiet"]) as output:
+            if options["show"] is not None:
+                _show(options["show"], options["json"], output)
+            else:
+                _list(options["search"], options["json"], output)
+        return
+    if options["json"]:
+        raise WrongUsage("--json goes with --list, --search or --show; `numoe run --json` answers so")
+    converse(model_argument or arguments.meant(options["model"]), options)
+
+
+def converse(model: str | None, options: Options) -> None:
+    """Talk: begin a chat, or go on with one.
+
+    Args:
+        model: None: that of the chat, or of the last one, else tiny.
+        options: those of `chat`.
     """
     session, goes_on = options["session"], options["continue_"]
     if goes_on and session is not None:
-        raise typer.BadParameter("-c goes on with the last chat and --session with a named one; give one of them")
+        raise WrongUsage("-c goes on with the last chat and --session with a named one; give one of them")
     typed_in = typed() and sys.stderr.isatty()
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
-        from numoe.cli.chat.commands import Talk, chat_rows
+        from numoe.cli.chat.commands import Talk
         from numoe.engine.chat.files import alone, chat_path, chats
 
-        if options["list"]:
-            if rows := chat_rows():
-                output.table(rows)
-            else:
-                output.note("No chats are kept yet.")
-            return
+        if options["pull"] and model is not None:
+            fetch_missing(model, options, output)
         kept = chats()
         if goes_on and not kept:
-            raise InputError("no chat is kept yet; `numoe chat` begins one")
+            raise WrongUsage("no chat is kept yet; `numoe chat` begins one")
         path = kept[0] if goes_on else chat_path(session) if session is not None else None
+        if path is not None and path.exists() and "model" not in options.stated and model == options["model"]:
+            model = None  # a default is no reason to go on with another one
         held = stack.enter_context(ExitStack())
         if path is not None:
             held.enter_context(alone(path))
@@ -65,12 +89,37 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
         _talk(talk, stack, typed_in, options["save"])
 
 
+def _list(search: str | None, json: bool, output: Output) -> None:
+    """The kept chats, or those in which something was said."""
+    from numoe.cli.chat.kept import kept, table
+
+    found = list(kept(search or ""))
+    if json:
+        output.document({"chats": [one.document() for one in found]})
+    elif found:
+        output.table(table(found), numbers=[3, 4])
+    else:
+        output.note(f'No kept chat says "{search}".' if search else "No chats are kept yet.")
+
+
+def _show(name: str, json: bool, output: Output) -> None:
+    """What was said in a kept chat."""
+    from numoe.cli.chat.kept import said
+    from numoe.engine.chat.files import Chat, chat_path
+
+    chat = Chat.read(chat_path(name))
+    if json:
+        sys.stdout.write(chat.text())
+    else:
+        output.text(said(chat.turns) or "Nothing was said yet.")
+
+
 def _screen(options: Options) -> Output:
     if not sys.stdout.isatty() or options["plain"] or os.environ.get("TERM") == "dumb":
         return Output(options["quiet"])
     from numoe.cli.chat.screen import Screen
 
-    return Screen(options["quiet"])
+    return Screen(options["quiet"], options["theme"])
 
 
 def _begun(path: Path | None, model: str | None, options: Options, note: Callable[[str], None]) -> Chat:
@@ -103,10 +152,10 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
     from numoe.engine import describe
 
     def loaded(chat: Chat) -> Model:
-        output.status(f"loading {chat.model}")
-        described = describe(chat.model)
+        progress = output.loading(chat.model)
+        described = describe(chat.model, check=options["check"])
         room = described.plan(chat.settings.context).context
-        made = load_drafted(described, room, options)
+        made = load_drafted(described, room, options, progress)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)
@@ -127,7 +176,7 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
         if hasattr(signal, "SIGHUP"):  # the terminal is closed
             signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
         _introduce(talk)
-        prompt = Prompt(home() / "history" if saves else None, talk.completions)
+        prompt = Prompt(home() / "history" if saves else None, talk.completions, lambda: talk.keeps)
         lines = _typed_lines(stack.enter_context(prompt), talk)
     for line in lines:
         try:
@@ -136,6 +185,8 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
             return
         except (InputError, KeyboardInterrupt) as error:
             if not typed_in:
+                if isinstance(error, InputError):
+                    raise type(error)(spelled(str(error), SPELLINGS)) from error
                 raise
             talk.output.settle()
             if isinstance(error, InputError):
@@ -164,14 +215,32 @@ def _last_model(kept: Sequence[Path], note: Callable[[str], None]) -> str:
 
 
 def _introduce(talk: Talk) -> None:
+    """What the model is, what it can keep in mind, and how to find out about larger ones."""
+    from numoe.engine.home import TINY
+
     model, session = talk.conversation.model, talk.conversation.session
-    talk.output.note(f"{model.path.name}, context {session.context} tokens. /help lists the commands.")
-    if talk.conversation.chat.model == "tiny":
-        size = model.plan().parameters / 1e6
+    planned = model.plan()
+    active = f", {billions(planned.active_parameters)} active" if planned.active_parameters < planned.parameters else ""
+    talk.output.note(
+        f"{model.path.name}: {model.spec.family}, {billions(planned.parameters)} parameters{active}; context "
+        f"{session.context} tokens. /help lists the commands."
+    )
+    if talk.conversation.chat.model == TINY:
+        memory = _memory()
         talk.output.note(
-            f"A demonstration of {size:.1f} M parameters. Whether a larger one runs here, before it is downloaded: "
-            "numoe fit Qwen/Qwen3-30B-A3B"
+            "A demonstration: it knows a few animals, colours and numbers. Whether a larger model runs in the "
+            f"{memory or 'memory'} of this machine, before it is downloaded:"
         )
+        talk.output.note("numoe fit Qwen/Qwen3-30B-A3B" + (f" --ram {memory}" if memory else ""))
+
+
+def _memory() -> str:
+    """What the machine has, as --ram takes it; "" where Python cannot tell."""
+    try:
+        nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return ""
+    return f"{nbytes // 10**9}GB" if nbytes >= 10**9 else f"{nbytes // 10**6}MB"
 
 
 def _typed_lines(prompt: Prompt, talk: Talk) -> Iterator[str]:

@@ -39,18 +39,19 @@ class Prompt:
     While entered, keys that are typed in between are not shown but kept for the next turn, a paste as a whole.
     """
 
-    def __init__(self, history: Path | None, commands: Commands) -> None:
+    def __init__(self, history: Path | None, commands: Commands, keeps: Callable[[], bool] = lambda: True) -> None:
         """
         Args:
             history: a file that keeps what was typed, made if need be; None: nothing does.
             commands: what is completed.
+            keeps: whether what is typed goes into the file, asked each time.
         """
         if history:
             _make_private(history)
         self._session: PromptSession[str] = PromptSession(
             "> ",
             output=create_output(stdout=sys.stderr),
-            history=FileHistory(str(history)) if history else InMemoryHistory(),
+            history=_History(str(history), keeps) if history else InMemoryHistory(),
             completer=_Commands(commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,
@@ -115,6 +116,18 @@ class Prompt:
         app = self._session.app
         if self._ended_by is not None and app.future is not None and not app.future.done():
             app.exit(exception=EOFError)
+
+
+class _History(FileHistory):
+    """A history whose file can be left out for a while."""
+
+    def __init__(self, file: str, keeps: Callable[[], bool]) -> None:
+        super().__init__(file)
+        self._keeps = keeps
+
+    def store_string(self, string: str) -> None:
+        if self._keeps():
+            super().store_string(string)
 
 
 def _make_private(file: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numoe.engine.chat.thinking import Splitter, ThinkSplitter
 from numoe.engine.text.sample import Sampling, StopMatcher
 from numoe.engine.text.tags import TAGS, Tags
-from numoe.quant.errors import InputError
+from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine.generation import Generation
@@ -41,9 +41,9 @@ class Settings:
             ("ctx", self.context, 1),
         ):
             if value is not None and value < least:
-                raise InputError(f"{name} is {value}; give a number from {least} on")
+                raise WrongUsage(f"`{name}` is {value}; give a number from {least} on")
         if not is_text(self.system or "", *self.stop):
-            raise InputError("the instructions or a stop string are not UTF-8; convert them first")
+            raise WrongUsage("the instructions or a stop string are not UTF-8; convert them first")
 
 
 def is_text(*texts: str) -> bool:
@@ -129,7 +129,7 @@ class Answer(Iterator[tuple[str, str]]):
             ended: called with the turn when it has ended, however it did, unless no answer began.
 
         Raises:
-            InputError: a stop string is empty.
+            WrongUsage: a stop string is empty.
         """
         self.generation = generation
         self.turn = turn or Turn("")

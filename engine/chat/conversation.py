@@ -51,13 +51,16 @@ class Conversation:
         self.session: Session = restored or model.session(chat.settings.context)
 
     def _restore(self, cache: Path) -> Session | None:
+        if not cache.exists():
+            self.reason = "nothing was kept that spares it"
+            return None
         try:
             session = self.model.restore(cache)
-        except InputError as error:
-            self.reason = str(error)
+        except InputError:
+            self.reason = "what was kept that spares it is damaged, or of another model"
             return None
         if session.context != self.model.plan(self.chat.settings.context).context:
-            self.reason = f"it was kept for a context of {session.context} tokens"
+            self.reason = f"what was kept that spares it is for a context of {session.context} tokens"
             return None
         forms, wanted = list(ROW_FORMS), self.model.plan(self.chat.settings.context).kv.name
         if forms.index(session.kv) > forms.index(wanted):
@@ -66,7 +69,7 @@ class Conversation:
         session.align(self.history())
         self.restored = session.position
         if not self.restored:
-            self.reason = "it was kept for other turns or settings"
+            self.reason = "what was kept that spares it is for other turns or settings"
         return session
 
     def history(self) -> list[int]:

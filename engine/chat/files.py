@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from numoe.engine.home import home, make
 from numoe.quant.documents import read_object
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import locked_soon, write_whole
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Chat:
         """
         shown = "`numoe chat list=true` shows those that are kept"
         if not path.is_file():
-            raise InputError(f"there is no chat {path}; {shown}")
+            named = f'"{path.stem}"' if path.parent == chats_folder() else path
+            raise WrongUsage(f"there is no chat {named}; {shown}")
         try:
             document = read_object(path)
         except InputError:
@@ -161,7 +162,7 @@ def chat_path(name: str) -> Path:
         InputError: the name cannot be a file's everywhere.
     """
     if not re.fullmatch(r"\w[\w .-]*", name) or len(name.encode()) > 200:  # of 255, for it gets endings
-        raise InputError(
+        raise WrongUsage(
             f'"{name}" cannot be the name of a chat; use letters, digits, spaces, ".", "-" and "_", at most 200'
         )
     return chats_folder() / f"{name}.json"

@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +44,7 @@ _GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
 _GUESS_TRIALS = 32
 _GUESS_PAYS = 0.5
+_PATIENCE = 0.5  # seconds from one look at what is free to the next, which takes up to some milliseconds
 
 
 HALF_LIFE = 4
@@ -157,6 +158,11 @@ class ExpertStore:
         """
         self.budget = 0
         self.ahead = True
+        self._limit = 0  # the budget, or less where other processes need the memory
+        self._free: Callable[[], int] | None = None
+        self._left_alone = 0
+        self._shed = False
+        self._asked = -math.inf  # when it was asked what is free
         self._files = files
         self._units = {key: _lay_out(stored) for key, stored in experts.items()}
         self.largest: dict[int, int] = {}
@@ -207,11 +213,13 @@ class ExpertStore:
         with self._change:
             return [matrix for entry in self._resident.values() for matrix in entry.matrices.values()]
 
-    def allow(self, budget: int) -> None:
+    def allow(self, budget: int, tell: Callable[[int], None] | None = None) -> None:
         """Take at most `budget` bytes from now on. What fits as a whole is read at once, and stays.
 
         Less than before: returns when what is too much is free, which passes of other threads may still compute with.
         More: waits for nothing.
+
+        tell: told the bytes so far where all are read.
 
         Raises:
             ValueError: the largest unit takes more, or everything was allowed before.
@@ -227,14 +235,16 @@ class ExpertStore:
         elif budget < before:
             self._shrink(budget)
             return
-        self.budget = budget
+        self.budget = self._limit = budget
         if budget == self.total_bytes > before:
-            self._read_all()
+            self._read_all(tell)
 
-    def _read_all(self) -> None:
+    def _read_all(self, tell: Callable[[int], None] | None) -> None:
         for layer in sorted({layer for layer, _ in self._units}):
             with self.stream(layer, [e for one, e in self._units if one == layer]) as units:
                 deque(units, maxlen=0)
+            if tell:
+                tell(self._held)
         with self._change:
             self._drop_spare()
         self._reset()
@@ -244,16 +254,36 @@ class ExpertStore:
             raise ValueError("experts that are all in memory stay there")
         with self._change:
             self.budget = budget
-            for layer in list(self._expected):  # else guesses could hold all that there is
-                self._end_expectation(layer)
-            self._change.wait_for(self._keeps_budget)
+            self._limit = min(self._limit, budget)
+            self._end_expectations()
+            self._change.wait_for(self._keeps_limit)
 
-    def _keeps_budget(self) -> bool:
-        """Evict what is above the budget; False if it is in use."""
-        while self._held > self.budget:
+    def _keeps_limit(self) -> bool:
+        """Evict what is above the limit; False if it is in use."""
+        while self._held > self._limit:
             if not self._drop_spare() and not self._evict():
                 return False
         return True
+
+    def share(self, free: Callable[[], int], reserve: int) -> None:
+        """From now on take less than the budget while other processes need the memory, so that nothing is swapped.
+
+        Experts that are all in memory stay there. free: tells how many bytes are. reserve: so many of them stay so.
+        """
+        self._free, self._left_alone = free, reserve
+
+    def _make_room(self) -> None:
+        """Keep to what is free. The lock is held."""
+        now = time.monotonic()
+        if self._free is None or self.budget == self.total_bytes or now < self._asked + _PATIENCE:
+            return
+        self._asked = now
+        room = self._held + self._free() - self._left_alone
+        self._limit = max(self._largest, min(self.budget, room))
+        if self._held > self._limit:
+            self._shed = True
+            self._end_expectations()
+            self._keeps_limit()
 
     def widen(self) -> None:
         """Put the units in the form that takes more memory and less time, once all are resident."""
@@ -267,7 +297,7 @@ class ExpertStore:
                         grown += wide.nbytes - matrix.nbytes
                 entry.buffer = None  # what is still a view of it keeps its memory
             self._held += grown
-            self.budget += grown
+            self.budget = self._limit = self.budget + grown
             self.total_bytes += grown
 
     def hottest(self) -> list[Key]:
@@ -288,7 +318,8 @@ class ExpertStore:
         """Counts since loading, and the bytes of the weights that are in memory now.
 
         hits are units that were there when asked for, ahead_fetched those read because they were expected, of which
-        ahead_used were asked for; wait_s is the time that computing stood still for reads.
+        ahead_used were asked for; wait_s is the time that computing stood still for reads; shed: whether
+        units were dropped because other processes needed the memory.
         """
         with self._change:
             asked = self._hits + self._misses
@@ -302,6 +333,7 @@ class ExpertStore:
                 "resident_bytes": resident,
                 "ahead_fetched": sum(guess.fetched for guess in self._guesses.values()),
                 "ahead_used": sum(guess.used for guess in self._guesses.values()),
+                "shed": self._shed,
             }
 
     # ---------------------------------------------------------------------------------------- fetching
@@ -320,6 +352,7 @@ class ExpertStore:
         keys = [(layer, int(expert)) for expert in experts]
         try:
             with self._change:
+                self._make_room()
                 self._end_expectation(layer, set(keys))
                 for key in keys:
                     self._ask(key, request)
@@ -390,6 +423,11 @@ class ExpertStore:
             entry.users.discard(request)
             self._drop_unwanted(entry)
 
+    def _end_expectations(self) -> None:
+        """Else guesses could hold all that there is."""
+        for layer in list(self._expected):
+            self._end_expectation(layer)
+
     def _end_expectation(self, layer: int, taken: set[Key] | None = None) -> None:
         """`taken`: what the layer asks for now, by which the guess is judged."""
         for entry in self._expected.pop(layer, ()):
@@ -409,7 +447,7 @@ class ExpertStore:
 
     def _schedule(self) -> None:
         """Start every read that can start now. To be called after every change."""
-        if self._held > self.budget:
+        if self._held > self._limit:
             self._change.notify_all()  # somebody waits for what is let go of
         while len(self._reading) < READERS:
             entry = self._next()
@@ -425,7 +463,7 @@ class ExpertStore:
         for entry in self._queue.values():
             if entry.users:
                 return entry
-        room = min(self.budget // 2, self.budget - self._largest) - self._expected_held
+        room = min(self._limit // 2, self._limit - self._largest) - self._expected_held
         expected = next((entry for entry in self._queue.values() if entry.unit.needed <= room), None)
         return expected or self._warm_one()
 
@@ -433,7 +471,7 @@ class ExpertStore:
         """The next of those to be warm that is not there; None where there are no more, or no free memory."""
         while self._warming:
             key = self._warming[0]
-            if self._held + self._units[key].needed > self.budget - self._largest:
+            if self._held + self._units[key].needed > self._limit - self._largest:
                 self._warming.clear()
                 break
             self._warming.popleft()
@@ -448,7 +486,7 @@ class ExpertStore:
         while True:
             spare = self._spare.get(unit.buffer_bytes)
             more = unit.decoded_bytes + (0 if spare else unit.buffer_bytes)
-            if self._held + more <= self.budget:
+            if self._held + more <= self._limit:
                 break
             if not self._drop_spare(unit.buffer_bytes, 1) and not self._evict():
                 return False

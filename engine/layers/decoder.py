@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK, Cache
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
+from numoe.quant.compute.kernels import all_finite
 
 Wanted = Literal["last", "all"]
 """What a pass gives: logits after the last token of each sequence, or after every token."""
@@ -27,6 +28,7 @@ class _Built:
     """One block: state -> state."""
 
     def __init__(self, block: Block, weights: Weights, mixer: Mixer, shared: Shared):
+        self.where = f"layer {shared.layer} ({block.kind.label})"
         self.compute = block.build(weights, shared)
         self.scale = weights.arrays[f"{block.name}_scale"] if block.scale else None
         self.mixer = mixer
@@ -75,6 +77,9 @@ class Decoder:
         """Read tokens (T,), at most CHUNK, and give the logits after each, (T, vocab), or only the last's (1, vocab).
 
         The cache's position moves on when all is computed: an interrupted pass leaves it as it was.
+
+        Raises:
+            NotFinite: a layer, which it names, computes NaN or infinity.
         """
         return self.forward_all([(ids, cache)], "last" if last else "all")
 
@@ -86,10 +91,13 @@ class Decoder:
         """
         step = Step.of(parts)
         assert len(step.ids) <= CHUNK
-        with ExitStack() as passes:
-            for ids, cache in parts:
-                passes.enter_context(cache.step(len(ids)))
-            state = self._states(step)
+        try:
+            with self._moving(parts):
+                state = self._states(step)
+        except ops.NotFinite:  # once more, to name the layer: looking at every one takes time
+            with self._moving(parts):
+                self._states(Step.of(parts), watched=True)
+            raise
         if wanted == "last" and len(step.ids) > len(step.segments):
             state = state[step.last_rows]
         elif not isinstance(wanted, str):
@@ -105,7 +113,17 @@ class Decoder:
             logits *= np.float32(self.spec.logit_scale)
         if self.spec.logit_cap is not None:
             ops.soft_cap(logits, self.spec.logit_cap)
+        if not all_finite(logits):
+            raise ops.NotFinite("the head")
         return logits
+
+    @contextmanager
+    def _moving(self, parts: list[tuple[Ids, Cache]]) -> Iterator[None]:
+        """A pass over the next tokens of caches, which are as they were before where it fails."""
+        with ExitStack() as passes, np.errstate(over="ignore", invalid="ignore"):  # the results are looked at
+            for ids, cache in parts:
+                passes.enter_context(cache.step(len(ids)))
+            yield
 
     def _embedded(self, step: Step) -> Floats:
         x = self.embedding.rows(step.ids)  # (T, D)
@@ -117,13 +135,26 @@ class Decoder:
         """The residual's state before the first layer, (T, D) or (T, N, D)."""
         return self.spec.residual.open(self._embedded(step))
 
-    def _states(self, step: Step) -> Floats:
-        """The same after the last layer."""
+    def _states(self, step: Step, watched: bool = False) -> Floats:
+        """The same after the last layer.
+
+        watched: it is looked at after every block.
+
+        Raises:
+            NotFinite: it holds NaN or infinity, which a residual never loses again; or scores in a block do.
+        """
         state = self._open(step)
         for begin in self.shared.beginnings:
             begin(step)
         for block in self.blocks:
-            state = block(state, step)
+            try:
+                state = block(state, step)
+            except ops.NotFinite:
+                raise ops.NotFinite(block.where) from None
+            if watched and not all_finite(state):
+                raise ops.NotFinite(block.where)
+        if not all_finite(state):
+            raise ops.NotFinite("the last layer")
         if self.watch:
             self.watch(step, state)
         return state

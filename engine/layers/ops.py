@@ -12,6 +12,16 @@ Wide = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
+class NotFinite(InputError):
+    """Something was computed to NaN or infinity. `where`: by what, the subject of a sentence."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} computes to NaN or infinity, as damaged weights make it; `numoe verify` finds those of a pulled "
+            "model, or fetch its files again"
+        )
+
+
 def rms_norm(x: Floats, weight: Floats | None, eps: float, out: Floats | None = None) -> Floats:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467); `weight` None for none.
 
@@ -121,7 +131,7 @@ def top_k(scores: Floats, k: int) -> Ids:
     Among equal scores at the border the lowest index is taken, so that the choice never depends on the machine.
 
     Raises:
-        InputError: among the scores is NaN, as damaged weights make them.
+        NotFinite: among the scores is NaN, as damaged weights make them.
     """
     n = scores.shape[-1]
     if k >= n:
@@ -135,7 +145,5 @@ def top_k(scores: Floats, k: int) -> Ids:
     chosen = above | (level & (np.add.accumulate(level, axis=-1, dtype=np.int32) <= room))
     indices = chosen.nonzero()[1]
     if len(indices) != len(scores) * k:
-        raise InputError(
-            "The model's scores of experts are no finite numbers; its weights may be damaged, so fetch its files again."
-        )
+        raise NotFinite("what picks experts or tokens")
     return indices.reshape(len(scores), k)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.state import CHUNK
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
@@ -152,11 +152,11 @@ def _sizes(models: Sequence[Model], window: int | None, stride: int | None) -> t
     if window is None:
         window = min(limit, DEFAULT_WINDOW)
     if not 2 <= window <= limit:
-        raise InputError(f"`window` {window} is not possible; give 2 to {limit} tokens, the limit of the context")
+        raise WrongUsage(f"`window` {window} is not possible; give 2 to {limit} tokens, the limit of the context")
     if stride is None:
         stride = window // 2
     if not 1 <= stride < window:
-        raise InputError(f"`stride` {stride} is not possible; a window of {window} tokens moves by 1 to {window - 1}")
+        raise WrongUsage(f"`stride` {stride} is not possible; a window of {window} tokens moves by 1 to {window - 1}")
     return window, stride
 
 

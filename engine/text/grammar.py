@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite, lcm
@@ -19,7 +19,7 @@ import numpy as np
 from numoe.engine.layers.ops import Floats
 from numoe.engine.text.library import library
 from numoe.engine.text.tags import TAGS
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _WHITESPACE = r"( |\n[ \t]{0,32})?"  # between the tokens of JSON; a model that loses itself in spaces would never end
 
 _LARGEST_CONSTANT = 1 << 53  # llguidance keeps numbers as float64
+# A bound may be larger on the side on which it leaves smaller numbers: it says "no bound" in some languages.
+_SIZES: Mapping[str, Callable[[float], float]] = {
+    **dict.fromkeys(("const", "enum"), abs),
+    **dict.fromkeys(("minimum", "exclusiveMinimum"), lambda number: number),
+    **dict.fromkeys(("maximum", "exclusiveMaximum"), lambda number: -number),
+}
 _LARGEST_STEP = 100_000  # an automaton has a state a remainder
 _LARGEST_GRAMMAR, _MOST_CHOICES = 1 << 19, 20_000  # more takes seconds, and gigabytes
 _TABLES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of schemas by any name
@@ -60,11 +66,11 @@ def _refuse_numbers(schema: Any) -> None:
     if not isinstance(schema, Mapping):
         return
     for key, value in schema.items():
-        if key in ("const", "enum"):
-            if large := next((number for number in _numbers(value) if abs(number) > _LARGEST_CONSTANT), None):
+        if size := _SIZES.get(key):
+            if large := next((number for number in _numbers(value) if size(number) > _LARGEST_CONSTANT), None):
                 raise InputError(
-                    f"the JSON schema cannot be used: {key} has {large:.20g}, and only numbers up to 2**53 keep their "
-                    "digits; give it as a string"
+                    f"the JSON schema cannot be used: {key} has {shown(large)}, and only numbers up to 2**53 keep "
+                    "their digits; give it as a string"
                 )
         elif key in _TABLES and isinstance(value, Mapping):
             _refuse_numbers(list(value.values()))
@@ -81,7 +87,7 @@ def _refuse_numbers(schema: Any) -> None:
 
 def _numbers(value: Any) -> Iterator[float]:
     """The finite numbers in a JSON value."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+    if type(value) is int or (type(value) is float and isfinite(value)):
         yield value
     for inner in value.values() if isinstance(value, Mapping) else _listed(value):
         yield from _numbers(inner)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 _FIRST_SORTED = 1024  # candidates sorted at first; nearly every draw and every top-p cut falls among them
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `InputError` names a value that is out of range.
+    """How the next token is chosen. `WrongUsage` names a value that is out of range.
 
     temperature: 0 is greedy (the highest logit, the lowest id among equals); otherwise logits are divided by it.
     top_k: keep the k highest logits; 0 keeps all (Fan et al., 2018).
@@ -53,7 +53,7 @@ class Sampling:
 
 def _check(name: str, value: float, valid: bool, wanted: str) -> None:
     if not valid:
-        raise InputError(f"{name} is {value}; give a value {wanted}.")
+        raise WrongUsage(f"`{name}` is {value}; give a value {wanted}")
 
 
 class Sampler:
@@ -186,13 +186,13 @@ class StopMatcher:
     """Passes streamed text on up to the first stop string, whichever way the text is cut into pieces.
 
     First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
-    of a stop string is held back until it is decided. An empty stop string raises InputError.
+    of a stop string is held back until it is decided. An empty stop string raises WrongUsage.
     stopped: whether one was found.
     """
 
     def __init__(self, stop_strings: Sequence[str] = ()) -> None:
         if "" in stop_strings:
-            raise InputError("A stop string is empty; give at least one character or leave it out.")
+            raise WrongUsage("a stop string is empty; give at least one character or leave it out")
         self._stops = tuple(stop_strings)
         self._held = ""
         self.stopped = False

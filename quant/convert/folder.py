@@ -6,7 +6,6 @@ are there. So a conversion that ended in any way goes on at its first unrecorded
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from numoe.quant.errors import InputError
 from numoe.quant.files import held
-from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
+from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Hashing, Manifest, read_manifest
 
 PART_SUFFIX = ".part"
 """Ends the name of a folder that is not finished."""
@@ -42,8 +41,8 @@ class Part:
         found = read_manifest(self.path)
         if found is not None and found.version != manifest.version:
             raise InputError(
-                f"{self.path} holds an unfinished conversion that an earlier numoe began, which named tensors in "
-                "another way; remove the folder and repeat the command to begin anew"
+                f"{self.path} holds an unfinished conversion that an earlier numoe began, which wrote other "
+                "files; remove the folder and repeat the command to begin anew"
             )
         if found is not None and replace(found, files={}) != manifest:
             raise InputError(
@@ -102,22 +101,21 @@ class Part:
     def put(self, path: Path, pieces: Iterable[bytes | NDArray]) -> FileRecord:
         """Makes a file, which appears when it is whole and safe on disk."""
         new = self.work / f"{path.name}.new"
-        digest = hashlib.sha256()
+        hashing = Hashing()
         new.unlink(missing_ok=True)  # what is there may be a link
         try:
             with new.open("xb") as file:
                 for piece in pieces:
                     data = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).view(np.uint8).data
                     file.write(data)
-                    digest.update(data)
+                    hashing.update(data)
                 file.flush()
                 os.fsync(file.fileno())
-                size = file.tell()
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
         _sync(path.parent)
-        return FileRecord(size, digest.hexdigest())
+        return hashing.record()
 
     def write(self, name: str, pieces: Iterable[bytes | NDArray]) -> None:
         """Makes a file of the result and records it."""

@@ -5,6 +5,8 @@ Nothing is read before it is needed, and pickled files are never opened.
 
 import io
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,19 +80,21 @@ class Checkpoint:
         return self._conventions.names()
 
 
-def open_checkpoint(path: str | Path, convention: Convention = PLAIN) -> Checkpoint:
+def open_checkpoint(path: str | Path, convention: Convention = PLAIN, files: Files | None = None) -> Checkpoint:
     """Opens a folder of safetensors files (with or without an index), a .safetensors file or a .gguf file.
 
-    `convention` is what a config says of quantized weights. Reads headers only.
+    `convention` is what a config says of quantized weights, `files` reads them. Reads headers only.
     Raises InputError when there is nothing readable there or a header is damaged.
     """
     path = Path(path)
-    files = Files()
+    files = files or Files()
     if path.is_dir():
         read_manifest(path)  # refuses a later format
         tensors, metadata = shards.read_folder(path)
         if not tensors:
             raise _nothing_in(path)
+        for shard, shared in groupby(tensors.values(), attrgetter("path")):
+            files.begun(shard, min(info.offset for info in shared))
         return Checkpoint(path, tensors, metadata, convention, files)
     beginning = _beginning(path)
     refuse_lfs_pointer(beginning, path)

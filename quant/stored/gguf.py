@@ -19,7 +19,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, TensorInfo
+from numoe.quant.files import MOST_TENSORS, Files, TensorInfo
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # Tensor types that the gguf package does not know in all versions, by number: name, weights and bytes of a block.
@@ -133,6 +133,8 @@ def _parse(data: mmap.mmap | bytearray, path: Path, read: Read, size: int) -> He
     if version not in (2, 3):
         raise InputError(f"{path} is GGUF version {version}; convert it to a little-endian file of version 2 or 3")
     tensor_count, pair_count = struct.unpack_from("<QQ", data, 8)
+    if (count := max(tensor_count, pair_count)) > MOST_TENSORS:
+        raise _refusal(path, f"it has {count} tensors or keys, and no file has more than {MOST_TENSORS}")
     position = 24
     places: dict[str, tuple[int, int, int]] = {}
     for _ in range(pair_count):

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from numoe.quant.documents import refuse_lfs_pointer
 from numoe.quant.errors import InputError
-from numoe.quant.files import TensorInfo
+from numoe.quant.files import MOST_TENSORS, TensorInfo
 
 HEADER_LIMIT = 100_000_000
 
@@ -51,6 +51,8 @@ def parse_header(header: bytes, path: Path, size: int) -> tuple[dict[str, Tensor
 
     Raises InputError naming `path` for anything the format does not allow.
     """
+    if (count := header.count(b'"data_offsets"')) > MOST_TENSORS:
+        raise _refusal(path, f"it has {count} tensors, and no file has more than {MOST_TENSORS}")
     document = _header_table(header, path)
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

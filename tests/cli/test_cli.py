@@ -81,7 +81,7 @@ def test_every_command_has_help(command: Run, name: str) -> None:
 def test_wrong_usage_is_exit_code_2(command: Run, arguments: list[str]) -> None:
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")
-    assert "Error: " in err
+    assert err.startswith("error: ") and err.count("\n") == 1
 
 
 # -------------------------------------------------------------------------------------------------- errors
@@ -89,12 +89,12 @@ def test_wrong_usage_is_exit_code_2(command: Run, arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["-p", ""], ["-p", " \n"]])
 def test_empty_prompt(command: Run, model: str, arguments: list[str]) -> None:
-    refused(command("run", model, *arguments), "prompt is empty")
+    refused(command("run", model, *arguments), "prompt is empty", code=2)
 
 
 def test_prompt_longer_than_the_context(command: Run, model: str) -> None:
     refused(command("run", model, "a" * 50, "--ctx", "32"), "context", "32", "--ctx")
-    refused(command("run", model, "a", "--ctx", "9999"), "--ctx 9999", "1024")
+    refused(command("run", model, "a", "--ctx", "9999"), "--ctx 9999", "1024", code=2)
 
 
 def test_piped_text_that_is_not_utf8(command: Run, model: str) -> None:
@@ -105,7 +105,7 @@ def test_piped_text_that_is_not_utf8(command: Run, model: str) -> None:
 @pytest.mark.parametrize("name", ["run", "chat", "show"])
 def test_models_that_are_none(command: Run, tmp_path: Path, name: str) -> None:
     prompt = ["-p", "hi"] if name == "run" else []
-    refused(command(name, str(tmp_path / "nowhere"), *prompt), "nowhere")
+    refused(command(name, str(tmp_path / "nowhere"), *prompt), "nowhere", code=2)
     refused(command(name, str(tmp_path), *prompt), "config.json")
     (tmp_path / "config.json").write_text('{"model_type": "sphinx"}')
     refused(command(name, str(tmp_path), *prompt), "sphinx", "deepseek_v4", "llama")
@@ -126,12 +126,13 @@ def test_tokens_of_another_model(command: Run, tmp_path: Path) -> None:
 
 
 def test_values_that_numoe_refuses(command: Run, model: str) -> None:
-    for amount in ("much", "9" * 400 + "GB", "9" * 5000, "0.001"):
-        refused(command("run", model, "hi", "--ram", amount), "not an amount of memory", "16GB")
+    for amount in ("much", "9" * 400 + "GB", "0.001B", "1GiBB"):
+        refused(command("run", model, "hi", "--ram", amount), "not an amount of memory", "16GB", code=2)
+    refused(command("run", model, "hi", "--ram", "16"), "has no unit", "16GB or 16MB", code=2)
     code, out, err = command("run", model, "hi", "--ram", "1kB")
     assert (code, out) == (2, "") and "raise --ram to" in err
-    refused(command("run", model, "hi", "--top-p", "0"), "top_p")
-    refused(command("run", model, "hi", "--stop", ""), "stop string")
+    refused(command("run", model, "hi", "--top-p", "0"), "--top-p is 0", code=2)
+    refused(command("run", model, "hi", "--stop", ""), "stop string", code=2)
 
 
 def test_a_bug_is_one_line_unless_debugging(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +187,7 @@ def test_control_characters_do_not_reach_a_terminal(monkeypatch: pytest.MonkeyPa
     output.table([(HOSTILE, "x")])
     output.line({HOSTILE: HOSTILE})
     print_error(HOSTILE)
-    assert screen.out.getvalue().startswith("a[31mb2J\tc\n")
+    assert screen.out.getvalue().startswith("a\\x1b[31mb\\x07\\x9b2J\\u202e\\u2066\tc\n")
     for stream_ in (screen.out, screen.err):
         assert not set(stream_.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "")) & set(
             "\x1b\x07\x9b\r\u202e\u2066"
@@ -232,6 +233,31 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.getvalue() == ""
 
 
+def test_loading_is_shown_from_half_a_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = terminals(monkeypatch), [1.0, 0.65, 0.6, 0.4, 0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock.pop())
+    progress = Output().loading("big")
+    shown = []
+    for done in (20, 30, 31, 50):
+        progress(done, 100)
+        shown.append(screen.err.getvalue().rpartition("\x1b[K")[2])
+    assert shown == [
+        "loading big",
+        "loading [######..............] 30% of big 1.4 s left",
+        "loading [######..............] 30% of big 1.4 s left",
+        "loading [##########..........] 50% of big 1 s left",
+    ]
+
+
+def test_errors_are_folded_at_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminals(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_error("the question takes more tokens than there are; raise `max_tokens` a bit")
+    assert screen.err.getvalue() == (
+        "error: the question takes more tokens\nthan there are; raise --max-tokens a bit\n"
+    )
+
+
 def test_status_lines_never_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminals(monkeypatch)
     monkeypatch.setenv("COLUMNS", "20")
@@ -253,7 +279,7 @@ def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("columns", ["0", "-3", "x", "1", "", "9" * 30])
 def test_a_screen_of_no_size(command: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert "repeat_penalty  1.0\n" in command("config")[1]
+    assert "repeat_penalty  1\n" in command("config")[1]
 
 
 # --------------------------------------------------------------------------------------------------- reply

@@ -86,7 +86,7 @@ def test_the_same_prompt_by_every_way(command: Run, model: str, tmp_path: Path) 
 def test_a_closed_standard_input(command: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert command("run", model, "hi", "-n", "1")[0] == 0
-    refused(command("run", model, "-"), "standard input is closed")
+    refused(command("run", model, "-"), "standard input is closed", code=2)
 
 
 def test_files_come_before_the_prompt_with_their_names(command: Run, model: str, tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_files_come_before_the_prompt_with_their_names(command: Run, model: str,
         (["--session", "x\udcff", "x"], ["cannot be the name of a chat"]),
         (["--session", "x" * 300, "x"], ["cannot be the name of a chat"]),
         (["-f", "x\udcff", "x"], ["No such file"]),
-        (["--repeat-penalty", "1e-45", "x"], ["repetition_penalty"]),
-        (["--repeat-penalty", "inf", "x"], ["repetition_penalty"]),
-        (["--temp", "1e308", "x"], ["temperature"]),
+        (["--repeat-penalty", "1e-45", "x"], ["--repeat-penalty takes a number from 0.001 to 1000"]),
+        (["--repeat-penalty", "inf", "x"], ["--repeat-penalty"]),
+        (["--temp", "1e308", "x"], ["--temp"]),
         (["--seed", "1" * 21, "x"], ["seed"]),
         (["--ctx", "1" * 21, "x"], ["--ctx"]),
         (["--schema", '{"type": "objekt"}', "x"], ["JSON schema", "objekt"]),
@@ -138,7 +138,8 @@ def test_what_cannot_be_asked(
     monkeypatch.setattr("numoe.engine.load", None)  # it is known before the weights are read
     (tmp_path / "bad.txt").write_bytes(b"abc\xff")
     (tmp_path / "bad.json").write_text("{")
-    refused(command("run", model, *arguments), *words)
+    wrong = {"bad.txt", "bad.json", "/dev/zero"} & set(arguments) or arguments == ["x\udcff"]  # what a text holds
+    refused(command("run", model, *arguments), *words, code=1 if wrong else 2)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_what_cannot_be_asked(
 )
 def test_options_that_exclude_each_other(command: Run, model: str, arguments: list[str]) -> None:
     code, out, err = command("run", model, *arguments)
-    assert (code, out) == (2, "") and "Error: " in err
+    assert (code, out) == (2, "") and err.startswith("error: ")
 
 
 @pytest.mark.parametrize("ask", [("run", "-n", "1", "hi"), ("chat",), ("bench", "--prompt-tokens", "900")])
@@ -169,7 +170,7 @@ def test_a_context_without_room_is_refused_before_weights_are_read(
     monkeypatch.setattr(Stored, "matrix", lambda *_: pytest.fail("read"))
     ram = describe(model).plan(64).total_bytes
     name, *options = ask
-    code, out, err = command(name, model, *options, "--ram", str(ram), stdin="hi")
+    code, out, err = command(name, model, *options, "--ram", f"{ram}B", stdin="hi")
     assert (code, out) == (2, "") and "raise --ram to" in err
 
 
@@ -576,7 +577,7 @@ def test_a_prompt_that_fails_does_not_end_a_batch(command: Run, model: str, tmp_
         ('{"prompt": null}', ['"prompt" must be a text']),
         ('{"messages": null}', ['"messages"']),
         ('{"prompt": "x", "seed": 100000000000000000000}', ["seed"]),
-        ('{"prompt": "x", "temp": 1' + "0" * 400 + "}", ["temperature"]),
+        ('{"prompt": "x", "temp": 1' + "0" * 400 + "}", ["temp"]),
         ('{"prompt": "x", "stop": ["\\ud800"]}', ["not UTF-8"]),
         ("[]", ['"prompt" or "messages"']),
         ('{"prompt": "x", "messages": []}', ['"prompt" or "messages"']),
@@ -627,8 +628,8 @@ def test_flags_go_before_variables_and_these_before_the_file(
 def test_settings_are_set_shown_and_unset(command: Run, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.write_text("# mine\nquiet = true\n")
     monkeypatch.setenv("COLUMNS", "200")
-    assert command("config", "set", "max-tokens", "7") == (0, "", "")
-    assert command("config", "set", "temp", "0.5") == (0, "", "")
+    assert command("config", "set", "max-tokens", "7") == (0, "", "max_tokens is 7\n")
+    assert command("config", "set", "temp", "0.5") == (0, "", "temp is 0.5\n")
     assert settings.read_text() == "# mine\nquiet = true\nmax_tokens = 7\ntemp = 0.5\n"
     monkeypatch.setenv("NUMOE_TEMP", "1.5")
     code, out, err = command("config")
@@ -637,15 +638,15 @@ def test_settings_are_set_shown_and_unset(command: Run, settings: Path, monkeypa
     assert shown["max_tokens"] == ["7", str(settings)]
     assert shown["temp"] == ["1.5", "NUMOE_TEMP"]
     assert shown["quiet"] == ["true", str(settings)]
-    assert shown["top_p"] == ["1.0", "(run),", "0.95", "(chat)"]
+    assert shown["top_p"] == ["1", "(run),", "0.95", "(chat)"]
     assert shown["seed"] == ["-"]
-    assert command("config", "unset", "max-tokens") == (0, "", "")
+    assert command("config", "unset", "max-tokens") == (0, "", "max_tokens is not set any more\n")
     assert settings.read_text() == "# mine\nquiet = true\ntemp = 0.5\n"
-    refused(command("config", "unset", "max_tokens"), "max_tokens")
+    refused(command("config", "unset", "max_tokens"), "max_tokens", code=2)
 
 
 def test_the_first_setting_makes_the_file(command: Run, settings: Path) -> None:
-    assert command("config", "set", "system", 'say "hi"') == (0, "", "")
+    assert command("config", "set", "system", 'say "hi"') == (0, "", 'system is say "hi"\n')
     assert settings.read_text() == 'system = "say \\"hi\\""\n'
 
 
@@ -663,7 +664,7 @@ def test_settings_that_are_wrong_are_named(
     command: Run, model: str, settings: Path, text: str, words: list[str]
 ) -> None:
     settings.write_text(text + "\n")
-    refused(command("run", model, "hi"), "config.toml", *words)
+    refused(command("run", model, "hi"), "config.toml", *words, code=1 if "TOML" in words[0] else 2)
     code, out, err = command("config")  # shows the others all the same
     assert code == 1 and "\nseed" in out and "config.toml" in err and all(word in err for word in words)
     assert command("run", "--help")[0] == 0
@@ -686,28 +687,28 @@ def test_settings_that_cannot_be_read(command: Run, model: str, settings: Path, 
 
 def test_settings_of_editors_that_mark_the_text(command: Run, settings: Path) -> None:
     settings.write_bytes(b"\xef\xbb\xbf# mine\nquiet = true\n")
-    assert command("config", "set", "temp", "1") == (0, "", "")
+    assert command("config", "set", "temp", "1") == (0, "", "temp is 1\n")
     assert settings.read_text() == "# mine\nquiet = true\ntemp = 1.0\n"
-    refused(command("config", "set", "system", "\udcff"), "not UTF-8")
+    refused(command("config", "set", "system", "\udcff"), "not UTF-8", code=2)
 
 
 def test_settings_that_are_set_at_once_are_all_kept(settings: Path) -> None:
     names = ["temp", "top_p", "min_p", "repeat_penalty"]
     for running in [process("config", "set", name, "1") for name in names]:
         assert running.wait() == 0
-        assert running.communicate() == (b"", b"")
+        assert running.communicate()[0] == b""
     assert sorted(settings.read_text().splitlines()) == sorted(f"{name} = 1.0" for name in names)
 
 
 def test_values_that_settings_cannot_have(
     command: Run, model: str, settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(command("config", "set", "tmep", "1"), "tmep")
-    refused(command("config", "set", "think", "perhaps"), "true or false")
+    refused(command("config", "set", "tmep", "1"), "tmep", code=2)
+    refused(command("config", "set", "think", "perhaps"), "true or false", code=2)
     settings.write_text("tmep = 1\n")
-    assert command("config", "unset", "tmep") == (0, "", "")
+    assert command("config", "unset", "tmep")[:2] == (0, "")
     monkeypatch.setenv("NUMOE_TOP_K", "many")
-    refused(command("run", model, "hi"), "NUMOE_TOP_K", "whole number")
+    refused(command("run", model, "hi"), "NUMOE_TOP_K", "whole number", code=2)
 
 
 def test_shells_complete_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Run) -> None:
@@ -787,10 +788,10 @@ def test_streams_that_are_closed_or_full(model: str, how: str, code: int, out: b
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 def test_nobody_to_ask_or_to_talk_with(model: str) -> None:
-    for arguments, code in ((["chat", model], 0), (["rm", "x"], 1), (["run", model, "-"], 1)):
+    for arguments, code in ((["chat", model], 0), (["rm", "x"], 2), (["run", model, "-"], 2)):
         command = [sys.executable, "-m", "numoe.cli", *arguments]
         done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("error: ") == code
+        assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("error: ") == bool(code)
 
 
 def test_narrow_encodings_do_not_stop_an_answer(model: str) -> None:
@@ -811,7 +812,7 @@ def test_in_a_shell(model: str, windowed: str, tmp_path: Path) -> None:
     numoe run "$MODEL" hi -n 5 -q < /dev/null > answer || exit 1
     echo hi | numoe run "$MODEL" -n 5 -q > piped || exit 2
     printf 'caf\\351' | numoe run "$MODEL" -q 2> refused; [ $? = 1 ] || exit 3
-    numoe run "$MODEL" -q < /dev/null 2> empty; [ $? = 1 ] || exit 4
+    numoe run "$MODEL" -q < /dev/null 2> empty; [ $? = 2 ] || exit 4
     numoe run "$ENDLESS" hi --raw < /dev/null | head -c 10 > begun
     [ "${PIPESTATUS[*]}" = "141 0" ] || exit 5
     """
@@ -888,12 +889,18 @@ def test_an_answer_that_is_cut_is_told(command: Run) -> None:
     assert "cut off" not in command("run", "tiny", "What sound does a sheep make?")[2]
 
 
-def test_an_endless_repetition_ends(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_repetition_ends(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     word = describe("tiny").tokenizer.encode(" on")[0]
     monkeypatch.setattr("numoe.engine.text.sample.Sampler.choose", lambda *_: word)
     code, out, err = command("run", "tiny", "hi", "--json")
     assert code == 0 and json.loads(out)["finish_reason"] == "repetition"
     assert err.endswith(", stopped, for the answer repeats itself without end\n")
+
+
+@pytest.mark.slow
+def test_an_endless_repetition_is_no_whole_form(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = describe("tiny").tokenizer.encode(" on")[0]
+    monkeypatch.setattr("numoe.engine.text.sample.Sampler.choose", lambda *_: word)
     file = write_lines(tmp_path / "batch", {"prompt": "hi", "regex": "( on)*"})
     assert command("run", "tiny", "--batch", file, "-q")[0] == 3, "what was asked for is not whole"
 

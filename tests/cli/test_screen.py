@@ -1,8 +1,10 @@
 """Markdown as it streams: the screen in the end is the same, however the answer came."""
 
 import io
+import re
 import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from numoe.cli.chat import screen as screens
 from numoe.cli.chat.screen import Screen
+from numoe.cli.settings import Background
 
 pyte = pytest.importorskip("pyte", exc_type=ImportError)
 
@@ -46,8 +49,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(pieces: list[str], thoughts: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All lines that ever were on a terminal of 8 lines and 40 columns."""
+def written(
+    pieces: list[str],
+    thoughts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    goes_on: str = "",
+    height: int = 8,
+    **options: Any,
+) -> str:
+    """What a terminal of so many lines and 40 columns gets; `goes_on`: of the answer, what was shown before."""
     terminal = Terminal()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
@@ -55,15 +65,22 @@ def shown(pieces: list[str], thoughts: list[str], monkeypatch: pytest.MonkeyPatc
         patch.setattr(screens, "_SHARE", 0)
         patch.setattr("time.perf_counter", lambda: 1.0)
         patch.setenv("COLUMNS", "40")
-        patch.setenv("LINES", "8")
-        with Screen() as output:
+        patch.setenv("LINES", str(height))
+        with Screen(**options) as output:
+            if goes_on:
+                output.go_on(goes_on)
             for thought in thoughts:
                 output.thinking(thought)
             for piece in pieces:
                 output.answer(piece)
             output.end_answer()
+    return terminal.getvalue()
+
+
+def shown(pieces: list[str], thoughts: list[str], monkeypatch: pytest.MonkeyPatch, goes_on: str = "") -> list[str]:
+    """All lines that ever were on that terminal."""
     screen = pyte.HistoryScreen(40, 8, history=1000)
-    pyte.Stream(screen).feed(terminal.getvalue().replace("\n", "\r\n"))
+    pyte.Stream(screen).feed(written(pieces, thoughts, monkeypatch, goes_on).replace("\n", "\r\n"))
     above = ["".join(line[x].data for x in range(40)) for line in screen.history.top]
     return [line.rstrip() for line in (*above, *screen.display)]
 
@@ -89,4 +106,81 @@ def test_reasoning_longer_than_the_screen_leaves_one_line(monkeypatch: pytest.Mo
 
 
 def test_control_characters_do_not_reach_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [line for line in shown(["a\x1b[2Jb\x9b1mc"], [], monkeypatch) if line] == ["a[2Jb1mc"]
+    assert [line for line in shown(["a\x1b[2Jb\x9b1mc"], [], monkeypatch) if line] == [r"a\x1b[2Jb\x9b1mc"]
+
+
+CODE = """for x in y:
+    if x:
+        print("a line that is longer than the screen is wide")  # so the terminal folds it
+
+# no heading
+    done"""
+
+
+@pytest.mark.parametrize("fence", ["```python", "```", "~~~~ sh -e"])
+def test_code_is_what_a_copy_of_it_runs(fence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"So:\n\n{fence}\n{CODE}\n{fence[:4].rstrip('p')}\n\nThat is all."
+    plain = re.sub(r"\x1b\[[\d;]*[a-zA-Z]", "", written([text], [], monkeypatch))
+    assert f"\n{CODE}\n" in plain
+
+
+@pytest.mark.parametrize("cut", range(len("```python\n"), len(f"```python\n{CODE}"), 7))
+def test_an_answer_that_was_cut_within_code_goes_on_as_code(cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"```python\n{CODE}\n```\n\n# A heading"
+    after = re.sub(r"\x1b\[[\d;]*[a-zA-Z]", "", written([text[cut:]], [], monkeypatch, goes_on=text[:cut], height=40))
+    *lines, heading = (line for line in after.split("\n") if line)
+    assert heading.strip() == "A heading"
+    # The line that the cut went through is there again, as a whole.
+    assert lines == [line for line in CODE[text[:cut].rfind("\n") + 1 - len("```python\n") :].split("\n") if line]
+
+
+@pytest.mark.parametrize("text", ["Words.", "```\ncode\n```\n", "", "```x"])
+def test_an_answer_that_was_cut_elsewhere_goes_on_as_text(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line.strip() for line in shown(["**bold**"], [], monkeypatch, goes_on=text) if line]
+    assert lines == (["**bold**"] if text == "```x" else ["bold"])
+
+
+@pytest.mark.parametrize(
+    "math", [r"\(a_1 * b * c_1\)", r"\[ \frac{1}{2} \]", r"\(", r"a \] b", r"\[x\](y)", r"\( <b> \)"]
+)
+def test_formulas_stay_as_they_are(math: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [line for line in shown([f"So {math} is, and \\*this\\* too."], [], monkeypatch) if line] == [
+        f"So {math} is, and *this* too."
+    ]
+
+
+def test_a_window_that_gets_narrower_leaves_no_line_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terminals fold what they show anew: a paragraph of 4 lines takes 6 rows of half the width, and 1 is the same."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(screens, "_PAUSE", 0.0)
+    monkeypatch.setattr(screens, "_SHARE", 0)
+    monkeypatch.setenv("LINES", "30")
+    monkeypatch.setenv("COLUMNS", "40")
+    output = Screen()
+    output.answer("word " * 20)
+    first = terminal.getvalue().split("\n")[:-1]
+    output._page._console.width = 20
+    output.answer("more ")
+    rows = sum(max(1, -(-len(line) // 20)) for line in first)
+    assert len(first) < rows and f"\x1b[{rows}A\x1b[J" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "style"),
+    [
+        ({}, "", "1;36"),
+        ({}, "0;15", "1;34"),
+        ({}, "15;0", "1;36"),
+        ({"background": Background.LIGHT}, "15;0", "1;34"),
+        ({"background": Background.DARK}, "0;15", "1;36"),
+    ],
+)
+def test_colours_are_those_of_the_terminal_without_a_background(
+    options: dict[str, Any], environment: str, style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORFGBG", environment)
+    text = written(["A `word`.\n\n```python\nx = 1\n```\n"], [], monkeypatch, **options)
+    assert f"\x1b[{style}mword\x1b[0m" in text
+    assert not re.search(r"\x1b\[[\d;]*\b(4[0-7]|48|10[0-7])\b", text)  # no backgrounds

@@ -59,11 +59,16 @@ def test_a_setting_that_is_declared_can_be_given_in_every_way(tmp_path: Path, mo
     assert "repeat_last_n   7" in shown and "NUMOE_REPEAT_LAST_N" in shown
     assert set_ == "0\n" and (tmp_path / "config.toml").read_text() == "repeat_last_n = 5\n"
     assert json.loads(answers.split("\n")[1])["completion_tokens"] == 1
-    assert [code.strip() for code in others] == ["0", "1", "2", "1"]
+    assert [code.strip() for code in others] == ["0", "1", "2", "2"]
     assert '"repeat_last_n" takes a whole number from 0 on, not "few"' in done.stderr
-    assert "Invalid value for '--repeat-last-n'" in done.stderr
-    assert [row.split()[1] for row in done.stderr.splitlines() if row.startswith("repeat_last_n ")] == ["7", "is", "9"]
-    assert "error: repeat_last_n takes a whole number from 0 on, not 'x'" in done.stderr
+    assert 'error: --repeat-last-n takes a whole number from 0 on, not "-1"' in done.stderr
+    assert [row.split()[1] for row in done.stderr.splitlines() if row.startswith("repeat_last_n ")] == [
+        "is",
+        "7",
+        "is",
+        "9",
+    ]
+    assert 'error: repeat_last_n takes a whole number from 0 on, not "x"' in done.stderr
 
 
 def test_settings_fill_what_the_engine_has() -> None:
@@ -110,7 +115,7 @@ def test_messages_of_the_engine_have_flags_at_the_terminal(
     command: Run, tmp_path: Path, numoe_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = str(write_model("llama_a", tmp_path / "model"))
-    refused(command("show", model, "--ctx", "99999"), "error: --ctx 99999 is not possible")
+    refused(command("show", model, "--ctx", "99999"), "error: --ctx 99999 is not possible", code=2)
     refused(command("bench", model, "--prompt-tokens", "2000"), "lower --prompt-tokens or --max-tokens")
     refused(command("bench", "--replay", str(tmp_path)), "make a trace with `numoe run --trace FILE`")
     refused(command("run", model, "hi", "--trace", str(tmp_path / "trace")), "leave out --trace")
@@ -129,8 +134,9 @@ def test_messages_of_the_engine_have_flags_at_the_terminal(
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("temp", "-1", "a number from 0 on"),
-        ("temp", "nan", "a number from 0 on"),
+        ("temp", "-1", "a number from 0 to 1000000"),
+        ("temp", "nan", "a number from 0 to 1000000"),
+        ("temp", "inf", "a number from 0 to 1000000"),
         ("top_p", "2", "a number from 0 to 1"),
         ("threads", "0", "a whole number from 1 to 1024"),
         ("ctx", "1.5", "a whole number from 1 on"),
@@ -142,28 +148,28 @@ def test_defaults_are_checked_where_they_are_given(
     command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: str, wanted: str
 ) -> None:
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
-    refused(command("config", "set", "--", key, value), f"{key} takes {wanted}, not ")
+    refused(command("config", "set", "--", key, value), f"{key} takes {wanted}, not ", code=2)
     assert not (tmp_path / "config.toml").exists()
     asked = ("quantize", "tiny", str(tmp_path / "x"), "--quant", "int4")
     asked = asked if key in ("quant", "threads") else ("run", "tiny", "x")
     (tmp_path / "config.toml").write_text(f"{key} = {value if value[:1] in '-n0123456789' else json.dumps(value)}\n")
-    refused(command(*asked), f"config.toml: {key} takes {wanted}, not ")
+    refused(command(*asked), f"config.toml: {key} takes {wanted}, not ", code=2)
     (tmp_path / "config.toml").unlink()
     monkeypatch.setenv(f"NUMOE_{key.upper()}", value)
-    refused(command(*asked), f"NUMOE_{key.upper()} takes {wanted}, not ")
+    refused(command(*asked), f"NUMOE_{key.upper()} takes {wanted}, not ", code=2)
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ({"temp": -0.5}, '"temp" takes a number from 0 on, not -0.5'),
+        ({"temp": -0.5}, '"temp" takes a number from 0 to 1000000, not -0.5'),
         ({"min_p": 1.5}, '"min_p" takes a number from 0 to 1, not 1.5'),
         ({"stop": "x"}, '"stop" takes a list of texts, not "x"'),
         ({"stop": [None]}, '"stop" takes a list of texts, not [null]'),
         ({"think": 1}, '"think" takes true or false, not 1'),
         ({"schema": "x"}, '"schema" takes an object, not "x"'),
         ({"logprobs": 1.0}, '"logprobs" takes a whole number from 0 on, not 1.0'),
-        ({"seed": None}, '"seed" takes a whole number from 0 on, not null'),
+        ({"seed": None}, '"seed" takes a whole number from 0 to 9223372036854775807, not null'),
         ({"ram": "1GB"}, 'there is no setting "ram"'),
     ],
 )

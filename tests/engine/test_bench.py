@@ -237,7 +237,7 @@ def test_reads_from_disk_are_told(
 ) -> None:
     monkeypatch.setattr(sys.modules["numoe.engine.plan"], "scratch_bytes", lambda spec: 0)
     least = describe(checkpoint("mixtral_a")).plan(13).least_bytes + process_bytes()
-    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT, "--ram", str(least))
+    code, out, _ = numoe(str(checkpoint("mixtral_a")), *SHORT, "--ram", f"{least}B")
     rows = {line[:11].strip(): line[11:].strip() for line in out.splitlines()}
     assert code == 0
     assert re.fullmatch(r"\d+\.\d% found in memory, [\d.]+ kB there now", rows["experts"])
@@ -249,7 +249,7 @@ def test_errors_are_one_sentence(numoe: Run, checkpoint: Callable[[str], Path], 
     assert (code, out) == (1, "")
     assert "lower --prompt-tokens" in err and err.count("\n") == 1
     code, out, err = numoe(str(tmp_path / "nowhere"))
-    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert (code, out) == (2, "") and err.count("\n") == 1
     assert numoe(str(checkpoint("llama_a")), "-n", "0")[0] == 2
 
 

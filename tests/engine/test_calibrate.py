@@ -194,7 +194,7 @@ def test_another_text_does_not_go_on(tmp_path: Path, numoe: Run, monkeypatch: py
         ("int8", TEXT, 2, "only int4 is calibrated"),
         ("native", TEXT, 2, "only int4 is calibrated"),
         ("int4", "the fox", 1, "the text has 7 tokens"),
-        ("int4", None, 1, "cannot be read (No such file or directory)"),
+        ("int4", None, 2, "cannot be read (No such file or directory)"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(

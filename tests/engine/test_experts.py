@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 import threading
 import weakref
 from collections import Counter, deque
@@ -224,6 +225,48 @@ def test_a_pass_reads_an_expert_at_most_once(
         assert model.stats()["experts"]["ahead_fetched"] > 0
 
 
+def test_other_processes_get_memory_that_they_need(checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what comes out is the same; what they give back is taken again."""
+    monkeypatch.setattr(experts, "_PATIENCE", 0)
+    path = checkpoint("v4_released")
+    model = load_with(monkeypatch, path, lambda store: store.total_bytes - 1)
+    store, session, ids = model.experts, model.session(512), tiny.load_golden("v4_released").ids
+    assert store is not None
+    memory = 1 << 40
+    store.share(lambda: memory - store.held_bytes, 1000)
+    expected = load(path).session(512)
+
+    def same(*ids: int) -> int:
+        """What is held after a pass over these tokens, whose logits are the same as ever."""
+        np.testing.assert_array_equal(session.feed(ids), expected.feed(ids))
+        settle(model)
+        return store.held_bytes
+
+    full = same(*ids[:50])
+    assert full > store.total_bytes // 2 and not store.stats()["shed"]
+    memory = 1000 + full // 2
+    assert full // 2 - 2 * least_bytes(store) < same(*ids[50:60]) <= full // 2
+    assert store.stats()["shed"]
+    memory = 0
+    assert same(*ids[60:62]) <= least_bytes(store)
+    memory = 1 << 40
+    assert same(*ids[62:130]) > full // 2
+
+
+def test_that_memory_was_needed_elsewhere_is_said_once(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
+    monkeypatch.setattr(experts, "_PATIENCE", 0)
+    ram = f"{describe('tiny').plan(256).total_bytes - 100}B"
+    asked = ("run", "tiny", "--ctx", "256", "--ram", ram, "What colour is a frog?")
+    code, out, err = command(*asked)
+    assert code == 0 and "other programs" not in err
+    monkeypatch.setattr(sys.modules["numoe.engine.load"], "free_memory", lambda: -(1 << 40))
+    assert command(*asked)[1] == out
+    assert command(*asked)[2].count("other programs need the memory, so fewer experts stay in it") == 1
+
+
 def test_statistics_add_up(
     variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]
 ) -> None:
@@ -425,8 +468,8 @@ def test_less_is_held_when_what_is_in_use_is_let_go_of(equal: Path, monkeypatch:
     store = store_of(equal, 8)
     store.expect(1, [0, 1, 2])
     begun = threading.Event()
-    keeps = store._keeps_budget
-    monkeypatch.setattr(store, "_keeps_budget", lambda: keeps() or begun.set())
+    keeps = store._keeps_limit
+    monkeypatch.setattr(store, "_keeps_limit", lambda: keeps() or begun.set())
     with ThreadPoolExecutor(1) as pool:
         with store.stream(0, range(4)) as units:
             deque(units, maxlen=0)
@@ -628,7 +671,7 @@ def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
     session = model.session(64)
     first = session.feed(range(10))
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
+    whole, was = file.read_bytes(), file.stat()
     os.truncate(file, 5000)
     with pytest.raises(InputError, match=r"model\.safetensors ends at byte \d+, inside its tensor data"):
         session.feed(range(40))
@@ -637,6 +680,9 @@ def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
     session.save(tmp_path / "chat")
     with file.open("r+b") as handle:
         handle.write(whole)
+    with pytest.raises(InputError, match="has changed since it was first read"):
+        session.feed(range(40))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
     np.testing.assert_array_equal(model.restore(tmp_path / "chat").feed([5]), session.feed([5]))
     session.rewind(11)
     np.testing.assert_array_equal(session.feed(range(10)), first)

@@ -352,3 +352,10 @@ def test_a_matrix_as_it_is_stored_goes_when_it_is_held(monkeypatch: pytest.Monke
     load("tiny")
     assert stayed
     assert not any(stayed)
+
+
+def test_loading_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int]] = []
+    total = load("tiny", progress=lambda done, total: told.append((done, total))).plan().weight_bytes
+    assert told == sorted(told) and len(told) > 20 and {of for _, of in told} == {total}
+    assert 0.9 * total < told[-1][0] <= total

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from cases import STATES
 
-from numoe.engine import Model, Session
+from numoe.engine import InputError, Model, Session
 from numoe.engine.layers.state import Cache
 from numoe.quant.stored.safetensors import read_header
 
@@ -48,6 +48,35 @@ def test_logits_match_the_reference_at_every_position(model: Models, case: str) 
     logits = model(case).session(1024).feed(golden.ids)
     assert logits.dtype == np.float32
     assert np.abs(logits - golden.logits).max() < bound(case, 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "named"),
+    [
+        ("llama_a", "layers.2.ffn_norm", r"layer 2 \(dense\)"),
+        ("qwen3_moe_a", "layers.1.ffn_norm", r"layer 1 \(routed\)"),  # in scores of experts first
+        ("v3_a", "layers.2.attention_norm", r"layer 2 \("),
+        ("v4_a", "layers.2.attention_norm", r"layer 2 \("),
+        ("granitemoehybrid_a", "layers.0.attention_norm", r"layer 0 \("),
+        ("llama_a", "norm", "the head"),
+    ],
+)
+def test_a_layer_that_computes_no_numbers_is_named(model: Models, case: str, name: str, named: str) -> None:
+    made = model(case)
+    weights = made.weights.arrays[name]
+    kept = weights.copy()
+    ids = tiny.load_golden(case).ids[:30].tolist()
+    session, other = made.session(64), made.session(64)
+    session.feed(ids[:5])
+    other.feed(ids[:5])
+    weights[:] = 3e38
+    try:
+        with pytest.raises(InputError, match=f"{named}.* computes to NaN or infinity"):
+            session.feed(ids[5:])
+    finally:
+        weights[:] = kept
+    assert session.position == 5
+    np.testing.assert_array_equal(session.feed(ids[5:]), other.feed(ids[5:]))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -206,4 +235,5 @@ def test_weights_that_overflow_are_one_sentence(
     (folder / "model.safetensors").write_bytes(damaged)
     done = subprocess.run([sys.executable, "-P", "-c", READ, folder], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "weights may be damaged, so fetch its files again" in done.stdout
+    assert done.stdout.startswith("layer ") and done.stdout.count("\n") == 1
+    assert " computes to NaN or infinity, as damaged weights make it" in done.stdout

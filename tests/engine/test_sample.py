@@ -171,7 +171,7 @@ def test_repetition_penalty_by_its_definition() -> None:
     ],
 )
 def test_values_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=rf"^{name} is {value}; give a value"):
+    with pytest.raises(InputError, match=rf"^`{name}` is {value}; give a value"):
         Sampling(**{name: value})
 
 

@@ -1,18 +1,23 @@
 """`numoe verify`: every byte that is not as it was made is found, and a pull gets just that file anew."""
 
 import json
+import os
 import random
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from helpers import reshard
 from hub_server import Hub
 
-from numoe.engine import InputError, describe, home
+from numoe.engine import Description, InputError, describe, home, load
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.load import _experts_on_disk, _read
 from numoe.engine.pull import pull
 from numoe.engine.verify import verify
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.stored.manifest import read_manifest, sealed
 
 Checkpoints = Callable[[str], Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -57,6 +62,104 @@ def test_any_changed_byte_is_found(folder: Path) -> None:
     assert verify(folder).whole
 
 
+def test_a_manifest_has_a_sum_itself(folder: Path) -> None:
+    path = folder / "numoe.json"
+    text = path.read_bytes()
+    for byte in range(0, len(text), 17):
+        for bit in (1, 4, 32):
+            path.write_bytes(text[:byte] + bytes([text[byte] ^ bit]) + text[byte + 1 :])
+            with pytest.raises(InputError, match=r"numoe\.json (is damaged|has format|names the file)"):
+                verify(folder)
+
+
+@pytest.fixture
+def blocks(checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose hashes are of 4096 bytes each."""
+    monkeypatch.setattr("numoe.quant.stored.manifest.BLOCK", 4096)
+    source = describe(checkpoint("qwen3_moe_a"))
+    convert(source.checkpoint, source.weights(), tmp_path / "blocks", "native", Folder(source.path, "x"))
+    return tmp_path / "blocks"
+
+
+def few(described: Description) -> ExpertStore:
+    """The experts of a model, of which one fits into memory."""
+    store = _experts_on_disk(described)
+    assert store is not None
+    store.allow(max(store.largest.values()))
+    return store
+
+
+def use(store: ExpertStore, layer: int, expert: int) -> None:
+    with store.stream(layer, [expert]) as arriving:
+        list(arriving)
+
+
+def use_all(folder: Path) -> None:
+    """Read all of a model, checked."""
+    described = describe(folder, check=True)
+    with closing(described.checkpoint):
+        _read(described, wide=False)
+        store = few(described)
+        for layer, expert in store._units:
+            use(store, layer, expert)
+
+
+def test_what_is_read_is_compared_with_its_hash(blocks: Path) -> None:
+    path = blocks / "model.safetensors"
+    size = path.stat().st_size
+    use_all(blocks)
+    assert len(read_manifest(blocks).files["model.safetensors"].blocks) == -(-size // 4096) * 32
+    for byte in (0, 4096, size - 1, *(random.Random(1).randrange(size) for _ in range(20))):
+        flip(path, byte)
+        with pytest.raises(InputError, match=r"not as it was written, between bytes|damaged header"):
+            use_all(blocks)
+        assert verify(blocks).damaged == ("model.safetensors",)
+        flip(path, byte)
+    assert verify(blocks).whole
+
+
+def test_a_check_reads_a_block_once(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(
+        "numoe.quant.stored.checked.is_intact", lambda read, path, record, block: checked.append((path, block)) or True
+    )
+    use_all(blocks)
+    assert len(checked) == len(set(checked)) > 10
+    assert {path.name for path, _ in checked} == set(read_manifest(blocks).files)
+
+
+def test_a_check_reads_what_is_beside_the_weights(folder: Path, command: Run) -> None:
+    describe(folder, check=True)
+    flip(folder / "config.json", 30)
+    for how in (("run", str(folder), "x"), ("chat", str(folder))):
+        assert "config.json is not as it was written, between bytes 0" in command(*how, "--check")[2]
+    flip(folder / "config.json", 30)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert "'chat_template.jinja' is no part of what was made" in command("bench", str(folder), "--check")[2]
+    (folder / "chat_template.jinja").unlink()
+    (folder / "model.safetensors").unlink()
+    assert "'model.safetensors' is missing" in command("run", str(folder), "--check", "x")[2]
+
+
+def test_without_hashes_nothing_is_checked(checkpoint: Checkpoints) -> None:
+    with pytest.raises(InputError, match=r"has no numoe\.json with the hashes"):
+        describe(checkpoint("mixtral_a"), check=True)
+
+
+def test_a_model_that_changes_while_it_is_used_is_noticed(blocks: Path) -> None:
+    """Also a file of it that was not opened yet."""
+    path, store = blocks / "model.safetensors", few(describe(blocks))
+    first, second, *_ = store._units
+    use(store, *first)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match="has changed since it was first read"):
+        use(store, *second)
+    described = describe(blocks)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(InputError, match="has changed since it was first read"):
+        load(described)
+
+
 def test_every_file_that_is_wrong_is_named(folder: Path, command: Run) -> None:
     (folder / "config.json").unlink()
     with (folder / "model.safetensors").open("ab") as file:
@@ -98,7 +201,8 @@ def test_repairs_stay_within_the_folder(
     manifest = json.loads((model / "numoe.json").read_text())
     record = manifest["files"]["config.json"]
     for name in ("../../../mine", str(tmp_path / "mine"), "..\\..\\mine", "./config.json", "sub/../config.json"):
-        (model / "numoe.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {name: record}}))
+        changed = manifest | {"files": manifest["files"] | {name: record}}
+        (model / "numoe.json").write_text(json.dumps(sealed(changed)))
         code, _, err = command("verify", str(model), "--repair")
         assert code == 1 and "which is none beside it: do not use it" in err
         assert (model / "model.safetensors").exists()

@@ -324,6 +324,12 @@ def test_damaged_headers_are_refused(case, tmp_path):
     refuses(write_header(tmp_path / "bad.safetensors", header, data), "damaged header", "download it again")
 
 
+def test_headers_that_take_seconds_are_refused_unread(tmp_path):
+    refuses(
+        write_header(tmp_path / "a.safetensors", b'"data_offsets"' * 250_001), "250001 tensors, and no file has more"
+    )
+
+
 @pytest.mark.parametrize("length", [1000, 100_000_001, (1 << 64) - 1])
 def test_lying_header_lengths_are_refused(length, tmp_path):
     refuses(write_header(tmp_path / "bad.safetensors", {}, length=length), "header", str(length))

@@ -319,8 +319,8 @@ def test_manifest_and_small_files(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 6}', "has format 6, and this numoe reads formats 4 and 5; update numoe"),
-        ('{"format": 3}', "has format 3, and this numoe reads formats 4 and 5; convert or download the model again"),
+        ('{"format": 7}', "has format 7, and this numoe reads formats 4 to 6; update numoe"),
+        ('{"format": 3}', "has format 3, and this numoe reads formats 4 to 6; convert or download the model again"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"format": 4, "source": "x", "recipe": "int4", "files": {"a": 3}}', "is damaged"),
@@ -347,8 +347,13 @@ def made_by_format_4(source: Path, folder: Path, quant: str) -> None:
             if new in made:
                 made[former] = made.pop(new)
     write_safetensors(folder / "model.safetensors", made, LAYOUT)
-    manifest = json.loads((folder / "numoe.json").read_text())
-    (folder / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+    as_format_4(folder / "numoe.json")
+
+
+def as_format_4(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    del manifest["sum"]
+    path.write_text(json.dumps(manifest | {"format": 4}))
 
 
 @pytest.mark.parametrize("case", ["mixtral_a", "v3_fp8", "gpt_oss_a"])
@@ -365,8 +370,7 @@ def test_conversions_of_before_still_load_and_are_renewed(case: str, checkpoint:
 def test_what_an_earlier_version_began_is_not_gone_on_with(source: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         quantize(reshard(source, tmp_path / "source", 3), tmp_path / "out", "int4", progress=interruption(0.6))
-    manifest = json.loads((tmp_path / "out.part" / "numoe.json").read_text())
-    (tmp_path / "out.part" / "numoe.json").write_text(json.dumps(manifest | {"format": 4}))
+    as_format_4(tmp_path / "out.part" / "numoe.json")
     refused(tmp_path / "source", tmp_path / "out", "an earlier numoe began", "remove the folder and repeat the command")
 
 
@@ -721,7 +725,7 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path) -> Non
 
 def test_a_destination_in_the_folder_of_no_user(source: Path, command: Callable[..., Any]) -> None:
     code, _, err = command("quantize", str(source), "~nosuchuser/out", "--quant", "int4")
-    assert (code, "begins with the name of no user" in err) == (1, True)
+    assert (code, "begins with the name of no user" in err) == (2, True)
 
 
 def test_a_disk_that_is_too_small_is_refused_first(

@@ -198,6 +198,13 @@ def test_damaged_files_are_refused(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("claim", [{"tensors": 250_001}, {"pairs": 1 << 63}])
+def test_headers_that_take_seconds_are_refused_unread(claim, tmp_path):
+    (tmp_path / "a.gguf").write_bytes(header(**claim))
+    with pytest.raises(InputError, match="tensors or keys, and no file has more than 250000"):
+        open_checkpoint(tmp_path / "a.gguf")
+
+
 def test_weights_that_are_nan_are_refused_by_name(tmp_path):
     for dtype in ("Q4_0", "Q6_K", "IQ4_NL"):
         raw = random_blocks(dtype, 2, 256)

@@ -316,16 +316,14 @@ signal.pause() if sys.argv[1] == "wait" else None
 def test_workers_end_with_their_process(how: signal.Signals | None) -> None:
     """However it ends; the memory they share has no name, so that nothing else is left."""
     shared_before = set(Path("/dev/shm").iterdir())
-    process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, "wait" if how else "end"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout
-    started = json.loads(process.stdout.readline())
-    assert len(started) == 2
-    if how:
-        process.send_signal(how)
-    assert process.stdout.read() == b""  # no worker holds on to the pipe
-    process.wait()
+    command = [sys.executable, "-c", PARENT, "wait" if how else "end"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout
+        started = json.loads(process.stdout.readline())
+        assert len(started) == 2
+        if how:
+            process.send_signal(how)
+        assert process.stdout.read() == b""  # no worker holds on to the pipe
     assert all(map(ends, started))
     assert set(Path("/dev/shm").iterdir()) <= shared_before
 

@@ -1,0 +1,116 @@
+"""The kept chats, as they are listed, shown and written out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numoe.cli.settings import spelled
+from numoe.quant.errors import InputError
+
+if TYPE_CHECKING:
+    from numoe.engine.chat.answer import Turn
+    from numoe.engine.chat.files import Chat
+
+_TITLE = 40  # characters of a first question that stand for it
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A chat in its file. wrong: why it cannot be read; the rest is empty then."""
+
+    name: str
+    used: float
+    title: str = ""
+    model: str = ""
+    turns: int = 0
+    wrong: str = ""
+
+    @property
+    def age(self) -> str:
+        """How long ago it was gone on with: 5 min, 3 h, 2 d."""
+        seconds = max(0.0, time.time() - self.used)
+        for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+            if seconds >= size:
+                return f"{seconds / size:.0f} {unit}"
+        return "now"
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        used = datetime.fromtimestamp(self.used, UTC).isoformat(timespec="seconds")
+        return asdict(self) | {"used": used}
+
+
+def kept(search: str = "") -> Iterator[Kept]:
+    """The chats, the last used first; with `search` those that say it anywhere, in any case."""
+    from numoe.engine.chat.files import Chat, chats
+
+    for path in chats():
+        try:
+            used = path.stat().st_mtime
+            chat = Chat.read(path)
+        except (InputError, OSError) as error:  # damaged, or removed meanwhile
+            if not search and path.exists():
+                yield Kept(path.stem, path.stat().st_mtime, wrong=spelled(str(error)))
+            continue
+        if search.lower() in f"{path.stem}\n{said(chat.turns)}".lower():
+            yield Kept(path.stem, used, title(chat), chat.model, len(chat.turns))
+
+
+def title(chat: Chat) -> str:
+    """The first words that were said."""
+    text = " ".join(chat.turns[0].question.split()) if chat.turns else ""
+    return text if len(text) <= _TITLE else f"{text[: _TITLE - 1]}…"
+
+
+def table(chats: Sequence[Kept]) -> list[tuple[str, str, str, str, str]]:
+    """Rows with a heading."""
+    rows = [
+        (
+            one.name,
+            "(cannot be read)" if one.wrong else one.title,
+            one.model,
+            "" if one.wrong else str(one.turns),
+            one.age,
+        )
+        for one in chats
+    ]
+    return [("name", "title", "model", "turns", "age"), *rows]
+
+
+def said(turns: Sequence[Turn]) -> str:
+    """What was said, as it stood on the screen."""
+    return "\n".join(f"> {turn.question}\n{turn.trimmed().text}".rstrip() for turn in turns)
+
+
+def markdown(chat: Chat) -> str:
+    """A chat as a document to read."""
+    system = [f"> {line}" for line in (chat.settings.system or "").splitlines()]
+    turns = (f"## {_heading(turn.question)}\n\n{turn.trimmed().text.strip()}\n" for turn in chat.turns)
+    return "\n".join([f"# A chat with {chat.model}\n", *system, *[""] * bool(system), *turns])
+
+
+def _heading(question: str) -> str:
+    """The first line of a question as a heading, and the others below it."""
+    first, _, rest = question.partition("\n")
+    return f"{re.sub(r'^#+ *', '', first)}\n\n{rest}" if rest.strip() else re.sub(r"^#+ *", "", first)
+
+
+def write(chat: Chat, path: Path) -> None:
+    """Write what was said to a new file: Markdown or, with all settings, JSON, by its ending.
+
+    Raises:
+        InputError: there is a file already, or none can be written there.
+    """
+    try:
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(markdown(chat) if path.suffix == ".md" else chat.text())
+    except FileExistsError:
+        raise InputError(f"{path} is there already; give another name, or remove it first") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); give another file") from None

@@ -1,0 +1,5 @@
+"""`python -m numoe` is `numoe`."""
+
+from numoe.cli.main import main
+
+main()

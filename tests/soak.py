@@ -1,0 +1,173 @@
+"""Whether numoe stays as it is for hours: `python tests/soak.py [MINUTES]`, an hour by default.
+
+Rounds of all that a long-lived process does: chat turns, cancelled answers, resets, saves, sessions that are restored
+or refused, answers of a form, several sequences at once, experts from disk. Told and compared are memory, open files,
+threads and processes (which stay the same, memory to 2 %), and the time of a round (5 %, on an idle machine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from numoe.engine import InputError, load
+from numoe.engine.batch import Passes
+from numoe.engine.chat.answer import Settings
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat
+from numoe.engine.text.grammar import choice_grammar, json_grammar
+
+QUESTIONS = ("What colour is a frog?", "And where does it live?", "Tell me a story about a fox and a lamp.")
+CHAT = Chat("tiny", settings=Settings(max_tokens=24))
+WARMING = 4  # rounds before the first figures count: caches fill, libraries load what they need
+MEMORY, SECONDS = 0.02, 0.05
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a process has: bytes of memory (its children's too), open files, threads, and processes that it began."""
+
+    memory: int
+    files: int
+    threads: int
+    processes: int
+
+    @classmethod
+    def now(cls) -> Figures:
+        gc.collect()
+        process = psutil.Process()
+        children = process.children(recursive=True)
+        memory = sum(one.memory_full_info().uss for one in (process, *children))
+        return cls(memory, process.num_fds(), process.num_threads(), len(children))
+
+
+class Work:
+    """The same in every round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = load("tiny", ram="200MB")
+        self.disk = load("tiny", ram=self.model.plan(64).least_bytes + 1000, ctx=64)
+        self.conversation = Conversation(self.model, CHAT)
+
+    def round(self) -> None:
+        self._talk()
+        self._keep()
+        self._shape()
+        self._together()
+        self._from_disk()
+
+    def _talk(self) -> None:
+        """Turns, of which one is cancelled; then a reset."""
+        for question in QUESTIONS:
+            "".join(text for _, text in self.conversation.ask(question))
+        with contextlib.closing(self.conversation.ask(QUESTIONS[-1])) as answer:
+            next(answer)
+        list(self.conversation.retry())
+        self.conversation.chat.write(self.folder / "chat.json")
+        self.conversation.save_cache(self.folder / "chat.kv")
+        self.conversation = Conversation(self.model, CHAT)
+
+    def _keep(self) -> None:
+        """A chat that is gone on with, from its cache and from a damaged one."""
+        chat = Chat.read(self.folder / "chat.json")
+        resumed = Conversation(self.model, chat, self.folder / "chat.kv")
+        assert resumed.restored
+        list(resumed.ask(QUESTIONS[0]))
+        damaged = bytearray((self.folder / "chat.kv").read_bytes())
+        damaged[-1] ^= 1
+        (self.folder / "damaged.kv").write_bytes(damaged)
+        assert "damaged" in Conversation(self.model, chat, self.folder / "damaged.kv").reason
+
+    def _shape(self) -> None:
+        """Answers of a form, and requests that are refused."""
+        session = self.model.session(256)
+        for grammar in (choice_grammar(["yes", "no"]), json_grammar({"type": "integer", "maximum": 9, "minimum": 0})):
+            list(session.generate("Is it?", max_tokens=8, grammar=grammar))
+        for refused in ({"multipleOf": 2147483647}, {"const": 1 << 63}):
+            with contextlib.suppress(InputError):
+                json_grammar(refused)
+        with contextlib.suppress(InputError):
+            session.feed([1 << 40])
+
+    def _together(self) -> None:
+        """Several sequences in one pass."""
+        passes = Passes(self.model.decoder)
+
+        def answer(question: str) -> None:
+            with passes.member(), self.model.session(256, passes=passes) as session:
+                list(session.generate(question, max_tokens=8))
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(answer, QUESTIONS))
+
+    def _from_disk(self) -> None:
+        """Experts that do not fit into memory, which another process takes and gives back."""
+        store = self.disk.experts
+        assert store is not None
+        for free in (0, 1 << 40):
+            store.share(lambda free=free: free, 0)  # type: ignore[misc]
+            list(self.disk.session(64).generate(QUESTIONS[0], max_tokens=8))
+
+
+def measured(work: Work, until: float, rounds: int = 0) -> Iterator[tuple[Figures, float]]:
+    """The figures after each round and its seconds, until then, and so many rounds at least."""
+    done = 0
+    while time.monotonic() < until or done < rounds:
+        begun = time.perf_counter()
+        work.round()
+        seconds = time.perf_counter() - begun
+        yield Figures.now(), seconds
+        done += 1
+
+
+def growth(rounds: list[Figures]) -> list[str]:
+    """What is not as it was: the second half of the rounds against the first, as sentences."""
+    half = len(rounds) // 2
+    faults: list[str] = []
+    # What is lost is never there again; buffers that are, or are not yet given back, come and go.
+    memory = [min(one.memory for one in part) for part in (rounds[:half], rounds[half:])]
+    if memory[1] > memory[0] * (1 + MEMORY):
+        faults.append(f"memory grew from {memory[0]:,.0f} to {memory[1]:,.0f} bytes")
+    for name in ("files", "threads", "processes"):
+        first, last = (max(getattr(one, name) for one in part) for part in (rounds[:half], rounds[half:]))
+        if last > first:
+            faults.append(f"{name} grew from {first} to {last}")
+    return faults
+
+
+def main(minutes: str = "60") -> int:
+    """Run, and return 1 where something grew."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NUMOE_HOME"] = str(Path(folder) / "home")
+        work, seen, seconds = Work(Path(folder)), [], []
+        for number, (figures, took) in enumerate(measured(work, time.monotonic() + 60 * float(minutes), WARMING + 8)):
+            if number >= WARMING:
+                seen.append(figures)
+                seconds.append(took)
+            if number % 50 == WARMING:
+                print(f"round {number}: {took:.2f} s, {figures}", flush=True)
+        faults = growth(seen)
+        half = len(seconds) // 2
+        early, late = statistics.median(seconds[:half]), statistics.median(seconds[half:])
+        print(f"{len(seen)} rounds; {early:.3f} s each at first, {late:.3f} s at last; {seen[0]} to {seen[-1]}")
+        if late > early * (1 + SECONDS):
+            faults.append(f"rounds became slower, {early:.3f} s to {late:.3f} s (or the machine was busy)")
+        for fault in faults:
+            print(fault)
+        return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
