@@ -36,8 +36,8 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "model", "pull", "prompt", "prompt_file", "file", "prompt_cache", "template", "system", "raw", "continue_",
-    "session", "reasoning", "show_thinking", "form", "ending", "sampling", "room", "check", "json", "jsonl", "logprobs", "batch",
-    "out", "parallel", "trace", "save", "log", "verbose", "quiet",
+    "session", "reasoning", "show_thinking", "form", "ending", "sampling", "room", "check", "json", "jsonl", "logprobs",
+    "batch", "out", "parallel", "trace", "save", "log", "verbose", "quiet",
 )  # fmt: skip
 def run(
     model_argument: arguments.ModelOrDefault = None, prompt_argument: arguments.Prompt = None, *, options: Options
