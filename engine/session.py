@@ -322,7 +322,8 @@ class Session(Generic[_Model]):
             drafter: guesses what comes next, which saves passes; see `speculation`. The text is the same without.
             options: of the sampling temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n and seed, see
                 `Sampling`; cancelled(), asked before every token: True ends the text; progress, called as `feed` does
-                while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`).
+                while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`);
+                spelled: those that the grammar spells.
 
         Returns:
             An iterator over pieces of text, which also carries what is known of the run.
@@ -334,10 +335,10 @@ class Session(Generic[_Model]):
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             prompt = tokenizer.encode(prompt, begins=self.position == 0)
-        hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown") if name in options}
+        hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown", "spelled") if name in options}
         asked = Options(max_tokens, stop, logprobs, **hooks)
         sampler = Sampler(Sampling(**options))
-        form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab)
+        form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab, asked.spelled)
         return Generation(self, tokenizer, list(prompt), sampler, asked, form, drafter)
 
     def save(self, path: str | Path) -> None:
