@@ -26,6 +26,7 @@ from numoe.cli.pull import pull
 from numoe.cli.quantize import quantize
 from numoe.cli.rm import rm
 from numoe.cli.run import run
+from numoe.cli.serve.command import serve
 from numoe.cli.show import show
 from numoe.cli.verify import verify
 from numoe.quant.errors import DoesNotFit, InputError
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(chat)
+app.command()(serve)
 app.command()(fit)
 app.command()(show)
 app.command()(pull)

@@ -152,6 +152,11 @@ class Answer(Iterator[tuple[str, str]]):
     def __next__(self) -> tuple[str, str]:
         return next(self._pieces)
 
+    @property
+    def stop(self) -> str:
+        """The stop string that ended it, "" if none did."""
+        return self._stop.found
+
     def close(self) -> None:
         """End the answer here."""
         self._pieces.close()

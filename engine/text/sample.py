@@ -202,7 +202,7 @@ class StopMatcher:
 
     First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
     of a stop string is held back until it is decided. An empty stop string raises InputError.
-    stopped: whether one was found.
+    stopped: whether one was found; found: which.
     """
 
     def __init__(self, stop_strings: Sequence[str] = ()) -> None:
@@ -211,16 +211,18 @@ class StopMatcher:
         self._stops = tuple(stop_strings)
         self._held = ""
         self.stopped = False
+        self.found = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string ended the text). After a stop nothing more comes."""
         if self.stopped:
             return "", True
         text = self._held + piece
-        starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
+            _, start, self.found = min(starts)
             self.stopped, self._held = True, ""
-            return text[: min(starts)[1]], True
+            return text[:start], True
         cut = len(text) - partial_match(text, self._stops)
         self._held = text[cut:]
         return text[:cut], False
