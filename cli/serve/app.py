@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
@@ -86,6 +88,12 @@ class App:
             await self._reply(path, method, headers, scope, receive, tell)
         except Refused as refused:
             await self._refuse(path, refused, scope, receive, tell)
+        except Exception as error:
+            if os.environ.get("NUMOE_DEBUG"):
+                traceback.print_exc()
+            self.log(f"this is a bug in numoe ({type(error).__name__}); NUMOE_DEBUG=1 shows where, please report")
+            if status == 499:
+                await self._refuse(path, Refused(500, "this is a bug in numoe"), scope, receive, tell)
         finally:
             self.metrics.requests[known, status] += 1
             self.log(f"{method if method in ('GET', 'POST', 'OPTIONS') else 'other'} {known} {status} "

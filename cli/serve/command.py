@@ -12,7 +12,7 @@ from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
 from numoe.quant.errors import InputError
 
-_MODELS_HELP = "Models to serve, as for `run`; the first is loaded at once. Without any: tiny and all that are pulled."
+_MODELS_HELP = "Models to serve, as for `run`. Without any: tiny and all that are pulled."
 Models = Annotated[
     list[str] | None, typer.Argument(metavar="[MODEL]...", help=_MODELS_HELP, autocompletion=arguments.models_here)
 ]

@@ -47,7 +47,7 @@ def served(models: Sequence[str]) -> dict[str, str]:
     for model in models or [TINY, *(one.name for one in pulled() if one.complete)]:
         locate(model)
         path = Path(model).expanduser()
-        name = path.resolve().name if path.exists() and model != TINY else model
+        name = path.absolute().name if path.exists() and model != TINY else model
         if name in names:
             raise InputError(f"{names[name]} and {model} would both be called {name}; serve one of them")
         names[name] = model

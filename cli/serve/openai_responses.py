@@ -38,7 +38,7 @@ FIELDS = (
     Field("background", (bool,), only=(False,)),
     Field("truncation", (str,), "what does not fit is refused", only=("disabled",)),
     *refused("send the whole conversation as input", "previous_response_id", "conversation"),
-    *refused("", "prompt", "max_tool_calls", "access_programs", "background_options", "context_management"),
+    *refused("", "prompt", "max_tool_calls", "access_programs", "background_options", "context_management", "image"),
     *common.LATER,
 )
 _LOGPROBS = "message.output_text.logprobs"

@@ -103,10 +103,11 @@ class Places:
         shared = {place: shared_length(place.session.tokens, ids) for place in self._idle}
         best = max(self._idle, key=lambda place: (shared[place], place.used), default=None)
         goes_on = best is not None and 0 < min(best.prompt, len(ids) - 1) <= shared[best]
-        if best is not None and (goes_on or best.session.position == 0):
+        if best is not None and goes_on:
             self._idle.remove(best)
             return best, best
-        fresh = self._fresh() or min(self._idle, key=lambda place: place.used, default=None)
+        fresh = next((place for place in self._idle if not place.session.position), None) or self._fresh()
+        fresh = fresh or min(self._idle, key=lambda place: place.used, default=None)
         if fresh is None:
             return None
         if fresh in self._idle:
