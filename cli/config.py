@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 KEYS = settings_in(May.CONFIG)
 """The settings that can have another default, by name. Every command that takes one follows it."""
+TOOLS = "tools"
+"""The table of config.toml in which `numoe chat` finds commands that a model may ask for."""
 _PATIENCE = 20.0  # seconds to wait while another process writes the file
 
 
@@ -53,6 +55,8 @@ def settings() -> tuple[dict[str, Default], list[InputError]]:
     except InputError as error:
         values, wrong = {}, [error]
     for key, value in values.items():
+        if key == TOOLS:
+            continue
         try:
             _setting(key, f"{file}: ").check(value, f"{file}: {key}")
             found[key] = Default(value, str(file))
@@ -66,6 +70,18 @@ def settings() -> tuple[dict[str, Default], list[InputError]]:
             except InputError as error:
                 wrong.append(error)
     return found, wrong
+
+
+def tool_tables() -> dict[str, Any]:
+    """The tables of commands by the names of their tools.
+
+    Raises:
+        InputError: the file is not valid.
+    """
+    tables = _read(path()).get(TOOLS, {})
+    if not isinstance(tables, dict):
+        raise InputError(f"{path()}: {TOOLS} is no table; write [{TOOLS}.NAME]")
+    return tables
 
 
 def defaults(command: Any) -> dict[str, Any]:

@@ -110,6 +110,10 @@ class Output:
         sys.stdout.write(shown)
         sys.stdout.flush()
 
+    def call(self, call: dict[str, Any]) -> None:
+        """A call of a tool that is part of the answer, as a line of JSON."""
+        self.answer(("\n" if self._answering else "") + as_json(call) + "\n")
+
     def end_answer(self) -> None:
         """Exactly one newline ends an answer."""
         self.answer("")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from numoe.cli.settings import filled, in_group
 from numoe.quant.errors import InputError
@@ -55,8 +55,9 @@ class Request:
         settings = filled(Settings(), options)
         if use or logit_bias:
             settings = replace(settings, use=use, sampling=replace(settings.sampling, logit_bias=logit_bias))
-        if settings.system and not _is_plain(prompt) and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": settings.system}, *prompt]
+        talk = _messages(prompt)
+        if settings.system and talk and talk[0]["role"] != "system":
+            prompt = [{"role": "system", "content": settings.system}, *talk]
         return cls(prompt, settings, _grammar(options), options["logprobs"], effort)
 
     def cut(self, finish_reason: str | None) -> bool:
@@ -70,10 +71,11 @@ class Request:
         tokenizer = description.tokenizer
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt, begins=True), None
-        if _is_plain(self.prompt):
-            return list(self.prompt), None
+        talk = _messages(self.prompt)
+        if talk is None:
+            return [token for token in self.prompt if isinstance(token, int)], None
         settings, chat = self.settings, description.chat_format
-        return encode(chat, tokenizer, self.prompt, thinking=settings.think, use=settings.use, effort=self.effort)
+        return encode(chat, tokenizer, talk, thinking=settings.think, use=settings.use, effort=self.effort)
 
     def ask(self, session: Session, unread: Sequence[int], opened: bool | None, **hooks: Any) -> Answer:
         """The answer, made as it is taken.
@@ -91,8 +93,33 @@ class Request:
         return answer(session, unread, opened, self.settings, grammar=self.grammar, logprobs=self.logprobs, **hooks)
 
 
-def _is_plain(prompt: str | list[int] | Messages) -> TypeGuard[str | list[int]]:
-    return isinstance(prompt, str) or not prompt or isinstance(prompt[0], int)
+def _messages(prompt: str | list[int] | Messages) -> list[Mapping[str, Any]] | None:
+    """The messages of a conversation; None: the prompt is text or tokens."""
+    talk = [] if isinstance(prompt, str) else [one for one in prompt if isinstance(one, Mapping)]
+    return talk or None
+
+
+def tools_of(given: Any, choice: str | None) -> Use | None:
+    """Tools by what describes them: OpenAI's objects, or their functions alone. None: there are none.
+
+    Raises:
+        InputError: they are something else, or none is called so.
+    """
+    from numoe.engine.chat.tools.call import Tool, Use
+
+    if given is None:
+        return None
+    tools = []
+    for number, tool in enumerate(given, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f'tool {number} is not {{"type": "function", "function": {{"name": TEXT, ...}}}}')
+        schema = function.get("parameters", {"type": "object", "properties": {}})
+        if not isinstance(schema, dict):
+            raise InputError(f"tool {number} has parameters that are no JSON schema of an object")
+        described = str(function.get("description", ""))
+        tools.append(Tool(function["name"], described, schema, function.get("strict") is True))
+    return Use(tuple(tools), choice or "auto")
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:

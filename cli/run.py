@@ -13,7 +13,7 @@ import typer
 from numoe.cli import arguments
 from numoe.cli.output import Output
 from numoe.cli.reply import Interrupt, document, show, statistics
-from numoe.cli.request import Request
+from numoe.cli.request import Request, tools_of
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import whole_prompt
 
@@ -29,8 +29,9 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 
 @takes(
-    "prompt", "prompt_file", "file", "system", "raw", "session", "reasoning", "show_thinking", "form", "ending",
-    "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose", "quiet",
+    "prompt", "prompt_file", "file", "system", "raw", "session", "tools", "tool_choice", "reasoning", "show_thinking",
+    "form", "ending", "sampling", "room", "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "verbose",
+    "quiet",
 )  # fmt: skip
 def run(model: arguments.Model, prompt_argument: arguments.Prompt = None, *, options: Options) -> None:
     """Answer one prompt, or a file of prompts.
@@ -67,6 +68,10 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
     batch = options["batch"] is not None
     if options["raw"] and (options["system"] is not None or options["session"] is not None):
         raise typer.BadParameter("--raw skips the template that --system and --session need; write all into the prompt")
+    if options["tools"] is not None and (options["raw"] or batch or options["session"] is not None):
+        raise typer.BadParameter("--tools are for one prompt; leave out --raw, --session and --batch")
+    if options["tool_choice"] is not None and options["tools"] is None:
+        raise typer.BadParameter("--tool-choice is of --tools; give those too")
     if options["json"] + options["jsonl"] + batch > 1:
         raise typer.BadParameter("--json, --jsonl and --batch each have a form of their own; choose one")
     if options["logprobs"] and not (options["json"] or options["jsonl"] or batch):
@@ -125,7 +130,8 @@ class _Asked:
     def prompt(self, text: str) -> int:
         """Answer one prompt, and return the exit code."""
         prompt = text if self.options["raw"] else [{"role": "user", "content": text.strip()}]
-        request = Request.make(prompt, self.options)
+        use = tools_of(self.options["tools"], self.options["tool_choice"])
+        request = Request.make(prompt, self.options, use=use)
         interrupt = self.stack.enter_context(Interrupt())
         hooks: dict[str, Any] = {"cancelled": interrupt.cancelled, "progress": self.output.reading}
         if self.options["session"] is None:
@@ -233,6 +239,9 @@ class _Lines(Output):
 
     def thinking(self, text: str) -> None:
         self.line({"thinking": text})
+
+    def call(self, call: dict[str, Any]) -> None:
+        self.line({"tool_call": call})
 
     def end_answer(self) -> None:
         pass

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from numoe.cli.text import read_schema
+from numoe.cli.text import read_schema, read_tools
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -188,6 +188,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME"),
     Setting("continue_", bool, "Go on with the last chat.", default=False, short="-c", long="--continue"),
     Setting("list", bool, "List the chats that are kept, and leave.", default=False),
+    Setting("tools", str, "Functions that the model may call, as OpenAI's API lists them; calls are printed as JSON.",
+            metavar="FILE|JSON", parse=read_tools),
+    Setting("tool_choice", str, "auto, required, or the name of the tool that is called.", metavar="NAME"),
+    Setting("commands", bool, "Let the model ask for commands of [tools] in config.toml; you are asked each time.",
+            default=False, long="--tools"),
     # How it is answered.
     _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
              may=May.CONFIG | May.LINE),

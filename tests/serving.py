@@ -26,7 +26,9 @@ def application(
 ) -> App:
     """The application with numoe's own settings but for these."""
     options = Options(
-        {one.name: one.value(None if one.default is ... else one.default) for one in SETTINGS} | {"save": False} | given
+        {one.name: one.value(None if one.default is ... else one.default) for one in SETTINGS}
+        | {"save": False, "threads": 1}
+        | given
     )
     options.chosen = given
     lines: list[str] = []

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "continue_", "session", "list", "save", "plain", "system", "reasoning", "ending", "sampling", "room", "quiet",
-    temp=0.6, top_p=0.95,
+    "continue_", "session", "list", "save", "plain", "system", "commands", "reasoning", "ending", "sampling", "room",
+    "quiet", temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     """Talk with a model.
@@ -43,6 +43,7 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
         from numoe.cli.chat.commands import Talk, chat_rows
+        from numoe.cli.chat.tools import commands_of
         from numoe.engine.chat.files import alone, chat_path, chats
 
         if options["list"]:
@@ -60,7 +61,9 @@ def chat(model: arguments.ModelOrLast = None, *, options: Options) -> None:
             held.enter_context(alone(path))
         begun = _begun(path, model, options, output.note)
         keeps = options["save"] and (typed_in or path is not None)
+        commands = commands_of(output, typed_in) if options["commands"] else None
         talk = Talk(output, _loader(options, output), begun, path, held, keeps)
+        talk.offer(commands)
         stack.callback(talk.leave)
         _talk(talk, stack, typed_in, options["save"])
 

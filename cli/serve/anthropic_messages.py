@@ -132,7 +132,6 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class AnthropicMessages:
-    title = "messages"
     path = "/v1/messages"
     fields: Sequence[Field] = FIELDS
 
@@ -154,17 +153,16 @@ class AnthropicMessages:
         stream = given.get("stream", False)
         return Asked(given["model"], stream, requests, lambda tokenizer: _Writer(given["model"]))
 
-    def error(self, refused: Refused) -> dict[str, Any]:
-        return error_document(refused)
+    def error(self, error: Refused) -> dict[str, Any]:
+        return error_document(error)
 
     def done(self) -> bytes:
         return b""
 
 
 class CountTokens(AnthropicMessages):
-    title = "messages/count_tokens"
     path = "/v1/messages/count_tokens"
-    fields = _ASKED
+    fields: Sequence[Field] = _ASKED
 
 
 @dataclass
@@ -177,7 +175,13 @@ class _Writer:
     def _message(
         self, content: list[dict[str, Any]], usage: dict[str, Any], made: Made | None = None
     ) -> dict[str, Any]:
-        named = {"id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content}
+        named: dict[str, Any] = {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": content,
+        }
         return {**named, **_ending(made), "usage": usage}
 
     def begin(self, begun: Sequence[Begun]) -> Write:
@@ -227,7 +231,8 @@ class _Writer:
         return [("message_stop", {"type": "message_stop"})]
 
     def whole(self, made: Sequence[Made]) -> dict[str, Any]:
-        (one,), content = made, []
+        (one,) = made
+        content: list[dict[str, Any]] = []
         if one.turn.thinking:
             content.append({"type": "thinking", "thinking": one.turn.thinking, "signature": ""})
         if one.turn.text:

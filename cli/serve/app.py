@@ -10,7 +10,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,9 +202,7 @@ class App:
         except InputError as error:
             raise Refused(400, str(error)) from None
         for number, request in enumerate(requests):
-            work = Work(lambda request=request: request,  # type: ignore[misc]
-                        lambda one, number=number: loop.call_soon_threadsafe(told.put, (number, one)),  # type: ignore[misc]
-                        self.seconds)  # fmt: skip
+            work = Work(request, told.teller(loop, number), self.seconds)
             self._works.add(work)
             future = loaded.threads.submit(work.run, loaded.model, loaded.places)
             stack.push_async_callback(self._over, work, future)
@@ -270,8 +268,14 @@ class _Inbox:
         self._queue: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
         self._first: deque[tuple[int, Told]] = deque()
 
-    def put(self, one: tuple[int, Told]) -> None:
-        self._queue.put_nowait(one)
+    def teller(self, loop: asyncio.AbstractEventLoop, number: int) -> Callable[[Told], None]:
+        """What an answer of this number tells, on any thread, is put here."""
+
+        def tell(one: Told) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self._queue.put_nowait, (number, one))
+
+        return tell
 
     def again(self, ones: Sequence[tuple[int, Told]]) -> None:
         """What was taken too early comes before all else."""

@@ -89,9 +89,8 @@ def message_of(given: Any, where: str) -> dict[str, Any]:
 
 
 class OpenAiChat:
-    title = "chat completions"
     path = "/v1/chat/completions"
-    fields = FIELDS
+    fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
         common.check_depth(body)
@@ -128,8 +127,8 @@ class OpenAiChat:
             count,
         )
 
-    def error(self, refused: Refused) -> dict[str, Any]:
-        return common.error_document(refused)
+    def error(self, error: Refused) -> dict[str, Any]:
+        return common.error_document(error)
 
     def done(self) -> bytes:
         return b"data: [DONE]\n\n"

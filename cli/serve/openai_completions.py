@@ -38,9 +38,8 @@ FIELDS = (
 
 
 class OpenAiCompletions:
-    title = "completions"
     path = "/v1/completions"
-    fields = FIELDS
+    fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
         common.check_depth(body)
@@ -70,8 +69,8 @@ class OpenAiCompletions:
             count * len(prompts),
         )
 
-    def error(self, refused: Refused) -> dict[str, Any]:
-        return common.error_document(refused)
+    def error(self, error: Refused) -> dict[str, Any]:
+        return common.error_document(error)
 
     def done(self) -> bytes:
         return b"data: [DONE]\n\n"

@@ -91,9 +91,8 @@ def _joined(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class OpenAiResponses:
-    title = "responses"
     path = "/v1/responses"
-    fields = FIELDS
+    fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
         common.check_depth(body)
@@ -125,8 +124,8 @@ class OpenAiResponses:
             lambda tokenizer: _Writer(given, tokenizer, logprobs > 0),
         )
 
-    def error(self, refused: Refused) -> dict[str, Any]:
-        return common.error_document(refused)
+    def error(self, error: Refused) -> dict[str, Any]:
+        return common.error_document(error)
 
     def done(self) -> bytes:
         return b""

@@ -67,8 +67,8 @@ class Places:
         self._shelf = Shelf(model, keeps)
         self._change = threading.Condition()
         self._clock = 0
-        first = Place(model.session(context, passes=self.passes))
-        self._all, self._idle = [first], [first]
+        self._all = [Place(model.session(context, passes=self.passes))]
+        self._idle = list(self._all)
 
     @contextmanager
     def taken(self, ids: Sequence[int], left: Callable[[], bool]) -> Iterator[Place]:
@@ -93,8 +93,8 @@ class Places:
             with self._change:
                 self._clock += 1
                 place.used = self._clock
-                for one in {place, source} - {None}:
-                    if one not in self._idle:
+                for one in (place, source):
+                    if one is not None and one not in self._idle:
                         self._idle.append(one)
                 self._change.notify_all()
 

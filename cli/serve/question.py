@@ -101,9 +101,8 @@ class Asked:
 
 
 class Api(Protocol):
-    """A protocol: a file of this folder. title, path, fields: for the README and the checks."""
+    """A protocol: a file of this folder."""
 
-    title: str
     path: str
     fields: Sequence[Field]
 
@@ -111,7 +110,7 @@ class Api(Protocol):
         """Raises Refused for what is wrong with a request."""
         ...
 
-    def error(self, refused: Refused) -> dict[str, Any]:
+    def error(self, error: Refused) -> dict[str, Any]:
         """As the protocol says what is wrong."""
         ...
 

@@ -78,8 +78,9 @@ def listening(host: str, port: int) -> socket.socket:
 def server(app: App) -> uvicorn.Server:
     """A server of the application, which is quiet but for what the application says."""
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    application: Any = app
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        application,
         http=_Protocol,
         ws="none",
         lifespan="on",

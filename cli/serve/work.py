@@ -29,14 +29,14 @@ _NAMES = {"ctx": "the context"}
 class Work:
     """An answer that is being made. `leave` ends it wherever it is."""
 
-    def __init__(self, make: Callable[[], Request], tell: Callable[[Told], None], seconds: float) -> None:
+    def __init__(self, request: Request, tell: Callable[[Told], None], seconds: float) -> None:
         """
         Args:
-            make: the request, which takes time to check. tell: called on the answer's thread with all that comes of it:
+            tell: called on the answer's thread with all that comes of it:
             Begun, pieces and Made, or Refused at any time.
             seconds: the answer is cut off after so many.
         """
-        self._make, self._tell = make, tell
+        self._request, self._tell = request, tell
         self._left = threading.Event()
         self._ends = time.monotonic() + seconds
         self._late = False
@@ -73,7 +73,7 @@ class Work:
     def _answer(self, model: Model, places: Places) -> None:
         if self._left.is_set():
             raise Left
-        request = self._make()
+        request = self._request
         ids, opened = request.encode(model.description)
         context = model.plan(places.context).context
         require_room(len(ids), context, model.spec.context)

@@ -61,7 +61,7 @@ class Turn:
     """A question and its answer, reasoning apart, both as the model wrote them.
 
     finish_reason: "stop", "length" or "cancelled", see `Generation`; or "repetition", see `repeats`.
-    calls: the tools that the answer calls.
+    calls: the tools that the answer calls; results: what they said. The next turn then has no question.
     """
 
     question: str
@@ -69,6 +69,7 @@ class Turn:
     text: str = ""
     finish_reason: str | None = None
     calls: tuple[Call, ...] = ()
+    results: tuple[str, ...] = ()
 
     def trimmed(self) -> Turn:
         """Without the line breaks around thinking tags, which belong to neither text."""

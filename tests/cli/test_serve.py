@@ -441,13 +441,13 @@ def test_no_path_of_a_request_is_looked_up(address: str) -> None:
         "/v1/models/tiny/x",
         "//x",
     ):
-        assert httpx.get(f"{address}{path}").status_code == 404
+        assert httpx.get(f"{address}{path}", timeout=None).status_code == 404
 
 
 def test_health_and_metrics_hold_no_prompts(address: str, app: App, client: openai.OpenAI) -> None:
     client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "my secret"}])
-    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
-    metrics = httpx.get(f"{address}/metrics").text
+    assert httpx.get(f"{address}/health", timeout=None).json() == {"status": "ok"}
+    metrics = httpx.get(f"{address}/metrics", timeout=None).text
     assert 'numoe_requests_total{path="/v1/chat/completions",status="200"}' in metrics
     assert re.search(r"numoe_completion_tokens_total [1-9]", metrics)
     assert "secret" not in metrics + "".join(app.lines)  # type: ignore[attr-defined]
@@ -469,7 +469,9 @@ def test_many_clients_get_the_answers_that_each_alone_would_get(address: str) ->
 
     def ask(number: int) -> None:
         body = {"model": MODEL, "messages": questions[number]}
-        said[number] = httpx.post(f"{address}{CHAT}", json=body).json()["choices"][0]["message"]["content"]
+        said[number] = httpx.post(f"{address}{CHAT}", json=body, timeout=None).json()["choices"][0]["message"][
+            "content"
+        ]
 
     threads = [threading.Thread(target=ask, args=[number]) for number in range(16)]
     for thread in threads:
@@ -488,7 +490,7 @@ def test_a_client_that_leaves_frees_its_place(app: App, address: str) -> None:
         "stream": True,
         "logit_bias": {str(i): -100 for i in load(MODEL).tokenizer.eos_ids},
     }
-    with on_loopback(single) as found, httpx.Client(base_url=found) as client:
+    with on_loopback(single) as found, httpx.Client(base_url=found, timeout=None) as client:
         with client.stream("POST", "/v1/completions", json=endless) as reply:
             next(reply.iter_lines())
         assert client.post(CHAT, json=ASKED).json()["choices"][0]["message"]["content"] == "A frog is green."
@@ -532,7 +534,7 @@ def test_models_take_turns(checkpoint: Callable[[str], Path], tmp_path: Path) ->
     other = tmp_path / "other"
     other.symlink_to(Path(load(MODEL).path))
     app = application(MODEL, str(other))
-    with on_loopback(app) as address, httpx.Client(base_url=address) as client:
+    with on_loopback(app) as address, httpx.Client(base_url=address, timeout=None) as client:
         for name in (MODEL, "tiny", MODEL):
             assert client.post(CHAT, json={"model": name, "messages": FROG}).status_code == 200
     assert app.hub.loaded is None
@@ -545,11 +547,11 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
         address = re.search(r"http://127\.0\.0\.1:\d+", killed.stderr.readline())
         assert address
         body = {"model": MODEL, "prompt": "A", "stream": True}
-        with httpx.stream("POST", f"{address[0]}/v1/completions", json=body, timeout=60) as reply:
+        with httpx.stream("POST", f"{address[0]}/v1/completions", json=body, timeout=None) as reply:
             assert next(reply.iter_lines()).startswith("data: ")
             killed.kill()
     with on_loopback(application(), int(address[0].rpartition(":")[2])) as again:
-        assert httpx.get(f"{again}/health").json() == {"status": "ok"}
+        assert httpx.get(f"{again}/health", timeout=None).json() == {"status": "ok"}
 
 
 # ------------------------------------------------------------------------------------------------------- the command
