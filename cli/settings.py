@@ -247,7 +247,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("origin", list[str], "Let web pages of this origin ask; * is any. Can be repeated.", metavar="ORIGIN"),
     Setting("queue", int, "Questions that may wait; those beyond are refused.", default=64, metavar="N", least=0,
             may=May.CONFIG),
-    Setting("idle_unload", float, "Unload a model that nobody has asked for so many seconds.", metavar="S", least=0,
+    Setting("idle_unload", float, "Unload a model that nobody has asked for so many seconds.", metavar="S", least=1,
             may=May.CONFIG),
     Setting("timeout", float, "Cut an answer off after so many seconds.", default=3600.0, metavar="S", least=1,
             may=May.CONFIG),

@@ -32,7 +32,7 @@ def application(
     )
     options.chosen = given
     lines: list[str] = []
-    hub = Hub(served(models or [MODEL]), options, None, lines.append)
+    hub = Hub(served(models or [MODEL]), options, options["idle_unload"], lines.append)
     told = None if prompts is None else prompts.append
     app = App(hub, Guard("127.0.0.1", key, origins), room, 60.0, lines.append, told)
     app.lines = lines  # type: ignore[attr-defined]

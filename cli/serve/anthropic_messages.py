@@ -21,7 +21,7 @@ _ASKED = (
     Field("messages", (list,), "texts, reasoning, calls of tools and their results", needed=True),
     Field("system", (str, list)),
     Field("tools", (list,), "one's own; with `strict` their arguments are held to the schema by a grammar"),
-    Field("tool_choice", (dict,), "`disable_parallel_tool_use` where calls are held to a grammar"),
+    Field("tool_choice", (dict,), "`disable_parallel_tool_use` by a grammar"),
     Field("thinking", (dict,), "`enabled` with `budget_tokens`, `adaptive` or `disabled`"),
     Field("output_config", (dict,), "`format` of `json_schema`, by a grammar that begins after reasoning; `effort`"),
     *harmless("cache_control", kind=dict),
@@ -136,14 +136,14 @@ class AnthropicMessages:
     fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
-        common.check_depth(body)
         given = read(self.fields, body)
         messages, use, thinking = _messages(given), _use(given), _thinking(given)
         output = read((Field("format", (dict,)), Field("effort", (str,), only=common.EFFORTS)),
                       given.get("output_config", {}), "output_config.")  # fmt: skip
         schema = common.schema_of(output.get("format"), "output_config.format", flat=True)
         values = {**sampling_options(given), **thinking, "max_tokens": given.get("max_tokens")}
-        values["stop"] = common.stops(given.get("stop_sequences"))
+        if "stop_sequences" in given:
+            values["stop"] = common.stops(given["stop_sequences"])
 
         def requests(options: Options) -> list[Request]:
             made = made_request(options, values, messages, use=use, schema=schema)

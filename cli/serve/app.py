@@ -21,7 +21,7 @@ from numoe.cli.serve.fields import Refused, table
 from numoe.cli.serve.guard import Guard, read_body
 from numoe.cli.serve.metrics import Metrics
 from numoe.cli.serve.models import Hub, Loaded
-from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, event
+from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event
 from numoe.cli.serve.work import Told, Work
 from numoe.quant.errors import InputError
 
@@ -29,6 +29,7 @@ APIS: Sequence[Api] = (openai_chat.API, openai_completions.API, openai_responses
 _BY_PATH = {api.path: api for api in (*APIS, anthropic_messages.COUNT)}
 _LIST = "/v1/models"
 _PING = 15.0  # seconds without a word, after which a comment says that the server is there
+_SEND = 60.0  # seconds in which a client has to take what it is sent
 _NAMED = {anthropic_messages.API.path, openai_responses.API.path}  # whose events have names
 
 
@@ -147,6 +148,7 @@ class App:
     async def _ask(self, api: Api, body: Any, scope: Any, receive: Any, send: Any) -> None:
         if self.prompts:
             self.prompts(json.dumps(body, ensure_ascii=False))
+        check_document(body)
         try:
             asked = api.read(body)
         except InputError as error:
@@ -191,7 +193,11 @@ class App:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for data in self._events(api, writer, begun, told, asked.count):
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+            try:
+                async with asyncio.timeout(_SEND):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except TimeoutError:  # who does not read what was asked for has left
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, asked: Asked, loaded: Loaded, told: _Inbox, stack: AsyncExitStack) -> None:

@@ -32,7 +32,7 @@ FIELDS = (
     Field("response_format", (dict,), "`json_schema` and `json_object`, by a grammar that begins after reasoning"),
     Field("tools", (list,), "functions; with `strict` their arguments are held to the schema by a grammar"),
     Field("tool_choice", (str, dict)),
-    Field("parallel_tool_calls", (bool,), "false holds an answer to one call where calls are held to a grammar"),
+    Field("parallel_tool_calls", (bool,), "false holds an answer to one call, by a grammar"),
     Field("reasoning_effort", (str,), "`none`, or reasoning, as much as the model's template tells apart",
           only=common.EFFORTS),
     *harmless(*common.NO_EFFECT),
@@ -93,7 +93,6 @@ class OpenAiChat:
     fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
-        common.check_depth(body)
         given = read(FIELDS, body)
         if not given["messages"]:
             raise Refused(400, "messages is empty", "messages")
@@ -103,7 +102,7 @@ class OpenAiChat:
         count, bias = given.get("n", 1), common.biases(given.get("logit_bias"))
         if given.get("top_logprobs") and not given.get("logprobs"):
             raise Refused(400, "top_logprobs needs logprobs", "top_logprobs")
-        ending = {"stop": common.stops(given.get("stop"))}
+        ending: dict[str, Any] = {"stop": common.stops(given["stop"])} if "stop" in given else {}
         if (most := given.get("max_completion_tokens", given.get("max_tokens"))) is not None:
             ending["max_tokens"] = most
         extras = read((Field("include_usage", (bool,)), Field("include_obfuscation", (bool,), only=(False,))),

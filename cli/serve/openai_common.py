@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.serve.fields import Field, Refused, read, refused
-from numoe.cli.serve.question import shallow, tool_of
+from numoe.cli.serve.question import tool_of
 
 if TYPE_CHECKING:
     from numoe.engine.chat.tools.call import Use
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+MOST_STOPS, MOST_BIASES = 64, 4096  # which are looked at after every token
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 NO_EFFECT = ("user", "safety_identifier", "prompt_cache_key")
 """Fields that change nothing of an answer, as OpenAI describes them."""
@@ -87,6 +88,8 @@ def schema_of(form: Any, where: str, *, flat: bool = False) -> Any:
 def stops(given: Any) -> tuple[str, ...]:
     """Stop strings, of which one may be given alone."""
     found = [given] if isinstance(given, str) else list(given or ())
+    if len(found) > MOST_STOPS:
+        raise Refused(400, f"there are {len(found)} stop strings; give up to {MOST_STOPS}", "stop")
     if not all(isinstance(one, str) and one for one in found):
         raise Refused(400, "stop takes a text or a list of texts, none of them empty", "stop")
     return tuple(found)
@@ -98,16 +101,13 @@ def biases(given: Any) -> Mapping[str, float]:
     Raises:
         Refused: it is something else.
     """
-    number = (int, float)
-    if not all(key.isdecimal() and len(key) < 10 and type(value) in number for key, value in (given or {}).items()):
-        raise Refused(400, "logit_bias takes numbers by token ids", "logit_bias")
-    return given or {}
-
-
-def check_depth(body: Any) -> None:
-    """Raises Refused where a document is nested more deeply than any that is meant."""
-    if not shallow(body):
-        raise Refused(400, "the request is nested too deeply")
+    found: dict[str, Any] = given or {}
+    if len(found) > MOST_BIASES:
+        raise Refused(400, f"logit_bias has {len(found)} tokens; give up to {MOST_BIASES}", "logit_bias")
+    for key, value in found.items():
+        if not (key.isdecimal() and len(key) < 10 and type(value) in (int, float) and -100 <= value <= 100):
+            raise Refused(400, "logit_bias takes numbers from -100 to 100 by token ids", "logit_bias")
+    return found
 
 
 def usage(prompt: int, reused: int, completion: int, thinking: int) -> dict[str, Any]:

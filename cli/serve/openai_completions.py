@@ -42,12 +42,12 @@ class OpenAiCompletions:
     fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
-        common.check_depth(body)
         given = read(FIELDS, body)
         prompts, count = _prompts(given["prompt"]), given.get("n", 1)
         bias = common.biases(given.get("logit_bias"))
-        values = {**sampling_options(given), "stop": common.stops(given.get("stop"))}
-        values["logprobs"] = given.get("logprobs", 0)
+        values = {**sampling_options(given), "logprobs": given.get("logprobs", 0)}
+        if "stop" in given:
+            values["stop"] = common.stops(given["stop"])
         if "max_tokens" in given:
             values["max_tokens"] = given["max_tokens"]
         extras = read((Field("include_usage", (bool,)), Field("include_obfuscation", (bool,), only=(False,))),

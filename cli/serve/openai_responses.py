@@ -29,7 +29,7 @@ FIELDS = (
     Field("text", (dict,), "`format` of `json_schema` or `json_object`, by a grammar that begins after reasoning"),
     Field("tools", (list,), "functions; with `strict` their arguments are held to the schema by a grammar"),
     Field("tool_choice", (str, dict)),
-    Field("parallel_tool_calls", (bool,), "false holds an answer to one call where calls are held to a grammar"),
+    Field("parallel_tool_calls", (bool,), "false holds an answer to one call, by a grammar"),
     Field("reasoning", (dict,), "`effort`: `none`, or reasoning, as much as the model's template tells apart"),
     *harmless(*common.NO_EFFECT),
     *harmless("metadata", kind=dict),
@@ -95,7 +95,6 @@ class OpenAiResponses:
     fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
-        common.check_depth(body)
         given = read(FIELDS, body)
         messages = _messages(given)
         use = common.use_of(

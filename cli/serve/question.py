@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from numoe.cli.request import Request
 from numoe.cli.serve.fields import Field, Refused, read
 from numoe.cli.settings import Options
+from numoe.engine.chat.answer import is_text
 
 if TYPE_CHECKING:
     from numoe.engine.chat.answer import Turn
@@ -208,10 +210,16 @@ def logprobs_of(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[dict[str,
     ]
 
 
-def shallow(value: Any, left: int = DEEPEST) -> bool:
-    """Whether a JSON value has no more levels than people need."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return left > 0 and all(shallow(one, left - 1) for one in inner)
+def check_document(value: Any, left: int = DEEPEST) -> None:
+    """Raises Refused for what is nested more deeply than any that is meant, and for NaN and halves of characters."""
+    if left == 0:
+        raise Refused(400, "the request is nested too deeply")
+    if isinstance(value, str) and not is_text(value):
+        raise Refused(400, "a text of the request is not UTF-8: it holds half of a surrogate pair")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(400, "NaN and Infinity are no numbers of JSON")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_document(inner, left - 1)
 
 
 def event(name: str, said: Mapping[str, Any], named: bool) -> bytes:

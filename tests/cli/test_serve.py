@@ -296,8 +296,15 @@ ASKED = {"model": MODEL, "messages": FROG}
         (CHAT, {**ASKED, "max_tokens": -1}, "max_tokens takes numbers from 0 on"),
         (CHAT, {**ASKED, "seed": True}, "seed takes a whole number"),
         (CHAT, {**ASKED, "stop": [""]}, "stop takes"),
-        (CHAT, {**ASKED, "logit_bias": {"a": 1}}, "logit_bias takes numbers by token ids"),
-        (CHAT, {**ASKED, "logit_bias": {"1": 101}}, "logit_bias is 101.0"),
+        (CHAT, {**ASKED, "logit_bias": {"a": 1}}, "logit_bias takes numbers from -100 to 100 by token ids"),
+        (CHAT, {**ASKED, "logit_bias": {"1": 101}}, "logit_bias takes numbers from -100 to 100"),
+        (CHAT, {**ASKED, "logit_bias": {str(i): 1 for i in range(5000)}}, "logit_bias has 5000 tokens"),
+        (CHAT, {**ASKED, "logit_bias": {"999999": 1}}, "logit_bias names the token 999999"),
+        (CHAT, {**ASKED, "stop": ["a"] * 99}, "99 stop strings"),
+        (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+        (CHAT, b'{"model": "tiny", "temperature": NaN}', "NaN"),
+        (CHAT, {**ASKED, "seed": 10**400}, "seed is"),
+        (CHAT, {**ASKED, "reasoning_effort": "low"}, "'low' is not one of DeepSeek-V4's"),
         (CHAT, {**ASKED, "top_logprobs": 3}, "needs logprobs"),
         (CHAT, {**ASKED, "stream_options": {"x": 1}}, "no field stream_options.x"),
         (CHAT, {**ASKED, "tool_choice": "required"}, "tool_choice needs tools"),
@@ -538,6 +545,19 @@ def test_models_take_turns(checkpoint: Callable[[str], Path], tmp_path: Path) ->
         for name in (MODEL, "tiny", MODEL):
             assert client.post(CHAT, json={"model": name, "messages": FROG}).status_code == 200
     assert app.hub.loaded is None
+
+
+def test_a_model_that_nobody_asks_for_is_unloaded() -> None:
+    app = application(idle_unload=1e-9)
+
+    async def ask() -> None:
+        async with app.hub.lease(MODEL):
+            await asyncio.wait_for(asyncio.shield(asyncio.create_task(app.hub.rest())), None)
+            assert app.hub.loaded is not None  # somebody does
+        await app.hub.rest()
+        assert app.hub.loaded is None
+
+    asyncio.run(ask())
 
 
 def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:

@@ -132,7 +132,7 @@ class Use:
     @property
     def formed(self) -> bool:
         """Whether a grammar has to see to it that calls are as asked for."""
-        return self.choice != "auto" or any(tool.strict for tool in self.tools)
+        return self.choice != "auto" or not self.several or any(tool.strict for tool in self.tools)
 
 
 class _AnyTool(Mapping[str, Tool]):
