@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import takewhile
 from math import isfinite, lcm
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,7 @@ class Matcher:
     def forced(self) -> list[int]:
         """The tokens that have to come next, as far as only one text can."""
         tokens: list[int] = self._matcher.compute_ff_tokens()
-        return tokens
+        return list(takewhile(lambda token: token < self._vocab, tokens))
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 CLIENTS, TOGETHER = 32, 16
+WARM_SECONDS = 20.0
 WORDS = ["frog", "sheep", "farm", "lamp", "story", "river", "colour", "sound", "green", "night"]
 
 
@@ -106,8 +107,9 @@ def state(process: psutil.Process) -> dict[str, int]:
 
 
 async def soak(server: Server, process: psutil.Process, seconds: float) -> None:
-    ends, states = time.monotonic() + seconds, []
+    ends, states = time.monotonic() + WARM_SECONDS + seconds, []
     asking = [asyncio.create_task(client(server, ends)) for _ in range(CLIENTS)]
+    await asyncio.sleep(WARM_SECONDS)  # until all sessions are there, and the allocator has what it takes
     for _ in range(4):
         await asyncio.sleep(seconds / 4)
         states.append(state(process))

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import tiny_tokenizer
+from tiny import write_checkpoint
 
-from numoe.engine import load
+from numoe.engine import Model, load
 from numoe.engine.chat.answer import Settings, answer
 from numoe.engine.chat.formats.harmony import HarmonySplitter
 from numoe.engine.chat.formats.jinja import JinjaChat
@@ -177,12 +180,15 @@ TINY = load("tiny")
 QUESTION = [{"role": "user", "content": "What is the weather?"}]
 
 
-def ask(use: Use, messages: Any = QUESTION, **more: Any) -> Any:
+def ask(use: Use, messages: Any = QUESTION, *, think: bool = False, begun: str = "") -> Any:
+    """An answer of `tiny` and its parts; begun: what it is made to begin with."""
     session = TINY.session(1024)
-    ids, opened = encode(TINY.description.chat_format, TINY.tokenizer, messages, thinking=False, use=use)
-    made = answer(session, ids, opened, Settings(max_tokens=120, use=use), **more)
-    parts = list(made)
-    return made, parts
+    ids, opened = encode(TINY.description.chat_format, TINY.tokenizer, messages, thinking=think, use=use)
+    settings = Settings(max_tokens=160, use=use, think=think, think_budget=4)
+    made = answer(session, ids, opened, settings)
+    if begun:
+        made.generation.force(begun)
+    return made, list(made)
 
 
 @pytest.mark.parametrize("choice", ["required", "get_weather"])
@@ -240,3 +246,44 @@ def test_a_strict_schema_is_followed_or_refused(syntax: Syntax) -> None:
     with pytest.raises(InputError, match="not"):
         syntax.grammar(Use([Tool("f", "", schema, strict=True)], "f"))
     syntax.grammar(Use([Tool("f", "", schema)], "f"))
+
+
+def test_reasoning_comes_before_calls_that_are_held_to_a_grammar() -> None:
+    made, _ = ask(Use([STRICT], "required"), think=True)
+    assert made.turn.thinking and made.turn.text == "" and made.turn.calls
+
+
+def test_what_is_called_freely_is_held_to_a_strict_schema() -> None:
+    """An answer may be text, which no grammar changes; what begins like a call has to become one."""
+    free, _ = ask(Use([STRICT]))
+    assert free.turn.text and not free.turn.calls
+    assert free.turn.text == ask(Use([Tool("get_weather", "", CITY)]))[0].turn.text
+    made, _ = ask(Use([STRICT]), begun=f"<{DSML}tool_calls>")
+    assert made.turn.calls and made.turn.calls[0].values["city"] in ("Rome", "Oslo")
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Model:
+    """A random Qwen3 whose vocabulary has the marks of calls as special tokens."""
+    write_checkpoint("qwen3_a", tmp_path)
+    tiny_tokenizer(tmp_path, 76, marks='.,:?!</>|{}"_-')
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    names = dict(zip((74, 75), ("<tool_call>", "</tool_call>"), strict=True))
+    spec["model"]["vocab"] = {text: i for text, i in spec["model"]["vocab"].items() if i not in names}
+    flags = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    spec["added_tokens"] += [{"id": i, "content": text, "special": True, **flags} for i, text in names.items()]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    return load(tmp_path)
+
+
+def test_marks_that_are_special_tokens_are_written_as_such_and_shown_to_nobody(marked: Model) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]}
+    use = Use([Tool("f", "", schema, strict=True)], "required", several=False)
+    chat, tokenizer = marked.description.chat_format, marked.tokenizer
+    ids, opened = encode(chat, tokenizer, [{"role": "user", "content": "hi"}], thinking=False, use=use)
+    made = answer(marked.session(512), ids, opened, Settings(max_tokens=200, use=use))
+    said = "".join(text for kind, text in made if kind == "text")
+    assert said == "" and made.turn.calls[0].values["a"] in ("b", "c")
+    assert made.generation.tokens[0].id == 74 and made.generation.tokens[-1].id == 75
