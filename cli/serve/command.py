@@ -14,7 +14,7 @@ from numoe.quant.errors import InputError
 
 _MODELS_HELP = "Models to serve, as for `run`. Without any: tiny and all that are pulled."
 Models = Annotated[
-    list[str] | None, typer.Argument(metavar="[MODEL]...", help=_MODELS_HELP, autocompletion=arguments.models_here)
+    list[str] | None, typer.Argument(metavar="MODEL", help=_MODELS_HELP, autocompletion=arguments.models_here)
 ]
 
 

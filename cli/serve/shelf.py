@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from numoe.engine import Model, Session
 
 KEPT = 8
-"""Files of a model; each can take a gigabyte."""
+"""Files, of all models; each can take a gigabyte."""
 _LEAST = 64  # tokens; fewer are read again as fast
+
+
+def _written(path: Path) -> int:
+    """When a file was written, as far as it is still there: another server may remove it."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 class Shelf:
@@ -42,7 +50,7 @@ class Shelf:
         from numoe.engine import session_file
 
         found = self._folder.glob(f"{self._prefix}-*.session")
-        for path in sorted(found, key=lambda path: path.name):
+        for path in sorted(found, key=_written):
             with suppress(InputError):  # of another version of numoe, or damaged: it goes when there are more
                 kept = session_file.read(path, model.identity, model.spec.vocab, model.spec.context)
                 self._known[path] = kept.tokens
@@ -61,11 +69,12 @@ class Shelf:
             return
         with self._lock:
             tokens = session.tokens
-            older = [one for one, kept in self._known.items() if shared_length(kept, tokens) == len(kept)]
+            gone = [one for one, kept in self._known.items() if shared_length(kept, tokens) == len(kept)]
             self._known[path] = tokens
-            others = [one for one in self._known if one not in older]
-            for one in (*older, *others[:-KEPT]):
-                del self._known[one]
+            files = self._folder.glob("*.session")  # of other models too
+            latest = sorted((one for one in files if one not in gone), key=_written)
+            for one in (*gone, *latest[:-KEPT]):
+                self._known.pop(one, None)
                 one.unlink(missing_ok=True)
 
     def find(self, ids: Sequence[int], more_than: int) -> Path | None:

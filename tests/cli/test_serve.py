@@ -24,6 +24,7 @@ from serving import MODEL, application, on_loopback
 from numoe.cli.serve import guard
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
+from numoe.cli.serve.shelf import KEPT, Shelf
 from numoe.engine import load
 
 Run = Callable[..., tuple[int, str, str]]
@@ -488,7 +489,7 @@ def test_many_clients_get_the_answers_that_each_alone_would_get(address: str) ->
     assert said == ["A frog is green.", "A sheep says baa."] * 8
 
 
-def test_a_client_that_leaves_frees_its_place(app: App, address: str) -> None:
+def test_a_client_that_leaves_frees_its_place() -> None:
     """The next one has the only place as soon as the first is gone, which would have written to the end of time."""
     single = application(parallel=1, room=2)
     endless = {
@@ -497,10 +498,10 @@ def test_a_client_that_leaves_frees_its_place(app: App, address: str) -> None:
         "stream": True,
         "logit_bias": {str(i): -100 for i in load(MODEL).tokenizer.eos_ids},
     }
-    with on_loopback(single) as found, httpx.Client(base_url=found, timeout=None) as client:
-        with client.stream("POST", "/v1/completions", json=endless) as reply:
-            next(reply.iter_lines())
-        assert client.post(CHAT, json=ASKED).json()["choices"][0]["message"]["content"] == "A frog is green."
+    with on_loopback(single) as found, openai.OpenAI(base_url=f"{found}/v1", api_key="-", max_retries=0) as client:
+        with client.completions.create(**endless) as pieces:
+            assert next(iter(pieces)).choices
+        assert client.chat.completions.create(**ASKED).choices[0].message.content == "A frog is green."
         assert single.metrics.answering <= 1  # the first is over, or about to be
 
 
@@ -534,6 +535,27 @@ def test_what_conversations_share_is_read_once() -> None:
             rest = place.align([*shared, end])
             assert len(rest) == unread
             place.session.feed(rest, last=True)
+
+
+def test_files_of_conversations_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    shelf, session = Shelf(load(MODEL), True), load(MODEL).session(128)
+    for first in range(KEPT + 3):
+        session.rewind(session.position)
+        session.feed([first + 10] * 70, last=True)
+        shelf.keep(session)
+    assert len(list((tmp_path / "served").iterdir())) == KEPT
+    assert shelf.find([10] * 70, 0) is None and shelf.find([10 + KEPT + 2] * 70, 0)
+    session.feed([1, 2])
+    shelf.keep(session)  # goes on with the last, whose file goes
+    assert len(list((tmp_path / "served").iterdir())) == KEPT
+
+
+def test_an_answer_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = application()
+    app.seconds = 0.0
+    status, document = refusal(app, CHAT, ASKED)
+    assert (status, document["choices"][0]["finish_reason"]) == (200, "length")
 
 
 def test_models_take_turns(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
