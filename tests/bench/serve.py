@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 CLIENTS, TOGETHER = 32, 16
-WARM_SECONDS = 20.0
+LONGEST = 60  # words of a prompt, and tokens of an answer
 WORDS = ["frog", "sheep", "farm", "lamp", "story", "river", "colour", "sound", "green", "night"]
 
 
@@ -91,7 +91,11 @@ async def turns(server: Server) -> str:
 
 async def client(server: Server, ends: float) -> None:
     while time.monotonic() < ends:
-        body = {"prompt": prompt(random.randint(1, 60)), "max_tokens": random.randint(1, 60), "temperature": 1.0}
+        body = {
+            "prompt": prompt(random.randint(1, LONGEST)),
+            "max_tokens": random.randint(1, LONGEST),
+            "temperature": 1.0,
+        }
         leaves = random.choice((None, None, None, 0, 1, 5))
         try:
             await server.ask(body, leaves=leaves)
@@ -107,9 +111,11 @@ def state(process: psutil.Process) -> dict[str, int]:
 
 
 async def soak(server: Server, process: psutil.Process, seconds: float) -> None:
-    ends, states = time.monotonic() + WARM_SECONDS + seconds, []
+    longest = {"max_tokens": LONGEST, "temperature": 1.0}
+    for _ in range(2):  # so that all sessions are there, with the memory that they come to take
+        await asyncio.gather(*(server.ask({**longest, "prompt": prompt(LONGEST)}) for _ in range(CLIENTS)))
+    ends, states = time.monotonic() + seconds, []
     asking = [asyncio.create_task(client(server, ends)) for _ in range(CLIENTS)]
-    await asyncio.sleep(WARM_SECONDS)  # until all sessions are there, and the allocator has what it takes
     for _ in range(4):
         await asyncio.sleep(seconds / 4)
         states.append(state(process))
