@@ -21,7 +21,7 @@ from numoe.cli.serve.fields import Refused, table
 from numoe.cli.serve.guard import Guard, read_body
 from numoe.cli.serve.metrics import Metrics
 from numoe.cli.serve.models import Hub, Loaded
-from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event
+from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event, sentence
 from numoe.cli.serve.work import Told, Work
 from numoe.quant.errors import InputError
 
@@ -152,7 +152,7 @@ class App:
         try:
             asked = api.read(body)
         except InputError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, sentence(error)) from None
         if api is anthropic_messages.COUNT:
             count = await self._counted(asked)
             await JSONResponse({"input_tokens": count})(scope, receive, send)
@@ -177,7 +177,7 @@ class App:
         try:
             return await asyncio.to_thread(count)
         except InputError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, sentence(error)) from None
 
     async def _answer(
         self, api: Api, asked: Asked, loaded: Loaded, stack: AsyncExitStack, scope: Any, receive: Any, send: Any
@@ -206,7 +206,7 @@ class App:
         try:
             requests = await asyncio.to_thread(asked.requests, loaded.options)
         except InputError as error:
-            raise Refused(400, str(error)) from None
+            raise Refused(400, sentence(error)) from None
         for number, request in enumerate(requests):
             work = Work(request, told.teller(loop, number), self.seconds)
             self._works.add(work)

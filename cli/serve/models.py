@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.serve.fields import Refused
-from numoe.cli.settings import Options, spelled
+from numoe.cli.serve.question import sentence
+from numoe.cli.settings import Options
 from numoe.quant.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ class Hub:
             description = await self.describe(name)
             return await asyncio.to_thread(_loaded, name, description, self._options)
         except DoesNotFit as error:
-            raise Refused(503, spelled(str(error)), "model") from None
+            raise Refused(503, sentence(error), "model") from None
         except InputError as error:
-            raise Refused(500, spelled(str(error)), "model") from None
+            raise Refused(500, sentence(error), "model") from None
 
     async def _unload(self) -> None:
         loaded, self.loaded = self.loaded, None

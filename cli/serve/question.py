@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numoe.cli.request import Request
 from numoe.cli.serve.fields import Field, Refused, read
-from numoe.cli.settings import Options
+from numoe.cli.settings import Options, spelled
 from numoe.engine.chat.answer import is_text
 
 if TYPE_CHECKING:
@@ -220,6 +220,11 @@ def check_document(value: Any, left: int = DEEPEST) -> None:
         raise Refused(400, "NaN and Infinity are no numbers of JSON")
     for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         check_document(inner, left - 1)
+
+
+def sentence(error: Exception) -> str:
+    """What the engine says is wrong, to whoever asks a server."""
+    return spelled(str(error), {"tools": "tools", "ctx": "the server's --ctx", "ram": "the server's --ram"})
 
 
 def event(name: str, said: Mapping[str, Any], named: bool) -> bytes:

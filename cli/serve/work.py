@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numoe.cli.request import Request
 from numoe.cli.serve.fields import Refused
 from numoe.cli.serve.places import Left, Place, Places
-from numoe.cli.serve.question import Begun, Made, Piece
-from numoe.cli.settings import spelled
+from numoe.cli.serve.question import Begun, Made, Piece, sentence
 from numoe.engine.session import require_room
 from numoe.quant.errors import DoesNotFit, InputError
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from numoe.engine.generation import Token
 
 Told = Begun | Piece | Made | Refused
-_NAMES = {"ctx": "the context"}
 
 
 class Work:
@@ -54,9 +52,9 @@ class Work:
         except Refused as refused:
             self._tell(refused)
         except DoesNotFit as error:
-            self._tell(Refused(503, spelled(str(error))))
+            self._tell(Refused(503, sentence(error)))
         except InputError as error:
-            said = spelled(str(error), _NAMES)
+            said = sentence(error)
             self._tell(
                 Refused(400, said, code="context_length_exceeded" if "do not fit into the context" in said else "")
             )

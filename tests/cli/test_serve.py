@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -588,6 +589,9 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
         assert killed.stderr is not None
         address = re.search(r"http://127\.0\.0\.1:\d+", killed.stderr.readline())
         assert address
+        example = shlex.split(killed.stderr.readline())  # as curl would ask
+        assert (example[0], example[2]) == ("curl", "-d")
+        assert httpx.post(example[1], content=example[3], timeout=None).json()["choices"][0]["message"]["content"]
         body = {"model": MODEL, "prompt": "A", "stream": True}
         with httpx.stream("POST", f"{address[0]}/v1/completions", json=body, timeout=None) as reply:
             assert next(reply.iter_lines()).startswith("data: ")
