@@ -105,6 +105,17 @@ def test_what_models_write_is_read_at_every_split(template: str, completion: str
         assert told(syntax, (completion[:cut], completion[cut:]))[:2] == right
 
 
+def test_values_are_of_the_kinds_that_the_schema_has() -> None:
+    """Where marks do not tell texts from other values; some templates write those as Python does."""
+    syntax = syntax_of("<tool_call><function=", ())
+    assert syntax
+    given = [("city", "5"), ("days", "5"), ("more", "{'a': [True, None]}"), ("undeclared", "true"), ("unit", "None")]
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in given)
+    _, calls, _ = told(syntax, f"<tool_call>\n<function=get_weather>\n{parameters}</function>\n</tool_call>")
+    values = {"city": "5", "days": 5, "more": {"a": [True, None]}, "undeclared": True, "unit": "None"}
+    assert calls == [("get_weather", values)]
+
+
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: f"{type(syntax).__name__}{syntax.signs}")
 def test_what_a_syntax_writes_it_reads_and_what_is_broken_is_text(syntax: Syntax) -> None:
     anywhere = bool(syntax.openings(TOOLS)[0])
@@ -222,6 +233,8 @@ def test_a_template_that_leaves_calls_or_tools_out() -> None:
         "{% endfor %}{% endfor %}"
     )
     assert '{"a": 1}' in JinjaChat(texts, {}).render(messages)
+    fails = "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{{ [].append(1) }}{% endif %}{% endfor %}"
+    assert '"arguments": {"a": 1}' in JinjaChat(fails + "{# <tool_call> #}", {}).render(messages)
     with pytest.raises(InputError, match="`tools` are not possible"):
         encode(JinjaChat(texts, {}), TINY.tokenizer, QUESTION, thinking=False, use=Use([WEATHER]))
 

@@ -1,8 +1,8 @@
 """Chat templates in Jinja, as most models come with one."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Self
 
 from numoe.engine.chat.format import ChatFormat
@@ -64,20 +64,29 @@ class JinjaChat(ChatFormat):
             ) from error
 
     def _rendered(self, variables: dict[str, Any]) -> str:
-        """What the template makes of them; where it takes arguments of calls as texts only, or leaves calls out, so."""
-        calls = any("tool_calls" in message for message in variables["messages"])
+        """What the template makes of them.
+
+        Calls are written into the text of a message where it leaves them out, or fails at them also where their
+        arguments are texts.
+        """
+
+        def rendered(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> str:
+            messages = [change(message) for message in variables["messages"]]
+            return renderer().render(self._template, {**variables, "messages": messages})
+
+        if not any("tool_calls" in message for message in variables["messages"]):
+            return rendered(dict)
         try:
-            text = renderer().render(self._template, variables)
+            text = rendered(dict)
+            left_out = self.syntax is not None and text == rendered(partial(_without_calls, syntax=None))
         except TemplateError:
-            if not calls:
-                raise
-            return renderer().render(self._template, {**variables, "messages": _as_texts(variables["messages"])})
-        if calls and self.syntax:
-            said = [_without_calls(message, None) for message in variables["messages"]]
-            if text == renderer().render(self._template, {**variables, "messages": said}):
-                written = [_without_calls(message, self.syntax) for message in variables["messages"]]
-                text = renderer().render(self._template, {**variables, "messages": written})
-        return text
+            try:
+                return rendered(_as_texts)
+            except TemplateError:
+                if self.syntax is None:
+                    raise
+                left_out = True
+        return rendered(partial(_without_calls, syntax=self.syntax)) if left_out else text
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -110,19 +119,14 @@ def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
-def _as_texts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with arguments of calls as the JSON that they are."""
-    return [
-        {**message, "tool_calls": [_as_text(call) for call in message["tool_calls"]]}
-        if "tool_calls" in message
-        else dict(message)
-        for message in messages
-    ]
-
-
-def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+def _as_texts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as the JSON that they are."""
+    calls = []
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**function, "arguments": text}})
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 def _without_calls(message: Mapping[str, Any], syntax: Syntax | None) -> dict[str, Any]:

@@ -20,9 +20,11 @@ the description of the encoding in DeepSeek's repositories.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -259,14 +261,13 @@ def _json(given: str, is_text: bool | None, *, exact: bool) -> str:
             json.dumps(parsed(given), allow_nan=False)
             return given.strip()
         except (Broken, ValueError):
-            if given.strip() in _PYTHON:
-                return _PYTHON[given.strip()]
             if exact:
                 raise Broken from None
+    if is_text is False:  # some templates write lists and objects as Python does
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return json.dumps(ast.literal_eval(given.strip()), ensure_ascii=False, allow_nan=False)
     return json.dumps(given, ensure_ascii=False)
 
-
-_PYTHON = {"True": "true", "False": "false", "None": "null"}  # as some templates write them
 
 SYNTAXES = (
     *(
