@@ -28,6 +28,7 @@ from numoe.cli.pull import pull
 from numoe.cli.quantize import quantize
 from numoe.cli.rm import rm
 from numoe.cli.run import run
+from numoe.cli.serve.command import serve
 from numoe.cli.show import show
 from numoe.cli.usage import Command, Group, UsageError, complete, complete_now, sentence
 from numoe.cli.verify import verify
@@ -43,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, chat, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs):
+for _command in (run, chat, serve, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs):
     app.command(cls=Command)(_command)
 app.command("list", cls=Command)(list_models)
 app.add_typer(config, name="config")
