@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from numoe.cli.config_file import TABLES, changed, check_table, path, read
+from numoe.cli.config_file import TABLES, TOOLS, changed, check_table, check_tools, path, read
 from numoe.cli.output import Output, print_error
 from numoe.cli.settings import TAKEN, May, Options, Setting, settings_in
 from numoe.cli.usage import Command, Group, refuse_rest
@@ -48,6 +48,9 @@ def settings() -> tuple[dict[str, Default], list[InputError]]:
         try:
             if key in TABLES:
                 check_table(key, value, file)
+                continue
+            if key == TOOLS:
+                check_tools(value, file)
                 continue
             _setting(key, f"{file}: ").check(value, f"{file}: {key}")
             found[key] = Default(value, str(file))

@@ -3,6 +3,7 @@
 temp = 0.7                what an option is where it is not given; see `config.py`
 [alias]                   names of the user's own for models
 [template]                prompts with a place for a text
+[tools.NAME]              commands that a model may ask for; see `chat/tools.py`
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TABLES = "alias", "template"
 """The tables: texts by names."""
+TOOLS = "tools"
+"""The table of tables in which `numoe chat` finds commands that a model may ask for."""
 _PATIENCE = 20.0  # seconds to wait while another process writes the file
 
 
@@ -60,6 +63,24 @@ def table(name: str) -> dict[str, str]:
     found: dict[str, str] = read(file).get(name, {})
     check_table(name, found, file)
     return found
+
+
+def check_tools(value: Any, file: Path) -> None:
+    """Raises InputError unless it is a table, in which the commands of tools are looked at when they are offered."""
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: {TOOLS} is no table; write [{TOOLS}.NAME]")
+
+
+def tool_tables() -> dict[str, Any]:
+    """The tables of commands by the names of their tools.
+
+    Raises:
+        InputError: config.toml cannot be read, or holds something else there.
+    """
+    file = path()
+    tables: dict[str, Any] = read(file).get(TOOLS, {})
+    check_tools(tables, file)
+    return tables
 
 
 def change_table(name: str, key: str, value: str) -> None:

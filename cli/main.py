@@ -29,6 +29,7 @@ from numoe.cli.quantize import quantize
 from numoe.cli.rm import rm
 from numoe.cli.run import run
 from numoe.cli.search import search
+from numoe.cli.serve.command import serve
 from numoe.cli.settings import with_bare_charts
 from numoe.cli.show import show
 from numoe.cli.usage import Command, Group, UsageError, complete, complete_now, sentence
@@ -45,7 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, chat, search, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs):
+for _command in (
+    run, chat, serve, search, fit, show, pull, quantize, verify, rm, bench, perplexity, alias, template, logs,
+):  # fmt: skip
     app.command(cls=Command)(_command)
 app.command("list", cls=Command)(list_models)
 app.add_typer(config, name="config")

@@ -151,6 +151,10 @@ class Output:
     def go_on(self, text: str) -> None:
         """The next answer goes on where this text, which was shown, was cut."""
 
+    def call(self, call: dict[str, Any]) -> None:
+        """A call of a tool that is part of the answer, as a line of JSON."""
+        self.answer(("\n" if self._answering else "") + as_json(call) + "\n")
+
     def end_answer(self) -> None:
         """Exactly one newline ends an answer."""
         self.answer("")

@@ -26,9 +26,11 @@ def show(answer: Answer, output: Output | None) -> Turn:
         if output:
             output.reading(0, len(answer.generation.prompt))
         for kind, text in answer:
-            if output:
+            if output and kind in ("text", "thinking"):
                 (output.answer if kind == "text" else output.thinking)(text)
         if output:
+            for call in calls(answer.turn):
+                output.call(call)
             output.end_answer()
     finally:
         answer.close()
@@ -62,6 +64,11 @@ class Neighbours:
                 f"Other programs kept {decimal(others)} cores busy meanwhile, and threads that wait for each other are "
                 f"slower than fewer of them: end those programs, or take --threads {fewer}."
             )
+
+
+def calls(turn: Turn) -> list[dict[str, Any]]:
+    """The calls of tools in an answer, as JSON."""
+    return [{"name": call.name, "arguments": call.values} for call in turn.calls]
 
 
 def statistics(generation: Generation, experts: dict[str, Any]) -> str:
@@ -118,6 +125,7 @@ def document(answer: Answer, prompt_tokens: int, reused_tokens: int, tokenizer: 
             "decode_s": generation.decode_seconds,
         },
         "seed": generation.seed,
+        **({"tool_calls": calls(turn)} if turn.calls else {}),
     } | ({"logprobs": _logprobs(answer, tokenizer)} if tokenizer else {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.settings import filled, in_group
@@ -15,26 +15,38 @@ if TYPE_CHECKING:
     from numoe.cli.settings import Options
     from numoe.engine import Description, Model, Session
     from numoe.engine.chat.answer import Answer, Settings
+    from numoe.engine.chat.tools.call import Use
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked, and how.
 
-    prompt: text that is continued as it is, or the messages of a conversation.
+    prompt: text or tokens that are continued as they are, or the messages of a conversation.
     grammar: the form of the answer, see `numoe.engine.text.grammar`.
     """
 
-    prompt: str | Messages
+    prompt: str | list[int] | Messages
     settings: Settings
     grammar: str | None
     logprobs: int
+    effort: str | None = None
 
     @classmethod
-    def make(cls, prompt: str | Messages, options: Mapping[str, Any]) -> Request:
+    def make(
+        cls,
+        prompt: str | list[int] | Messages,
+        options: Mapping[str, Any],
+        *,
+        use: Use | None = None,
+        effort: str | None = None,
+        logit_bias: tuple[tuple[int, float], ...] = (),
+    ) -> Request:
         """A request by the values of `numoe run`'s settings, under their names.
+
+        use: tools. effort: how much reasoning is asked for. logit_bias: as in `Sampling`.
 
         Raises:
             WrongUsage: a value is out of range, or the form of the answer is not possible.
@@ -42,9 +54,12 @@ class Request:
         from numoe.engine.chat.answer import Settings
 
         settings = filled(Settings(), options)
-        if not isinstance(prompt, str) and settings.system and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": settings.system}, *prompt]
-        return cls(prompt, settings, _grammar(options), options["logprobs"])
+        if use or logit_bias:
+            settings = replace(settings, use=use, sampling=replace(settings.sampling, logit_bias=logit_bias))
+        talk = _messages(prompt)
+        if settings.system and talk and talk[0]["role"] != "system":
+            prompt = [{"role": "system", "content": settings.system}, *talk]
+        return cls(prompt, settings, _grammar(options), options["logprobs"], effort)
 
     def cut(self, finish_reason: str | None) -> bool:
         """Whether an answer that ended so is not the whole of the form that was asked for."""
@@ -57,7 +72,11 @@ class Request:
         tokenizer = description.tokenizer
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt, begins=True), None
-        return encode(description.chat_format, tokenizer, self.prompt, thinking=self.settings.think)
+        talk = _messages(self.prompt)
+        if talk is None:
+            return [token for token in self.prompt if isinstance(token, int)], None
+        settings, chat = self.settings, description.chat_format
+        return encode(chat, tokenizer, talk, thinking=settings.think, use=settings.use, effort=self.effort)
 
     def ask(self, session: Session, unread: Sequence[int], opened: bool | None, **hooks: Any) -> Answer:
         """The answer, made as it is taken.
@@ -96,6 +115,35 @@ def load_drafted(
         small = load(own, ram=memory, threads=options["threads"], ctx=min(ctx, own.spec.context), kv=options["kv"])
     model.drafter = drafting(model, small, ctx)
     return model
+
+
+def _messages(prompt: str | list[int] | Messages) -> list[Mapping[str, Any]] | None:
+    """The messages of a conversation; None: the prompt is text or tokens."""
+    talk = [] if isinstance(prompt, str) else [one for one in prompt if isinstance(one, Mapping)]
+    return talk or None
+
+
+def tools_of(given: Any, choice: str | None) -> Use | None:
+    """Tools by what describes them: OpenAI's objects, or their functions alone. None: there are none.
+
+    Raises:
+        InputError: they are something else, or none is called so.
+    """
+    from numoe.engine.chat.tools.call import Tool, Use
+
+    if given is None:
+        return None
+    tools = []
+    for number, tool in enumerate(given, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f'tool {number} is not {{"type": "function", "function": {{"name": TEXT, ...}}}}')
+        schema = function.get("parameters", {"type": "object", "properties": {}})
+        if not isinstance(schema, dict):
+            raise InputError(f"tool {number} has parameters that are no JSON schema of an object")
+        described = str(function.get("description", ""))
+        tools.append(Tool(function["name"], described, schema, function.get("strict") is True))
+    return Use(tuple(tools), choice or "auto")
 
 
 def _grammar(options: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from numoe.cli.config_file import table
 from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
 from numoe.cli.reply import SHED, Interrupt, Neighbours, document, drafts, show, statistics
-from numoe.cli.request import Request, load_drafted
+from numoe.cli.request import Request, load_drafted, tools_of
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import typed, whole_prompt
 from numoe.quant.errors import InputError, WrongUsage
@@ -36,8 +36,8 @@ _PATIENCE = 30.0  # seconds to wait for another process that goes on with the sa
 
 @takes(
     "model", "pull", "prompt", "prompt_file", "file", "prompt_cache", "template", "system", "raw", "continue_",
-    "session", "reasoning", "show_thinking", "form", "ending", "sampling", "room", "check", "json", "jsonl", "logprobs",
-    "batch", "out", "parallel", "trace", "save", "log", "verbose", "quiet",
+    "session", "tools", "tool_choice", "reasoning", "show_thinking", "form", "ending", "sampling", "room", "check",
+    "json", "jsonl", "logprobs", "batch", "out", "parallel", "trace", "save", "log", "verbose", "quiet",
 )  # fmt: skip
 def run(
     model_argument: arguments.ModelOrDefault = None, prompt_argument: arguments.Prompt = None, *, options: Options
@@ -112,8 +112,8 @@ def _is_prompt(text: str, options: Options) -> bool:
 
 def _opens_chat(options: Options, given: tuple[str | None, ...]) -> bool:
     """Whether nothing is asked, and somebody is there to talk with."""
-    other = ("file", "template", "batch", "json", "jsonl", "raw", "trace", "continue_", "session", *in_group("form"))
-    asked = any(text is not None for text in given) or any(options[name] for name in other)
+    other = ("file", "template", "batch", "json", "jsonl", "raw", "trace", "continue_", "session", "tools")
+    asked = any(text is not None for text in given) or any(options[name] for name in (*other, *in_group("form")))
     return not asked and typed() and sys.stdout.isatty() and sys.stderr.isatty()
 
 
@@ -154,6 +154,11 @@ def _refuse_contradictions(options: Options, prompted: bool) -> None:
         raise WrongUsage("--raw skips the template that --system, --session and -c need; write all into the prompt")
     if options["continue_"] and options["session"] is not None:
         raise WrongUsage("-c goes on with the last prompt and --session with a chat; give one of them")
+    goes_on = options["session"] is not None or options["continue_"]
+    if options["tools"] is not None and (options["raw"] or batch or goes_on):
+        raise WrongUsage("--tools are for one prompt; leave out --raw, -c, --session and --batch")
+    if options["tool_choice"] is not None and options["tools"] is None:
+        raise WrongUsage("--tool-choice is of --tools; give those too")
     if options["json"] + options["jsonl"] + batch > 1:
         raise WrongUsage("--json, --jsonl and --batch each have a form of their own; choose one")
     if options["logprobs"] and not (options["json"] or options["jsonl"] or batch):
@@ -221,7 +226,8 @@ class _Asked:
         from numoe.engine.chat.files import Chat
 
         prompt = text if self.options["raw"] else [{"role": "user", "content": text.strip()}]
-        request = Request.make(prompt, self.options)
+        use = tools_of(self.options["tools"], self.options["tool_choice"])
+        request = Request.make(prompt, self.options, use=use)
         interrupt = self.stack.enter_context(Interrupt())
         hooks: dict[str, Any] = {"cancelled": interrupt.cancelled, "progress": self.output.reading}
         chat = self.options["continue_"] or self.options["session"] is not None
@@ -358,6 +364,9 @@ class _Lines(Output):
 
     def thinking(self, text: str) -> None:
         self.line({"thinking": text})
+
+    def call(self, call: dict[str, Any]) -> None:
+        self.line({"tool_call": call})
 
     def end_answer(self) -> None:
         pass

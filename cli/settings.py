@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from numoe.cli.arguments import chats_here, models_here, templates_here
-from numoe.cli.text import read_count, read_schema
+from numoe.cli.text import read_count, read_schema, read_tools
 from numoe.cli.usage import refuse_rest
 from numoe.quant.convert.recipes import RECIPES, roles
 from numoe.quant.errors import InputError, WrongUsage
@@ -182,7 +182,7 @@ class Setting:
     def range(self) -> str:
         """From where to where a number can be."""
         assert self.least is not None
-        return f"from {_number(self.least)} " + ("on" if self.most is None else f"to {_number(self.most)}")
+        return f"from {number(self.least)} " + ("on" if self.most is None else f"to {number(self.most)}")
 
     def read(self, text: str, named: str, none: str = "") -> Any:
         """The value that a text stands for.
@@ -239,7 +239,8 @@ class Setting:
         return WrongUsage(f"{named} takes {wanted}{more}, not {value if len(value) <= 60 else f'{value[:57]}...'}")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A bound as a sentence has it: whole ones to their last digit."""
     return str(int(value)) if value == int(value) else f"{value:g}"
 
 
@@ -290,6 +291,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("search", str, "List those in which this is said.", metavar="TEXT"),
     Setting("show", str, "Print what was said in the chat of this name, and leave.", metavar="NAME",
             completes=chats_here),
+    Setting("tools", str, "Functions that the model may call, as OpenAI's API lists them; calls are printed as JSON.",
+            metavar="FILE|JSON", parse=read_tools),
+    Setting("tool_choice", str, "auto, required, or the name of the tool that is called.", metavar="NAME"),
+    Setting("commands", bool, "Let the model ask for commands of [tools] in config.toml; you are asked each time.",
+            default=False, long="--tools"),
     # How it is answered.
     _filling("system", str, "Instructions that come before the conversation.", short="-s", metavar="TEXT",
              may=May.CONFIG | May.LINE),
@@ -349,6 +355,21 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("revision", str, "A branch, tag or commit; else the main branch.", metavar="R"),
     Setting("repair", bool, "Remove damaged files, so that `numoe pull` gets these and no others anew.", default=False),
     Setting("yes", bool, "Do not ask.", default=False, short="-y"),
+    # Who is served.
+    Setting("host", str, "Address to listen on; others than this machine need --api-key.", default="127.0.0.1",
+            metavar="ADDRESS", may=May.CONFIG),
+    Setting("port", int, "Port to listen on; 0 takes a free one.", default=11545, metavar="N", least=0, most=65535,
+            may=May.CONFIG),
+    Setting("api_key", str, "What clients must know; @FILE reads it from a file.", metavar="KEY", may=May.CONFIG),
+    Setting("origin", list[str], "Let web pages of this origin ask; * is any. Can be repeated.", metavar="ORIGIN"),
+    Setting("queue", int, "Questions that may wait; those beyond are refused.", default=64, metavar="N", least=0,
+            may=May.CONFIG),
+    Setting("idle_unload", float, "Unload a model that nobody has asked for so many seconds.", metavar="S", least=1,
+            may=May.CONFIG),
+    Setting("timeout", float, "Cut an answer off after so many seconds.", default=3600.0, metavar="S", least=1,
+            may=May.CONFIG),
+    Setting("log_prompts", bool, "Write what is asked to the log.", default=False),
+    Setting("fields", bool, "Print what becomes of every field of a request, and leave.", default=False),
     # What is measured.
     Setting("decode_tokens", int, "Tokens to decode.", "speed", 32, "N", short="-n", long="--max-tokens", least=1),
     Setting("prompt_tokens", int, "Tokens to read before them.", "speed", 512, "N", least=1),
@@ -376,7 +397,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
     Setting("out", Path, "With --batch: add the answers that this file lacks, one line each.", metavar="FILE"),
-    Setting("parallel", int, "With --batch: answer so many prompts at once, as far as memory goes; default 16.",
+    Setting("parallel", int, "Answer so many at once, as far as memory goes; default 16.",
             metavar="N", least=1, most=256, may=May.CONFIG),
     Setting("trace", Path, "Write which experts each token takes, for bench --replay.", metavar="FILE"),
     Setting("quiet", bool, "Nothing but the answer, and errors.", default=False, short="-q", may=May.CONFIG),

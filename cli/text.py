@@ -67,6 +67,17 @@ def read_schema(value: str) -> Any:
         raise WrongUsage(str(error)) from None
 
 
+def read_tools(value: str) -> Any:
+    """The list of tools that --tools gives, as it is or as the name of a file.
+
+    Raises:
+        InputError: it is neither.
+    """
+    given = value.lstrip().startswith(("[", "{"))
+    tools = parse_json(value if given else read_text(value), "--tools" if given else value, "give a list of tools")
+    return tools if isinstance(tools, list) else [tools]
+
+
 def attachment(name: str) -> str:
     """A file's text under its name, to be put before a question about it. Raises as `read_text` does."""
     return read_text(name) if name == "-" else f"File {name}:\n\n{read_text(name)}"

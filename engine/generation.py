@@ -48,6 +48,10 @@ class Form(Protocol):
         """Take a token, and say whether the text is complete: nothing can follow it."""
         ...
 
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, as far as only one text can: they are read in one pass."""
+        ...
+
 
 @dataclass(frozen=True)
 class Options:
@@ -59,6 +63,7 @@ class Options:
     cancelled: Callable[[], bool] = lambda: False
     progress: Callable[[int, int], None] | None = None
     shown: Collection[str] = ()
+    spelled: Collection[str] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 0:
@@ -140,6 +145,8 @@ class Generation(Iterator[str]):
         logits = session.feed(self.prompt, last=True, progress=options.progress)[0]
         self.prompt_seconds = time.perf_counter() - begun
         history = session.tokens
+        if self._form and not self._forced:
+            self._forced += self._form.forced()
         while True:
             if options.cancelled():
                 self.finish_reason = "cancelled"
@@ -164,6 +171,8 @@ class Generation(Iterator[str]):
             if self._form and self._form.accept(chosen):
                 self.finish_reason = "stop"
                 break
+            if self._form and not self._forced:
+                self._forced += self._form.forced()
             if session.position == session.context:
                 self.finish_reason = "length"
                 break
@@ -217,14 +226,14 @@ class Generation(Iterator[str]):
             self._asked = time.perf_counter() - begun
 
     def _guess(self, history: list[int], vocab: int) -> list[int]:
-        if self._drafter is None:
+        if self._drafter is None and not (self._form and self._forced):
             return []
         most = self._session.context - self._session.position - 1
         if self._options.max_tokens is not None:  # of which the last is not read
             most = min(most, self._options.max_tokens - len(self.tokens) - 1)
         if most < 1:
             return []
-        expected = self._forced or self._drafter.propose(history, most)
+        expected = self._forced or (self._drafter.propose(history, most) if self._drafter else [])
         proposed = usable(expected, most, vocab, self._tokenizer.eos_ids)
         self.proposed += len(proposed)
         return proposed

@@ -301,6 +301,25 @@ class Session(Generic[_Model]):
             np.copyto(rows, kept[name])
         self._written, self._position, self._ahead = other.tokens, other.position, None
 
+    def resume(self, path: str | Path) -> None:
+        """Be where a session was that `save` wrote, of the same model; what was here is forgotten in any case.
+
+        Raises:
+            InputError: the file is none of this model's, is damaged, or has more tokens than this one's context.
+        """
+        self._written, self._position, self._ahead = [], 0, None
+        self._cache.clear()
+        kept = session_file.read(Path(path), self.model.identity, self.model.spec.vocab, self.model.spec.context)
+        require_room(len(kept.tokens), self.context, self.context)
+        if kept.kv != self.kv:
+            raise InputError(f"{path} holds {kept.kv} rows, and this session {self.kv} ones; give the same `kv`")
+        try:
+            kept.fill(self._cache.prepare(len(kept.tokens), kept.back))
+        except BaseException:
+            self._cache.clear()
+            raise
+        self._written, self._position = kept.tokens, len(kept.tokens)
+
     def align(self, token_ids: Sequence[int], points: Iterable[Snapshot] = ()) -> list[int]:
         """Go back to the longest common beginning with `token_ids` and return what is left to feed.
 
@@ -344,7 +363,8 @@ class Session(Generic[_Model]):
                 the model's, if it has one, unless passes are shared with other sessions.
             options: of the sampling temperature, top_k, top_p, min_p, repetition_penalty, repeat_last_n and seed, see
                 `Sampling`; cancelled(), asked before every token: True ends the text; progress, called as `feed` does
-                while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`).
+                while the prompt is read; shown: special tokens that are part of the text, beside tags (`text.tags`);
+                spelled: those that the grammar spells.
 
         Returns:
             An iterator over pieces of text, which also carries what is known of the run.
@@ -356,12 +376,12 @@ class Session(Generic[_Model]):
         tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             prompt = tokenizer.encode(prompt, begins=self.position == 0)
-        hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown") if name in options}
+        hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown", "spelled") if name in options}
         asked = Options(max_tokens, stop, logprobs, **hooks)
         sampler = Sampler(Sampling(**options))
         if drafter is None and self._decoder is self.model.decoder:
             drafter = self.model.drafter
-        form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab)
+        form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab, asked.spelled)
         return Generation(self, tokenizer, list(prompt), sampler, asked, form, drafter)
 
     def save(self, path: str | Path) -> None:
@@ -379,7 +399,5 @@ def restore(model: Runs, path: Path) -> Session:
     """The session that `Session.save` wrote, in the form that it had; see `Model.restore`."""
     kept = session_file.read(path, model.identity, model.spec.vocab, model.spec.context)
     session = model.session(kept.context, kv=kept.kv)
-    kept.fill(session._cache.prepare(len(kept.tokens), kept.back))
-    session._written = kept.tokens
-    session._position = len(kept.tokens)
+    session.resume(path)
     return session

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numoe.cli.arguments import meant, models_here
 from numoe.cli.chat.kept import kept, said, write
+from numoe.cli.chat.tools import Commands
 from numoe.cli.output import Output, printable
 from numoe.cli.reply import Interrupt, Neighbours, drafts, show, statistics
 from numoe.cli.settings import SETTINGS, May, Setting, filled, settings_in, spelled
@@ -21,6 +23,7 @@ from numoe.engine import Model, describe
 from numoe.engine.chat.answer import Answer
 from numoe.engine.chat.conversation import Conversation
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder, new_path
+from numoe.engine.chat.tools.call import Call
 from numoe.engine.experts import heat
 from numoe.engine.home import TINY, expanded
 from numoe.engine.measure.machine import record
@@ -102,8 +105,24 @@ class Talk:
         self._drafts: dict[str, Any] = {}  # of the last answer
         self._neighbours = Neighbours()
         self._answered = False  # since the cache file was written or read
+        self._commands: Commands | None = None
         self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
         self._tell_resumed()
+
+    def offer(self, commands: Commands | None) -> None:
+        """Tell the model of these commands from here on; None: of none."""
+        self._commands = commands
+        chat = self.conversation.chat
+        use = commands.use if commands else None
+        self.conversation.chat = replace(chat, settings=replace(chat.settings, use=use))
+
+    def _call(self, calls: tuple[Call, ...]) -> None:
+        """Run what an answer calls, as far as the user lets it, and have it gone on."""
+        rounds = 0
+        while calls and self._commands:
+            rounds += 1
+            results = self._commands.results(calls, rounds)
+            calls = self._answer_once(partial(self.conversation.go_on, results)).turn.calls
 
     def hear(self, line: str) -> None:
         """Do what a line says. /bye raises EOFError.
@@ -157,6 +176,9 @@ class Talk:
             self.output.clear_status()
 
     def _answer(self, start: Callable[..., Answer]) -> None:
+        self._call(self._answer_once(start).turn.calls)
+
+    def _answer_once(self, start: Callable[..., Answer]) -> Answer:
         conversation, before = self.conversation, self._experts()
         with Interrupt() as interrupt:
             answer = start(cancelled=interrupt.cancelled, progress=self.output.reading)
@@ -183,6 +205,7 @@ class Talk:
         self.output.note(f"{statistics(answer.generation, asked)}, {used}")
         record(session.model, len(answer.generation.tokens) - 1, answer.generation.decode_seconds)
         heat.keep(session.model)
+        return answer
 
     def _experts(self) -> dict[str, Any]:
         experts: dict[str, Any] = self.conversation.model.stats()["experts"]
@@ -235,6 +258,7 @@ class Talk:
         except (InputError, KeyboardInterrupt):
             self.conversation = Conversation(model or self._load(before), before)
             raise
+        self.offer(self._commands)
         self._tell_resumed()
 
     def _change(self, values: Mapping[str, Any]) -> None:

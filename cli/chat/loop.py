@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @takes(
     "model", "pull", "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system",
-    "reasoning", "ending", "sampling", "room", "check", "quiet",
+    "commands", "reasoning", "ending", "sampling", "room", "check", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> None:
@@ -69,6 +69,7 @@ def converse(model: str | None, options: Options) -> None:
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
         from numoe.cli.chat.commands import Talk
+        from numoe.cli.chat.tools import commands_of
         from numoe.engine.chat.files import alone, chat_path, chats
 
         if options["pull"] and model is not None:
@@ -84,7 +85,9 @@ def converse(model: str | None, options: Options) -> None:
             held.enter_context(alone(path))
         begun = _begun(path, model, options, output.note)
         keeps = options["save"] and (typed_in or path is not None)
+        commands = commands_of(output, typed_in) if options["commands"] else None
         talk = Talk(output, _loader(options, output), begun, path, held, keeps)
+        talk.offer(commands)
         stack.callback(talk.leave)
         _talk(talk, stack, typed_in, options["save"])
 

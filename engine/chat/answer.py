@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from numoe.engine.chat.thinking import Splitter, ThinkSplitter
+from numoe.engine.chat.tools.call import Call, Use
+from numoe.engine.chat.tools.reader import CALLING, CallList, CallSplitter
 from numoe.engine.text.sample import Sampling, StopMatcher
 from numoe.engine.text.tags import TAGS, Tags
 from numoe.quant.errors import WrongUsage
 
 if TYPE_CHECKING:
+    from numoe.engine.chat.format import ChatFormat
     from numoe.engine.generation import Generation
     from numoe.engine.session import Session
 
@@ -22,6 +25,7 @@ class Settings:
     """How questions are answered.
 
     think: ask for reasoning before the answer. think_budget: most tokens of it; None: no limit.
+    use: tools that the model is told of, and how they are called.
     max_tokens: as in `Session.generate`. stop: strings that end the answer, whatever the reasoning says. context: as
     in `Model.session`.
     """
@@ -33,6 +37,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     context: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    use: Use | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -56,12 +61,15 @@ class Turn:
     """A question and its answer, reasoning apart, both as the model wrote them.
 
     finish_reason: "stop", "length" or "cancelled", see `Generation`; or "repetition", see `repeats`.
+    calls: the tools that the answer calls; results: what they said. The next turn then has no question.
     """
 
     question: str
     thinking: str = ""
     text: str = ""
     finish_reason: str | None = None
+    calls: tuple[Call, ...] = ()
+    results: tuple[str, ...] = ()
 
     def trimmed(self) -> Turn:
         """Without the line breaks around thinking tags, which belong to neither text."""
@@ -99,6 +107,7 @@ def repeats(ids: Sequence[int]) -> bool:
 class Answer(Iterator[tuple[str, str]]):
     """Pieces of an answer as they are made: ("thinking" | "text", some of it), without line breaks around the tags.
 
+    With tools also ("call", NAME) and what follows it, see `CallReader`.
     What turns out to be reasoning after it was given as text is so in `turn` alone.
     generation: counts and times. turn: all of the answer so far.
     """
@@ -122,7 +131,7 @@ class Answer(Iterator[tuple[str, str]]):
         Args:
             thinking: whether the text begins inside a thinking block; None: it is plain text, without such blocks.
             turn: what is there already, to be continued.
-            splitter: tells reasoning from the answer; None: `ThinkSplitter` with the usual tags.
+            splitter: tells reasoning and calls from the answer; None: `ThinkSplitter` with the usual tags.
             closing: what ends reasoning.
             stop: strings that end the answer; they are no part of it.
             think_budget: the block is closed after so many tokens.
@@ -133,15 +142,21 @@ class Answer(Iterator[tuple[str, str]]):
         """
         self.generation = generation
         self.turn = turn or Turn("")
-        self._splitter = None if thinking is None else splitter or ThinkSplitter(thinking)
+        self._splitter = splitter if splitter or thinking is None else ThinkSplitter(thinking)
         self._closing = closing
         self._stop = StopMatcher(stop)
         self._think_budget = think_budget
+        self._calls = CallList()
         self._ended = ended
         self._pieces = self._run()
 
     def __next__(self) -> tuple[str, str]:
         return next(self._pieces)
+
+    @property
+    def stop(self) -> str:
+        """The stop string that ended it, "" if none did."""
+        return self._stop.found
 
     def close(self) -> None:
         """End the answer here."""
@@ -175,6 +190,11 @@ class Answer(Iterator[tuple[str, str]]):
                 yield from self._added(kind, self._stop.push(text)[0])
                 if self._stop.stopped:
                     return
+            elif kind in CALLING:
+                yield from self._added("text", self._stop.flush())
+                self._calls.take(kind, text)
+                self.turn = replace(self.turn, calls=tuple(self._calls.whole))
+                yield kind, text
             elif kind == "thinking":
                 yield from self._added(kind, text)
             else:  # all text so far was reasoning, and is told apart from what follows
@@ -185,7 +205,8 @@ class Answer(Iterator[tuple[str, str]]):
 
     def _added(self, kind: str, text: str) -> Generator[tuple[str, str], None, None]:
         so_far = self.turn.thinking if kind == "thinking" else self.turn.text
-        self.turn = replace(self.turn, **{kind: so_far + text})
+        said = so_far + text
+        self.turn = replace(self.turn, thinking=said) if kind == "thinking" else replace(self.turn, text=said)
         if not so_far.strip("\n") and (kind == "thinking" or self.turn.thinking):
             text = text.lstrip("\n")
         if text:
@@ -224,11 +245,15 @@ def answer(
             the answer is made.
     """
     chat = None if opened is None else session.model.description.chat_format
-    tags = chat.tags if chat else TAGS[0]
     thinking = opened
     if opened is not None and turn:
         thinking = (opened or bool(turn.thinking)) and not turn.text
-    if grammar is not None and chat:
+    use = settings.use if chat else None
+    formed, spelled = grammar is not None or bool(use and use.formed), frozenset[str]()
+    if chat and use:
+        spelled = frozenset(chat.syntax.markers if chat.syntax else ())
+        grammar = chat.called(use, grammar, bool(thinking), settings.think) if formed else None
+    elif grammar is not None and chat:
         if thinking or settings.think:
             grammar = chat.formed(grammar, bool(thinking))
         else:
@@ -239,17 +264,24 @@ def answer(
         unread,
         max_tokens=settings.max_tokens,
         grammar=grammar,
-        shown=chat.shown if chat and thinking is not None else (),
-        **asdict(settings.sampling),
+        shown=spelled.union(chat.shown) if chat and thinking is not None else (),
+        spelled=spelled,
+        **vars(settings.sampling),
         **options,
     )
     return Answer(
         generation,
         thinking,
         turn,
-        splitter=chat.splitter(thinking, formed=grammar is not None) if chat and thinking is not None else None,
-        closing=tags[1],
+        splitter=_splitter(chat, thinking, formed, use) if chat and thinking is not None else None,
+        closing=(chat.tags if chat else TAGS[0])[1],
         stop=settings.stop,
         think_budget=settings.think_budget,
         ended=ended,
     )
+
+
+def _splitter(chat: ChatFormat, thinking: bool, formed: bool, use: Use | None) -> Splitter:
+    splitter = chat.splitter(thinking, formed=formed, use=use)
+    reader = chat.reader(use) if use else None
+    return CallSplitter(splitter, reader) if reader else splitter

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,12 @@ class Conversation:
             InputError: the question alone does not fit into the context.
         """
         return self._answer(self.chat.turns, Turn(question), options)
+
+    def go_on(self, results: tuple[str, ...], **options: Any) -> Answer:
+        """Go on behind the calls of the last answer, by what the tools said; see `ask`."""
+        last = self._last()
+        self.chat = replace(self.chat, turns=(*self.chat.turns[:-1], replace(last, results=results)))
+        return self._answer(self.chat.turns, Turn(""), options)
 
     def retry(self, **options: Any) -> Answer:
         """Ask the last question again, in place of its answer.
@@ -194,6 +201,8 @@ class Conversation:
             fits = bisect_left(
                 every, True, lo=forgotten, key=lambda n: len(self._encode(earlier[n:], turn)[0]) <= context // 2
             )
+            while 0 < fits < len(earlier) and not earlier[fits].question:
+                fits += 1  # what came of a call goes with it
             if fits != forgotten:
                 forgotten = fits
                 ids, opened = self._encode(earlier[forgotten:], turn)
@@ -207,17 +216,34 @@ class Conversation:
     def _encode(self, earlier: Iterable[Turn], turn: Turn) -> tuple[list[int], bool]:
         """The tokens up to where the answer goes on, and whether it begins with reasoning."""
         settings, tokenizer = self.chat.settings, self.model.tokenizer
-        messages = [{"role": "system", "content": settings.system}] if settings.system else []
+        messages: list[dict[str, Any]] = [{"role": "system", "content": settings.system}] if settings.system else []
         unanswered = ""
         for told in earlier:
             question, text = unanswered + told.question, told.trimmed().text
+            if told.calls and len(told.results) == len(told.calls):
+                messages += _called(question, text, told)
+                unanswered = ""
+                continue
             # Many templates refuse an answer that is empty, and questions in a row: those are asked as one.
             unanswered = "" if text.strip() else f"{question}\n\n"
             if not unanswered:
-                messages.append({"role": "user", "content": question})
+                messages += [{"role": "user", "content": question}] if question else []
                 messages.append({"role": "assistant", "content": text})
-        messages.append({"role": "user", "content": unanswered + turn.question})
-        ids, opened = encode(self._format, tokenizer, messages, thinking=settings.think)
+        asked = unanswered + turn.question
+        messages += [{"role": "user", "content": asked}] if asked else []
+        write = partial(encode, self._format, tokenizer, messages, thinking=settings.think, use=settings.use)
+        ids, opened = write()
         if begun := turn.completion(opened, self._format.tags, self._format.lead):
-            ids, _ = encode(self._format, tokenizer, messages, thinking=settings.think, begun=begun)
+            ids, _ = write(begun=begun)
         return ids, opened
+
+
+def _called(question: str, text: str, turn: Turn) -> list[dict[str, Any]]:
+    """The messages of a turn with calls of tools and what those said."""
+    calls = [
+        {"id": f"call_{n}", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for n, call in enumerate(turn.calls)
+    ]
+    results = [{"role": "tool", "tool_call_id": f"call_{n}", "content": said} for n, said in enumerate(turn.results)]
+    asked = [{"role": "user", "content": question}] if question else []
+    return [*asked, {"role": "assistant", "content": text, "tool_calls": calls}, *results]

@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -56,7 +56,8 @@ class Chat:
 
     def text(self) -> str:
         """What the file holds."""
-        document = {"numoe": f"chat {FILE_VERSION}", **asdict(self)}
+        document = {"numoe": f"chat {FILE_VERSION}", **asdict(replace(self, settings=replace(self.settings, use=None)))}
+        del document["settings"]["use"]  # tools are of whoever asks, each time anew
         return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
     @classmethod

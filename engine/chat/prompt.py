@@ -2,14 +2,17 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, count
 from typing import Any
 
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.thinking import opens_thinking
+from numoe.engine.chat.tools.call import Use
 from numoe.engine.text.sample import partial_match
 from numoe.engine.text.tokenizer import Tokenizer
+from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "latest_reminder")
@@ -17,11 +20,19 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "latest
 
 
 def encode(
-    chat: ChatFormat, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, thinking: bool, begun: str = ""
+    chat: ChatFormat,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    thinking: bool,
+    begun: str = "",
+    use: Use | None = None,
+    effort: str | None = None,
 ) -> tuple[list[int], bool]:
     """The token ids of a conversation up to the answer, and whether the answer begins with reasoning.
 
-    begun: what the model has written of the answer already, to be continued.
+    begun: what the model has written of the answer already, to be continued. use: the tools that it is told of.
+    effort: how much reasoning is asked for, in the words of the model's template.
 
     Special tokens come from the template alone: what messages spell stays text.
     Raises InputError when the format cannot write the conversation, or leaves out what was asked last; and for what is
@@ -30,11 +41,17 @@ def encode(
     spellings = tokenizer.marker_spellings
     _check_roles(messages, spellings)
     _check_parts(messages)
-    messages, prompt = _rendered(chat, messages, thinking)
+    if use and not chat.takes_tools:
+        raise InputError("`tools` are not possible: the model's chat template tells of none, or it is not known how it "
+                         "calls them; leave them out or take another model")  # fmt: skip
+    tools = [tool.definition for tool in use.tools] if use else None
+    render = partial(chat.render, thinking=thinking, tools=tools, reasoning_effort=effort)
+    messages, prompt = _rendered(render, _with_calls(chat, messages))
     marks = _Marks(messages, spellings | tokenizer.marker_variants(prompt), prompt)
-    if marks.messages == messages:
+    marked_tools = marks.marked(tools)
+    if marks.messages == messages and marked_tools == tools:
         return tokenizer.encode(prompt + begun), opens_thinking(prompt, chat.tags)
-    pieces = list(marks.pieces(chat.render(marks.messages, thinking=thinking)))
+    pieces = list(marks.pieces(render(marks.messages, tools=marked_tools)))
     opened = opens_thinking(pieces[-1][0], chat.tags)
     pieces[-1] = (pieces[-1][0] + begun, False)
     ids = tokenizer.encode(pieces[0][0])
@@ -46,6 +63,37 @@ def encode(
         else:  # the line break has joined with what follows it
             ids += tokenizer.encode(text, special=not spelled)
     return ids, opened
+
+
+def _with_calls(chat: ChatFormat, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Messages whose calls have arguments as objects and ids as the model writes them, and results the tool's name."""
+    told: list[Mapping[str, Any]] = []
+    ids: dict[str, tuple[str, str]] = {}
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            written = []
+            for call in calls:
+                name, arguments = call["function"]["name"], call["function"]["arguments"]
+                known = call.get("id") or ""
+                ids[known] = (chat.syntax.told_id(known, name, len(ids)) if chat.syntax else known, name)
+                function = {"name": name, "arguments": _object(name, arguments)}
+                written.append({"id": ids[known][0], "type": "function", "function": function})
+            message = {**message, "tool_calls": written}
+        elif message.get("role") == "tool" and (known := message.get("tool_call_id", "")) in ids:
+            message = {**message, "tool_call_id": ids[known][0], "name": ids[known][1]}
+        told.append(message)
+    return told
+
+
+def _object(name: str, arguments: Any) -> Any:
+    if isinstance(arguments, str):
+        try:
+            arguments = parse_json(arguments or "{}", "what it has")
+        except InputError as error:
+            raise InputError(f"the arguments of the tool call {name!r:.80} are not valid JSON ({error})") from error
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"the arguments of the tool call {name!r:.80} are not a JSON object")
+    return arguments
 
 
 def _check_roles(messages: Sequence[Mapping[str, Any]], spellings: Collection[str]) -> None:
@@ -71,7 +119,7 @@ def _check_parts(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _rendered(
-    chat: ChatFormat, messages: Sequence[Mapping[str, Any]], thinking: bool
+    render: Callable[[Sequence[Mapping[str, Any]]], str], messages: Sequence[Mapping[str, Any]]
 ) -> tuple[Sequence[Mapping[str, Any]], str]:
     """The messages as the template reads them, and the prompt: some read only texts that are lists of parts."""
     asked = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=None)
@@ -80,12 +128,12 @@ def _rendered(
             {**message, "content": shape(message["content"])} if isinstance(message.get("content"), str) else message
             for message in messages
         ]
-        prompt = chat.render(shaped, thinking=thinking)
+        prompt = render(shaped)
         if asked is None:
             return shaped, prompt
         word = next(word for n in count() if (word := f"question{n}") not in prompt.lower())
         probe = [{**message, "content": shape(word)} if n == asked else message for n, message in enumerate(shaped)]
-        if word in chat.render(probe, thinking=thinking).lower():  # some templates write in capitals
+        if word in render(probe).lower():  # some templates write in capitals
             return shaped, prompt
     raise InputError(
         "The model's chat template leaves out the question, so the model has no chat template that numoe can use; "
@@ -114,9 +162,10 @@ class _Marks:
         private = map(chr, range(0xF0000, 0x10FFFE))
         self._open, self._close = (next(c for c in private if c not in given) for _ in range(2))
         self._prompt = prompt
-        self.messages = [{**self._marked(message), "role": message["role"]} for message in messages]
+        self.messages = [{**self.marked(message), "role": message["role"]} for message in messages]
 
-    def _marked(self, value: Any) -> Any:
+    def marked(self, value: Any) -> Any:
+        """A value with the markers in its texts marked."""
         if isinstance(value, str):
             body = value.rstrip()
             text = self._pattern.sub(rf"{self._open}\g<0>{self._close}", body)
@@ -124,9 +173,9 @@ class _Marks:
                 text += self._close
             return text + value[len(body) :]
         if isinstance(value, Mapping):
-            return {self._marked(key): self._marked(inner) for key, inner in value.items()}
+            return {self.marked(key): self.marked(inner) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self._marked(inner) for inner in value]
+            return [self.marked(inner) for inner in value]
         return value
 
     def pieces(self, marked: str) -> Iterator[tuple[str, bool]]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import takewhile
 from math import isfinite, lcm
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +47,22 @@ def json_grammar(schema: Mapping[str, Any] | bool) -> str:
     Raises:
         InputError: the schema is not valid, nothing fits it, or it has a keyword that cannot be guaranteed.
     """
+    return f"start: {json_rule(schema, 'the JSON schema')}\n"
+
+
+def json_rule(schema: Mapping[str, Any] | bool, what: str) -> str:
+    """The same as a part of a rule; `what` begins the error."""
     if schema is True:
         schema = {}
     try:
         _refuse_numbers(schema)
         if isinstance(schema, Mapping):
             schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
-        grammar = f"start: %json {json.dumps(schema)}\n"
+        rule = f"%json {json.dumps(schema)}"
     except RecursionError:
-        raise InputError("the JSON schema cannot be used: it is nested too deeply; give a flatter one") from None
-    return _checked(grammar, "the JSON schema")
+        raise InputError(f"{what} cannot be used: it is nested too deeply; give a flatter one") from None
+    _checked(f"start: {rule}\n", what)
+    return rule
 
 
 def _refuse_numbers(schema: Any) -> None:
@@ -127,9 +134,20 @@ def regex_grammar(pattern: str) -> str:
     return _checked(grammar, "the regular expression")
 
 
-def named(grammar: str) -> str:
-    """A grammar as a rule `answer` of another one."""
-    return re.sub(r"\Astart:", "answer:", grammar)
+def named(grammar: str, name: str = "answer") -> str:
+    """A grammar as a rule of another one."""
+    return re.sub(r"\Astart:", f"{name}:", grammar)
+
+
+def outside(marks: Sequence[str], first: Sequence[str]) -> str:
+    """A terminal TEXT of any text with none of the marks in it, and that does not begin with one of `first`."""
+    kinds = [f"(?s:.*){_escaped(mark)}(?s:.*)" for mark in marks]
+    kinds += [f"(?s:\\s*){_escaped(mark)}(?s:.*)" for mark in first]
+    return " & ".join(["TEXT: /(?s:.*)/", *(f"~/{kind}/" for kind in kinds)])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([.^$*+?{}\[\]\\|()/-])", r"\\\1", text)
 
 
 def _checked(grammar: str, what: str) -> str:
@@ -159,12 +177,16 @@ class Matcher:
     Raises InputError when the grammar and the vocabulary do not fit together.
     """
 
-    def __init__(self, grammar: str, tokenizer: Tokenizer, vocab: int) -> None:
-        """`vocab`: how many logits there are; it may be more than the tokenizer's ids."""
+    def __init__(self, grammar: str, tokenizer: Tokenizer, vocab: int, spelled: Collection[str] = ()) -> None:
+        """
+        Args:
+            vocab: how many logits there are; it may be more than the tokenizer's ids.
+            spelled: special tokens that the grammar spells, beside tags (`text.tags`).
+        """
         from llguidance import LLMatcher
 
         with library("the answer cannot take the form asked for", "ask for another form"):
-            self._matcher = LLMatcher(_vocabulary(tokenizer, vocab), grammar, log_level=0)
+            self._matcher = LLMatcher(_vocabulary(tokenizer, vocab, frozenset(spelled)), grammar, log_level=0)
         self._vocab = vocab
         self._check()
 
@@ -191,17 +213,22 @@ class Matcher:
         self._check()
         return bool(self._matcher.is_stopped())
 
+    def forced(self) -> list[int]:
+        """The tokens that have to come next, as far as only one text can."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return list(takewhile(lambda token: token < self._vocab, tokens))
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise InputError(f"the answer cannot take the form asked for: {_sentence(self._matcher.get_error())}")
 
 
-@lru_cache(maxsize=1)
-def _vocabulary(tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
+@lru_cache(maxsize=2)  # of a model, without and with the marks of calls
+def _vocabulary(tokenizer: Tokenizer, vocab: int, spelled: frozenset[str]) -> LLTokenizer:
     """llguidance's view of a vocabulary; kept, for it takes a second to build for a large one."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    listed = _Vocabulary(tokenizer, vocab)
+    listed = _Vocabulary(tokenizer, vocab, spelled)
     return LLTokenizer(TokenizerWrapper(listed), n_vocab=len(listed.tokens), eos_token=listed.ends)
 
 
@@ -210,12 +237,14 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab: int, spelled: frozenset[str]) -> None:
         self._tokenizer = tokenizer
         self.tokens = [tokenizer.token_bytes(i) for i in range(max(vocab, tokenizer.vocab_size))]
         # The tags of thinking blocks are special tokens in some vocabularies; the grammar spells them.
-        tags = {tag.encode() for pair in TAGS for tag in pair}
+        tags = {tag.encode() for tag in spelled.union(*TAGS)}
         special = {i for i in tokenizer.special_ids if self.tokens[i] not in tags}
+        self._marks = {self.tokens[i]: i for i in tokenizer.special_ids - special if self.tokens[i]}
+        self._mark = re.compile(b"(" + b"|".join(map(re.escape, self._marks)) + b")") if self._marks else None
         self.ends = sorted(i for i in tokenizer.eos_ids if i < len(self.tokens))  # files may name ids beyond
         if not self.ends:  # there must be one: it gets an id that has no logit
             self.ends = [len(self.tokens)]
@@ -227,6 +256,10 @@ class _Vocabulary:
         self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, data: bytes) -> list[int]:
+        parts = self._mark.split(data) if self._mark else [data]
+        return [i for part in parts if part for i in ([self._marks[part]] if part in self._marks else self._cut(part))]
+
+    def _cut(self, data: bytes) -> list[int]:
         text = data.decode("utf-8", "replace")
         # SentencePiece may put a space before a text, which the line break then takes.
         for lead in ("", "\n"):

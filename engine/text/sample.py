@@ -1,6 +1,6 @@
 """From logits to the next token: penalties, filters, the draw, log-probabilities and stop strings.
 
-The order is fixed: repetition penalty, temperature, top-k, top-p, min-p. Candidates are sorted by logit, highest
+The order is fixed: bias, repetition penalty, temperature, top-k, top-p, min-p. Candidates are sorted by logit, highest
 first, equal logits by id; every filter then keeps a prefix of that order, so all of them together are one length.
 """
 
@@ -28,6 +28,7 @@ class Sampling:
     repetition_penalty: logits of the last `repeat_last_n` tokens are divided by it when positive and multiplied
         when not (Keskar et al., 2019); 1 is off.
     seed: the same seed and logits give the same tokens on every machine; None draws one from the system.
+    logit_bias: pairs of a token id and what is added to its logit; before all else.
     """
 
     temperature: float = 0.0
@@ -37,6 +38,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     repeat_last_n: int = 64
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0 <= self.temperature <= 1e6, "between 0 (greedy) and 1e6")
@@ -49,6 +51,8 @@ class Sampling:
         _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
         if self.seed is not None:
             _check("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
+        for _, bias in self.logit_bias:
+            _check("logit_bias", bias, -100 <= bias <= 100, "between -100 and 100")
 
 
 def _check(name: str, value: float, valid: bool, wanted: str) -> None:
@@ -71,7 +75,7 @@ class Sampler:
         Raises InputError when the logits are not finite at their maximum (NaN weights, for one).
         """
         chosen = self.sampling
-        logits = _penalized(logits, recent_ids, chosen)
+        logits = _penalized(_biased(logits, chosen.logit_bias), recent_ids, chosen)
         best = float(logits.max())
         if not math.isfinite(best):
             raise InputError(
@@ -101,6 +105,17 @@ class Sampler:
             if count == limit or (kept < count if filtered else place < count):
                 return int(order[min(place, kept - 1)])
             count = min(limit, count * 8)
+
+
+def _biased(logits: NDArray[np.float32], bias: Sequence[tuple[int, float]]) -> NDArray[np.float32]:
+    if not bias:
+        return logits
+    logits = logits.copy()
+    for token_id, added in bias:
+        if not 0 <= token_id < logits.size:
+            raise InputError(f"logit_bias names the token {token_id}, and this model's go from 0 to {logits.size - 1}")
+        logits[token_id] += np.float32(added)
+    return logits
 
 
 def _penalized(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:
@@ -187,7 +202,7 @@ class StopMatcher:
 
     First is the one that is complete first; of two complete at once, the longer. Text that may be the beginning
     of a stop string is held back until it is decided. An empty stop string raises WrongUsage.
-    stopped: whether one was found.
+    stopped: whether one was found; found: which.
     """
 
     def __init__(self, stop_strings: Sequence[str] = ()) -> None:
@@ -196,16 +211,18 @@ class StopMatcher:
         self._stops = tuple(stop_strings)
         self._held = ""
         self.stopped = False
+        self.found = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """(text that can be shown now, whether a stop string ended the text). After a stop nothing more comes."""
         if self.stopped:
             return "", True
         text = self._held + piece
-        starts = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
+            _, start, self.found = min(starts)
             self.stopped, self._held = True, ""
-            return text[: min(starts)[1]], True
+            return text[:start], True
         cut = len(text) - partial_match(text, self._stops)
         self._held = text[cut:]
         return text[:cut], False

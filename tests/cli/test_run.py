@@ -638,7 +638,7 @@ def test_settings_are_set_shown_and_unset(command: Run, settings: Path, monkeypa
     assert shown["max_tokens"] == ["7", str(settings)]
     assert shown["temp"] == ["1.5", "NUMOE_TEMP"]
     assert shown["quiet"] == ["true", str(settings)]
-    assert shown["top_p"] == ["1", "(run),", "0.95", "(chat)"]
+    assert shown["top_p"] == ["1", "(run", "serve),", "0.95", "(chat)"]
     assert shown["seed"] == ["-"]
     assert command("config", "unset", "max-tokens") == (0, "", "max_tokens is not set any more\n")
     assert settings.read_text() == "# mine\nquiet = true\ntemp = 0.5\n"

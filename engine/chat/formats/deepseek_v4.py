@@ -7,12 +7,14 @@ tags; tool calls are written in DSML. Source: the description of the encoding in
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.thinking import ThinkSplitter, split_thinking
+from numoe.engine.chat.tools.call import ANY_TOOL
+from numoe.engine.chat.tools.reader import read_calls
+from numoe.engine.chat.tools.syntaxes import syntax_of
 from numoe.engine.text.tags import DSML
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.documents import parse_json
@@ -112,45 +114,6 @@ def encode(
             raise InputError("The last message is not from the user or a tool, so there is nothing to answer.")
         parts.append(opening)
     return "".join(parts)
-
-
-def split_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """(content, tool calls) of an answer; calls as {"type": "function", "function": {"name", "arguments": JSON}}.
-
-    A block that is cut off or malformed in any way stays in the content, and there are no calls: half of a call
-    must not be run, and the reader should see what the model wrote.
-    """
-    opening = re.search(rf"(?:\n\n)?<{DSML}tool_calls>\s*", text)
-    if opening is None:
-        return text, []
-    position = opening.end()
-    calls = []
-    while invoke := _INVOKE.match(text, position):
-        position = invoke.end()
-        arguments: dict[str, Any] = {}
-        while parameter := _PARAMETER.match(text, position):
-            position = parameter.end()
-            name, is_string, value = parameter.groups()
-            if name in arguments:
-                return text, []
-            try:
-                arguments[name] = value if is_string == "true" else parse_json(value, name)
-            except InputError:
-                return text, []
-        closing = _END_INVOKE.match(text, position)
-        if closing is None:
-            return text, []
-        position = closing.end()
-        calls.append({"type": "function", "function": {"name": invoke[1], "arguments": _json(arguments)}})
-    if not calls or not _END_CALLS.fullmatch(text, position):
-        return text, []
-    return text[: opening.start()], calls
-
-
-_INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\s*')
-_PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?)</{DSML}parameter>\s*', re.DOTALL)
-_END_INVOKE = re.compile(rf"</{DSML}invoke>\s*")
-_END_CALLS = re.compile(rf"</{DSML}tool_calls>\s*")
 
 
 def _turns(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
@@ -257,6 +220,8 @@ class DeepSeekV4Chat(ChatFormat):
     """Of models that come without a template, for the format is none."""
 
     tags = (THINK, END_THINK)
+    syntax = syntax_of(f"<{DSML}tool_calls>", ())
+    takes_tools = True
 
     @classmethod
     def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
@@ -282,7 +247,9 @@ class DeepSeekV4Chat(ChatFormat):
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
         splitter = ThinkSplitter(thinking, self.tags)
         reasoning, answer = split_thinking(completion.removesuffix(EOS), splitter)
-        content, tool_calls = split_tool_calls(answer)
+        assert self.syntax is not None
+        content, calls = read_calls(answer, self.syntax, ANY_TOOL)
+        tool_calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls]
         return {"content": content, "reasoning_content": reasoning, "tool_calls": tool_calls}
 
 

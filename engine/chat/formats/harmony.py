@@ -12,10 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.thinking import Splitter
+from numoe.engine.chat.tools.call import Broken, Tool, Use, literal, parsed
+from numoe.engine.chat.tools.reader import CallReader
 from numoe.engine.text.grammar import named
 from numoe.engine.text.sample import partial_match
 from numoe.engine.text.tags import Tags
@@ -42,23 +45,29 @@ def speaks_harmony(template: str, markers: Collection[str] = ()) -> bool:
 
 @dataclass
 class Message:
-    """A message of an answer. kind: "thinking", "text", or "call" of the tool `name`."""
+    """A message of an answer. kind: "thinking", "text", or "call" of the tool `name`. over: it was told what it is."""
 
     kind: str
     name: str = ""
     text: str = ""
+    over: bool = False
 
 
 class HarmonySplitter:
     """Splits a streamed completion into ("thinking", text) and ("text", text), never showing a marker or half of one.
 
-    Calls of tools are given as text, and told apart in `messages`. Text without a header is for whoever asked. A
+    Calls of tools are told apart in `messages`. Text without a header is for whoever asked. A
     header that never ends is shown to nobody.
     The result joined is the same however the completion is cut into pieces.
     """
 
-    def __init__(self, thinking: bool) -> None:
-        """thinking: the completion begins inside a message of the channel `analysis`."""
+    def __init__(self, thinking: bool, tools: Mapping[str, Tool] | None = None) -> None:
+        """
+        Args:
+            thinking: the completion begins inside a message of the channel `analysis`.
+            tools: calls of these are told as `CallReader` does; None: all are text.
+        """
+        self._tools = {} if tools is None else tools
         self.messages = [Message("thinking")] if thinking else []
         self._place = "message" if thinking else "between"  # or "header"
         self._told: set[str] = set()  # kinds that there was text of
@@ -85,12 +94,15 @@ class HarmonySplitter:
                 elif begun.startswith(_ENDS) and not lead.strip():
                     text = begun.partition("|>")[2]
                 else:
+                    parts += self._ended()
                     self._begin(Message("text"))
             elif self._place == "header":
                 header, found, rest = text.partition(MESSAGE)
                 if not found:
                     break
+                parts += self._ended()
                 self._begin(_headed(header))
+                parts += [("call", self.messages[-1].name)] * self._calls
                 text = rest
             else:
                 held = (len(text) - partial_match(text, MARKERS), "")
@@ -113,7 +125,26 @@ class HarmonySplitter:
         text, self._held = self._held, ""
         if self._place == "between" and not self.messages:
             self._begin(Message("text"))
-        return self._taken(text) if self._place == "message" else []
+        return (self._taken(text) if self._place == "message" else []) + self._ended()
+
+    @property
+    def _calls(self) -> bool:
+        """Whether the last message is a call of a tool that there is."""
+        return bool(self.messages) and self.messages[-1].kind == "call" and self.messages[-1].name in self._tools
+
+    def _ended(self) -> list[tuple[str, str]]:
+        """What is to say of a call once its message has ended."""
+        if not self._calls or self.messages[-1].over:
+            return []
+        message = self.messages[-1]
+        message.over = True
+        try:
+            if isinstance(parsed(message.text), dict):
+                return [("called", "")]
+        except Broken:
+            pass
+        message.kind, text, message.text = "text", message.text, ""
+        return [("broken", ""), *self._taken(text)]
 
     def _begin(self, message: Message) -> None:
         self._place, self._parted = "message", True
@@ -124,6 +155,8 @@ class HarmonySplitter:
             return []
         message = self.messages[-1]
         message.text += text
+        if self._calls:
+            return [("arguments", text)]
         kind = "thinking" if message.kind == "thinking" else "text"
         if self._parted and kind in self._told:
             text = _BREAK + text
@@ -174,8 +207,29 @@ class HarmonyChat(JinjaChat):
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
         return parse(completion, thinking=thinking)
 
-    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
-        return HarmonySplitter(thinking)
+    @cached_property
+    def takes_tools(self) -> bool:
+        return self.shows_tools
+
+    def splitter(self, thinking: bool, *, formed: bool = False, use: Use | None = None) -> Splitter:
+        return HarmonySplitter(thinking, use.named if use else None)
+
+    def reader(self, use: Use) -> CallReader | None:
+        return None  # the splitter tells calls apart
+
+    def called(self, use: Use, grammar: str | None, opened: bool, thinks: bool) -> str:
+        calls = [
+            f'{CHANNEL} {literal(f"commentary to=functions.{tool.name} ")} <|constrain|> "json" {MESSAGE} '
+            f"{tool.object_rule()}"
+            for tool in use.named.values()
+        ]
+        parts = [f"({' | '.join(calls)})"]
+        if use.choice == "auto":
+            parts.append(f'{CHANNEL} "final" {MESSAGE} plain')
+        begin = f'{CHANNEL} "analysis" {MESSAGE} reasoning <|end|> {START} "assistant"'
+        begin = begin.partition(f"{MESSAGE} ")[2] if opened else f"({begin})?"
+        plain = "plain: /(?s:.*)/" if grammar is None else named(grammar, "plain")
+        return f"start: {begin} ({' | '.join(parts)})\nreasoning: /(?s:.*)/\n{plain}\n"
 
     def formed(self, grammar: str, opened: bool) -> str:
         """Markers are named, not spelled: no text can be taken for one, nor one be part of a text."""

@@ -1,11 +1,15 @@
 """Chat templates in Jinja, as most models come with one."""
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, Self
 
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.template import TemplateError, renderer
 from numoe.engine.chat.thinking import ThinkSplitter, asked, split_thinking, tags_of
+from numoe.engine.chat.tools.call import Call, Syntax, Tool
+from numoe.engine.chat.tools.syntaxes import syntax_of
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -31,6 +35,7 @@ class JinjaChat(ChatFormat):
             ) from error
         self._special_tokens = dict(special_tokens)
         self.tags = tags_of(template, markers)
+        self.syntax = syntax_of(self._template, markers)
 
     @classmethod
     def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
@@ -52,12 +57,51 @@ class JinjaChat(ChatFormat):
         if reasoning_effort is not None:
             variables["reasoning_effort"] = reasoning_effort
         try:
-            return renderer().render(self._template, variables)
+            return self._rendered(variables)
         except TemplateError as error:
             raise InputError(
                 f"The model's chat template refused the conversation: {error}; change it, or continue plain "
                 "text with `numoe run raw=true`."
             ) from error
+
+    def _rendered(self, variables: dict[str, Any]) -> str:
+        """What the template makes of them.
+
+        Calls are written into the text of a message where it leaves them out, or fails at them also where their
+        arguments are texts.
+        """
+
+        def rendered(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> str:
+            messages = [change(message) for message in variables["messages"]]
+            return renderer().render(self._template, {**variables, "messages": messages})
+
+        if not any("tool_calls" in message for message in variables["messages"]):
+            return rendered(dict)
+        try:
+            text = rendered(dict)
+            left_out = self.syntax is not None and text == rendered(partial(_without_calls, syntax=None))
+        except TemplateError:
+            try:
+                return rendered(_as_texts)
+            except TemplateError:
+                if self.syntax is None:
+                    raise
+                left_out = True
+        return rendered(partial(_without_calls, syntax=self.syntax)) if left_out else text
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
+        arguments = {"type": "object", "properties": {"x": {"type": "string", "description": "d"}}, "required": ["x"]}
+        tool = Tool("numoe_probe", "d", arguments).definition
+        try:
+            return "numoe_probe" in self.render([{"role": "user", "content": "q"}], tools=[tool])
+        except InputError:
+            return False
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        return self.syntax is not None and self.shows_tools
 
     def parse(self, completion: str, *, thinking: bool) -> dict[str, Any]:
         reasoning, answer = split_thinking(completion, ThinkSplitter(thinking, self.tags))
@@ -74,6 +118,26 @@ def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
     reasoning = next((given[key] for key in _REASONING if key in given), None)
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
+
+
+def _as_texts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as the JSON that they are."""
+    calls = []
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        text = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**function, "arguments": text}})
+    return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def _without_calls(message: Mapping[str, Any], syntax: Syntax | None) -> dict[str, Any]:
+    """A message without calls, or with them in its text as the model writes them."""
+    given = {key: value for key, value in message.items() if key != "tool_calls"}
+    if syntax and "tool_calls" in message:
+        functions = [call["function"] for call in message["tool_calls"]]
+        calls = [Call(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in functions]
+        given["content"] = f"{given.get('content') or ''}{syntax.write(calls)}"
+    return given
 
 
 FORMAT = JinjaChat

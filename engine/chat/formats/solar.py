@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from numoe.engine.chat.formats.jinja import JinjaChat
 from numoe.engine.chat.thinking import Splitter
+from numoe.engine.chat.tools.call import Use
 from numoe.engine.text.grammar import named
 from numoe.engine.text.sample import partial_match
 from numoe.engine.text.tags import Tags
@@ -88,7 +89,7 @@ class SolarChat(JinjaChat):
             said[kind] += text
         return {"content": said["text"], "reasoning_content": said["thinking"], "tool_calls": []}
 
-    def splitter(self, thinking: bool, *, formed: bool = False) -> Splitter:
+    def splitter(self, thinking: bool, *, formed: bool = False, use: Use | None = None) -> Splitter:
         return SolarSplitter(thinking)
 
     def formed(self, grammar: str, opened: bool) -> str:
