@@ -33,6 +33,7 @@ def verify(model: arguments.Model, options: Options) -> None:
         from numoe.engine.verify import reopen, verify_file
         from numoe.engine.verify import verify as check
         from numoe.quant.stored.checkpoint import is_gguf, only_gguf
+        from numoe.quant.stored.manifest import read_manifest
 
         folder = home.locate(model)
         read = f"reading {folder.name}: {{}} of {{}}"
@@ -40,7 +41,7 @@ def verify(model: arguments.Model, options: Options) -> None:
         def progress(done: int, total: int) -> None:
             output.status(read.format(format_bytes(done), format_bytes(total)))
 
-        if folder.is_dir():
+        if folder.is_dir() and read_manifest(folder) is None:
             folder = only_gguf(folder) or folder
         if folder.is_file() and is_gguf(folder):
             _tell_file(output, model, folder, verify_file(folder, progress), options["json"])

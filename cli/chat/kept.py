@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.output import as_json
+from numoe.cli.reply import calls
 from numoe.cli.settings import spelled
 from numoe.quant.errors import InputError
 
@@ -84,14 +86,23 @@ def table(chats: Sequence[Kept]) -> list[tuple[str, str, str, str, str]]:
 
 
 def said(turns: Sequence[Turn]) -> str:
-    """What was said, as it stood on the screen."""
-    return "\n".join(f"> {turn.question}\n{turn.trimmed().text}".rstrip() for turn in turns)
+    """What was said, as it stood on the screen. Answers that go on behind calls of tools have no question."""
+    parts = ((f"> {turn.question}\n" if turn.question else "", _answered(turn)) for turn in turns)
+    return "\n".join("".join(part).rstrip() for part in parts)
+
+
+def _answered(turn: Turn) -> str:
+    """The text of an answer, and the calls of tools behind it."""
+    return "\n".join(filter(None, (turn.trimmed().text, *map(as_json, calls(turn)))))
 
 
 def markdown(chat: Chat) -> str:
     """A chat as a document to read."""
     system = [f"> {line}" for line in (chat.settings.system or "").splitlines()]
-    turns = (f"## {_heading(turn.question)}\n\n{turn.trimmed().text.strip()}\n" for turn in chat.turns)
+    turns = (
+        (f"## {_heading(turn.question)}\n\n" if turn.question else "") + f"{_answered(turn).strip()}\n"
+        for turn in chat.turns
+    )
     return "\n".join([f"# A chat with {chat.model}\n", *system, *[""] * bool(system), *turns])
 
 

@@ -65,10 +65,10 @@ class Field:
             raise Refused(
                 400, f"{self.name} {_json(value):.80} is not honoured here; give {taken} or leave it out", self.name
             )
-        low = self.least is not None and not isinstance(value, str | list | dict) and value < self.least
-        if low or (self.most is not None and not isinstance(value, str | list | dict) and value > self.most):
-            least = "" if self.least is None else f"from {number(self.least)} "
-            bounds = least + ("on" if self.most is None else f"to {number(self.most)}")
+        if self.least is None or isinstance(value, str | list | dict):
+            return
+        if value < self.least or (self.most is not None and value > self.most):
+            bounds = f"from {number(self.least)} " + ("on" if self.most is None else f"to {number(self.most)}")
             raise Refused(400, f"{self.name} takes numbers {bounds}, not {_json(value):.80}", self.name)
 
 

@@ -12,6 +12,7 @@ from helpers import refused
 from numoe.cli.chat.kept import Kept, markdown
 from numoe.engine.chat.answer import Settings, Turn
 from numoe.engine.chat.files import Chat, chat_path
+from numoe.engine.chat.tools.call import Call
 
 Run = Callable[..., tuple[int, str, str]]
 LONG = "What is the largest animal that lives in the sea, and what does it eat?"
@@ -73,6 +74,14 @@ def test_a_chat_is_shown(command: Run) -> None:
 def test_a_document_has_its_own_headings() -> None:
     chat = Chat("tiny", Settings(system="Be\nkind."), (Turn("# Why?", text="\n# So.\n"), Turn("One\ntwo", text="x")))
     assert markdown(chat) == ("# A chat with tiny\n\n> Be\n> kind.\n\n## Why?\n\n# So.\n\n## One\n\ntwo\n\nx\n")
+
+
+def test_calls_of_tools_are_part_of_what_was_said(command: Run) -> None:
+    turns = (Turn("Rain?", calls=(Call("weather", '{"city": "Rome"}'),), results=("no",)), Turn("", text="It is dry."))
+    called = '{"name": "weather", "arguments": {"city": "Rome"}}'
+    Chat("tiny", turns=turns).write(chat_path("called"))
+    assert command("chat", "--show", "called") == (0, f"> Rain?\n{called}\nIt is dry.\n", "")
+    assert markdown(Chat("tiny", turns=turns)) == f"# A chat with tiny\n\n## Rain?\n\n{called}\n\nIt is dry.\n"
 
 
 @pytest.mark.parametrize(

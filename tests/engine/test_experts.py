@@ -31,6 +31,7 @@ from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import heat
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
+from numoe.engine.measure.machine import process_bytes
 from numoe.quant.compute import threads
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files
@@ -258,7 +259,7 @@ def test_that_memory_was_needed_elsewhere_is_said_once(
 ) -> None:
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
     monkeypatch.setattr(experts, "_PATIENCE", 0)
-    ram = f"{describe('tiny').plan(256).total_bytes - 100}B"
+    ram = f"{describe('tiny').plan(256).total_bytes + process_bytes() - 100}B"
     asked = ("run", "tiny", "--ctx", "256", "--ram", ram, "What colour is a frog?")
     code, out, err = command(*asked)
     assert code == 0 and "other programs" not in err

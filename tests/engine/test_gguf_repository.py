@@ -241,7 +241,7 @@ def test_a_missing_part_is_not_pulled(hub: Hub, files: dict[str, bytes], command
     assert code == 1 and "lacks Model-UD-Q2_K_XL-00002-of-00003.gguf" in err
     assert command("pull", ID)[2].startswith(f"error: {ID} holds 3 models in GGUF: Q4_K_M, UD-Q2_K_XL, Q8_0; say which")
     code, _, err = command("run", f"{ID}:Q4_K_M", "x")
-    assert code == 1 and f"`numoe pull {ID}:Q4_K_M` gets it" in err
+    assert code == 2 and f"`numoe pull {ID}:Q4_K_M` gets it" in err
     assert not list(home.models_folder().iterdir())
 
 
