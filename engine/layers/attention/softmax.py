@@ -19,8 +19,8 @@ from numoe.engine.layers.rows import Stretch
 from numoe.quant.compute.memory import scratch
 from numoe.quant.compute.threads import Task, run_worth
 
-SCORE_BYTES = 32 << 20
-"""Bound on the scores held at once: queries, and where one has more keys than that, keys are taken in blocks."""
+SCORE_BYTES = 4 << 20
+"""Bound on the scores that a thread holds: queries, and where one has more keys than that, keys are taken in blocks."""
 
 _BLOCKS = 8
 """Queries are cut into so many blocks at least, unless they are few: for threads to share them, and for early queries
@@ -35,8 +35,8 @@ _FEW = 64
 
 
 def query_blocks(queries: int, heads: int, keys: int) -> Iterator[tuple[int, int]]:
-    """Ranges of queries, _BLOCKS of which have scores over `keys` keys below SCORE_BYTES; of one query at least."""
-    step = max(1, min(SCORE_BYTES // (_BLOCKS * 4 * heads * max(keys, 1)), max(_FEW_QUERIES, -(-queries // _BLOCKS))))
+    """Ranges of queries whose scores over `keys` keys stay below SCORE_BYTES, of one query at least."""
+    step = max(1, min(SCORE_BYTES // (4 * heads * max(keys, 1)), max(_FEW_QUERIES, -(-queries // _BLOCKS))))
     for start in range(0, queries, step):
         yield start, min(start + step, queries)
 
