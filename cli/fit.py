@@ -152,10 +152,11 @@ def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:
     room = Budget(options["ram"], machine.process_bytes).total
     streams = [plan for plan in plans if plan.verdict(room) is Verdict.FROM_DISK or options["chart"] is not None]
     sizes = [plan.largest_expert for plan in streams if plan.largest_expert]
-    if read_gb_s is None:
+    if read_gb_s is not None:
+        for nbytes in sizes:
+            machine = machine.with_reading(nbytes, read_gb_s * 1e9)
+    elif sizes:
         machine = calibrate(sizes, output.status)
-    for nbytes in sizes if read_gb_s is not None else ():
-        machine = machine.with_reading(nbytes, read_gb_s * 1e9)
     return machine.with_cores(cores) if cores else machine
 
 
