@@ -78,8 +78,8 @@ def test_the_first_drafter_that_pays_is_asked_and_sorts_are_told_apart() -> None
         paying = Paying(which, Guess(free=False))
         run(paying, rate, 0.06, 200)
         assert len(paying._drafters[0].propose([1], 3)) == 3
-        assert (paying._count(0, which.sort) > 0) == (which is good)
-        assert paying._count(0, 99) > 0, "another sort is not known yet"
+        assert (paying._best(0, which.sort, paying._passes())[0] > 0) == (which is good)
+        assert paying._best(0, 99, paying._passes())[0] > 0, "another sort is not known yet"
     assert Paying(good).propose([1, 2], 9) == [], "nothing is known of passes yet"
     assert COUNTS[-1] < 64, "caches with windows go back so far"
 
