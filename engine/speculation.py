@@ -79,7 +79,7 @@ class PromptLookup:
     tokens: int = 8
     """Proposed at most."""
     sort: int = field(default=0, init=False)
-    """Of the last proposal, how long a run it follows from."""
+    """Of the last proposal, how long a run it follows from, up to `_LONG`."""
     free = True
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
@@ -87,11 +87,15 @@ class PromptLookup:
         for length in range(min(self.longest, len(known) - 1), self.shortest - 1, -1):
             start = _last(known[-length:], known[:-1])
             if start is not None:
-                self.sort = length
+                self.sort = min(length, _LONG)
                 follows = known[start + length :]
                 # What it overlaps with goes round: after "ababa" comes "ba" and "ba" again.
                 return [follows[i % len(follows)] for i in range(min(most, self.tokens))]
         return []
+
+
+_LONG = 3
+"""Tokens of a run; what follows longer ones is right as often."""
 
 
 class Drafting:
