@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import tiny
 
-from numoe.engine import InputError, Model, load
+from numoe.engine import InputError, Model, Session, load
 from numoe.engine import prompt_cache as module
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat, Settings
+from numoe.engine.chat.prompt import encode
 from numoe.engine.prompt_cache import PromptCache
 
 Models = Callable[[str], Model]
@@ -137,6 +140,25 @@ def test_prompts_that_begin_alike_read_the_beginning_once(case: str, model: Mode
     np.testing.assert_array_equal(made, fresh.feed([*ids, *tails[3]][150 // 16 * 16 :], last=True)[0])
     assert read(loaded, path, [9] * 40)[1] == 40, "another prompt takes its place"
     assert read(loaded, path, [*[9] * 40, *[8] * 40])[1] == 40
+
+
+def test_chats_begin_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, system = load("tiny"), "Tim has a red key. " * 30
+    ids, _ = encode(
+        model.description.chat_format,
+        model.tokenizer,
+        [{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}],
+        thinking=False,
+    )
+    read(model, tmp_path / "kept", ids[:200])
+    conversation = Conversation(model, Chat("tiny", Settings(system=system, context=512)), None, tmp_path / "kept")
+    fed: list[int] = []
+    feed = Session.feed
+    monkeypatch.setattr(Session, "feed", lambda self, ids, **more: (fed.append(len(ids)), feed(self, ids, **more))[1])
+    "".join(text for _, text in conversation.ask("What does Tim have?"))
+    assert 0 < fed[0] < 60
+    with pytest.raises(InputError, match="there is no session file"):
+        Conversation(model, Chat("tiny", Settings()), None, tmp_path / "none")
 
 
 def test_what_is_no_file_of_this_model_is_left_alone(model: Models, tmp_path: Path) -> None:
