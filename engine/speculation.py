@@ -249,10 +249,11 @@ class Paying:
         self._now += 1
         if one.again:
             self._again.add(one.seconds, self._now)
-        else:  # a shorter proposal than was asked for, at the end of a text, counts for the next size
-            self._seconds[min(count for count in COUNTS if count >= one.proposed)].add(one.seconds, self._now)
-        if one.proposed and self._asked:
-            self._shares.setdefault(self._asked, _Share()).learn(one.proposed, one.accepted, self._now)
+        elif one.proposed <= COUNTS[-1]:  # of a size between two it counts for the larger
+            self._seconds[next(count for count in COUNTS if count >= one.proposed)].add(one.seconds, self._now)
+        asked, self._asked = self._asked, None  # a form's own tokens are nobody's guesses
+        if one.proposed and asked:
+            self._shares.setdefault(asked, _Share()).learn(one.proposed, one.accepted, self._now)
 
     def _best(self, number: int, sort: int, passes: Sequence[float]) -> tuple[int, float]:
         """How many tokens of a sort are worth reading, and what that gains: tokens in the time of a pass of one."""

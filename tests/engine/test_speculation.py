@@ -81,6 +81,15 @@ def test_one_bad_measurement_counts_for_nothing() -> None:
     assert tokens / seconds > 4
 
 
+def test_tokens_that_a_form_forces_are_nobodys_guesses() -> None:
+    paying = Paying(Guess())
+    run(paying, draws(0.9), 0.06, 50)
+    before = paying._shares[0, 0].expected(paying._now)
+    for proposed in (3, 40):
+        paying.told(Pass(proposed, 0, 1.5))
+    assert paying._shares[0, 0].expected(paying._now)[0] > before[0] - 0.05
+
+
 def test_of_several_drafters_the_one_that_pays_most_is_asked() -> None:
     often, seldom = draws(0.95), draws(0.4)
     for first, second in ((Guess(sort=1), Guess(free=False)), (Guess(free=False), Guess(sort=1))):
