@@ -134,7 +134,7 @@ class Setting:
         option = typer.Option(
             default,
             *flags,
-            metavar=self.metavar,
+            metavar=self.metavar or ("|".join(self.kind) if self.is_choice else None),
             help=self.explained,
             autocompletion=self.completes,
             show_default=False,
@@ -283,7 +283,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("template", str, "Put the prompt into this one, see `numoe template`.", short="-t", metavar="NAME",
             completes=templates_here),
     Setting("batch", str, 'Answer each line of a file: {"prompt": TEXT} or {"messages": [...]}.', metavar="FILE"),
-    Setting("prompt_cache", Path, "Keep what was read of the prompt in this file; what it has is not read again.",
+    Setting("prompt_cache", Path,
+            "Keep what was read of the prompt in this file, and read that no more; chat and serve begin with it.",
             metavar="FILE"),
     Setting("session", str, "Go on with the chat of this name, or begin it.", metavar="NAME", completes=chats_here),
     Setting("continue_", bool, "Go on with the last one.", default=False, short="-c", long="--continue"),

@@ -59,6 +59,7 @@ class Description:
     spec: ModelSpec
     checkpoint: Checkpoint
     places: dict[str, Place]
+    family: Family
 
     def plan(self, context: int | None = None, quant: str = "native", kv: str = FLOAT32.name) -> Plan:
         """Bytes and parameters, without reading weights.
@@ -283,7 +284,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         experts = routed[layer][0] if layer in routed else 0
         places[name] = place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
-    return Description(path, config, spec, checkpoint, places)
+    return Description(path, config, spec, checkpoint, places, kind)
 
 
 def _holds(checkpoint: Checkpoint, source: Source) -> bool:

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numoe.engine import session_file
 from numoe.engine.layers.state import CHUNK
-from numoe.engine.session import shared_length
+from numoe.engine.session import require_room, shared_length
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
     from numoe.engine.session import Session
+
 
 SHARE = 0.1
 """Of the time that reading takes, what writing the file meanwhile may take at most."""
@@ -49,16 +51,10 @@ class PromptCache:
         context = model.plan(ctx).context
         if not self.path.exists():
             return model.session(context)
-        kept = model.restore(self.path)
-        self._kept = kept.tokens
-        if kept.context == context and kept.kv == model.plan(ctx).kv.name:
-            return kept
-        if kept.kv != model.plan(ctx).kv.name:
-            raise InputError(f"{self.path} holds {kept.kv} rows; give `kv` {kept.kv}, or another file")
-        with kept:
-            session = model.session(context)
-            session.fork(kept)
-            return session
+        self._kept = known(self.path, model, ctx)
+        session = model.session(context)
+        session.resume(self.path)
+        return session
 
     def begin(self, session: Session, prompt: list[int]) -> list[int]:
         """Take a session to where it has read what a prompt begins with; returns what is left to be read."""
@@ -118,3 +114,16 @@ class PromptCache:
         """Keep what was read of a prompt that is not read to its end."""
         if self._session is not None and self._session.position < len(self._prompt):
             self.keep()
+
+
+def known(path: Path, model: Model, ctx: int | None = None) -> list[int]:
+    """The tokens of a file that sessions of a model can begin with.
+
+    Raises:
+        InputError: there is no such file, it is none of this model, or its rows are held otherwise or do not fit.
+    """
+    kept, planned = session_file.read(path, model.identity, model.spec.vocab, model.spec.context), model.plan(ctx)
+    if kept.kv != planned.kv.name:
+        raise InputError(f"{path} holds {kept.kv} rows; give `kv` {kept.kv}, or another file")
+    require_room(len(kept.tokens), planned.context, model.spec.context)
+    return kept.tokens

@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import accumulate, islice, takewhile
 from statistics import median
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class PromptLookup:
     tokens: int = 8
     """Proposed at most."""
     sort: int = field(default=0, init=False)
-    """Of the last proposal, how long a run it follows from."""
+    """Of the last proposal, how long a run it follows from, up to `_LONG`."""
     free = True
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
@@ -87,11 +87,15 @@ class PromptLookup:
         for length in range(min(self.longest, len(known) - 1), self.shortest - 1, -1):
             start = _last(known[-length:], known[:-1])
             if start is not None:
-                self.sort = length
+                self.sort = min(length, _LONG)
                 follows = known[start + length :]
                 # What it overlaps with goes round: after "ababa" comes "ba" and "ba" again.
                 return [follows[i % len(follows)] for i in range(min(most, self.tokens))]
         return []
+
+
+_LONG = 3
+"""Tokens of a run; what follows longer ones is right as often."""
 
 
 class Drafting:
@@ -135,6 +139,8 @@ _DEARER = 0.1
 """What a further token adds to a pass, in passes, before it is measured."""
 _FADES = 0.98
 """What was learned counts by so much less with every pass."""
+_LATEST, _OLD = 16, 1024
+"""So many measurements of each size count, and those of so many passes ago no more."""
 
 
 class _Share:
@@ -146,18 +152,22 @@ class _Share:
     def __init__(self) -> None:
         self.came = [0.0] * COUNTS[-1]
         self.tried = [0.0] * COUNTS[-1]
+        self._at = 0  # the pass that it was faded in last
 
-    def learn(self, proposed: int, accepted: int) -> None:
+    def learn(self, proposed: int, accepted: int, now: int) -> None:
+        self._fade(now)
         for place in range(min(accepted + 1, proposed)):
             self.tried[place] += 1
             self.came[place] += place < accepted
 
-    def fade(self) -> None:
-        self.came = [_FADES * count for count in self.came]
-        self.tried = [_FADES * count for count in self.tried]
+    def _fade(self, now: int) -> None:
+        left, self._at = _FADES ** (now - self._at), now
+        self.came = [left * count for count in self.came]
+        self.tried = [left * count for count in self.tried]
 
-    def expected(self) -> list[float]:
+    def expected(self, now: int) -> list[float]:
         """How likely the first, the first two, ... of a proposal come."""
+        self._fade(now)
         rate, both, likely = 0.5, 1.0, []
         for came, tried in zip(self.came, self.tried, strict=True):
             rate = (came + 2 * rate) / (tried + 2)
@@ -166,81 +176,108 @@ class _Share:
         return likely
 
 
+class _Latest:
+    """The latest measurements of something."""
+
+    def __init__(self) -> None:
+        self._values: deque[tuple[int, float]] = deque(maxlen=_LATEST)
+
+    def add(self, value: float, now: int) -> None:
+        self._values.append((now, value))
+
+    def recent(self, now: int) -> list[float]:
+        return [value for at, value in self._values if now - at < _OLD]
+
+    def median(self, now: int) -> float:
+        """Of the recent ones; of all where all are old."""
+        return median(self.recent(now) or [value for _, value in self._values])
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+
 class Paying:
-    """Proposes what the first of several drafters does that has something, as far as it pays.
+    """Proposes what that of several drafters does which pays most, as far as one does.
 
     Whether it does follows from what was measured: how often tokens of that sort came, how long passes of so many
-    tokens take beside those of one, and how long the drafter does. What was learned fades, so that a sort which did not
-    pay is tried again.
+    tokens take beside those of one, and how long the drafter does. What was learned fades, so that what did not pay is
+    tried again.
     """
 
     def __init__(self, *drafters: Sorted):
         self._drafters = drafters
         self._shares: dict[tuple[int, int], _Share] = {}
         self._asked: tuple[int, int] | None = None
-        self._seconds: dict[int, deque[float]] = {}  # of passes, by the tokens that they proposed
-        self._again: deque[float] = deque(maxlen=16)  # of passes that read tokens once more
-        self._drafted: dict[int, deque[float]] = {}  # of a token, by its drafter
+        self._seconds = {count: _Latest() for count in COUNTS}  # of passes, by the tokens that they proposed
+        self._again = _Latest()  # of passes that read tokens once more
+        self._drafted = [_Latest() for _ in drafters]  # of a token
+        self._now = 0  # passes so far
 
     @property
     def single_seconds(self) -> float | None:
         """How long a pass of one token takes; None: none was yet."""
-        return median(self._seconds[0]) if 0 in self._seconds else None
+        return self._seconds[0].median(self._now) if self._seconds[0] else None
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         self._asked = None
-        if self.single_seconds is None:
+        if not self._seconds[0]:
             return []
+        offers = []
+        passes = self._passes()
         for number, drafter in enumerate(self._drafters):
-            count = COUNTS[-1] if drafter.free else self._count(number, drafter.sort)
-            begun = time.perf_counter()
-            proposed = drafter.propose(tokens, min(most, count)) if count else ()
-            taken = time.perf_counter() - begun
-            if not proposed:
-                continue
-            if drafter.free:
-                proposed = proposed[: self._count(number, drafter.sort)]
-            else:
-                self._drafted.setdefault(number, deque(maxlen=16)).append(taken / len(proposed))
-            if proposed:
-                self._asked = number, drafter.sort
+            known = drafter.propose(tokens, min(most, COUNTS[-1])) if drafter.free else None
+            if known is None or known:
+                count, gain = self._best(number, drafter.sort, passes)
+                offers.append((gain, -number, min(most, count), known))
+        for _, number, count, known in sorted(offers, reverse=True, key=lambda offer: offer[:2]):
+            if proposed := self._offered(-number, count, known, tokens):
+                self._asked = -number, self._drafters[-number].sort
                 return proposed
         return []
 
+    def _offered(self, number: int, count: int, known: Sequence[int] | None, tokens: Sequence[int]) -> Sequence[int]:
+        """So many tokens of a drafter, that it has said already or is asked for."""
+        if known is not None or not count:
+            return known[:count] if known else ()
+        begun = time.perf_counter()
+        if proposed := self._drafters[number].propose(tokens, count):
+            self._drafted[number].add((time.perf_counter() - begun) / len(proposed), self._now)
+        return proposed
+
     def told(self, one: Pass) -> None:
         """What came of a pass."""
+        self._now += 1
         if one.again:
-            self._again.append(one.seconds)
-        else:
-            self._seconds.setdefault(one.proposed, deque(maxlen=16)).append(one.seconds)
-        for share in self._shares.values():
-            share.fade()
-        if one.proposed and self._asked:
-            self._shares.setdefault(self._asked, _Share()).learn(one.proposed, one.accepted)
+            self._again.add(one.seconds, self._now)
+        elif one.proposed <= COUNTS[-1]:  # of a size between two it counts for the larger
+            self._seconds[next(count for count in COUNTS if count >= one.proposed)].add(one.seconds, self._now)
+        asked, self._asked = self._asked, None  # a form's own tokens are nobody's guesses
+        if one.proposed and asked:
+            self._shares.setdefault(asked, _Share()).learn(one.proposed, one.accepted, self._now)
 
-    def _count(self, number: int, sort: int) -> int:
-        """How many tokens of a sort are worth reading."""
-        likely, single = self._shares.get((number, sort), _Share()).expected(), self.single_seconds
+    def _best(self, number: int, sort: int, passes: Sequence[float]) -> tuple[int, float]:
+        """How many tokens of a sort are worth reading, and what that gains: tokens in the time of a pass of one."""
+        likely, single = self._shares.get((number, sort), _Share()).expected(self._now), self.single_seconds
         assert single is not None
-        each = median(self._drafted[number]) / single if number in self._drafted else 0.0
-        again = max(0.0, median(self._again) / single - 1) if self._again else 0.0
+        each = self._drafted[number].median(self._now) / single if self._drafted[number] else 0.0
+        again = max(0.0, self._again.median(self._now) / single - 1) if self._again else 0.0
+        come = list(accumulate(likely, initial=1.0))
+        best = 0, 1.0
+        for count, taken in zip(COUNTS[1:], passes[1:], strict=True):
+            gain = come[count] / (taken + count * each + (1 - likely[count - 1]) * again)
+            if gain > max(best[1], _GAIN):
+                best = count, gain
+        return best
 
-        def gain(count: int) -> float:
-            if not count:
-                return 1.0
-            come = 1 + sum(likely[:count])
-            return come / (self._passes(count) + count * each + (1 - likely[count - 1]) * again)
-
-        best = max(COUNTS, key=gain)
-        return best if gain(best) > _GAIN else 0
-
-    def _passes(self, count: int) -> float:
-        """How many passes of one token one takes that proposes so many: as measured, else reckoned from a smaller."""
-        single = self.single_seconds or 1.0
-        known = max(size for size in self._seconds if size <= count)
-        at = max(1.0, median(self._seconds[known]) / single)
-        slope = max(_DEARER, (at - 1) / known) if known else _DEARER
-        return at + (count - known) * slope
+    def _passes(self) -> list[float]:
+        """How many passes of one token one takes that proposes so many, of `COUNTS`: as measured, where it was more
+        than once, else reckoned from what further tokens took in all."""
+        single = self._seconds[0].median(self._now)
+        recent = {count: [took / single for took in self._seconds[count].recent(self._now)] for count in COUNTS[1:]}
+        # A guess counts twice, which keeps one bad measurement from counting.
+        further = ((took - 1) / count for count, passes in recent.items() for took in passes)
+        each = max(0.0, median([_DEARER, _DEARER, *further]))
+        return [1.0, *(median([1 + each * count] * 2 + recent[count]) for count in COUNTS[1:])]
 
 
 def _last(run: array[int], known: array[int]) -> int | None:

@@ -85,12 +85,14 @@ class Talk:
         path: Path | None,
         alone: ExitStack,
         keeps: bool = True,
+        prompt_cache: Path | None = None,
     ) -> None:
         """
         Args:
             path: the chat's file; None: named after the first question.
             alone: what keeps other processes from going on with the chat; see `conversation.alone`.
             keeps: write the chat to a file at all; may be changed at any time.
+            prompt_cache: a file that the chat can begin with.
 
         Raises:
             InputError: the model cannot be loaded, or has no chat template.
@@ -106,7 +108,7 @@ class Talk:
         self._neighbours = Neighbours()
         self._answered = False  # since the cache file was written or read
         self._commands: Commands | None = None
-        self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None)
+        self.conversation = Conversation(load(chat), chat, _cache(path) if chat.turns else None, prompt_cache)
         self._tell_resumed()
 
     def offer(self, commands: Commands | None) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @takes(
     "model", "pull", "continue_", "session", "list", "search", "show", "json", "save", "plain", "theme", "system",
-    "commands", "reasoning", "ending", "sampling", "room", "check", "quiet",
+    "commands", "reasoning", "ending", "sampling", "room", "prompt_cache", "check", "quiet",
     temp=0.6, top_p=0.95,
 )  # fmt: skip
 def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> None:
@@ -86,7 +86,7 @@ def converse(model: str | None, options: Options) -> None:
         begun = _begun(path, model, options, output.note)
         keeps = options["save"] and (typed_in or path is not None)
         commands = commands_of(output, typed_in) if options["commands"] else None
-        talk = Talk(output, _loader(options, output), begun, path, held, keeps)
+        talk = Talk(output, _loader(options, output), begun, path, held, keeps, options["prompt_cache"])
         talk.offer(commands)
         stack.callback(talk.leave)
         _talk(talk, stack, typed_in, options["save"])

@@ -27,7 +27,8 @@ Models = Annotated[
 
 @takes(
     "host", "port", "api_key", "origin", "parallel", "queue", "idle_unload", "timeout", "log_prompts", "fields",
-    "system", "reasoning", "ending", "sampling", "ctx", "kv", "ram", "threads", "check", "save", "quiet",
+    "system", "reasoning", "ending", "sampling", "ctx", "kv", "prompt_cache", "ram", "threads", "check", "save",
+    "quiet",
     parallel=None,
 )  # fmt: skip
 def serve(models: Models = None, *, options: Options) -> None:
@@ -67,6 +68,8 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     if not is_loopback(host) and not key:
         raise WrongUsage(f"{host} can be reached from other machines, so that an API key is needed; give `api_key`")
     names = served(models)
+    if options["prompt_cache"] is not None and len(names) > 1:
+        raise WrongUsage("--prompt-cache is of one model; name the one to serve")
     hub = Hub(names, options, options["idle_unload"], output.note)
     room = (options["parallel"] or PARALLEL) + options["queue"]
     prompts = output.note if options["log_prompts"] else None

@@ -187,7 +187,7 @@ def _loaded(name: str, description: Description, options: Options) -> Loaded:
     context, most = options["ctx"], options["parallel"] or PARALLEL
     room = description.plan(context).context
     model = load(description, ram=options.memory, threads=options["threads"], ctx=room, kv=options["kv"])
-    places = Places(model, context, most, options["save"])
+    places = Places(model, context, most, options["save"], options["prompt_cache"])
     own = _options_of(description, options)
     return Loaded(name, model, own, places, ThreadPoolExecutor(most, f"numoe {name}"))
 

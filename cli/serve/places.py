@@ -6,10 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.cli.serve.shelf import Shelf
 from numoe.engine.batch import Passes
+from numoe.engine.prompt_cache import known
 from numoe.engine.session import shared_length
 from numoe.quant.errors import DoesNotFit, InputError
 
@@ -53,18 +55,21 @@ class Place:
 class Places:
     """The sessions of a model, which read together what is asked at the same time."""
 
-    def __init__(self, model: Model, context: int | None, most: int, keeps: bool) -> None:
+    def __init__(
+        self, model: Model, context: int | None, most: int, keeps: bool, prompt_cache: Path | None = None
+    ) -> None:
         """
         Args:
             context: tokens of each. most: as many of them; fewer where memory ends before.
             keeps: conversations that have no session any more are kept on the disk.
+            prompt_cache: a file that conversations can begin with.
 
         Raises:
-            InputError: there is no memory for one.
+            InputError: there is no memory for one, or the file is none that sessions of this model can begin with.
         """
         self.passes = Passes(model.decoder)
         self._model, self.context, self._most = model, context, most
-        self._shelf = Shelf(model, keeps)
+        self._shelf = Shelf(model, keeps, {prompt_cache: known(prompt_cache, model, context)} if prompt_cache else {})
         self._change = threading.Condition()
         self._clock = 0
         self._all = [Place(model.session(context, passes=self.passes))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +34,8 @@ def _written(path: Path) -> int:
 class Shelf:
     """The files of one model. From several threads."""
 
-    def __init__(self, model: Model, keeps: bool) -> None:
-        """keeps: False keeps nothing, and has nothing."""
+    def __init__(self, model: Model, keeps: bool, given: Mapping[Path, Sequence[int]] = {}) -> None:
+        """keeps: False keeps nothing, and has nothing but what is given: files that stay, and their tokens."""
         from numoe.engine.home import home
 
         self._folder = home() / "served"
@@ -43,6 +43,7 @@ class Shelf:
         self._keeps = keeps
         self._lock = threading.Lock()
         self._known: dict[Path, Sequence[int]] = {}
+        self._given = dict(given)
         if keeps:
             self._look(model)
 
@@ -80,7 +81,7 @@ class Shelf:
     def find(self, ids: Sequence[int], more_than: int) -> Path | None:
         """The file that most of a prompt can be taken from; None: none has so many more tokens of it than a session."""
         with self._lock:
-            shared = {path: shared_length(tokens, ids) for path, tokens in self._known.items()}
+            shared = {path: shared_length(tokens, ids) for path, tokens in (self._given | self._known).items()}
             best = max(shared, key=shared.__getitem__, default=None)
             return best if best is not None and shared[best] >= more_than + _LEAST else None
 
@@ -88,3 +89,4 @@ class Shelf:
         """Leave out a file that cannot be read."""
         with self._lock:
             self._known.pop(path, None)
+            self._given.pop(path, None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from numoe.engine.chat.prompt import encode
 from numoe.engine.layers.rows import ROW_FORMS
+from numoe.engine.prompt_cache import known
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ class Conversation:
     reason: why no session file could be used, "" if one was or none was asked for.
     """
 
-    def __init__(self, model: Model, chat: Chat, cache: Path | None = None) -> None:
+    def __init__(self, model: Model, chat: Chat, cache: Path | None = None, prompt_cache: Path | None = None) -> None:
         """
         Args:
             cache: what `save_cache` wrote, used as far as model, context and tokens are the same.
+            prompt_cache: what a `PromptCache` wrote, for a session to begin with.
 
         Raises:
-            InputError: the model has no chat template, or the context does not fit.
+            InputError: the model has no chat template, the context does not fit, or the file is of another model.
         """
         self.model = model
         self.chat = chat
@@ -49,7 +51,11 @@ class Conversation:
         self._format = model.description.chat_format
         self._points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)  # latest first
         restored = self._restore(cache) if cache is not None else None
+        if prompt_cache is not None:
+            known(prompt_cache, model, chat.settings.context)
         self.session: Session = restored or model.session(chat.settings.context)
+        if prompt_cache is not None and restored is None:
+            self.session.resume(prompt_cache)
 
     def _restore(self, cache: Path) -> Session | None:
         if not cache.exists():

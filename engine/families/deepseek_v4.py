@@ -12,7 +12,7 @@ from typing import Any
 
 from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config, nested, scaled_rope
-from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
+from numoe.engine.families.names import Family, Gguf, GgufFile, Mtp, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
 from numoe.engine.layers.block import Layer
@@ -114,7 +114,7 @@ def _blocks(config: Config) -> tuple[Callable[[str, int], CompressedAttention], 
     return attention, ffn, hashed
 
 
-def mtp_layer(config: Config) -> Layer:
+def _mtp_layer(config: Config, spec: ModelSpec) -> Layer:
     attention, ffn, _ = _blocks(config)
     return decoder_layer(attention(SLIDING, 0), ffn)
 
@@ -272,6 +272,15 @@ GGUF = Gguf(
             "embedding_length_out"),
     settle=_settle,
 )  # fmt: skip
+_MTP = Mtp(
+    {
+        **{one: (Source(f"mtp.0.{one}.weight"),) for one in ("e_proj", "h_proj", "enorm", "hnorm", "norm")},
+        **{f"head_residual.{part}": (Source(f"mtp.0.hc_head_{part}"),) for part in ("fn", "base", "scale")},
+    },
+    ("layers.{layer}.", "mtp.0."),
+    _mtp_layer,
+    normed=False,
+)
 FAMILY = Family(
     "DeepSeek-V4-Flash, V4-Pro: sliding, CSA and HCA attention, hyper-connections, hash and score routing",
     ("deepseek_v4",),
@@ -288,5 +297,5 @@ FAMILY = Family(
         *common.IGNORED,
     ),
     (GGUF,),
-    mtp=mtp_layer,
+    mtp=_MTP,
 )

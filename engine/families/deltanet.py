@@ -8,7 +8,7 @@ from typing import Any
 
 from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, partial_rope
-from numoe.engine.families.names import GgufFile, Names, Source
+from numoe.engine.families.names import NEXT, GgufFile, Mtp, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.block import Kind
 from numoe.engine.layers.mixture import MixtureOfExperts
@@ -108,6 +108,23 @@ def gguf_names(projections: Mapping[str, str]) -> Names:
             "attention.o": ("attn_output.weight", "ssm_out.weight"),
         }
     )  # fmt: skip
+
+
+def _own(name: str, ours: str) -> tuple[Source, ...]:
+    """Of the head that predicts further: in GGUF files its norms have the one added."""
+    stored = Source(f"mtp.{name}.weight")
+    return (stored if ours == "eh_proj" else replace(stored, made=lambda weight: weight + 1), *NEXT[ours])
+
+
+MTP = Mtp(
+    {
+        "eh_proj": _own("fc", "eh_proj"),
+        "enorm": _own("pre_fc_norm_embedding", "enorm"),
+        "hnorm": _own("pre_fc_norm_hidden", "hnorm"),
+        "norm": _own("norm", "norm"),
+    },
+    ("model.layers.{layer}.", "mtp.layers.0."),
+)
 
 
 GGUF_KEYS = {

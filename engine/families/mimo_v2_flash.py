@@ -7,8 +7,9 @@ from typing import Any
 
 from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config, rope_of_kind
-from numoe.engine.families.names import Family, Gguf, GgufFile, Names
+from numoe.engine.families.names import NEXT, Family, Gguf, GgufFile, Mtp, Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
+from numoe.engine.layers.block import Layer
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 FULL, SLIDING = common.FULL, common.SLIDING
@@ -147,6 +148,25 @@ GGUF = Gguf(
     settle=_settle,
     biases="qkv",
 )
+
+
+def _mtp_layer(config: Config, spec: ModelSpec) -> Layer:
+    """Of three that follow each other the first: a window and a dense block."""
+    config = config.renamed({"layernorm_epsilon": "rms_norm_eps"})
+    every = _attentions(config)
+    return decoder_layer(next((one for one in every if one.window is not None), every[-1]), common.swiglu(config))
+
+
+_MTP = Mtp(
+    {
+        **{one: (Source(f"model.mtp.layers.0.{one}.weight"), *NEXT[one]) for one in ("eh_proj", "enorm", "hnorm")},
+        "norm": (Source("model.mtp.layers.0.final_layernorm.weight"), *NEXT["norm"]),
+        "layers.0.ffn_norm": (Source("model.mtp.layers.0.pre_mlp_layernorm.weight"),),
+    },
+    ("model.layers.{layer}.", "model.mtp.layers.0."),
+    _mtp_layer,
+    normed=False,
+)
 FAMILY = Family(
     "MiMo-V2-Flash",
     ("mimo_v2_flash",),
@@ -155,4 +175,5 @@ FAMILY = Family(
     DEFAULTS,
     (r"model\.mtp\..*", *common.IGNORED),
     (GGUF,),
+    mtp=_MTP,
 )

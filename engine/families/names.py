@@ -84,6 +84,46 @@ class Gguf:
     marks: tuple[Callable[[GgufFile], bool], ...] = ()
 
 
+NEXT: Names = {
+    **{
+        name: (Source(f"model.layers.{{layer}}.{name}.weight"), Source(f"blk.{{layer}}.nextn.{name}.weight"))
+        for name in ("eh_proj", "enorm", "hnorm")
+    },
+    "norm": (
+        Source("model.layers.{layer}.shared_head.norm.weight"),
+        Source("blk.{layer}.nextn.shared_head_norm.weight"),
+        Source("blk.{layer}.layer_output_norm.weight"),
+    ),
+}
+"""What DeepSeek-V3 and others call their own weights of a head that predicts further, and what GGUF files do."""
+
+
+def _usual_layer(config: Config, spec: ModelSpec) -> Layer:
+    """The last that has no recurrent state, and an indexer of its own where layers share one."""
+
+    def states(layer: Layer) -> list[bool]:
+        return [state.only_now for block in layer for state in block.kind.state().values()]
+
+    return max(reversed(spec.layers), key=lambda layer: (not any(states(layer)), len(states(layer))))
+
+
+@dataclass(frozen=True)
+class Mtp:
+    """A head that predicts one token further, see `numoe.engine.mtp`, where a checkpoint has one.
+
+    `names`: of its own weights, {layer} the number after the last layer: `eh_proj`, or `e_proj` and `h_proj`; `enorm`,
+    `hnorm`, and `norm` (else the model's); and those of its layer, `layers.0`, that have names of their own.
+    `place`: what names of its layer begin with by the model's table, and what they do.
+    `layer`: what its layer is.
+    `normed`: it reads states after the model's last norm, and its own after its own.
+    """
+
+    names: Names = field(default_factory=lambda: NEXT)
+    place: tuple[str, str] = ("", "")
+    layer: Callable[[Config, ModelSpec], Layer] = _usual_layer
+    normed: bool = True
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family: a pure function from config.json to a ModelSpec, and its tensors' names.
@@ -96,6 +136,7 @@ class Family:
     `gguf`: the architectures that GGUF files of it have.
     `arranged`: as in `Config`.
     `mlx`: whether mlx-lm stores its weights as they are, but for their codes: of others it moves or shifts some.
+    `mtp`: where checkpoints keep a head that predicts further.
     """
 
     title: str
@@ -107,8 +148,7 @@ class Family:
     gguf: tuple[Gguf, ...] = ()
     arranged: Arrangement = field(default_factory=dict)
     mlx: bool = False
-    mtp: Callable[[Config], Layer] | None = None
-    """The layer of the head that predicts one token further, stored as `mtp.0`, see `numoe.engine.mtp`."""
+    mtp: Mtp = field(default_factory=Mtp)
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -136,14 +176,16 @@ class Family:
             merged["tie_word_embeddings"] = values["tie_word_embeddings"]
         return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
 
-    def mtp_sources(self, canonical: str, expert: int | None = None) -> Iterator[Source]:
-        """The places where a tensor of the head may be that predicts further."""
-        if canonical in ("e_proj", "h_proj", "enorm", "hnorm"):
-            yield Source(f"mtp.0.{canonical}.weight")
-            return
-        layer = 0 if canonical.startswith("layers.") else None
-        for source in self.sources(canonical, layer, expert):
-            yield replace(source, name=f"mtp.0.{source.name.removeprefix('layers.0.')}")
+    def mtp_sources(self, canonical: str, layers: int, expert: int | None = None) -> Iterator[Source]:
+        """The places where a tensor of the head may be that predicts further, after so many layers."""
+        own = self.mtp.names.get(canonical, ())
+        yield from (replace(source, name=source.name.format(layer=layers)) for source in own)
+        if canonical == "norm":
+            yield from self.sources(canonical)
+        if canonical.startswith("layers.0."):
+            usual, here = (place.format(layer=layers) for place in self.mtp.place)
+            for source in self.sources(canonical.replace("layers.0.", f"layers.{layers}.", 1), layers, expert):
+                yield replace(source, name=source.name.replace(usual, here, 1))
 
     def sources(self, canonical: str, layer: int | None = None, expert: int | None = None) -> Iterator[Source]:
         """The places where a tensor may be, names filled in; after the family's own its canonical name, in conversions.

@@ -52,4 +52,5 @@ FAMILY = Family(
     DEFAULTS,
     (r"mtp\..*", r"model\.visual\..*", *common.IGNORED),
     (_gguf("qwen35", "qwen3_5", {}), _gguf("qwen35moe", "qwen3_5_moe", gguf.SHARED_EXPERT_KEYS)),
+    mtp=deltanet.MTP,
 )

@@ -41,4 +41,5 @@ FAMILY = Family(
     DEFAULTS,
     (r"mtp\..*", *common.IGNORED),
     (GGUF,),
+    mtp=deltanet.MTP,
 )

@@ -20,9 +20,11 @@ import numpy as np
 import psutil
 
 from numoe.engine import Model, describe, load
-from numoe.engine.layers.state import CHUNK, Cache, KeptRows
+from numoe.engine.layers.state import Cache, KeptRows
 
 TESTS = Path(__file__).parents[1]
+ROWS = 32
+"""Of noise that are written at once: few, for what the allocator keeps of them is measured too."""
 
 
 def v4_shaped(folder: Path) -> Path:
@@ -66,9 +68,9 @@ def fill(cache: Cache, position: int) -> None:
                 for plane in state._planes:
                     plane[:] = 0  # prompts in chunks write to all of it
                 end, spec = position // state.spec.stride, state.spec
-                noise = random.standard_normal((spec.groups, CHUNK, spec.width), np.float32)
-                for start in range(0 if spec.keep is None else max(0, end - spec.keep), end, CHUNK):
-                    state.write(noise[:, : min(CHUNK, end - start)], start)
+                noise = random.standard_normal((spec.groups, ROWS, spec.width), np.float32)
+                for start in range(0 if spec.keep is None else max(0, end - spec.keep), end, ROWS):
+                    state.write(noise[:, : min(ROWS, end - start)], start)
 
 
 def measure(model: Model, context: int, tokens: int) -> tuple[int, int, float, int]:

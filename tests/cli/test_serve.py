@@ -26,7 +26,7 @@ from numoe.cli.serve import guard
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.shelf import KEPT, Shelf
-from numoe.engine import load
+from numoe.engine import InputError, load
 
 Run = Callable[..., tuple[int, str, str]]
 FROG = [{"role": "user", "content": "What colour is a frog?"}]
@@ -526,6 +526,21 @@ def test_what_was_asked_before_is_on_the_disk(tmp_path: Path, monkeypatch: pytes
     places.close()
     assert told(Places(model, 256, 1, True), [*ids, 7, 8, 9]) == 1
     assert all(file.stat().st_mode & 0o077 == 0 for file in (tmp_path / "served").iterdir())
+
+
+def test_conversations_begin_with_what_a_prompt_cache_has(tmp_path: Path) -> None:
+    model, path, ids = load(MODEL), tmp_path / "kept", list(range(100, 200))
+    with model.session(512) as session:
+        session.feed(ids)
+        session.save(path)
+    places = Places(model, 256, 2, False, path)
+    for ends in ([7, 8], [9], [6, 5]):
+        with places.taken([*ids, *ends], lambda: False) as place:
+            assert place.align([*ids, *ends]) == ends
+    with pytest.raises(InputError, match="100 tokens do not fit into the context of 64"):
+        Places(model, 64, 2, False, path)
+    with pytest.raises(InputError, match="there is no session file"):
+        Places(model, 256, 2, False, tmp_path / "none")
 
 
 def test_what_conversations_share_is_read_once() -> None:

@@ -1,5 +1,8 @@
 """A prompt that is read into a file: what is interrupted or killed goes on, to the same digits."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -8,11 +11,15 @@ import numpy as np
 import pytest
 import tiny
 
-from numoe.engine import InputError, Model, load
+from numoe.engine import InputError, Model, Session, load
 from numoe.engine import prompt_cache as module
+from numoe.engine.chat.conversation import Conversation
+from numoe.engine.chat.files import Chat, Settings
+from numoe.engine.chat.prompt import encode
 from numoe.engine.prompt_cache import PromptCache
 
 Models = Callable[[str], Model]
+Checkpoints = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +74,59 @@ def test_reading_that_ends_anywhere_goes_on_to_the_same_logits(
         np.testing.assert_array_equal(made, right)
 
 
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+import numpy as np
+import test_prompt_cache as test
+from numoe.engine import load, prompt_cache, session
+
+session.CHUNK = prompt_cache.CHUNK = 16
+prompt_cache._LEAST_SECONDS, prompt_cache.SHARE = 0.0, float("inf")
+folder, places = Path(sys.argv[2]), random.Random(20)
+model, ids = load(sys.argv[1], threads=1), test.tiny.load_golden("v4_a").ids[:150].tolist()
+
+def dying(steps):
+    def count(event, arguments):
+        nonlocal steps
+        if event in ("computed", "open", "os.rename"):
+            steps -= 1
+            if not steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+    def counted(compute):
+        return lambda *given: (count("computed", ()), compute(*given))[1]
+    for block in model.decoder.blocks:
+        block.compute = counted(block.compute)
+    sys.addaudithook(count)
+    test.read(model, folder / "kept", ids)
+
+rights, _ = test.read(model, folder / "whole", ids)
+for number in range(20):
+    steps = places.randrange(1, 130)
+    if not os.fork():
+        dying(steps)
+    print(os.waitpid(-1, 0)[1], end=" ")
+    made, left = test.read(model, folder / "kept", ids)
+    print(left, np.array_equal(made, rights), sorted(path.name for path in folder.iterdir()) == ["kept", "whole"])
+    (folder / "kept").unlink()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows ends no process at a step of its own")
+def test_reading_that_is_killed_anywhere_goes_on_to_the_same_logits(checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """At twenty of the steps that it computes or is on disk."""
+    command = [sys.executable, "-c", KILLED, checkpoint("v4_a"), tmp_path]
+    tests = os.pathsep.join((*map(str, (Path(__file__).parent, Path(__file__).parents[1])), *sys.path))
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": tests}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 20
+    assert [line[2:] for line in lines] == [["True", "True"]] * 20, done.stdout
+    assert all(status == "9" for status, *_ in lines), done.stdout
+    assert len({left for _, left, *_ in lines}) > 5, "what was read before is not read again"
+
+
 @pytest.mark.parametrize("case", ["v4_a", "gpt_oss_a", "qwen3_5_moe_a"])
 def test_prompts_that_begin_alike_read_the_beginning_once(case: str, model: Models, tmp_path: Path) -> None:
     """Also where caches cannot go back to where they differ, from the third on."""
@@ -80,6 +140,25 @@ def test_prompts_that_begin_alike_read_the_beginning_once(case: str, model: Mode
     np.testing.assert_array_equal(made, fresh.feed([*ids, *tails[3]][150 // 16 * 16 :], last=True)[0])
     assert read(loaded, path, [9] * 40)[1] == 40, "another prompt takes its place"
     assert read(loaded, path, [*[9] * 40, *[8] * 40])[1] == 40
+
+
+def test_chats_begin_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, system = load("tiny"), "Tim has a red key. " * 30
+    ids, _ = encode(
+        model.description.chat_format,
+        model.tokenizer,
+        [{"role": "system", "content": system}, {"role": "user", "content": "Hello!"}],
+        thinking=False,
+    )
+    read(model, tmp_path / "kept", ids[:200])
+    conversation = Conversation(model, Chat("tiny", Settings(system=system, context=512)), None, tmp_path / "kept")
+    fed: list[int] = []
+    feed = Session.feed
+    monkeypatch.setattr(Session, "feed", lambda self, ids, **more: (fed.append(len(ids)), feed(self, ids, **more))[1])
+    "".join(text for _, text in conversation.ask("What does Tim have?"))
+    assert 0 < fed[0] < 60
+    with pytest.raises(InputError, match="there is no session file"):
+        Conversation(model, Chat("tiny", Settings()), None, tmp_path / "none")
 
 
 def test_what_is_no_file_of_this_model_is_left_alone(model: Models, tmp_path: Path) -> None:

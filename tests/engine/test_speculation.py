@@ -72,14 +72,45 @@ def test_what_did_not_pay_is_tried_again_when_the_text_repeats() -> None:
     assert tokens / seconds > 2
 
 
-def test_the_first_drafter_that_pays_is_asked_and_sorts_are_told_apart() -> None:
+def test_one_bad_measurement_counts_for_nothing() -> None:
+    paying = Paying(Guess())
+    for one in (Pass(0, 0, 1.0), Pass(2, 2, 30.0)):
+        paying.propose([1, 2, 3], 99)
+        paying.told(one)
+    tokens, seconds = run(paying, draws(1.0), 0.06, 100)
+    assert tokens / seconds > 4
+
+
+def test_tokens_that_a_form_forces_are_nobodys_guesses() -> None:
+    paying = Paying(Guess())
+    run(paying, draws(0.9), 0.06, 50)
+    before = paying._shares[0, 0].expected(paying._now)
+    for proposed in (3, 40):
+        paying.told(Pass(proposed, 0, 1.5))
+    assert paying._shares[0, 0].expected(paying._now)[0] > before[0] - 0.05
+
+
+def test_of_several_drafters_the_one_that_pays_most_is_asked() -> None:
+    often, seldom = draws(0.95), draws(0.4)
+    for first, second in ((Guess(sort=1), Guess(free=False)), (Guess(free=False), Guess(sort=1))):
+        paying, asked = Paying(first, second), []
+        for _ in range(300):
+            proposed = len(paying.propose([1, 2, 3], 99))
+            good = paying._asked is not None and paying._asked[0] == 1
+            accepted = next((i for i in range(proposed) if not next(often if good else seldom)), proposed)
+            paying.told(Pass(proposed, accepted, 1 + 0.06 * proposed))
+            asked.append(good)
+        assert sum(asked[50:]) > 230
+
+
+def test_sorts_are_told_apart() -> None:
     good, bad = Guess(sort=8), Guess(sort=2)
     for rate, which in ((draws(1.0), good), (draws(0.0), bad)):
         paying = Paying(which, Guess(free=False))
         run(paying, rate, 0.06, 200)
         assert len(paying._drafters[0].propose([1], 3)) == 3
-        assert (paying._count(0, which.sort) > 0) == (which is good)
-        assert paying._count(0, 99) > 0, "another sort is not known yet"
+        assert (paying._best(0, which.sort, paying._passes())[0] > 0) == (which is good)
+        assert paying._best(0, 99, paying._passes())[0] > 0, "another sort is not known yet"
     assert Paying(good).propose([1, 2], 9) == [], "nothing is known of passes yet"
     assert COUNTS[-1] < 64, "caches with windows go back so far"
 
