@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
 
 
+NO_SWITCH = "The model's chat template has no switch for reasoning, so it reasons as it was trained to."
 SHED = "other programs need the memory, so fewer experts stay in it"
 
 

@@ -17,7 +17,7 @@ from numoe.cli.config import options_of
 from numoe.cli.config_file import table
 from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
-from numoe.cli.reply import SHED, Interrupt, Neighbours, document, drafts, show, statistics
+from numoe.cli.reply import NO_SWITCH, SHED, Interrupt, Neighbours, document, drafts, show, statistics
 from numoe.cli.request import Request, load_drafted, tools_of
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import typed, whole_prompt
@@ -337,6 +337,8 @@ class _Asked:
         neighbours.begin()
         turn = show(answer, None if options["json"] else output)
         neighbours.end(output)
+        if turn.thinking and not options["think"] and not self.description.chat_format.asks_for_reasoning:
+            output.note(f"{NO_SWITCH} --think-budget 0 ends it at once.")
         experts = session.model.stats()["experts"]
         if options["json"] or options["jsonl"]:
             tokenizer = self.description.tokenizer if options["logprobs"] else None

@@ -16,7 +16,7 @@ from numoe.cli.arguments import meant, models_here
 from numoe.cli.chat.kept import kept, said, write
 from numoe.cli.chat.tools import Commands
 from numoe.cli.output import Output, printable
-from numoe.cli.reply import Interrupt, Neighbours, drafts, show, statistics
+from numoe.cli.reply import NO_SWITCH, Interrupt, Neighbours, drafts, show, statistics
 from numoe.cli.settings import SETTINGS, May, Setting, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
@@ -337,7 +337,10 @@ class Talk:
         match text:
             case "on" | "off":
                 self._change({"think": text == "on"})
-                self.output.note(f"Reasoning is {'asked for' if text == 'on' else 'not asked for'}.")
+                said = f"Reasoning is {'asked for' if text == 'on' else 'not asked for'}."
+                if not self.conversation.session.model.description.chat_format.asks_for_reasoning:
+                    said += f" {NO_SWITCH} /think_budget 0 ends it at once."
+                self.output.note(said)
             case "show" | "hide":
                 self.output.folds = text == "hide"
                 turns = self.conversation.chat.turns

@@ -30,6 +30,12 @@ class ChatFormat(Protocol):
         """Whether the model can be given tools, and its calls be read."""
         return False
 
+    @property
+    def asks_for_reasoning(self) -> bool:
+        """Whether the model is asked for reasoning or not; else it reasons, or does not, whatever is asked for."""
+        question = [{"role": "user", "content": "?"}]
+        return self.render(question, thinking=True) != self.render(question, thinking=False)
+
     @classmethod
     def of(cls, model_type: str, template: str, tokenizer: Tokenizer) -> Self | None:
         """The format where a model speaks it, else None.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers import tiny_tokenizer
 from terminal import SCRIPTED, Terminal, end
-from tiny import write_checkpoint
+from tiny import write_checkpoint, write_model
 
 from numoe.engine import load
 from numoe.engine.chat.answer import Settings, Turn
@@ -460,6 +460,13 @@ def test_commands_that_are_meant(command: Run, line: str, told: str) -> None:
     code, out, err = command("chat", "tiny", stdin=f"{line}\n")
     assert (code, out) == (0, "")
     assert told in err
+
+
+def test_where_reasoning_has_no_switch_that_is_told(command: Run, tmp_path: Path) -> None:
+    always = str(write_model("llama_a", tmp_path, ending="<think>"))
+    for line in ("/think off", "/think on"):
+        assert "no switch for reasoning" in command("chat", always, stdin=f"{line}\n")[2]
+        assert "no switch" not in command("chat", "tiny", stdin=f"{line}\n")[2]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,9 @@ def test_reasoning_reaches_stdout_only_when_asked_for(command: Run, tmp_path: Pa
     assert told["text"] == "" and told["thinking"]
     code, out, err = command("run", model, "hi", "-n", "9")
     assert (code, out) == (0, "\n")
-    assert told["thinking"] in err
+    assert told["thinking"] in err and "no switch for reasoning" in err and "--think-budget 0" in err
+    other = str(write_model("llama_a", tmp_path / "other", ending="{% if not enable_thinking %}<think>{% endif %}"))
+    assert "no switch" not in command("run", other, "hi", "-n", "9")[2]
     assert command("run", model, "hi", "-n", "9", "-q") == (0, "\n", "")
     assert command("run", model, "hi", "-n", "9", "-q", "--show-thinking") == (0, f"<think>\n{told['thinking']}\n", "")
     closed = ("run", model, "hi", "-q", "--think-budget", "4", "--choices", "moo,baa")

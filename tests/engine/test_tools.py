@@ -91,6 +91,8 @@ WRITTEN = [
      '{"city": "Rome", "days": 3}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'),
     ("<｜tool▁calls▁begin｜>```json", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n"
      '```json\n{"city": "Rome", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'),
+    ("<tool_calls>```json", '<tool_calls><tool_call>get_weather\n```json\n{"city": "Rome", "days": 3}\n```</tool_call>'
+     "</tool_calls>"),
     ('"parameters": dictionary of argument', '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'),
 ]  # fmt: skip
 
@@ -235,6 +237,14 @@ def test_a_template_that_leaves_calls_or_tools_out() -> None:
     assert '{"a": 1}' in JinjaChat(texts, {}).render(messages)
     fails = "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{{ [].append(1) }}{% endif %}{% endfor %}"
     assert '"arguments": {"a": 1}' in JinjaChat(fails + "{# <tool_call> #}", {}).render(messages)
+    # A template that fails without calls, and one that reads them of messages without a text alone.
+    needs = "{% for m in messages %}{% if m.role == 'tool' and not loop.previtem.tool_calls %}{{ raise_exception('') }}"
+    needs += "{% endif %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    result = {"role": "tool", "tool_call_id": "a", "content": "pong"}
+    assert JinjaChat(needs + "{# <tool_call> #}", {}).render([*messages, result]) == '{"a": 1}'
+    alone = "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}{% for c in m.tool_calls %}"
+    alone += "<{{ c.function.name }}>{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}{# <tool_call> #}"
+    assert JinjaChat(alone, {}).render([*QUESTION, {**messages[-1], "content": None}]).endswith("<ping>")
     with pytest.raises(InputError, match="`tools` are not possible"):
         encode(JinjaChat(texts, {}), TINY.tokenizer, QUESTION, thinking=False, use=Use([WEATHER]))
 

@@ -67,8 +67,8 @@ class JinjaChat(ChatFormat):
     def _rendered(self, variables: dict[str, Any]) -> str:
         """What the template makes of them.
 
-        Calls are written into the text of a message where it leaves them out, or fails at them also where their
-        arguments are texts.
+        Some templates read the arguments of calls as text, some read calls only of messages whose text is none, and
+        some leave calls out: then they are written into the text.
         """
 
         def rendered(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> str:
@@ -77,17 +77,24 @@ class JinjaChat(ChatFormat):
 
         if not any("tool_calls" in message for message in variables["messages"]):
             return rendered(dict)
-        try:
-            text = rendered(dict)
-            left_out = self.syntax is not None and text == rendered(partial(_without_calls, syntax=None))
-        except TemplateError:
+        refusal: TemplateError | None = None
+        for change in (dict, _as_texts, _saying_nothing, lambda message: _saying_nothing(_as_texts(message))):
             try:
-                return rendered(_as_texts)
-            except TemplateError:
-                if self.syntax is None:
-                    raise
-                left_out = True
-        return rendered(partial(_without_calls, syntax=self.syntax)) if left_out else text
+                text = rendered(change)
+            except TemplateError as error:
+                refusal = refusal or error
+                continue
+            if self.syntax is None:
+                return text
+            try:
+                left_out = text == rendered(lambda message, change=change: _without_calls(change(message), None))
+            except TemplateError:  # it needs them
+                left_out = False
+            if not left_out:
+                return text
+        if self.syntax is None and refusal:
+            raise refusal
+        return rendered(partial(_without_calls, syntax=self.syntax))
 
     @cached_property
     def shows_tools(self) -> bool:
@@ -128,6 +135,11 @@ def _as_texts(message: Mapping[str, Any]) -> dict[str, Any]:
         text = json.dumps(function["arguments"], ensure_ascii=False)
         calls.append({**call, "function": {**function, "arguments": text}})
     return {**message, "tool_calls": calls} if calls else dict(message)
+
+
+def _saying_nothing(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of calls that has no text, with nothing for one."""
+    return {"content": None, **message} if "tool_calls" in message else dict(message)
 
 
 def _without_calls(message: Mapping[str, Any], syntax: Syntax | None) -> dict[str, Any]:

