@@ -87,7 +87,7 @@ class JinjaChat(ChatFormat):
             if self.syntax is None:
                 return text
             try:
-                left_out = text == rendered(lambda message, change=change: _without_calls(change(message), None))
+                left_out = text == rendered(partial(_changed_without_calls, change))
             except TemplateError:  # it needs them
                 left_out = False
             if not left_out:
@@ -150,6 +150,10 @@ def _without_calls(message: Mapping[str, Any], syntax: Syntax | None) -> dict[st
         calls = [Call(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in functions]
         given["content"] = f"{given.get('content') or ''}{syntax.write(calls)}"
     return given
+
+
+def _changed_without_calls(change: Callable[[Mapping[str, Any]], Mapping[str, Any]], message: Mapping[str, Any]) -> Any:
+    return _without_calls(change(message), None)
 
 
 FORMAT = JinjaChat
