@@ -24,6 +24,7 @@ import psutil
 
 from numoe.engine import Model, describe, load
 from numoe.engine.layers.state import CHUNK, Cache, KeptRows
+from numoe.engine.plan import kv_bytes
 
 TESTS = Path(__file__).parents[1]
 ROWS = 32
@@ -94,7 +95,7 @@ def measure(model: Model, context: int, tokens: int) -> tuple[int, int, float, i
         model.decoder.forward(np.array([1]), cache, last=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return model.plan(context).kv_bytes, taken, median(times), peak
+    return kv_bytes(model.spec, context, model.decoder.form), taken, median(times), peak
 
 
 def behind(model: Model, context: int, tokens: int) -> None:
@@ -148,7 +149,8 @@ def main() -> None:
                 scratch = scratch_from_outside(path, options.kv, context, options.tokens)
                 print(f"{options.kv}, {context:>8,} tokens: passes take {scratch / 1e6:6.1f} MB", flush=True)
             return
-        model = load(describe(path), kv=options.kv, ctx=max(contexts))
+        described = describe(path)
+        model = load(described, kv=options.kv, ctx=min(max(contexts), described.spec.context))
         for context in contexts:
             planned, taken, seconds, peak = measure(model, context, options.tokens)
             print(
