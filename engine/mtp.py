@@ -30,7 +30,7 @@ from numoe.engine.model import Model
 from numoe.engine.places import Place
 from numoe.engine.plan import kv_bytes
 from numoe.quant.compute import workers
-from numoe.quant.errors import DoesNotFit
+from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.formats.resident import held_nbytes, hold
 from numoe.quant.stored.handle import Stored
 
@@ -43,11 +43,7 @@ _SHARED = "embed", "head", "head_bias"
 
 def find_mtp(description: Description) -> tuple[ModelSpec, dict[str, Tensor], dict[str, Place]] | None:
     """The head as a decoder of one layer, its weights, and where they lie; None where a checkpoint has none that is
-    known.
-
-    Raises:
-        InputError: a tensor has another shape than the config says.
-    """
+    known."""
     kind, layers, checkpoint = description.family, len(description.spec.layers), description.checkpoint
 
     def source(name: str, expert: int | None = None) -> Source | None:
@@ -69,7 +65,10 @@ def find_mtp(description: Description) -> tuple[ModelSpec, dict[str, Tensor], di
         found = source(name, tensor.expert)
         if found is None:
             return None
-        places[name] = place(name, tensors, found, experts, description.checkpoint, "config.json")
+        try:
+            places[name] = place(name, tensors, found, experts, description.checkpoint, "config.json")
+        except InputError:  # of another size: a head of another make
+            return None
     return spec, tensors, places
 
 
@@ -77,7 +76,7 @@ def load_mtp(model: Model) -> MTP | None:
     """The head of a model in memory; None where it has none, or there is no room for it.
 
     Raises:
-        InputError: see `find_mtp`; or a file cannot be read.
+        InputError: a file cannot be read.
     """
     found = find_mtp(model.description)
     if found is None:

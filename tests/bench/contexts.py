@@ -1,14 +1,17 @@
 """What a token costs behind long contexts, and the memory that it takes: caches are filled with rows, not read.
 
-    python tests/bench/contexts.py [MODEL] [--kv int8] [--contexts 1024,32768,262144] [--tokens 8]
+    python tests/bench/contexts.py [MODEL] [--kv int8] [--contexts 1024,32768,262144] [--tokens 8] [--outside]
 
 MODEL is a folder; without it a V4-shaped one of random weights is written, with V4-Flash's heads in four layers. Prints
 for each context: the planned bytes of the cache and those that the process took for it, milliseconds a token, and the
-peak of what passes allocated meanwhile (NumPy's own, by tracemalloc).
+peak of what passes allocated meanwhile (NumPy's own, by tracemalloc). With --outside each context is a process's, of
+which another one reads what it takes before passes of one token and of 512 and at most meanwhile (on Linux).
 """
 
 import argparse
 import json
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +23,8 @@ import numpy as np
 import psutil
 
 from numoe.engine import Model, describe, load
-from numoe.engine.layers.state import Cache, KeptRows
+from numoe.engine.layers.state import CHUNK, Cache, KeptRows
+from numoe.engine.plan import kv_bytes
 
 TESTS = Path(__file__).parents[1]
 ROWS = 32
@@ -91,7 +95,37 @@ def measure(model: Model, context: int, tokens: int) -> tuple[int, int, float, i
         model.decoder.forward(np.array([1]), cache, last=True)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return model.plan(context).kv_bytes, taken, median(times), peak
+    return kv_bytes(model.spec, context, model.decoder.form), taken, median(times), peak
+
+
+def behind(model: Model, context: int, tokens: int) -> None:
+    """In a process of its own: passes behind a context, between two lines that say so."""
+    cache = model.decoder.cache(context)
+    fill(cache, context - CHUNK - tokens)
+    print("filled", flush=True)
+    input()
+    model.decoder.forward(np.arange(CHUNK) % model.spec.vocab, cache, last=True)
+    for _ in range(tokens):
+        model.decoder.forward(np.array([1]), cache, last=True)
+    print("passed", flush=True)
+    sys.stdin.read()
+
+
+def scratch_from_outside(path: Path, kv: str, context: int, tokens: int) -> int:
+    """By how much passes behind a context raise what a process takes."""
+    options = ("--kv", kv, "--contexts", str(context), "--tokens", str(tokens), "--behind")
+    command = [sys.executable, __file__, str(path), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        if process.stdout.readline() != "filled\n":
+            raise SystemExit("the process that was to be measured has ended")
+        before = psutil.Process(process.pid).memory_info().rss
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # its peak begins here
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1]) - before  # type: ignore[index]
 
 
 def main() -> None:
@@ -100,11 +134,23 @@ def main() -> None:
     parser.add_argument("--kv", default="int8")
     parser.add_argument("--contexts", default="1024,4096,32768,262144")
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--outside", action="store_true")
+    parser.add_argument("--behind", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.behind:
+        described, context = describe(options.model), int(options.contexts)
+        behind(load(described, kv=options.kv, ctx=min(context, described.spec.context)), context, options.tokens)
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(options.model) if options.model else v4_shaped(Path(folder) / "v4")
         contexts = [int(context) for context in options.contexts.split(",")]
-        model = load(describe(path), kv=options.kv, ctx=max(contexts))
+        if options.outside:
+            for context in contexts:
+                scratch = scratch_from_outside(path, options.kv, context, options.tokens)
+                print(f"{options.kv}, {context:>8,} tokens: passes take {scratch / 1e6:6.1f} MB", flush=True)
+            return
+        described = describe(path)
+        model = load(described, kv=options.kv, ctx=min(max(contexts), described.spec.context))
         for context in contexts:
             planned, taken, seconds, peak = measure(model, context, options.tokens)
             print(

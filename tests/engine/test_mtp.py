@@ -188,6 +188,19 @@ def test_the_text_is_the_same_as_without(with_head: tuple[Path, Callable[[list[i
     assert plain.tokens == drafted.tokens and generation.proposed > 20
 
 
+def test_a_head_of_another_make_is_left_alone(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """One whose parts are missing or of other sizes."""
+    head, source, config = HEADS["v3_a"], checkpoint("v3_a"), tiny.load_golden("v3_a").config
+    layer, own = parts_of(head, stored(source), config)
+    files = {f"{head.below}{below}": values for below, values in layer.items()}
+    files |= {f"{name}.weight": own[part] for name, part in zip(head.names, PARTS, strict=True)}
+    wide = files | {f"{head.names[0]}.weight": np.zeros((60, 180), np.float32)}
+    without = {name: values for name, values in files.items() if not name.endswith("o_proj.weight")}
+    for number, tensors in enumerate((wide, without)):
+        folder = write(tmp_path / str(number), config | head.says, stored(source) | tensors)
+        assert load_mtp(load(folder)) is None
+
+
 def test_gguf_files_have_them_too(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     head, source, config = HEADS["glm4_moe_a"], checkpoint("glm4_moe_a"), tiny.load_golden("glm4_moe_a").config
     layer, own = parts_of(head, stored(source), config)

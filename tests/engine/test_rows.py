@@ -1,5 +1,6 @@
 """The forms that rows are held in: how exact they are, what they take, and attention over them in bounded memory."""
 
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from helpers import write_safetensors
 from test_kinds import random
 
 from numoe.engine import InputError, Model, load
+from numoe.engine.families import family
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.indexer import Indexer, LightningIndexer
 from numoe.engine.layers.block import Shared
@@ -18,6 +20,7 @@ from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.rows import BF16, FLOAT32, INT8, ROW_FORMS, RowForm, RowShape, row_form, stretch
 from numoe.engine.layers.state import Cache, Rows
 from numoe.engine.layers.weights import Weights
+from numoe.engine.plan import kv_bytes
 from numoe.engine.session_file import proof
 from numoe.quant.stored.safetensors import read_header
 
@@ -184,3 +187,10 @@ def test_scratch_of_attention_does_not_grow_with_the_context(length: int, monkey
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (1 << 20) + (1 << 18)
+
+
+def test_a_million_tokens_of_v4_flash_are_planned_in_less_than_four_gigabytes() -> None:
+    config = json.loads((Path(__file__).parents[1] / "configs" / "deepseek-ai__DeepSeek-V4-Flash.json").read_text())
+    spec = family("deepseek_v4").spec(config)
+    assert kv_bytes(spec, 1 << 20, INT8) == 3_873_468_928
+    assert kv_bytes(spec, 1 << 20, FLOAT32) > 3.7 * kv_bytes(spec, 1 << 20, INT8)
