@@ -198,7 +198,7 @@ def rename_dense(folder: Path) -> None:
         safetensors.numpy.save_file({re.sub(dense, r"mlp.\1", name): one for name, one in tensors.items()}, path)
 
 
-WIDER = {"q8_0": 8, "mix": 32}
+WIDER = 8
 _SIZES = re.compile(
     r"hidden_size$|intermediate_size|head_dim$|lora_rank$|_latent_size$|rotary_dim|lowrank$|"
     r"embed_dim$|d_state$|d_head$|state_size$|linear_(key|value)_head_dim$|shared_intermediate|v_head_dim$"
@@ -213,24 +213,28 @@ KEPT = re.compile(r"norm|ffn_gate_inp|conv|ssm_(a|d|dt)\b|rope_|hc_|sinks|tid2ei
 """What it never quantizes."""
 
 
-def wider(values: Any, times: int, key: str = "") -> Any:
-    """A config whose sizes are multiples of the blocks', which the golden ones are not."""
+def wider(values: Any, key: str = "") -> Any:
+    """A config whose sizes are multiples of the blocks' of Q8_0, which the golden ones are not."""
     if isinstance(values, dict):
-        return {name: wider(one, times, name) for name, one in values.items()}
+        return {name: wider(one, name) for name, one in values.items()}
     if isinstance(values, list):
-        return [wider(one, times, key) for one in values]
+        return [wider(one, key) for one in values]
     scaled = _SIZES.search(key) or key == "mrope_section"
-    return values * times if type(values) is int and scaled and "chunk" not in key else values
+    return values * WIDER if type(values) is int and scaled and "chunk" not in key else values
 
 
-def changed(case: str, folder: Path, wide: int | None = None) -> tuple[Path, np.ndarray]:
+def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.ndarray]:
     """The checkpoint of a case with its `CHANGES`, and transformers' logits of it, unless it is made wide."""
     import make_golden
 
     make_golden.transformers.utils.logging.disable_progress_bar()
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
     described["config"] |= CHANGES.get(case, {})
-    described["config"] = wider(described["config"], wide) if wide else described["config"]
+    if wide := outtype != "f32":
+        described["config"] = wider(described["config"])
+    if outtype == "mix":  # rows of whole blocks
+        free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
+        described["config"] |= {key: 256 for key in free if type(described["config"][key]) is int}
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
@@ -300,7 +304,7 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
     if case in CHANGES or outtype != "f32":
-        source, logits_there = changed(case, folder, WIDER.get(outtype))
+        source, logits_there = changed(case, folder, outtype)
     else:
         tiny.write_checkpoint(case, source)
     there = load(source)
