@@ -3,10 +3,11 @@
 llama.cpp's own converter writes the files. It lies in the sdist of llama-cpp-python:
 
     pip download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 && tar xzf llama_cpp_python-*.tar.gz
-    python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [CASE ...] [--outtype q8_0]
+    python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [CASE ...] [--outtype q8_0|mix]
 
 The converter was written for the hub's spelling of config.json, which transformers' own saving changes: `spelt` changes
-it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew.
+it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew. In a "mix" the matrices have
+random blocks of `TYPES` in turn.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
+from ggml_blocks import random_blocks, reference
 
 from numoe.engine import load
 from numoe.engine.layers.ngram import NgramEmbedding
@@ -202,6 +205,14 @@ _SIZES = re.compile(
 )
 
 
+TYPES = ("Q4_K", "MXFP4", "IQ2_XXS", "Q6_K", "IQ4_XS", "Q4_K", "IQ3_XXS", "Q5_K", "IQ2_S", "Q3_K", "IQ1_M", "Q2_K",
+         "IQ3_S", "IQ2_XS", "IQ1_S")  # fmt: skip
+SHORT = ("Q8_0", "MXFP4", "IQ4_NL", "Q4_0", "Q5_1")
+"""For rows that have no whole blocks of 256, as llama-quantize falls back to such."""
+KEPT = re.compile(r"norm|ffn_gate_inp|conv|ssm_(a|d|dt)\b|rope_|hc_|sinks|tid2eid|compressor_ape")
+"""What it never quantizes."""
+
+
 def wider(values: Any, key: str = "") -> Any:
     """A config whose sizes are multiples of the blocks' of Q8_0, which the golden ones are not."""
     if isinstance(values, dict):
@@ -212,14 +223,18 @@ def wider(values: Any, key: str = "") -> Any:
     return values * WIDER if type(values) is int and scaled and "chunk" not in key else values
 
 
-def changed(case: str, folder: Path, wide: bool = False) -> tuple[Path, np.ndarray]:
+def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.ndarray]:
     """The checkpoint of a case with its `CHANGES`, and transformers' logits of it, unless it is made wide."""
     import make_golden
 
     make_golden.transformers.utils.logging.disable_progress_bar()
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
     described["config"] |= CHANGES.get(case, {})
-    described["config"] = wider(described["config"]) if wide else described["config"]
+    if wide := outtype != "f32":
+        described["config"] = wider(described["config"])
+    if outtype == "mix":  # rows of whole blocks
+        free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
+        described["config"] |= {key: 256 for key in free if type(described["config"][key]) is int}
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
@@ -289,7 +304,7 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     golden = tiny.load_golden(case)
     source, logits_there = folder / case, golden.logits
     if case in CHANGES or outtype != "f32":
-        source, logits_there = changed(case, folder, outtype != "f32")
+        source, logits_there = changed(case, folder, outtype)
     else:
         tiny.write_checkpoint(case, source)
     there = load(source)
@@ -304,32 +319,66 @@ def agreement(case: str, llama_cpp: Path, outtype: str, folder: Path) -> str:
     if golden.config["model_type"] == "kimi_linear":
         rename_dense(source)
     out = folder / f"{case}.gguf"
-    command = [sys.executable, __file__, str(llama_cpp), "--outtype", outtype, "--convert", str(source), str(out)]
+    written = "f32" if outtype == "mix" else outtype
+    command = [sys.executable, __file__, str(llama_cpp), "--outtype", written, "--convert", str(source), str(out)]
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         return f"the converter failed: {ran.stderr.strip().splitlines()[-1]}"
+    kinds: Counter[str] = Counter()
+    if outtype == "mix":
+        out, kinds = mixed(out, folder / "mixed.gguf")
     logits = load(out).session(1024).feed(golden.ids)
     if outtype != "f32":
         plain = load(dequantized(out, folder / "plain.gguf")).session(1024).feed(golden.ids)
-        return f"{np.abs(logits - plain).max():.1e}"
+        of = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        return f"{np.abs(logits - plain).max():.1e}" + (f" of {np.abs(plain).max():.1f} | {of}" if of else "")
     return f"{np.abs(logits - logits_there).max():.1e} | {np.abs(logits - own).max():.1e}"
+
+
+def begun(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
+    """Another file of the same keys."""
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
+    for name, field in fields.items():
+        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    return writer
+
+
+def ended(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def mixed(path: Path, out: Path) -> tuple[Path, Counter[str]]:
+    """The same file with random blocks, of about the size of its weights, in place of its matrices."""
+    reader, kinds = gguf.GGUFReader(path), Counter[str]()
+    writer = begun(reader, out)
+    for one in reader.tensors:
+        values = one.data
+        if values.ndim < 2 or values.dtype != np.float32 or KEPT.search(one.name) or values.shape[-1] % 32:
+            writer.add_tensor(one.name, values)
+            continue
+        choice = SHORT if values.shape[-1] % 256 else TYPES
+        kind = choice[kinds.total() % len(choice)]
+        spread = values.std() / reference(random_blocks(kind, 1, 4096), kind).std()
+        raw = random_blocks(kind, *values.shape, spread=float(spread), seed=kinds.total())
+        kinds[kind] += 1
+        writer.add_tensor(one.name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+    ended(writer)
+    return out, kinds
 
 
 def dequantized(path: Path, out: Path) -> Path:
     """The same file with all floats in float32, as gguf's own code makes them."""
     reader = gguf.GGUFReader(path)
-    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
-    for name, field in fields.items():
-        writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    writer = begun(reader, out)
     for one in reader.tensors:
         integers = one.tensor_type.name.startswith("I") and one.tensor_type.name[1:].isdigit()
         values = one.data if integers else gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32)
         writer.add_tensor(one.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    ended(writer)
     return out
 
 
