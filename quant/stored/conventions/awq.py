@@ -2,8 +2,9 @@
 
     X.qweight (I32: in, out / 8) + X.scales (groups, out) + X.qzeros (I32: groups, out / 8)
 
-The fields of a word, least significant first, are those of the outputs 0, 2, 4, 6, 1, 3, 5 and 7 of its eight.
-Source: AutoAWQ 0.2.9, `packing_utils`.
+The fields of a word, least significant first, are those of the outputs 0, 2, 4, 6, 1, 3, 5 and 7 of its eight. Where a
+config has no zero points ("zero_point": false, as GPTQModel writes by itself) they are stored all the same, the middle.
+Source: AutoAWQ 0.2.9, `packing_utils`; GPTQModel 7.7.0, `awq_processor`.
 """
 
 from __future__ import annotations
@@ -33,16 +34,20 @@ def read_awq(config: Announced) -> Convention:
     config.only(
         "quant_method", "bits", "w_bit", "group_size", "q_group_size", "version", "zero_point",
         "modules_to_not_convert", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config",
+        "method", "format", "checkpoint_format", "pack_dtype", "meta", "lm_head", "sym",
     )  # fmt: skip
-    version = (config.get("version", str) or "gemm").lower()
+    version = (config.get("version", str) or config.get("format", str, "gemm")).lower()
     config.size("bits" if "bits" in config.values else "w_bit", (_BITS,), _BITS)
     if version != "gemm":
         raise config.unsupported(f"AWQ {version}")
-    if config.get("zero_point", bool, True) is not True:
-        raise config.unsupported("AWQ without zero points")
     key = "group_size" if "group_size" in config.values else "q_group_size"
     group = None if config.get(key, int, -1) == -1 else config.size(key)
-    return Convention("AWQ", (Spelling(_CODES, ("I32",), (_SCALES, _ZEROS), partial(_stored, group)),))
+    return Convention("AWQ", (awq(group),))
+
+
+def awq(group: int | None) -> Spelling:
+    """Codes in groups of so many; None: one of a row."""
+    return Spelling(_CODES, ("I32",), (_SCALES, _ZEROS), partial(_stored, group))
 
 
 def _stored(group: int | None, files: Files, weight: str, parts: Parts) -> Stored:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.dtypes import Float32, UInt8
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, word
 from numoe.quant.files import Files
 from numoe.quant.formats.format import FLOAT32, Format
 from numoe.quant.formats.integer import INT8
@@ -44,6 +44,8 @@ def read_bitsandbytes(config: Announced) -> Convention:
         kind = config.get("bnb_4bit_quant_type", str, "fp4")
         if kind not in ("nf4", "fp4"):
             raise config.unsupported(f"bitsandbytes {kind}")
+        if (storage := config.get("bnb_4bit_quant_storage", str, "uint8")) != "uint8":
+            raise config.unsupported(f"bitsandbytes {kind} stored as {word(storage)}")
         needs = (_MAXIMA, _MAP, f"{{weight}}.quant_state.bitsandbytes__{kind}")
         nested = Spelling(_CODES, ("U8",), (*needs, *_NESTED), partial(_four_bits, kind))
         plain = Spelling(_CODES, ("U8",), needs, partial(_four_bits, kind))
