@@ -471,5 +471,15 @@ CASES = {
         lambda: ct_fp8((1, WIDTH), (ROWS,), "F32"),
         "fp8",
     ),
+    "quark int8": Case(
+        QUARK | {"global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_channel", "symmetric": True}}},
+        lambda: ct_int8((ROWS,)),
+        "int8",
+    ),
+    "quark int8 with zero points": Case(
+        QUARK | {"global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_tensor", "symmetric": False}}},
+        lambda: ct_int8((), zero=True),
+        "int8",
+    ),
     "quark mxfp4": Case(QUARK | {"global_quant_config": {"weight": FP4}}, lambda: mxfp4("a.weight"), "mxfp4"),
 }

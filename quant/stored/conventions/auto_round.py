@@ -28,9 +28,9 @@ def read_auto_round(config: Announced) -> Convention:
     """What such a config says. Raises InputError for what is not computed."""
     config.only(*_UNREAD, "bits", "group_size", "sym", "data_type", "packing_format", "extra_config")
     kind = config.get("data_type", str, "int")
-    packing = config.get("packing_format", str) or config.get("backend", str, "without a packing_format")
+    packing = config.get("packing_format", str, "no packing_format")
     if kind != "int" or packing not in (*_ZEROS, _AWQ):
-        raise config.unsupported(f"AutoRound {word(kind)}, packed as {word(packing)}")
+        raise config.unsupported(f"AutoRound {word(kind)} with {word(packing)}")
     bits = config.size("bits", (4,) if packing == _AWQ else (2, 3, 4, 8))
     group = None if config.get("group_size", int, -1) == -1 else config.size("group_size")
     for name, own in config.each("extra_config"):

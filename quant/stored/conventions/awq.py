@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.dtypes import UInt8
+from numoe.quant.errors import word
 from numoe.quant.files import Files
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.stored.conventions.announced import Announced
@@ -34,12 +35,14 @@ def read_awq(config: Announced) -> Convention:
     config.only(
         "quant_method", "bits", "w_bit", "group_size", "q_group_size", "version", "zero_point",
         "modules_to_not_convert", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config",
-        "method", "format", "checkpoint_format", "pack_dtype", "meta", "lm_head", "sym",
+        "method", "format", "checkpoint_format", "pack_dtype", "meta", "lm_head", "sym", "pack_method",
     )  # fmt: skip
     version = (config.get("version", str) or config.get("format", str, "gemm")).lower()
     config.size("bits" if "bits" in config.values else "w_bit", (_BITS,), _BITS)
     if version != "gemm":
         raise config.unsupported(f"AWQ {version}")
+    if (order := config.get("pack_method", str, "reorder")) != "reorder":  # Quark's word for the order below
+        raise config.unsupported(f"AWQ with pack_method {word(order)}")
     key = "group_size" if "group_size" in config.values else "q_group_size"
     group = None if config.get(key, int, -1) == -1 else config.size(key)
     return Convention("AWQ", (awq(group),))
