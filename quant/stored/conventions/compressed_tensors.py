@@ -183,7 +183,7 @@ def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
     scale = check(parts, _SCALE, codes, FLOATS, [*each, *one])
     found = [codes, scale]
     if _ZERO in parts:
-        found.append(check(parts, _ZERO, codes, ("I8",), [scale.shape]))
+        found.append(check(parts, _ZERO, codes, ("I8",), each if scale.shape in each else one))
     by_rows = (True, *(info.shape in each for info in found[1:]))
 
     def unpack(arrays: Sequence[NDArray[Any]]) -> INT8:
