@@ -105,7 +105,7 @@ def test_quantized_models_give_the_logits_of_their_values(
 
 def joined(tensors: Sequence[RawTensor]) -> RawTensor:
     """Of what has rows those of both; what is of the whole is the same in both."""
-    dtype, shape, data = tensors[0]
+    dtype, shape, _ = tensors[0]
     if not shape or shape[0] == 1:
         return tensors[0]
     return dtype, (sum(one[1][0] for one in tensors), *shape[1:]), b"".join(one[2] for one in tensors)
