@@ -188,7 +188,7 @@ def mxfp8() -> Made:
 
 def bnb4(kind: str = "nf4", nested: bool = True) -> Made:
     q = rng(1).integers(0, 16, ROWS * WIDTH).astype(np.uint8)
-    count = q.size // 64
+    count = -(-q.size // 64)
     table = NF4 if kind == "nf4" else np.linspace(-1, 1, 16, dtype=np.float32)
     state: dict[str, Any] = {"quant_type": kind, "blocksize": 64, "dtype": "bfloat16", "shape": [ROWS, WIDTH]}
     tensors = {"a.weight": raw("U8", (q[::2] << 4 | q[1::2])[:, None]), "a.weight.quant_map": raw("F32", table)}
@@ -206,7 +206,7 @@ def bnb4(kind: str = "nf4", nested: bool = True) -> Made:
         tensors["a.weight.absmax"], maxima = scales(2, count, dtype="F32")
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     tensors[f"a.weight.quant_state.bitsandbytes__{kind}"] = raw("U8", text)
-    return tensors, (table[q] * np.repeat(maxima, 64)).reshape(ROWS, WIDTH)
+    return tensors, (table[q] * np.repeat(maxima, 64)[: q.size]).reshape(ROWS, WIDTH)
 
 
 def bnb8() -> Made:

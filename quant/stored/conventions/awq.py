@@ -68,8 +68,14 @@ def _stored(group: int | None, files: Files, weight: str, parts: Parts) -> Store
         return integers(_unpacked(packed), _BITS, np.ascontiguousarray(factors.T), _unpacked(middle))
 
     format = integers_format(_BITS, width // groups, scales.dtype, True)
-    by_rows = (False, False, False)
-    return Packed(files, weight, (codes, scales, zeros), (rows, width), format, unpack=unpack, by_rows=by_rows)
+    shape, by_rows, found = (rows, width), (False, False, False), (codes, scales, zeros)
+    return Packed(files, weight, found, shape, format, unpack=unpack, by_rows=by_rows, narrow=_narrow)
+
+
+def _narrow(arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequence[NDArray[Any]], int]:
+    packed, scales, zeros = arrays
+    first, last = start // 8, -(-stop // 8)
+    return (packed[:, first:last], scales[:, 8 * first : 8 * last], zeros[:, first:last]), 8 * first
 
 
 def _unpacked(words: NDArray[Any]) -> UInt8:

@@ -156,12 +156,21 @@ def _packed(packing: tuple[int, int | None, bool, bool], files: Files, weight: s
 
     def unpack(arrays: Sequence[NDArray[Any]]) -> INT4 | INT8:
         packed, scales, *others = arrays
-        zeros = None if symmetric else _zero_points(others[0], bits, rows)
+        zeros = None if symmetric else _zero_points(others[0], bits, len(packed))
         return integers(fields(packed, bits, width), bits, scales, zeros, others[-1] if ordered else None)
 
     by_rows = (symmetric, symmetric, *(False for _ in found[2:]))
     format = integers_format(bits, group, found[1].dtype, not symmetric, ordered)
-    return Packed(files, weight, tuple(found), (*stack, rows, width), format, unpack=unpack, by_rows=by_rows)
+    made = tuple(found), (*stack, rows, width), format
+    return Packed(files, weight, *made, unpack=unpack, by_rows=by_rows, narrow=partial(_narrow, bits))
+
+
+def _narrow(bits: int, arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequence[NDArray[Any]], int]:
+    packed, scales, zeros, *others = arrays
+    first, last = start // 32, -(-stop // 32)  # rows whose zero points fill whole words
+    rows = slice(32 * first, 32 * last)
+    taken = zeros[rows] if zeros.dtype == np.int8 else zeros[bits * first : bits * last]
+    return (packed[rows], scales[rows], taken, *others), 32 * first
 
 
 def _zero_points(stored: NDArray[Any], bits: int, rows: int) -> NDArray[Any]:

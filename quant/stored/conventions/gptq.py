@@ -66,13 +66,21 @@ class _Packing:
             return self._matrix(
                 fields(np.ascontiguousarray(packed.T), self.bits, width),
                 np.ascontiguousarray(scales.T),
-                fields(zeros, self.bits, rows).T,
+                fields(zeros, self.bits, packed.shape[1]).T,
                 index[0] if index else None,
             )
 
         format = integers_format(self.bits, width // groups, found[1].dtype, not self.symmetric, self.ordered)
         by_rows = (False,) * len(found)
-        return Packed(files, weight, tuple(found), (rows, width), format, unpack=unpack, by_rows=by_rows)
+        made = tuple(found), (rows, width), format
+        return Packed(files, weight, *made, unpack=unpack, by_rows=by_rows, narrow=self._narrow)
+
+    def _narrow(self, arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequence[NDArray[Any]], int]:
+        packed, scales, zeros, *index = arrays
+        first, last = start // 32, -(-stop // 32)  # rows whose zero points fill whole words
+        rows = slice(32 * first, 32 * last)
+        words = slice(self.bits * first, self.bits * last)
+        return (packed[:, rows], scales[:, rows], zeros[:, words], *index), 32 * first
 
     def _matrix(
         self, codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any], index: NDArray[Any] | None

@@ -122,6 +122,8 @@ class Convention:
 
 
 Unpack = Callable[[Sequence[NDArray[Any]]], QTensor]
+Narrow = Callable[[Sequence[NDArray[Any]], int, int], tuple[Sequence[NDArray[Any]], int]]
+"""Parts, and rows from and to -> what of the parts these rows take, and the first row that is in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ class Packed(Stored):
     unpack: Unpack = field(kw_only=True)
     """Makes the matrix of its parts, their bytes as arrays of their dtypes: bf16 and fp8 as codes."""
     by_rows: tuple[bool, ...] = field(kw_only=True)
-    """Which of the parts have a row for each row of the matrix. All of others is read, and rows are taken afterwards
-    where the first of them is no such part."""
+    """Which of the parts have a row for each row of the matrix. All of others is read, and where the first of them is no
+    such part, `narrow` takes what is needed."""
+    narrow: Narrow = field(default=lambda arrays, start, stop: (arrays, 0), kw_only=True)
 
     @property
     def _is_view(self) -> bool:
@@ -166,13 +169,20 @@ class Packed(Stored):
     def _sliced(self) -> tuple[bool, ...]:
         return self.by_rows if self.by_rows[0] else (False,) * len(self.by_rows)
 
-    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+    def _arrays(self, raw: Sequence[UInt8], start: int, stop: int) -> list[NDArray[Any]]:
+        """The parts that the bytes of rows start..stop are."""
         arrays = []
         for part, info, by_rows in zip(raw, self.parts, self._sliced, strict=True):
             shape = info.shape[1:] if len(self.whole) > 2 else info.shape
             arrays.append(part.view(_DTYPES[info.dtype]).reshape((stop - start, *shape[1:]) if by_rows else shape))
-        matrix = self.unpack(arrays)
-        return matrix if self.by_rows[0] else matrix.slice_rows(start, stop)
+        return arrays
+
+    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+        arrays = self._arrays(raw, start, stop)
+        if self.by_rows[0]:
+            return self.unpack(arrays)
+        needed, first = self.narrow(arrays, start, stop)
+        return self.unpack(needed).slice_rows(start - first, stop - first)
 
 
 def check(
