@@ -5,8 +5,8 @@
     pip download --no-deps --no-binary :all: autoawq auto-gptq gptqmodel, unpack these into FOLDER, and
     python make_quantized.py FOLDER [compressed_tensors] [modelopt] [awq] [gptq] [bitsandbytes] [mlx] [fp8] [quark]
 
-The three of the third line do not install without CUDA; their packing runs without the rest of them. A file holds, for each
-case, the config, the tensors of X.weight with their dtypes, and the float32 values that the library makes of them.
+The three of the third line do not install without CUDA; their packing runs without the rest of them. A file holds, for
+each case, the config, the tensors of X.weight with their dtypes, and the float32 values that the library makes of them.
 """
 
 from __future__ import annotations

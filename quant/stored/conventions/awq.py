@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant.compute.kernels import transposed
 from numoe.quant.dtypes import UInt8
 from numoe.quant.errors import word
 from numoe.quant.files import Files
@@ -26,7 +27,6 @@ from numoe.quant.stored.conventions.spelling import FLOATS, Convention, Packed, 
 from numoe.quant.stored.handle import Stored
 
 _CODES, _SCALES, _ZEROS = "{module}.qweight", "{module}.scales", "{module}.qzeros"
-_PLACES = [0, 2, 4, 6, 1, 3, 5, 7]
 _BITS = 4
 
 
@@ -80,7 +80,13 @@ def _narrow(arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequ
 
 def _unpacked(words: NDArray[Any]) -> UInt8:
     """(n, out / 8) -> (out, n)."""
-    stored = fields(words, _BITS, 8 * words.shape[1]).reshape(len(words), -1, 8)
-    codes = np.empty_like(stored)
-    codes[..., _PLACES] = stored
-    return np.ascontiguousarray(codes.reshape(len(words), -1).T)
+    codes = fields(words, _BITS, 8 * words.shape[1])
+    eights = codes.view("<u8")
+    both = eights & np.uint64(0xFFFFFFFF), eights >> np.uint64(32)  # the outputs of even number, and those of odd
+    for half in both:
+        half |= half * np.uint64(1 << 16)
+        half &= np.uint64(0x0000FFFF0000FFFF)
+        half |= half * np.uint64(1 << 8)
+        half &= np.uint64(0x00FF00FF00FF00FF)
+    np.bitwise_or(both[0], both[1] * np.uint64(1 << 8), out=eights)
+    return transposed(codes)

@@ -133,8 +133,8 @@ class Packed(Stored):
     unpack: Unpack = field(kw_only=True)
     """Makes the matrix of its parts, their bytes as arrays of their dtypes: bf16 and fp8 as codes."""
     by_rows: tuple[bool, ...] = field(kw_only=True)
-    """Which of the parts have a row for each row of the matrix. All of others is read, and where the first of them is no
-    such part, `narrow` takes what is needed."""
+    """Which of the parts have a row for each row of the matrix. All of others is read; where the first is no such part,
+    `narrow` takes what is needed."""
     narrow: Narrow = field(default=lambda arrays, start, stop: (arrays, 0), kw_only=True)
 
     @property
@@ -219,8 +219,24 @@ def fields(words: NDArray[Any], bits: int, count: int) -> UInt8:
     rows = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
     if bits == 8:
         return rows[:, :count]
-    if bits in (2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return (rows[:, :, None] >> shifts & np.uint8((1 << bits) - 1)).reshape(len(rows), -1)[:, :count]
-    stream = np.unpackbits(rows, axis=1, bitorder="little", count=count * bits).reshape(len(rows), count, bits)
-    return np.packbits(stream, axis=2, bitorder="little")[..., 0]
+    if bits == 4:  # as nearly all are
+        pairs = rows.astype("<u2")
+        pairs |= pairs * np.uint16(16)
+        pairs &= np.uint16(0x0F0F)
+        return pairs.view(np.uint8)[:, :count]
+    eights = -(-count // 8)  # of fields, which fill whole bytes
+    if (short := eights * bits - rows.shape[1]) > 0:
+        rows = np.pad(rows, ((0, 0), (0, short)))
+    if bits in (1, 2):
+        lanes = rows.view(f"<u{bits}").astype("<u8")
+    else:
+        padded = np.zeros((len(rows), eights, 8), np.uint8)
+        padded[..., :bits] = rows[:, : eights * bits].reshape(len(rows), eights, bits)
+        lanes = padded.view("<u8")[..., 0]
+    for half in (4, 2, 1):  # of twice as many fields the second half moves to where its bytes are
+        first = sum(((1 << half * bits) - 1) << at for at in range(0, 64, 16 * half))
+        low = lanes & np.uint64(first)
+        lanes ^= low
+        lanes *= np.uint64(1 << half * (8 - bits))
+        lanes |= low
+    return lanes.view(np.uint8).reshape(len(rows), -1)[:, :count]
