@@ -60,7 +60,9 @@ def e4m3(seed: int, *shape: int) -> NDArray[np.uint8]:
     return codes
 
 
-def ct_packed(bits: int, group: int, *, zero: bool = False, order: bool = False, dtype: str = "BF16") -> Made:
+def ct_packed(
+    bits: int, group: int, *, zero: bool = False, loose: bool = False, order: bool = False, dtype: str = "BF16"
+) -> Made:
     q = rng(1).integers(0, 1 << bits, (ROWS, WIDTH))
     scale, s = scales(2, ROWS, WIDTH // group, dtype=dtype)
     tensors = {"a.weight_packed": raw("I32", bits_of(q, bits)), "a.weight_scale": scale}
@@ -69,7 +71,8 @@ def ct_packed(bits: int, group: int, *, zero: bool = False, order: bool = False,
     z = np.full((ROWS, WIDTH // group), half)
     if zero:
         z = rng(3).integers(0, 1 << bits, z.shape)
-        tensors["a.weight_zero_point"] = raw("I32", bits_of(z.T, bits).T)
+        tensors["a.weight_zero_point"] = raw("I8", (z - half).astype(np.int8)) if loose else (
+            raw("I32", bits_of(z.T, bits).T))  # fmt: skip
     groups = np.arange(WIDTH) // group
     if order:
         groups = rng(4).permutation(groups)
@@ -125,8 +128,8 @@ def mxfp4(codes: str) -> Made:
     return {codes: raw("U8", packed), "a.weight_scale": raw("U8", s)}, values * spread(decode_e8m0(s), WIDTH)
 
 
-def awq() -> Made:
-    group, places = 64, [0, 2, 4, 6, 1, 3, 5, 7]
+def awq(group: int | None = 64) -> Made:
+    group, places = group or WIDTH, [0, 2, 4, 6, 1, 3, 5, 7]
     q, z = rng(1).integers(0, 16, (WIDTH, ROWS)), rng(2).integers(0, 16, (WIDTH // group, ROWS))
     scale, s = scales(3, WIDTH // group, ROWS)
 
@@ -137,8 +140,8 @@ def awq() -> Made:
     return tensors, ((q - np.repeat(z, group, 0)) * np.repeat(s, group, 0)).T
 
 
-def gptq(bits: int, *, sym: bool, less: int, order: bool = False, index: bool = True) -> Made:
-    group = 64
+def gptq(bits: int, *, sym: bool, less: int, order: bool = False, index: bool = True, group: int | None = 64) -> Made:
+    group = group or WIDTH
     q = rng(1).integers(0, 1 << bits, (WIDTH, ROWS))
     z = rng(2).integers(0, 1 << bits, (WIDTH // group, ROWS))
     if sym:
@@ -177,9 +180,15 @@ def mlx_float(mode: str) -> Made:
     return {"a.weight": raw("U32", words), "a.scales": raw("U8", s)}, values * spread(factors.astype(np.float64), WIDTH)
 
 
+def mxfp8() -> Made:
+    codes, s = e4m3(1, ROWS, WIDTH), rng(2).integers(110, 127, (ROWS, WIDTH // 32)).astype(np.uint8)
+    values = E4M3[codes] * spread(decode_e8m0(s).astype(np.float64), WIDTH)
+    return {"a.weight": raw("F8_E4M3", codes), "a.weight_scale": raw("U8", s)}, values
+
+
 def bnb4(kind: str = "nf4", nested: bool = True) -> Made:
     q = rng(1).integers(0, 16, ROWS * WIDTH).astype(np.uint8)
-    count = q.size // 64
+    count = -(-q.size // 64)
     table = NF4 if kind == "nf4" else np.linspace(-1, 1, 16, dtype=np.float32)
     state: dict[str, Any] = {"quant_type": kind, "blocksize": 64, "dtype": "bfloat16", "shape": [ROWS, WIDTH]}
     tensors = {"a.weight": raw("U8", (q[::2] << 4 | q[1::2])[:, None]), "a.weight.quant_map": raw("F32", table)}
@@ -197,7 +206,7 @@ def bnb4(kind: str = "nf4", nested: bool = True) -> Made:
         tensors["a.weight.absmax"], maxima = scales(2, count, dtype="F32")
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     tensors[f"a.weight.quant_state.bitsandbytes__{kind}"] = raw("U8", text)
-    return tensors, (table[q] * np.repeat(maxima, 64)).reshape(ROWS, WIDTH)
+    return tensors, (table[q] * np.repeat(maxima, 64)[: q.size]).reshape(ROWS, WIDTH)
 
 
 def bnb8() -> Made:
@@ -230,6 +239,9 @@ class Case:
 FP8 = {"quant_method": "fp8", "fmt": "float8_e4m3fn"}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 GPTQ = {"quant_method": "gptq", "group_size": 64}
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "data_type": "int", "iters": 0, "nsamples": 512,
+         "autoround_version": "0.16.1", "block_name_to_quantize": "model.layers", "low_gpu_mem_usage": True,
+         "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}, ".*norm.*": {"bits": 16}}}  # fmt: skip
 PACKED = {"type": "int", "strategy": "group"}
 QUARK = {"quant_method": "quark", "global_quant_config": {}}
 FP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
@@ -252,6 +264,16 @@ CASES = {
         ct("pack-quantized", **PACKED, num_bits=8, group_size=128, symmetric=False),
         lambda: ct_packed(8, 128, zero=True),
         "int8",
+    ),
+    "ct w4a16 loose zero points": Case(
+        ct("pack-quantized", **PACKED, num_bits=4, group_size=32, symmetric=False),
+        lambda: ct_packed(4, 32, zero=True, loose=True),
+        "int4",
+    ),
+    "ct mxfp8": Case(
+        ct("mxfp8-quantized", type="float", num_bits=8, strategy="group", group_size=32, scale_dtype="torch.uint8"),
+        mxfp8,
+        "fp8",
     ),
     "ct actorder": Case(
         ct("pack-quantized", **PACKED, num_bits=4, group_size=32, actorder="group"),
@@ -326,6 +348,30 @@ CASES = {
         "nvfp4",
         exact=False,
     ),
+    "modelopt mxfp8": Case({"quant_method": "modelopt", "quant_algo": "mxfp8"}, mxfp8, "fp8"),
+    "modelopt inside": Case(
+        {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}},
+        lambda: ct_fp8(None, (), "F32"),
+        "fp8",
+    ),
+    "awq of a row": Case({"quant_method": "awq", "w_bit": 4, "q_group_size": -1}, lambda: awq(None), "int4"),
+    "awq of gptqmodel": Case(
+        {
+            "quant_method": "awq",
+            "method": "awq",
+            "bits": 4,
+            "group_size": 64,
+            "format": "gemm",
+            "desc_act": False,
+            "checkpoint_format": "gemm",
+            "pack_dtype": "int32",
+            "zero_point": False,
+            "version": "gemm",
+            "meta": {"quantizer": ["gptqmodel:7.7.0"]},
+        },
+        awq,
+        "int4",
+    ),
     "awq": Case(
         {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}, awq, "int4"
     ),
@@ -350,6 +396,42 @@ CASES = {
             "int8" if bits == 8 else "int4",
         )
         for bits in (2, 3, 8)
+    },
+    "gptq of gptqmodel": Case(
+        GPTQ
+        | {
+            "bits": 4,
+            "sym": True,
+            "method": "gptq",
+            "format": "gptq",
+            "checkpoint_format": "gptq",
+            "pack_dtype": "int32",
+            "lm_head": False,
+            "desc_act": False,
+            "meta": {"mse": 0.0},
+        },
+        lambda: gptq(4, sym=True, less=1),
+        "int4",
+        optional=("a.g_idx",),
+    ),
+    "gptq of a row": Case(
+        GPTQ | {"bits": 4, "sym": False, "group_size": -1, "format": "gptq_v2"},
+        lambda: gptq(4, sym=False, less=0, index=False, group=None),
+        "int4",
+    ),
+    **{
+        f"auto-round as {packing}": Case(
+            ROUND | {"sym": sym, "packing_format": f"auto_round{packing}"},
+            lambda sym=sym, less=less: awq() if less is None else gptq(4, sym=sym, less=less, index=False),
+            "int4",
+        )
+        for packing, sym, less in (
+            (":auto_gptq", True, 1),
+            (":auto_gptq", False, 1),
+            ("", False, 0),
+            (":gptqmodel", False, 0),
+            (":auto_awq", False, None),
+        )
     },
     "gptq desc_act": Case(
         GPTQ | {"bits": 4, "sym": True, "desc_act": True}, lambda: gptq(4, sym=True, less=1, order=True), "int4"
@@ -388,6 +470,16 @@ CASES = {
         QUARK | {"global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel"}}},
         lambda: ct_fp8((1, WIDTH), (ROWS,), "F32"),
         "fp8",
+    ),
+    "quark int8": Case(
+        QUARK | {"global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_channel", "symmetric": True}}},
+        lambda: ct_int8((ROWS,)),
+        "int8",
+    ),
+    "quark int8 with zero points": Case(
+        QUARK | {"global_quant_config": {"weight": {"dtype": "int8", "qscheme": "per_tensor", "symmetric": False}}},
+        lambda: ct_int8((), zero=True),
+        "int8",
     ),
     "quark mxfp4": Case(QUARK | {"global_quant_config": {"weight": FP4}}, lambda: mxfp4("a.weight"), "mxfp4"),
 }

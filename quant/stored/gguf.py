@@ -30,7 +30,9 @@ _SCALARS = {
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
 _FIRST_BYTES, _LARGEST_HEADER = 1 << 20, 1 << 28  # vocabularies take some 5 to 20 MB
-_SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
+_CUT_NAME = re.compile(r"(.+\.gguf)[-._](?:part|split)[-._]?\w+", re.IGNORECASE)
+"""Of what people cut into parts as bytes, which no program reads."""
 
 
 Read = Callable[[int, int], bytes]
@@ -84,7 +86,7 @@ def with_shards(path: Path, header: Callable[[Path], Header]) -> Header:
     if name is None or int(name[2]) != 1 or int(name[3]) != shards:
         raise InputError(f"{path} is one of {shards} shards: give the one named ...-00001-of-....gguf")
     for number in range(2, int(name[3]) + 1):
-        shard, _ = header(path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}.gguf"))
+        shard, _ = header(path.with_name(f"{name[1]}-{number:05d}-of-{name[3]}{name[4]}"))
         if repeated := tensors.keys() & shard.keys():
             raise InputError(f"{path}: the tensor {min(repeated)!r} is in two shards; download them again")
         tensors |= shard
@@ -131,7 +133,8 @@ def _parse(data: mmap.mmap | bytearray, path: Path, read: Read, size: int) -> He
     """The header at the beginning of a file of `size` bytes, whose values `read` reads when they are asked for."""
     (version,) = _U32.unpack_from(data, 4)
     if version not in (2, 3):
-        raise InputError(f"{path} is GGUF version {version}; convert it to a little-endian file of version 2 or 3")
+        told = "big-endian GGUF" if version % 0x1000000 == 0 and version else f"GGUF version {version}"
+        raise InputError(f"{path} is {told}; convert it to a little-endian file of version 2 or 3")
     tensor_count, pair_count = struct.unpack_from("<QQ", data, 8)
     if (count := max(tensor_count, pair_count)) > MOST_TENSORS:
         raise _refusal(path, f"it has {count} tensors or keys, and no file has more than {MOST_TENSORS}")
@@ -166,6 +169,8 @@ def _parse(data: mmap.mmap | bytearray, path: Path, read: Read, size: int) -> He
         if name in tensors:
             raise _refusal(path, f"the tensor {name!r} appears twice")
         if offset % alignment or data_start + offset + nbytes > size:
+            if cut := _CUT_NAME.fullmatch(path.name):
+                raise InputError(f"{path} is a part of a file that was cut: join all parts, in order, to {cut[1]}")
             raise InputError(f"{path} is truncated or damaged: {name!r} lies outside it; download it again")
         tensors[name] = TensorInfo(name, dtype, shape, path, data_start + offset, nbytes)
     return tensors, metadata

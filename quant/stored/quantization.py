@@ -63,6 +63,9 @@ def _table(values: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Annou
     """What tells how weights are quantized, if something does."""
     config = Announced("config.json", values)
     for inside in (config, config.below("text_config")):
+        own = inside.below("quantization")
+        if {"bits", "group_size"} <= own.values.keys():
+            return own  # MLX's; beside it may stand what its weights were made of
         for name in ("quantization_config", "compression_config", "quantization"):
             if (table := inside.below(name)).values:
                 return table

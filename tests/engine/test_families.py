@@ -460,6 +460,7 @@ ROPES = (
     | {"attention_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True, "partial_rotary_factor": 1.0},
     {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4},
 )
+ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "packing_format": "auto_round"}
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 MORE = ("layer_types", "mlp_layer_types", "mlp_only_layers", "compress_ratios", "compress_rates", "num_hash_layers",
         "partial_rotary_factor", "rope_scaling", "quantization", "num_experts", "num_local_experts")  # fmt: skip
@@ -753,7 +754,16 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         ({"quant_method": "hqq", "nbits": 4}, "HQQ 4-bit"),
         ({"quant_method": "quanto", "weights": "int8"}, "Quanto int8"),
         ({"quant_method": "torchao", "quant_type": "int4wo"}, "torchao int4wo"),
-        ({"quant_method": "auto-round", "bits": 2}, "AutoRound 2-bit"),
+        (ROUND | {"packing_format": None}, "AutoRound int with no packing_format"),
+        (ROUND | {"packing_format": "auto_round:llm_compressor"}, "AutoRound int with auto_round:llm_compressor"),
+        (ROUND | {"data_type": "mx_fp"}, "AutoRound mx_fp with auto_round"),
+        (ROUND | {"extra_config": {"a": {"bits": 8}}}, "AutoRound with other bits, groups or zero points for a"),
+        ({"quant_method": "awq", "pack_method": "order"}, "AWQ with pack_method order"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+            "bitsandbytes fp4 stored as bfloat16",
+        ),
+        ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}, "ModelOpt W4A8_AWQ"),
         ({"quant_method": "someone's"}, "someone's"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
@@ -798,9 +808,17 @@ def test_a_mixture_of_quantizations_is_read_beside_the_config() -> None:
         read_quantization({}, side)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "modelopt", "quark", "bitsandbytes", "fp8"])
+def test_what_mlx_says_counts_where_the_original_is_told_too() -> None:
+    told = {"quantization_config": FP8, "quantization": {"group_size": 64, "bits": 4}}
+    assert (read_quantization(told).name, read_quantization({"quantization_config": FP8}).name) == ("MLX", "FP8")
+
+
+@pytest.mark.parametrize(
+    "method", ["auto-round", "awq", "gptq", "compressed-tensors", "modelopt", "quark", "bitsandbytes", "fp8"]
+)
 def test_unknown_keys_of_a_quantization_are_refused_by_name(method: str) -> None:
-    table = {"quant_method": method, "bits": 4} if method in ("awq", "gptq") else {"quant_method": method}
+    table = {"quant_method": method} | ({"bits": 4} if method in ("awq", "gptq") else {})
+    table = ROUND if method == "auto-round" else table
     assert read_quantization({"text_config": {"quantization_config": table}}).spellings
     with pytest.raises(InputError, match='"turned_by" is not known'):
         read_quantization({"text_config": {"quantization_config": table | {"turned_by": 3}}})

@@ -185,7 +185,11 @@ def described(name: str) -> Description:
     return arrange(Path(name), config, kind, spec, Checkpoint(Path(name), tensors, {}, convention))
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name not in REFUSED])
+def test_each_of_them_is_priced_or_refused() -> None:
+    assert sorted(PUBLISHED) == sorted([*PRICED, *REFUSED])
+
+
+@pytest.mark.parametrize("name", PRICED)
 def test_what_is_published_is_priced(name: str) -> None:
     plan = described(name).plan()
     found = {

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from packers import CASES
 
 from numoe.engine import InputError, describe, load
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.stored.safetensors import read_header
 
 SIZE, EXPERTS, VOCAB = 128, 4, 32
 CONFIG: dict[str, Any] = {
@@ -101,6 +103,57 @@ def test_quantized_models_give_the_logits_of_their_values(
             assert np.isfinite(logits(made)).all()
 
 
+def joined(tensors: Sequence[RawTensor]) -> RawTensor:
+    """Of what has rows those of both; what is of the whole is the same in both."""
+    dtype, shape, _ = tensors[0]
+    if not shape or shape[0] == 1:
+        return tensors[0]
+    return dtype, (sum(one[1][0] for one in tensors), *shape[1:]), b"".join(one[2] for one in tensors)
+
+
+STACKED = [
+    "fp8 blocks", "fp8 scalar", "ct fp8 channel", "ct fp8 block", "ct w4a16", "ct w8a8", "ct w4a16 asymmetric",
+    "ct nvfp4", "ct mxfp4", "ct mxfp8", "modelopt fp8", "modelopt nvfp4", "modelopt mxfp8", "quark mxfp4",
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("square")
+@pytest.mark.parametrize("name", STACKED)
+def test_stacked_experts_give_the_same_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gate and up in one tensor for all experts of a layer, and down, as transformers saves them."""
+    packed, floats = pair(name, tmp_path, monkeypatch)
+    tensors, values = plain(), plain()
+
+    def made(module: str, seed: int) -> dict[str, RawTensor]:
+        monkeypatch.setattr(packers, "SEED", seed)
+        parts, matrix = CASES[name].make()
+        values[f"{module}.weight"] = ("F32", (SIZE, SIZE), matrix.astype("<f4").tobytes())
+        return {part: tensor for part, tensor in parts.items() if part != "a.weight_shape"}
+
+    for number, module in enumerate(PACKED[:4]):
+        tensors |= {f"{module}{part.removeprefix('a')}": one for part, one in made(module, number).items()}
+    experts = f"{LAYER}mlp.experts"
+    for fused, whole in (("gate_up_proj", ("gate_proj", "up_proj")), ("down_proj", ("down_proj",))):
+        stacks: dict[str, list[RawTensor]] = {}
+        for expert in range(EXPERTS):
+            # One scale of a whole matrix is that of gate and up together, which the same seed gives them.
+            each = [made(f"{experts}.{expert}.{part}", 10 + expert) for part in whole]
+            for part in each[0]:
+                stacks.setdefault(part, []).append(joined([one[part] for one in each]))
+        for part, of_experts in stacks.items():
+            dtype, shape, _ = of_experts[0]
+            ending = part.removeprefix("a.weight") if part.startswith("a.weight") else part.removeprefix("a")
+            data = b"".join(data for _, _, data in of_experts)
+            tensors[f"{experts}.{fused}{ending}"] = (dtype, (EXPERTS, *shape), data)
+    write_safetensors(packed / "model.safetensors", tensors)
+    write_safetensors(floats / "model.safetensors", values)
+    wanted, planned = logits(floats), describe(packed).plan(16)
+    bound = 1e-5 * float(np.abs(wanted).max())
+    np.testing.assert_allclose(logits(packed), wanted, rtol=0, atol=bound)
+    few = logits(packed, planned.least_bytes + planned.scratch_bytes)
+    np.testing.assert_allclose(few, wanted, rtol=0, atol=bound)
+
+
 @pytest.mark.usefixtures("square")
 def test_stacked_experts_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed, floats = pair("mlx 4 bits", tmp_path, monkeypatch)
@@ -123,15 +176,29 @@ def test_stacked_experts_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         describe(packed)
 
 
+SERVES_ACTIVATIONS = ".input_scale", ".input_global_scale", ".weight_shape", ".weight_format"
+
+
 @pytest.mark.usefixtures("square")
-def test_a_missing_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, _ = pair("ct w4a16", tmp_path, monkeypatch)
-    case = CASES["ct w4a16"]
-    tensors = plain()
-    for module in PACKED:
-        made, _ = case.make()
-        tensors |= {f"{module}{part.removeprefix('a')}": tensor for part, tensor in made.items()}
-    del tensors[f"{PACKED[5]}.weight_scale"]
-    write_safetensors(packed / "model.safetensors", tensors)
-    with pytest.raises(InputError, match=r"experts\.0\.up_proj\.weight_packed.*without .*up_proj\.weight_scale'"):
-        load(packed)
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_that_lacks_one_part_of_one_expert_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, _ = pair(name, tmp_path, monkeypatch)
+    path, module = packed / "model.safetensors", PACKED[5]
+    data = path.read_bytes()
+    whole = {
+        one.name: (one.dtype, one.shape, data[one.offset : one.offset + one.nbytes])
+        for one in read_header(path)[0].values()
+    }
+    optional = (*SERVES_ACTIVATIONS, *(part.removeprefix("a") for part in CASES[name].optional))
+    parts = [part for part in whole if part.startswith(f"{module}.") and not part.endswith(optional)]
+    assert len(parts) > 1
+    for part in parts:
+        write_safetensors(path, {one: tensor for one, tensor in whole.items() if one != part})
+        with pytest.raises(InputError, match=re.escape(module.rpartition(".")[0])):
+            describe(packed)
+    if name == "ct w4a16":
+        write_safetensors(path, {one: tensor for one, tensor in whole.items() if one != f"{module}.weight_scale"})
+        with pytest.raises(InputError, match=r"up_proj\.weight_packed.*without .*up_proj\.weight_scale'"):
+            load(packed)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packers
 import pytest
 from helpers import RawTensor, write_safetensors
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from packers import CASES, ROWS, WIDTH, Case, rng
 
 from numoe.quant.errors import InputError
 from numoe.quant.stored.checkpoint import open_checkpoint
+from numoe.quant.stored.conventions.spelling import fields
 from numoe.quant.stored.quantization import read_quantization
 
 
@@ -40,6 +42,27 @@ def test_packed_weights_have_the_values_that_their_library_says(name: str, tmp_p
         close(case, stored.rows(2, 40, 2).matrix().dequantize(), wanted[2:40:2])
         x = rng(9).standard_normal((3, WIDTH), np.float32)
         np.testing.assert_allclose(matrix.matmul(x), x @ wanted.T.astype(np.float32), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [1, 5, 7, 8, 10, 31, 32, 33, 96])
+def test_fields_of_any_length(bits: int, count: int) -> None:
+    codes = rng(bits).integers(0, 1 << bits, (3, count))
+    np.testing.assert_array_equal(fields(packers.bits_of(codes, bits), bits, count), codes)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(50, 96), (7, 30), (64, 256)])
+def test_blocks_that_reach_over_rows_of_bitsandbytes(
+    rows: int, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packers, "ROWS", rows)
+    monkeypatch.setattr(packers, "WIDTH", width)
+    tensors, wanted = packers.bnb4("fp4")
+    with opened(tmp_path, Case(packers.BNB | {"bnb_4bit_quant_type": "fp4"}, packers.bnb4, "f32"), tensors) as made:
+        stored = made["a.weight"].fitted((rows, width))
+        for start, stop, step in ((0, rows, 1), (3, 6, 1), (1, rows, 3), (rows - 1, rows, 1)):
+            found = stored.rows(start, stop, step).matrix().dequantize()
+            np.testing.assert_allclose(found, wanted[start:stop:step], rtol=3e-7, atol=1e-6)
 
 
 SERVES_ACTIVATIONS = ("a.input_scale", "a.input_global_scale", "a.weight_shape", "a.weight_format")

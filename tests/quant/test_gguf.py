@@ -147,6 +147,27 @@ def test_shards_are_opened_together(tmp_path):
         open_checkpoint(first)
 
 
+def test_parts_are_found_whatever_their_capitals(tmp_path):
+    for path in shards(tmp_path):
+        path.rename(path.with_suffix(".GGUF"))
+    with open_checkpoint(tmp_path / "model-00001-of-00002.GGUF") as opened:
+        assert list(opened.names()) == ["w0", "w1"]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("alignment", [1, 4, 8, 64, 4096])
+def test_files_of_version_2_and_of_any_alignment(version, alignment, tmp_path):
+    values = np.arange(6, dtype="<f4")
+    rest = text(b"general.alignment") + struct.pack("<II", 4, alignment)
+    rest += tensor(b"v", [2], 0, 0) + tensor(b"w", [6], 0, -(-8 // alignment) * alignment)
+    start = header(version, tensors=2, pairs=1, rest=rest)
+    data = start + bytes(-len(start) % alignment) + values[:2].tobytes().ljust(-(-8 // alignment) * alignment, b"\0")
+    (tmp_path / "a.gguf").write_bytes(data + values.tobytes())
+    with open_checkpoint(tmp_path / "a.gguf") as opened:
+        np.testing.assert_array_equal(opened["v"].array(), values[:2])
+        np.testing.assert_array_equal(opened["w"].array(), values)
+
+
 # Refusals
 
 
@@ -196,6 +217,19 @@ def test_damaged_files_are_refused(case, tmp_path):
     with pytest.raises(InputError, match=r"bad\.gguf") as caught:
         open_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.gguf.part1of3", "a.gguf-split-a", "a.GGUF.split00"])
+def test_a_part_of_a_file_that_was_cut_is_called_one(name, tmp_path):
+    (tmp_path / name).write_bytes(BAD_FILES["offset outside"])
+    with pytest.raises(InputError, match=r"(?i)is a part of a file that was cut: join all parts, in order, to a\.gguf"):
+        open_checkpoint(tmp_path / name)
+
+
+def test_a_big_endian_file_is_called_one(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(BAD_FILES["big-endian"])
+    with pytest.raises(InputError, match="is big-endian GGUF; convert it to a little-endian file"):
+        open_checkpoint(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("claim", [{"tensors": 250_001}, {"pairs": 1 << 63}])

@@ -1,11 +1,12 @@
 """Writes tests/golden/quantized_*.npz: small weights as the libraries themselves quantize, pack and unpack them.
 
-    pip install torch transformers compressed-tensors bitsandbytes nvidia-modelopt 'mlx[cpu]'
+    pip install torch transformers compressed-tensors bitsandbytes nvidia-modelopt amd-quark 'mlx[cpu]'
+    pip install --no-deps logbar device-smi
     pip download --no-deps --no-binary :all: autoawq auto-gptq gptqmodel, unpack these into FOLDER, and
-    python make_quantized.py FOLDER [compressed_tensors] [modelopt] [awq] [gptq] [bitsandbytes] [mlx] [fp8]
+    python make_quantized.py FOLDER [compressed_tensors] [modelopt] [awq] [gptq] [bitsandbytes] [mlx] [fp8] [quark]
 
-The last three of pip do not install without CUDA; their packing runs without the rest of them. A file holds, for each
-case, the config, the tensors of X.weight with their dtypes, and the float32 values that the library makes of them.
+The three of the third line do not install without CUDA; their packing runs without the rest of them. A file holds, for
+each case, the config, the tensors of X.weight with their dtypes, and the float32 values that the library makes of them.
 """
 
 from __future__ import annotations
@@ -161,6 +162,33 @@ def awq(sources: Path) -> Iterator[Case]:
         values = dequantize_gemm(made.qweight, made.qzeros, made.scales.float(), 4, group).t()
         config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
         yield f"gemm g{group}", config, {f"X.{k}": v for k, v in made.state_dict().items()}, values
+    settings = gptqmodel(sources)
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack_awq
+
+    scales, zeros = levels(4, 32, True, rows)
+    codes = torch.round(weights(rows=rows) / spread(scales, 32) + spread(zeros, 32)).clamp(0, 15)
+    qweight, qzeros = pack_awq(codes.t().int().contiguous(), zeros.t().int().contiguous(), 4)
+    values = dequantize_gemm(qweight, qzeros, scales.t().contiguous(), 4, 32).t()
+    tensors = {"X.qweight": qweight, "X.qzeros": qzeros, "X.scales": scales.t().contiguous().half()}
+    yield "gptqmodel", told(settings.AWQConfig(bits=4, group_size=32)), tensors, values
+
+
+def gptqmodel(sources: Path) -> Any:
+    """The module of its configs. Of what it takes besides, logbar, device-smi and tokenicer install without CUDA."""
+    import re
+
+    sys.modules["pcre"] = re
+    bare(sources / "gptqmodel-7.7.0", "gptqmodel")
+    from gptqmodel.quantization import config
+
+    return config
+
+
+def told(config: Any) -> dict[str, Any]:
+    """What a config.json says, but for a folder of the machine that it was made on."""
+    made = json.loads(json.dumps(config.to_dict(), default=str))
+    made["meta"].pop("offload_to_disk_path", None)
+    return made
 
 
 def gptq(sources: Path) -> Iterator[Case]:
@@ -180,7 +208,7 @@ def gptq(sources: Path) -> Iterator[Case]:
         config = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": False, "sym": symmetric,
                   "checkpoint_format": "gptq"}  # fmt: skip
         yield f"v1 {bits} bits{'' if symmetric else ' asymmetric'}", config, tensors, values
-    file = sources / "gptqmodel-7.7.0/gptqmodel/nn_modules/qlinear/__init__.py"
+    file, settings = sources / "gptqmodel-7.7.0/gptqmodel/nn_modules/qlinear/__init__.py", gptqmodel(sources)
     order = torch.from_numpy(np.random.default_rng(1).permutation(np.arange(WIDTH) // 32).astype(np.int32))
     for name, index in (("v2", torch.arange(WIDTH, dtype=torch.int32) // 32), ("v2 desc_act", order)):
         scales, zeros = levels(4, 32, False, rows)
@@ -193,9 +221,8 @@ def gptq(sources: Path) -> Iterator[Case]:
         scale, zero = scales[:, index.long()], zeros[:, index.long()]
         values = (torch.round((weights(rows=rows) + scale * zero) / scale).clamp(0, 15) - zero) * scale
         tensors = {f"X.{part}": getattr(made, part) for part in ("qweight", "qzeros", "scales", "g_idx")}
-        config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": index is order, "sym": False,
-                  "checkpoint_format": "gptq_v2"}  # fmt: skip
-        yield name, config, tensors, values
+        asked = settings.GPTQConfig(bits=4, group_size=32, desc_act=index is order, sym=False, format="gptq_v2")
+        yield name, told(asked), tensors, values
 
 
 def function(file: Path, name: str) -> Callable[..., Any]:
@@ -267,6 +294,41 @@ def fp8() -> Iterator[Case]:
         yield f"block {block[0]}x{block[1]}", config, dict(made), codes.float() * full
 
 
+def quark() -> Iterator[Case]:
+    import quark.torch.quantization.config.config as settings
+    from quark.torch.utils import create_pack_method
+    from quark.torch.utils.numerics import to_e8m0_uint8
+
+    def config(weight: Any) -> dict[str, Any]:
+        layer = settings.QLayerConfig(weight=weight.to_quantization_spec())
+        made = settings.QConfig(global_quant_config=layer, exclude=["lm_head"]).to_dict()
+        return json.loads(json.dumps(made, default=str)) | {"quant_method": "quark"}
+
+    w = weights()
+    each = torch.exp2(torch.floor(torch.log2(w.reshape(ROWS, -1, 32).abs().amax(-1))) - 2)
+    grid = e2m1(torch.arange(16, dtype=torch.uint8).reshape(1, -1))[0, ::2]
+    nearest = grid[(w / spread(each, 32)).unsqueeze(-1).sub(grid).abs().argmin(-1)]
+    pack = create_pack_method("per_group", "fp4")
+    tensors = {"X.weight": pack.pack(nearest, True), "X.weight_scale": to_e8m0_uint8(each)}
+    values = pack.unpack(tensors["X.weight"], True) * spread(torch.exp2(tensors["X.weight_scale"].float() - 127), 32)
+    yield "mxfp4", config(settings.OCP_MXFP4Spec(ch_axis=-1, is_dynamic=False)), tensors, values
+    for name, spec, axis in (
+        ("fp8", settings.FP8E4M3PerTensorSpec(observer_method="min_max", is_dynamic=False), None),
+        ("fp8 row", settings.FP8E4M3PerChannelSpec(is_dynamic=False, ch_axis=0), 1),
+    ):
+        scale = (w.abs().amax() if axis is None else w.abs().amax(axis)) / 448
+        column = scale if axis is None else scale[:, None]
+        codes = create_pack_method("per_tensor", "fp8_e4m3").pack((w / column).to(torch.float8_e4m3fn), True)
+        yield name, config(spec), {"X.weight": codes, "X.weight_scale": scale}, codes.float() * column
+    scale, pack = w.abs().amax() / 127, create_pack_method("per_tensor", "int8")
+    tensors = {"X.weight": pack.pack(torch.round(w / scale), True), "X.weight_scale": scale}
+    tensors["X.weight_zero_point"] = pack.pack(torch.zeros(()), True)
+    spec = settings.Int8PerTensorSpec(
+        observer_method="min_max", symmetric=True, scale_type="float", round_method="half_even", is_dynamic=False
+    )
+    yield "int8", config(spec), tensors, pack.unpack(tensors["X.weight"], True) * scale
+
+
 def write(name: str, cases: Iterator[Case]) -> None:
     arrays: dict[str, np.ndarray] = {}
     told = {}
@@ -286,7 +348,7 @@ def write(name: str, cases: Iterator[Case]) -> None:
 def main() -> None:
     sources = Path(sys.argv[1])
     # quantized_compressed_tensors quantized_modelopt quantized_awq quantized_gptq quantized_bitsandbytes quantized_mlx
-    # quantized_fp8
+    # quantized_fp8 quantized_quark
     makers = {
         "compressed_tensors": compressed_tensors,
         "modelopt": modelopt,
@@ -295,6 +357,7 @@ def main() -> None:
         "bitsandbytes": bitsandbytes,
         "mlx": mlx,
         "fp8": fp8,
+        "quark": quark,
     }
     for name in sys.argv[2:] or makers:
         write(f"quantized_{name}", makers[name]())

@@ -10,8 +10,8 @@ from typing import Any
 from numoe.quant.errors import InputError
 
 _READ = (
-    "fp8, nvfp4, mxfp4, int8 and int4 as compressed-tensors, ModelOpt, AutoAWQ, GPTQ, MLX, bitsandbytes and Quark "
-    "write them, bf16, f16, f32 and GGUF"
+    "fp8, nvfp4, mxfp4, int8 and int4 as compressed-tensors, ModelOpt, AutoAWQ, GPTQ, AutoRound, MLX, bitsandbytes and "
+    "Quark write them, bf16, f16, f32 and GGUF"
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.dtypes import Float32, UInt8
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, word
 from numoe.quant.files import Files
 from numoe.quant.formats.format import FLOAT32, Format
 from numoe.quant.formats.integer import INT8
@@ -44,6 +44,8 @@ def read_bitsandbytes(config: Announced) -> Convention:
         kind = config.get("bnb_4bit_quant_type", str, "fp4")
         if kind not in ("nf4", "fp4"):
             raise config.unsupported(f"bitsandbytes {kind}")
+        if (storage := config.get("bnb_4bit_quant_storage", str, "uint8")) != "uint8":
+            raise config.unsupported(f"bitsandbytes {kind} stored as {word(storage)}")
         needs = (_MAXIMA, _MAP, f"{{weight}}.quant_state.bitsandbytes__{kind}")
         nested = Spelling(_CODES, ("U8",), (*needs, *_NESTED), partial(_four_bits, kind))
         plain = Spelling(_CODES, ("U8",), needs, partial(_four_bits, kind))
@@ -98,42 +100,61 @@ class Flat(Packed):
         if len(shape) != 2 or math.prod(shape) != math.prod(self.whole):
             return self
         rows, width = shape
-        unpack = partial(_unpacked, (rows, width), self.kind)
-        return replace(self, whole=(rows, width), format=_format((rows, width), self.kind), unpack=unpack)
+        return replace(self, whole=(rows, width), format=_format((rows, width), self.kind))
+
+    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> NF4 | F32:
+        """nf4 where its blocks lie in rows, elsewhere the values."""
+        packed, maxima, table, text, *nested = self._arrays(raw, start, stop)
+        if len(self.whole) != 2:
+            raise InputError("its shape is not known")
+        rows, width = self.whole
+        size = _block_size(_state(text), self.kind, (rows, width), maxima)
+        first, last = start * width // size, -(-stop * width // size)  # blocks
+        scales: Float32 = maxima[first:last]
+        if nested:
+            scales = _scales(_state(text), maxima, (first, last), nested[0], nested[1])
+        codes: UInt8 = packed.reshape(-1)[first * size // 2 : last * size // 2]
+        if self.format is NF4.format and size % NF4_GROUP == 0 and width % size == 0:
+            if not np.allclose(table, NF4_VALUES, rtol=0, atol=1e-7):
+                raise InputError("its quant_map is not that of nf4")
+            swapped = (codes >> np.uint8(4) | codes << np.uint8(4)).reshape(stop - start, -1)
+            return NF4(swapped, np.repeat(scales, size // NF4_GROUP).reshape(stop - start, -1))
+        if self.format is NF4.format:
+            raise InputError(f"its blocks of {size} reach over its rows of {width}")
+        values = table[np.stack([codes >> np.uint8(4), codes & np.uint8(15)], axis=1).reshape(-1)]
+        values *= np.repeat(scales, size)[: len(values)]
+        return F32(values[start * width - first * size :][: (stop - start) * width].reshape(stop - start, width))
 
 
 def _format(shape: tuple[int, int], kind: str) -> Format:
     return NF4.format if kind == "nf4" and shape[1] % NF4_GROUP == 0 else FLOAT32
 
 
-def _unpacked(shape: tuple[int, int], kind: str, arrays: Sequence[NDArray[Any]]) -> NF4 | F32:
-    """The matrix: nf4 where its blocks lie in rows, elsewhere the values."""
-    packed, maxima, table, text, *nested = arrays
-    state = _state(text)
+def _block_size(state: Mapping[str, Any], kind: str, shape: tuple[int, int], maxima: NDArray[Any]) -> int:
+    """Raises InputError where a state is not of this weight."""
     size, count = state.get("blocksize"), math.prod(shape)
     if state.get("quant_type") != kind or state.get("shape") != list(shape) or type(size) is not int or size < 2:
         raise InputError(f"its quant_state {state} is of another weight than {kind} of shape {list(shape)}")
-    if maxima.size != -(-count // size):
+    if size % 2 or maxima.size != -(-count // size):
         raise InputError(
             f"it has {maxima.size} scales where {count} weights in blocks of {size} need {-(-count // size)}"
         )
-    scales: Float32 = maxima
-    if nested:
-        each, offset = state.get("nested_blocksize"), state.get("nested_offset")
-        if type(each) is not int or each < 1 or type(offset) is not float or nested[0].size != -(-maxima.size // each):
-            raise InputError(f"its quant_state {state} does not fit its {nested[0].size} nested scales")
-        scales = nested[1][maxima] * np.repeat(nested[0], each)[: maxima.size] + np.float32(offset)
-    codes: UInt8 = packed.reshape(-1)
-    if _format(shape, kind) is NF4.format and size % NF4_GROUP == 0 and shape[1] % size == 0:
-        if not np.allclose(table, NF4_VALUES, rtol=0, atol=1e-7):
-            raise InputError("its quant_map is not that of nf4")
-        swapped = (codes >> np.uint8(4) | codes << np.uint8(4)).reshape(shape[0], -1)
-        return NF4(swapped, np.repeat(scales, size // NF4_GROUP).reshape(shape[0], -1))
-    both = np.stack([codes >> np.uint8(4), codes & np.uint8(15)], axis=1).reshape(-1)
-    values = (table[both] * np.repeat(scales, size)[:count]).reshape(shape)
-    if _format(shape, kind) is NF4.format:
-        raise InputError(f"its blocks of {size} reach over its rows of {shape[1]}")
-    return F32(values)
+    return size
+
+
+def _scales(
+    state: Mapping[str, Any],
+    maxima: UInt8,
+    blocks: tuple[int, int],
+    outer: Float32,
+    table: Float32,
+) -> Float32:
+    """Those of some blocks, of codes that have scales themselves."""
+    each, offset = state.get("nested_blocksize"), state.get("nested_offset")
+    if type(each) is not int or each < 1 or type(offset) is not float or outer.size != -(-maxima.size // each):
+        raise InputError(f"its quant_state {state} does not fit its {outer.size} nested scales")
+    scales: Float32 = table[maxima[slice(*blocks)]] * outer[np.arange(*blocks) // each] + np.float32(offset)
+    return scales
 
 
 def _state(text: NDArray[Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """compressed-tensors, as vLLM's LLM Compressor writes it.
 
-    float-quantized   X.weight (F8_E4M3) + X.weight_scale, of a tensor, a row or a block
+    float-quantized   X.weight (F8_E4M3) + X.weight_scale, of a tensor, a row or a block; mxfp8: e8m0, of 32 neighbours
     int-quantized     X.weight (I8) + X.weight_scale [+ X.weight_zero_point]
     pack-quantized    X.weight_packed (I32) + X.weight_scale [+ X.weight_zero_point] [+ X.weight_g_idx], X.weight_shape
     nvfp4, mxfp4      X.weight_packed (U8) + X.weight_scale [+ X.weight_global_scale, which divides]
@@ -32,7 +32,7 @@ _CODES, _PLAIN = "{weight}_packed", "{weight}"
 _SCALE, _ZERO, _GROUPS = "{weight}_scale", "{weight}_zero_point", "{weight}_g_idx"
 _FORMATS = (
     "float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "nvfp4-pack-quantized",
-    "mxfp4-pack-quantized", "mixed-precision", "dense",
+    "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision", "dense",
 )  # fmt: skip
 _DROPPED = (*fp8.DROPPED, ".input_global_scale", ".weight_shape", ".input_zero_point", ".output_zero_point")
 
@@ -69,6 +69,8 @@ def read_compressed_tensors(config: Announced) -> Convention:
             ):
                 raise weights.error(f'"block_structure" must be two positive integers, not {structure!r:.60}')
             blocks.append((structure[0], structure[1]))
+        elif weights.values.get("type") == "float" and weights.values.get("strategy") == "group":
+            blocks.append((1, weights.size("group_size")))
         if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
             grouped = weights.values.get("strategy") == "group"
             packings.add(
@@ -146,18 +148,36 @@ def _packed(packing: tuple[int, int | None, bool, bool], files: Files, weight: s
     check_group(codes, width, group)
     found = [codes, check(parts, _SCALE, codes, FLOATS, [(*stack, rows, groups)])]
     if not symmetric:
-        found.append(check(parts, _ZERO, codes, ("I32",), [(*stack, -(-rows * bits // 32), groups)]))
+        loose = parts[_ZERO].dtype == "I8"  # as old versions store them, 2^(bits-1) not added
+        shape = (*stack, rows if loose else -(-rows * bits // 32), groups)
+        found.append(check(parts, _ZERO, codes, ("I8" if loose else "I32",), [shape]))
     if ordered:
         found.append(check(parts, _GROUPS, codes, ("I32",), [(*stack, width)]))
 
     def unpack(arrays: Sequence[NDArray[Any]]) -> INT4 | INT8:
         packed, scales, *others = arrays
-        zeros = None if symmetric else fields(np.ascontiguousarray(others[0].T), bits, rows).T
+        zeros = None if symmetric else _zero_points(others[0], bits, len(packed))
         return integers(fields(packed, bits, width), bits, scales, zeros, others[-1] if ordered else None)
 
     by_rows = (symmetric, symmetric, *(False for _ in found[2:]))
     format = integers_format(bits, group, found[1].dtype, not symmetric, ordered)
-    return Packed(files, weight, tuple(found), (*stack, rows, width), format, unpack=unpack, by_rows=by_rows)
+    made = tuple(found), (*stack, rows, width), format
+    return Packed(files, weight, *made, unpack=unpack, by_rows=by_rows, narrow=partial(_narrow, bits))
+
+
+def _narrow(bits: int, arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequence[NDArray[Any]], int]:
+    packed, scales, zeros, *others = arrays
+    first, last = start // 32, -(-stop // 32)  # rows whose zero points fill whole words
+    rows = slice(32 * first, 32 * last)
+    taken = zeros[rows] if zeros.dtype == np.int8 else zeros[bits * first : bits * last]
+    return (packed[rows], scales[rows], taken, *others), 32 * first
+
+
+def _zero_points(stored: NDArray[Any], bits: int, rows: int) -> NDArray[Any]:
+    """Those of each row and group, 0..2^bits - 1."""
+    if stored.dtype == np.int8:
+        return stored.astype(np.int16) + np.int16(1 << (bits - 1))
+    return fields(np.ascontiguousarray(stored.T), bits, rows).T
 
 
 def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
@@ -172,7 +192,7 @@ def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
     scale = check(parts, _SCALE, codes, FLOATS, [*each, *one])
     found = [codes, scale]
     if _ZERO in parts:
-        found.append(check(parts, _ZERO, codes, ("I8",), [scale.shape]))
+        found.append(check(parts, _ZERO, codes, ("I8",), each if scale.shape in each else one))
     by_rows = (True, *(info.shape in each for info in found[1:]))
 
     def unpack(arrays: Sequence[NDArray[Any]]) -> INT8:

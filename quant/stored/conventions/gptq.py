@@ -32,7 +32,7 @@ _UNREAD = (
     "use_exllama", "disable_exllama", "max_input_length", "cache_block_outputs", "modules_in_block_to_quantize",
     "tokenizer", "dataset", "batch_size", "block_name_to_quantize", "model_seqlen", "module_name_preceding_first_block",
     "pad_token_id", "use_cuda_fp16", "backend", "hyb_act", "act_group_aware", "modules_to_not_convert", "mse",
-    "offload_to_disk*",
+    "offload_to_disk*", "method",
 )  # fmt: skip
 
 
@@ -66,13 +66,21 @@ class _Packing:
             return self._matrix(
                 fields(np.ascontiguousarray(packed.T), self.bits, width),
                 np.ascontiguousarray(scales.T),
-                fields(zeros, self.bits, rows).T,
+                fields(zeros, self.bits, packed.shape[1]).T,
                 index[0] if index else None,
             )
 
         format = integers_format(self.bits, width // groups, found[1].dtype, not self.symmetric, self.ordered)
         by_rows = (False,) * len(found)
-        return Packed(files, weight, tuple(found), (rows, width), format, unpack=unpack, by_rows=by_rows)
+        made = tuple(found), (rows, width), format
+        return Packed(files, weight, *made, unpack=unpack, by_rows=by_rows, narrow=self._narrow)
+
+    def _narrow(self, arrays: Sequence[NDArray[Any]], start: int, stop: int) -> tuple[Sequence[NDArray[Any]], int]:
+        packed, scales, zeros, *index = arrays
+        first, last = start // 32, -(-stop // 32)  # rows whose zero points fill whole words
+        rows = slice(32 * first, 32 * last)
+        words = slice(self.bits * first, self.bits * last)
+        return (packed[:, rows], scales[:, rows], zeros[:, words], *index), 32 * first
 
     def _matrix(
         self, codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any], index: NDArray[Any] | None
@@ -95,9 +103,11 @@ class _Packing:
 
 def read_gptq(config: Announced) -> Convention:
     """What such a config says. Raises InputError for what is not computed."""
-    config.only(*_UNREAD, "bits", "group_size", "sym", "desc_act", "checkpoint_format", "dynamic", "is_marlin_format")
+    config.only(
+        *_UNREAD, "bits", "group_size", "sym", "desc_act", "checkpoint_format", "format", "dynamic", "is_marlin_format"
+    )
     bits = config.size("bits", (2, 3, 4, 8))
-    format = config.get("checkpoint_format", str, "gptq")
+    format = config.get("checkpoint_format", str) or config.get("format", str, "gptq")
     if config.values.get("is_marlin_format") or format not in ("gptq", "gptq_v2"):
         raise config.unsupported(f"GPTQ {format if format != 'gptq' else 'marlin'} {bits}-bit")
     if any(not str(pattern).startswith("-:") for pattern in config.below("dynamic").values):
@@ -107,7 +117,12 @@ def read_gptq(config: Announced) -> Convention:
     group = None if config.get("group_size", int, -1) == -1 else config.size("group_size")
     ordered = config.get("desc_act", bool, False)
     symmetric = config.get("sym", bool, True)
-    packing = _Packing(bits, group, symmetric, ordered, 0 if format == "gptq_v2" else 1)
+    less = 0 if format == "gptq_v2" else 1
+    return Convention("GPTQ", (gptq(bits, group, symmetric=symmetric, ordered=ordered, less=less),))
+
+
+def gptq(bits: int, group: int | None, *, symmetric: bool, ordered: bool, less: int) -> Spelling:
+    """Codes of so many bits; group: None for one of a row; less: what is to be added to zero points."""
+    packing = _Packing(bits, group, symmetric, ordered, less)
     needs = (_SCALES, _ZEROS, *((_GROUPS,) if ordered else ()))
-    spelling = Spelling(_CODES, ("I32",), needs, packing.stored, () if ordered else (_GROUPS,))
-    return Convention("GPTQ", (spelling,))
+    return Spelling(_CODES, ("I32",), needs, packing.stored, () if ordered else (_GROUPS,))

@@ -1,6 +1,7 @@
 """AMD's Quark, as its export for Hugging Face writes it: fp8 and int8 with scales of a tensor or row, and mxfp4.
 
-X.weight (F8_E4M3 | I8) + X.weight_scale
+X.weight (F8_E4M3) + X.weight_scale
+X.weight (I8) + X.weight_scale [+ X.weight_zero_point, which is 0 where the config says symmetric]
 X.weight (U8, low nibble first) + X.weight_scale (U8: e8m0)
 """
 
@@ -28,6 +29,7 @@ def read_quark(config: Announced) -> Convention:
     tables = [config.below("global_quant_config")]
     for key in ("layer_quant_config", "layer_type_quant_config"):
         tables += [table for _, table in config.each(key)]
+    symmetric = True
     for weight in (table.below("weight") for table in tables):
         dtype, group = weight.get("dtype", str), weight.values.get("group_size")
         if dtype is None:
@@ -35,13 +37,13 @@ def read_quark(config: Announced) -> Convention:
         e8m0 = "e8m0" in str(weight.values.get("scale_format"))
         if dtype not in _DTYPES or (dtype == "fp4" and not (group == 32 and e8m0)):
             raise weight.unsupported(f"Quark {dtype}")
-        if weight.values.get("symmetric") is False and dtype == "int8":
-            raise weight.unsupported("Quark int8 with zero points")
+        symmetric = symmetric and (dtype != "int8" or weight.get("symmetric", bool, True))
         if dtype != "fp4" and weight.values.get("qscheme") not in ("per_tensor", "per_channel", None):
             raise weight.unsupported(f"Quark {dtype} {weight.values['qscheme']}")
     spellings = (
         *fp8.spellings(((128, 128),), "{weight}_scale"),
-        int8_rows(),
+        int8_rows(symmetric=False),
+        *([int8_rows()] if symmetric else []),
         mxfp4("{weight}", "U8", "{weight}_scale"),
     )
     return Convention("Quark", spellings, dropped=fp8.DROPPED)

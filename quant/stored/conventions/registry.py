@@ -25,6 +25,7 @@ from numoe.quant.formats.format import Format
 from numoe.quant.formats.integer import integer_format
 from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
 from numoe.quant.stored.conventions.announced import Announced
+from numoe.quant.stored.conventions.auto_round import read_auto_round
 from numoe.quant.stored.conventions.awq import read_awq
 from numoe.quant.stored.conventions.bitsandbytes import read_bitsandbytes
 from numoe.quant.stored.conventions.compressed_tensors import read_compressed_tensors
@@ -43,12 +44,14 @@ PLAIN = Convention("FP8", spellings(((128, 128),)))
 """That of a config that names none."""
 
 _READERS: Mapping[str, Callable[[Announced], Convention]] = {
+    "auto-round": read_auto_round,
     "awq": read_awq,
     "bitsandbytes": read_bitsandbytes,
     "compressed-tensors": read_compressed_tensors,
     "fbgemm_fp8": read_fp8,
     "fp8": read_fp8,
     "gptq": read_gptq,
+    "intel/auto-round": read_auto_round,
     "modelopt": read_modelopt,
     "quark": read_quark,
 }
@@ -61,6 +64,8 @@ def read_convention(config: Announced) -> Convention | None:
     Raises:
         InputError: it asks for what is not computed.
     """
+    if config.below("quantization").values and "producer" in config.values:  # a copy of ModelOpt's own file
+        config = config.below("quantization")
     method = config.get("quant_method", str)
     if method == "mxfp4" and not config.values.keys() - {"quant_method", "modules_to_not_convert"}:
         return PLAIN  # gpt-oss's blocks and scales, which the tensors' names tell

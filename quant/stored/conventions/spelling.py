@@ -122,6 +122,8 @@ class Convention:
 
 
 Unpack = Callable[[Sequence[NDArray[Any]]], QTensor]
+Narrow = Callable[[Sequence[NDArray[Any]], int, int], tuple[Sequence[NDArray[Any]], int]]
+"""Parts, and rows from and to -> what of the parts these rows take, and the first row that is in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ class Packed(Stored):
     unpack: Unpack = field(kw_only=True)
     """Makes the matrix of its parts, their bytes as arrays of their dtypes: bf16 and fp8 as codes."""
     by_rows: tuple[bool, ...] = field(kw_only=True)
-    """Which of the parts have a row for each row of the matrix. All of others is read, and rows are taken afterwards
-    where the first of them is no such part."""
+    """Which of the parts have a row for each row of the matrix. All of others is read; where the first is no such part,
+    `narrow` takes what is needed."""
+    narrow: Narrow = field(default=lambda arrays, start, stop: (arrays, 0), kw_only=True)
 
     @property
     def _is_view(self) -> bool:
@@ -166,13 +169,20 @@ class Packed(Stored):
     def _sliced(self) -> tuple[bool, ...]:
         return self.by_rows if self.by_rows[0] else (False,) * len(self.by_rows)
 
-    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+    def _arrays(self, raw: Sequence[UInt8], start: int, stop: int) -> list[NDArray[Any]]:
+        """The parts that the bytes of rows start..stop are."""
         arrays = []
         for part, info, by_rows in zip(raw, self.parts, self._sliced, strict=True):
             shape = info.shape[1:] if len(self.whole) > 2 else info.shape
             arrays.append(part.view(_DTYPES[info.dtype]).reshape((stop - start, *shape[1:]) if by_rows else shape))
-        matrix = self.unpack(arrays)
-        return matrix if self.by_rows[0] else matrix.slice_rows(start, stop)
+        return arrays
+
+    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+        arrays = self._arrays(raw, start, stop)
+        if self.by_rows[0]:
+            return self.unpack(arrays)
+        needed, first = self.narrow(arrays, start, stop)
+        return self.unpack(needed).slice_rows(start - first, stop - first)
 
 
 def check(
@@ -209,8 +219,24 @@ def fields(words: NDArray[Any], bits: int, count: int) -> UInt8:
     rows = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
     if bits == 8:
         return rows[:, :count]
-    if bits in (2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return (rows[:, :, None] >> shifts & np.uint8((1 << bits) - 1)).reshape(len(rows), -1)[:, :count]
-    stream = np.unpackbits(rows, axis=1, bitorder="little", count=count * bits).reshape(len(rows), count, bits)
-    return np.packbits(stream, axis=2, bitorder="little")[..., 0]
+    if bits == 4:  # as nearly all are
+        pairs = rows.astype("<u2")
+        pairs |= pairs * np.uint16(16)
+        pairs &= np.uint16(0x0F0F)
+        return pairs.view(np.uint8)[:, :count]
+    eights = -(-count // 8)  # of fields, which fill whole bytes
+    if (short := eights * bits - rows.shape[1]) > 0:
+        rows = np.pad(rows, ((0, 0), (0, short)))
+    if bits in (1, 2):
+        lanes = rows.view(f"<u{bits}").astype("<u8")
+    else:
+        padded = np.zeros((len(rows), eights, 8), np.uint8)
+        padded[..., :bits] = rows[:, : eights * bits].reshape(len(rows), eights, bits)
+        lanes = padded.view("<u8")[..., 0]
+    for half in (4, 2, 1):  # of twice as many fields the second half moves to where its bytes are
+        first = sum(((1 << half * bits) - 1) << at for at in range(0, 64, 16 * half))
+        low = lanes & np.uint64(first)
+        lanes ^= low
+        lanes *= np.uint64(1 << half * (8 - bits))
+        lanes |= low
+    return lanes.view(np.uint8).reshape(len(rows), -1)[:, :count]
