@@ -85,7 +85,7 @@ class Client:
 
     def _post(self, path: str, body: str | bytes, lines: int | None = None) -> int:
         """The status of a reply that is read to its end, or left after so many lines."""
-        connection = http.client.HTTPConnection(self._place, timeout=60)
+        connection = http.client.HTTPConnection(self._place)
         with contextlib.closing(connection):
             connection.request("POST", path, body)
             reply = connection.getresponse()
