@@ -21,6 +21,8 @@ from numoe.engine.plan import format_bytes, parse_bytes
 from numoe.quant.compute.groups import memory_limits
 from numoe.quant.errors import DoesNotFit, InputError
 
+_PROC = Path("/proc/self/stat")
+
 
 @dataclass(eq=False)
 class _Claim:
@@ -279,8 +281,8 @@ def machine_memory(root: Path = Path("/")) -> tuple[int, int | None]:
     return total, allowed if allowed < total else None
 
 
-def _require_proc(file: Path = Path("/proc/self/stat")) -> None:
-    if sys.platform == "linux" and not file.exists():
+def _require_proc() -> None:
+    if sys.platform == "linux" and not _PROC.exists():
         raise InputError("/proc is not there, by which Linux tells of memory and cores; `mount -t proc proc /proc`")
 
 

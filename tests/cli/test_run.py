@@ -653,7 +653,7 @@ def test_keys_are_not_shown(command: Run, settings: Path, monkeypatch: pytest.Mo
         return out + err
 
     assert "api_key is (set, and not shown)" in told("set", "api-key", "s3cret")
-    assert "api_key = \"s3cret\"" in settings.read_text() and settings.stat().st_mode & 0o77 == 0
+    assert 'api_key = "s3cret"' in settings.read_text() and settings.stat().st_mode & 0o77 == 0
     assert told("get", "api_key") == "(set, and not shown)\n"
     assert re.search(r"api_key +\(set, and not shown\) +/", told())
     monkeypatch.setenv("NUMOE_API_KEY", "s3cret-too")

@@ -56,7 +56,6 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/messages/count_tokens": [{"messages": [_USER]}],
 }  # fmt: skip
 """Samples that are answered, by the path that takes them."""
-_FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nb\r\n--x--\r\n'
 
 
 def readers() -> list[tuple[str, list[bytes], Callable[[bytes], Any], Any]]:
@@ -68,8 +67,6 @@ def readers() -> list[tuple[str, list[bytes], Callable[[bytes], Any], Any]]:
          "headers": [["host", "127.0.0.1"], ["content-length", str(len(one))], ["authorization", "Bearer x"]]}
         for path, some in bodies.items() for one in some for leaves in (0, 1, 99)
     ]  # fmt: skip
-    form = {"path": "/v1/completions", "method": "POST", "pieces": [_FORM.decode()], "leaves": 99}
-    exchanges.append({**form, "headers": [["host", "[::1]:80"], ["content-type", "multipart/form-data; boundary=x"]]})
     exchanges += [
         {"path": path, "method": "GET", "pieces": [], "leaves": 99, "headers": [["host", "localhost"]]}
         for path in ("/health", "/metrics", "/v1/models", "/v1/models/tiny")
