@@ -1,9 +1,9 @@
 """Whether numoe stays as it is for hours: `python tests/soak.py [MINUTES]`, an hour by default.
 
 Rounds of all that a long-lived process does: chat turns, cancelled answers, resets, saves, sessions that are restored
-or refused, answers of a form, several sequences at once, experts from disk, and a server's: answers to clients that stay
-and that leave, what is refused, two models by turns. Told and compared are memory, open files, threads and processes
-(which stay the same, memory to 2 %), and the time of a round (5 %, on an idle machine).
+or refused, answers of a form, several sequences at once, experts from disk, and a server's: answers to clients that
+stay and that leave, what is refused, two models by turns. Told and compared are memory, open files, threads and
+processes (which stay the same, memory to 2 %), and the time of a round (5 %, on an idle machine).
 """
 
 from __future__ import annotations
