@@ -100,14 +100,14 @@ def _given(value: Any) -> Any:
 
 def _parsed(key: str, text: str, source: str) -> Any:
     value = KEYS[key].read(text, source)
-    _refuse_halves(text, source)
+    _refuse_halves(KEYS[key], text, source)
     KEYS[key].check(value, source, text)
     return value
 
 
-def _refuse_halves(text: str, source: str) -> None:
+def _refuse_halves(setting: Setting, text: str, source: str) -> None:
     if re.search("[\ud800-\udfff]", text):
-        raise WrongUsage(f"{source} takes a text, and {text!a} is not UTF-8")
+        raise WrongUsage(f"{source} takes a text, and {'this' if setting.secret else ascii(text)} is not UTF-8")
 
 
 def _setting(key: str, where: str = "") -> Setting:
@@ -143,7 +143,12 @@ def show(context: typer.Context) -> None:
     commands: Mapping[str, Any] = context.find_root().command.commands  # type: ignore[attr-defined]
     with Output() as output:
         output.table(
-            [(key, *_row(values[key])) if key in values else (key, _own(commands, key), "") for key in KEYS],
+            [
+                (key, setting.shown(values[key].value), values[key].source)
+                if key in values
+                else (key, _own(commands, setting), "")
+                for key, setting in KEYS.items()
+            ],
         )
         output.note(f"The file is {path()}.")
     for error in wrong:
@@ -152,26 +157,16 @@ def show(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-def _row(default: Default) -> tuple[str, str]:
-    return _shown(default.value), default.source
-
-
-def _own(commands: Mapping[str, Any], key: str) -> str:
+def _own(commands: Mapping[str, Any], setting: Setting) -> str:
     """What commands take by themselves, and which, where they differ."""
     own: dict[str, list[str]] = {}
     for name, command in commands.items():
         for option in command.params:
-            if option.name == key:
-                own.setdefault(_shown(option.default), []).append(name)
+            if option.name == setting.name:
+                own.setdefault(setting.shown(option.default), []).append(name)
     if len(own) == 1:
         return next(iter(own))
     return ", ".join(f"{value} ({' '.join(names)})" for value, names in own.items())
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "-" if value in (None, ...) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @config.command(cls=Command)
@@ -183,12 +178,12 @@ def get(context: typer.Context, key: Key) -> None:
     """
     refuse_rest(context)
     name = key.replace("-", "_")
-    _setting(name)
+    setting = _setting(name)
     values, wrong = settings()
     if wrong:
         raise wrong[0]
     commands: Mapping[str, Any] = context.find_root().command.commands  # type: ignore[attr-defined]
-    Output().text(_shown(values[name].value) if name in values else _own(commands, name))
+    Output().text(setting.shown(values[name].value) if name in values else _own(commands, setting))
 
 
 @config.command("set", cls=Command)
@@ -205,7 +200,7 @@ def set_(context: typer.Context, key: Key, value: Value) -> None:
     parsed = _parsed(name, value, key)
     with changed() as document:
         document[name] = parsed
-    Output().note(f"{name} is {_shown(parsed)}")
+    Output().note(f"{name} is {KEYS[name].shown(parsed)}")
 
 
 @config.command(cls=Command)

@@ -91,6 +91,7 @@ class Setting:
     scan: reads a number that can be written in several ways.
     completes: what the value can be that begins so, for completion in shells. parse: makes the value of what the flag
     takes. json: the types of that value; none: those of `kind`.
+    secret: it is never shown.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Setting:
     parse: Callable[[str], Any] | None = None
     completes: Callable[[str], list[str]] | None = None
     json: tuple[type, ...] = ()
+    secret: bool = False
 
     @property
     def flag(self) -> str:
@@ -236,7 +238,18 @@ class Setting:
             wanted = _WANTED[self.kind if self.is_choice else self.types[0]]
         if self.least is not None:
             wanted += f" {self.range}"
-        return WrongUsage(f"{named} takes {wanted}{more}, not {value if len(value) <= 60 else f'{value[:57]}...'}")
+        given = "what is given" if self.secret else value if len(value) <= 60 else f"{value[:57]}..."
+        return WrongUsage(f"{named} takes {wanted}{more}, not {given}")
+
+    def shown(self, value: Any) -> str:
+        """A value as `numoe config` has it; the name of a file that holds a secret is none."""
+        if value in (None, ...):
+            return "-"
+        if self.secret and not str(value).startswith("@"):
+            return "(set, and not shown)"
+        if isinstance(value, float):
+            return f"{value:g}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def number(value: float) -> str:
@@ -361,7 +374,8 @@ SETTINGS: tuple[Setting, ...] = (
             metavar="ADDRESS", may=May.CONFIG),
     Setting("port", int, "Port to listen on; 0 takes a free one.", default=11545, metavar="N", least=0, most=65535,
             may=May.CONFIG),
-    Setting("api_key", str, "What clients must know; @FILE reads it from a file.", metavar="KEY", may=May.CONFIG),
+    Setting("api_key", str, "What clients must know; @FILE reads it from a file.", metavar="KEY", may=May.CONFIG,
+            secret=True),
     Setting("origin", list[str], "Let web pages of this origin ask; * is any. Can be repeated.", metavar="ORIGIN"),
     Setting("queue", int, "Questions that may wait; those beyond are refused.", default=64, metavar="N", least=0,
             may=May.CONFIG),

@@ -19,7 +19,9 @@ from weakref import finalize
 
 from numoe.engine.plan import format_bytes, parse_bytes
 from numoe.quant.compute.groups import memory_limits
-from numoe.quant.errors import DoesNotFit
+from numoe.quant.errors import DoesNotFit, InputError
+
+_PROC = Path("/proc/self/stat")
 
 
 @dataclass(eq=False)
@@ -77,8 +79,9 @@ class Budget:
         process_bytes: what of a given `ram` the process takes for itself.
 
         Raises:
-            InputError: see `parse_bytes`.
+            InputError: see `parse_bytes` and `free_memory`.
         """
+        _require_proc()
         self.given = ram is not None
         self.allowed = available_memory() if ram is None else parse_bytes(ram)
         """With what the process takes for itself, where that is known."""
@@ -252,20 +255,35 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """As `available_memory`, and nothing is left to others; below zero where a limit is passed already."""
+    """As `available_memory`, and nothing is left to others; below zero where a limit is passed already.
+
+    Raises:
+        InputError: the system does not tell.
+    """
     import psutil
 
+    _require_proc()
     left = [left for _, left in (*memory_limits(root), *_limits())]
     return int(min([psutil.virtual_memory().available, *left]))
 
 
 def machine_memory(root: Path = Path("/")) -> tuple[int, int | None]:
-    """Bytes of memory that the machine has, and what control groups or limits of the process allow of them, if less."""
+    """Bytes of memory that the machine has, and what control groups or limits of the process allow of them, if less.
+
+    Raises:
+        InputError: the system does not tell.
+    """
     import psutil
 
+    _require_proc()
     total = int(psutil.virtual_memory().total)
     allowed = min((limit for limit, _ in (*memory_limits(root), *_limits())), default=total)
     return total, allowed if allowed < total else None
+
+
+def _require_proc() -> None:
+    if sys.platform == "linux" and not _PROC.exists():
+        raise InputError("/proc is not there, by which Linux tells of memory and cores; `mount -t proc proc /proc`")
 
 
 def _limits() -> Iterator[tuple[int, int]]:

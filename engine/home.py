@@ -95,14 +95,19 @@ class Pulled:
 def home() -> Path:
     """The folder of all that numoe keeps: NUMOE_HOME, or where the platform keeps a user's data.
 
-    Raises InputError when NUMOE_HOME begins with the name of no user.
+    Raises InputError when NUMOE_HOME begins with the name of no user, or it is not set and the user has no home.
     """
     chosen = os.environ.get("NUMOE_HOME")
     if chosen:
         return expanded(chosen, "NUMOE_HOME is").absolute()
     from platformdirs import user_data_path
 
-    return user_data_path("numoe", appauthor=False)
+    try:
+        return user_data_path("numoe", appauthor=False)
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+        raise InputError(
+            "there is no place for what numoe keeps, as this user has no home; set NUMOE_HOME to a folder"
+        ) from None
 
 
 def make(folder: Path) -> None:

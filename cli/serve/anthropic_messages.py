@@ -71,7 +71,7 @@ def _turns(role: str, blocks: list[Any], where: str) -> list[dict[str, Any]]:
     texts, reasoning, calls, results = [], [], [], []
     for number, block in enumerate(blocks):
         kind = block.get("type") if isinstance(block, dict) else None
-        if kind not in _BLOCKS:
+        if not isinstance(kind, str) or kind not in _BLOCKS:
             raise Refused(400, f"{where}[{number}] is of the type {kind!r:.40}; models here read text", where)
         if kind == "text":
             texts.append(text_of([block], where))

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from numoe.quant.errors import InputError
 
@@ -16,7 +17,7 @@ def library(what: str, remedy: str) -> Iterator[None]:
         InputError: whatever it raised, as "what (reason); remedy".
     """
     try:
-        with _silent():
+        with _silence:
             yield
     except InputError:
         raise
@@ -30,21 +31,37 @@ def library(what: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{what} ({said}); {remedy}") from None
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Rust prints a panic to file descriptor 2 before Python hears of it."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed
-        yield
-        return
-    try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _Silence:
+    """Standard error goes nowhere while any thread is within: what is printed there meanwhile by others is lost too."""
+
+    def __init__(self) -> None:
+        self._changing = Lock()
+        self._within = 0
+        self._kept: int | None = None
+
+    def __enter__(self) -> None:
+        """Rust prints a panic to file descriptor 2 before Python hears of it."""
+        with self._changing:
+            self._within += 1
+            if self._within > 1:
+                return
+            try:
+                self._kept = os.dup(2)
+            except OSError:  # it is closed
+                return
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._within -= 1
+            if not self._within and self._kept is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+
+
+_silence = _Silence()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -667,6 +668,27 @@ def test_settings_are_set_shown_and_unset(command: Run, settings: Path, monkeypa
     assert command("config", "unset", "max-tokens") == (0, "", "max_tokens is not set any more\n")
     assert settings.read_text() == "# mine\nquiet = true\ntemp = 0.5\n"
     refused(command("config", "unset", "max_tokens"), "max_tokens", code=2)
+
+
+def test_keys_are_not_shown(command: Run, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*arguments: str) -> str:
+        code, out, err = command("config", *arguments)
+        assert "s3cret" not in out + err and code in (0, 2)
+        return out + err
+
+    assert "api_key is (set, and not shown)" in told("set", "api-key", "s3cret")
+    assert 'api_key = "s3cret"' in settings.read_text() and settings.stat().st_mode & 0o77 == 0
+    assert told("get", "api_key") == "(set, and not shown)\n"
+    assert re.search(r"api_key +\(set, and not shown\) +/", told())
+    monkeypatch.setenv("NUMOE_API_KEY", "s3cret-too")
+    assert re.search(r"api_key +\(set, and not shown\) +NUMOE_API_KEY", told())
+    for value in ("s3cret\udcff", "s3cret"):
+        monkeypatch.delenv("NUMOE_API_KEY", raising=False)
+        told("set", "api_key", value)
+    assert told("set", "api_key", "@/run/key").endswith("api_key is @/run/key\n")  # the key is not in the name
+    settings.write_text('api_key = ["s3cret"]')
+    assert "api_key takes a text, not what is given" in command("config")[2]
+    assert "s3cret" not in command("config")[2] + command("serve", "tiny")[2]
 
 
 def test_the_first_setting_makes_the_file(command: Run, settings: Path) -> None:

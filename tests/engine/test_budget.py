@@ -1,6 +1,7 @@
 """One amount of memory for all: what is reserved is bounded, given back, and refused before it is taken."""
 
 import gc
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from numoe.engine import InputError, Model, Session, describe, load
-from numoe.engine.budget import Budget, Reservation
+from numoe.engine.budget import Budget, Reservation, available_memory, machine_memory
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.plan import Plan
 from numoe.quant.errors import DoesNotFit
@@ -90,6 +91,14 @@ def test_the_machine_is_asked_once_and_told_as_what_is_free(monkeypatch: pytest.
     with pytest.raises(DoesNotFit, match=r"^it needs 41 B of memory and 40 B are free now; close other programs or"):
         budget.reserve("it", 41)
     assert kept.nbytes == 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others tell in other ways")
+def test_a_system_that_does_not_tell_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numoe.engine.budget._PROC", Path("/nowhere/stat"))
+    for ask in (Budget, lambda: Budget("1GB"), machine_memory, available_memory):
+        with pytest.raises(InputError, match="/proc is not there"):
+            ask()
 
 
 def test_elastic_reservations_yield_and_grow_again() -> None:

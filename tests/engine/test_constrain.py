@@ -1,6 +1,7 @@
 """Answers of a given form: every one is what was asked for, with tokenizers of every kind."""
 
 import json
+import os
 import re
 from functools import reduce
 from typing import Any
@@ -15,6 +16,7 @@ from vocabularies import BACKEND, plain, sentencepiece_folder
 from numoe.engine import Model, load
 from numoe.engine.chat.thinking import with_thinking
 from numoe.engine.text.grammar import Matcher, choice_grammar, json_grammar, regex_grammar
+from numoe.engine.text.library import library
 from numoe.engine.text.tokenizer import Tokenizer
 from numoe.quant.errors import InputError
 
@@ -227,3 +229,14 @@ def test_other_forms_that_are_none() -> None:
         choice_grammar(["a", ""])
     with pytest.raises(InputError, match="choice is empty"):
         choice_grammar([])
+
+
+def test_standard_error_comes_back_when_the_last_thread_has_left_the_library(capfd: pytest.CaptureFixture[str]) -> None:
+    first, second = library("a", "b"), library("c", "d")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"a panic of the other\n")
+    second.__exit__(None, None, None)
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

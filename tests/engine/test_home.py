@@ -160,6 +160,19 @@ def test_names_that_can_be_none_are_refused_in_a_sentence(name: str, message: st
     assert message in said and len(said) < 500
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, command: Run) -> None:
+    """As one whose number the system does not know, in a container."""
+
+    def unknown(*_: object, **more: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NUMOE_HOME")
+    monkeypatch.setattr("platformdirs.user_data_path", unknown)
+    for arguments in (("list",), ("run", "tiny", "hi"), ("config",), ("config", "set", "temp", "1")):
+        code, out, err = command(*arguments)
+        assert (code, out) == (1, "") and err.endswith("this user has no home; set NUMOE_HOME to a folder\n")
+
+
 def test_a_home_of_no_user_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMOE_HOME", "~nosuchuser/numoe")
     with pytest.raises(InputError, match=r"NUMOE_HOME is .* begins with the name of no user"):

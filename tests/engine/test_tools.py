@@ -255,11 +255,24 @@ def test_a_template_that_leaves_calls_or_tools_out() -> None:
         (lambda: Tool("a b"), "the name 'a b'"),
         (lambda: Use([Tool("f"), Tool("f")]), "two tools have the name f"),
         (lambda: Use([Tool("f")], "g"), "no tool 'g'"),
+        (lambda: Tool("f", "", {"required": [["a"]]}), r"required takes a list of names, not \[\['a'\]\]"),
+        (lambda: Tool("f", "", {"required": 5}), "of the tool f: required takes a list of names"),
+        (lambda: Tool("f", "", {"properties": ["a"]}), "properties takes an object of schemas"),
+        (lambda: Tool("f", "", {"properties": {"a": {"enum": 5}}}), "enum takes a list"),
+        (lambda: Tool("f", "", {"properties": {"a": {"items": {"type": {}, "required": 1}}}}), "required takes"),
+        (lambda: Tool("f", "", {"$defs": {"a": {"type": 3}}}), "type takes a name or a list of names, not 3"),
+        (lambda: Tool("f", "", json.loads('{"items": ' * 400 + "true" + "}" * 400)), "nested too deeply"),
     ],
 )
 def test_tools_that_cannot_be(make: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         make()
+
+
+def test_schemas_with_nothing_in_them() -> None:
+    """As some clients write what they have none of."""
+    tool = Tool("f", "", {"type": "object", "properties": [], "required": None, "items": None})
+    assert not tool.properties and not tool.required
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: f"{type(syntax).__name__}{syntax.signs}")

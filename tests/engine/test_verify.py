@@ -17,6 +17,7 @@ from numoe.engine.load import _experts_on_disk, _read
 from numoe.engine.pull import pull
 from numoe.engine.verify import verify
 from numoe.quant.convert.convert import Folder, convert
+from numoe.quant.files import Files
 from numoe.quant.stored.manifest import read_manifest, sealed
 
 Checkpoints = Callable[[str], Path]
@@ -104,11 +105,17 @@ def use_all(folder: Path) -> None:
             use(store, layer, expert)
 
 
-def test_what_is_read_is_compared_with_its_hash(blocks: Path) -> None:
+@pytest.mark.parametrize("paged", [False, True], ids=["through the cache", "past the cache"])
+def test_what_is_read_is_compared_with_its_hash(blocks: Path, paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    past: list[Path] = []
+    read_once = Files.read_once
+    monkeypatch.setattr(Files, "read_once", lambda files, path, *of: past.append(path) or read_once(files, path, *of))
+    monkeypatch.setattr("numoe.engine.experts.store._PAGED", 1 if paged else 1 << 40)
     path = blocks / "model.safetensors"
     size = path.stat().st_size
     use_all(blocks)
     assert len(read_manifest(blocks).files["model.safetensors"].blocks) == -(-size // 4096) * 32
+    assert bool(past) == paged
     for byte in (0, 4096, size - 1, *(random.Random(1).randrange(size) for _ in range(20))):
         flip(path, byte)
         with pytest.raises(InputError, match=r"not as it was written, between bytes|damaged header"):

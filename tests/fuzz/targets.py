@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+from fuzz.clients import readers
 from fuzz.mutate import Mutator, changed, damaged, either, lines
 from gguf_files import write_gguf
 from helpers import tiny_tokenizer
@@ -64,6 +65,7 @@ _document = either(changed, changed, damaged)
 def targets(folder: Path) -> list[Target]:
     """All of them; `folder` is empty and theirs, and NUMOE_HOME below it."""
     made = [*_models(folder), *_vocabularies(folder), *_chats(folder), *_own(folder), *_elsewhere()]
+    made += [Target(*one) for one in readers()]
     assert len({one.name for one in made}) == len(made)
     return made
 

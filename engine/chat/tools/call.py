@@ -13,9 +13,21 @@ from typing import Any, Protocol
 from numoe.engine.text.grammar import json_rule
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError, WrongUsage
+from numoe.quant.files import shortened
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+_DEEPEST = 64  # levels of a schema: those of people have a dozen
+_KEYWORDS: Mapping[str, tuple[tuple[type, ...], type | None, str]] = {
+    "type": ((str, list), str, "a name or a list of names"),
+    "properties": ((dict,), None, "an object of schemas"),
+    "required": ((list,), str, "a list of names"),
+    "enum": ((list,), None, "a list"),
+    "items": ((dict, bool), None, "a schema"),
+    "$defs": ((dict,), None, "an object of schemas"),
+    "definitions": ((dict,), None, "an object of schemas"),
+}
+"""What keywords of schemas hold that are looked into here, what that holds in turn, and what it is called."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Tool:
                 f"a tool has the name {self.name!r:.80}; names are 1 to 128 letters, digits, dots, dashes and "
                 "underscores"
             )
+        _check_shape(self.parameters, f"the JSON schema of the tool {self.name}")
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -46,14 +59,13 @@ class Tool:
     @property
     def properties(self) -> Mapping[str, Any]:
         """The schemas of its arguments by name."""
-        found = self.parameters.get("properties")
-        return found if isinstance(found, Mapping) else {}
+        return self.parameters.get("properties") or {}
 
     @property
     def required(self) -> Sequence[str]:
         """The arguments that every call has."""
         found = self.parameters.get("required")
-        return [name for name in found if name in self.properties] if isinstance(found, list) else []
+        return [name for name in found or () if name in self.properties]
 
     def is_text(self, argument: str) -> bool | None:
         """Whether an argument is a text by the schema; None: the schema leaves that open."""
@@ -88,6 +100,26 @@ class Tool:
             if self.strict:
                 raise
             return json_rule(otherwise, "any JSON")
+
+
+def _check_shape(schema: Any, what: str) -> None:
+    """Raises InputError for what is no JSON Schema in a place that is looked into; what is null or empty is let pass,
+    as some clients write it for nothing."""
+    levels = [(schema, 0)]
+    while levels:
+        one, depth = levels.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"{what} is nested too deeply; use {_DEEPEST} levels at most")
+        if not isinstance(one, Mapping):
+            continue
+        for keyword, (kinds, inner, wanted) in _KEYWORDS.items():
+            value = one.get(keyword)
+            if not value:
+                continue
+            if type(value) not in kinds or (inner and not all(isinstance(part, inner) for part in value)):
+                raise InputError(f"{what}: {keyword} takes {wanted}, not {shortened(value)}")
+            if isinstance(value, dict):
+                levels += [(part, depth + 1) for part in (value.values() if keyword != "items" else (value,))]
 
 
 @dataclass(frozen=True)
