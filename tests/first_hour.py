@@ -92,7 +92,7 @@ _FITTED = """
 numoe search acme --ram 1GB
 numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB
 numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB --ctx 1M
-numoe fit deepseek-ai/DeepSeek-V4-Pro --ram 8GB
+numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 8GB
 numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24
 numoe fit deepseek-ai/DeepSeek-V4-Flsh
 numoe fit acme/small --ram 1GB --chart
@@ -142,9 +142,9 @@ def scripting(home: Path, columns: int) -> str:
 def fitting(home: Path, columns: int, **env: str) -> str:
     """What the one who asks what fits sees of each command, and the exit code."""
     with _machine(home, columns, env) as patch, Hub() as hub:
-        for name, shards in (("DeepSeek-V4-Flash", 46), ("DeepSeek-V4-Pro", 64)):
-            config = json.loads((ROOT / "configs" / f"deepseek-ai__{name}.json").read_text())
-            hub.add(f"deepseek-ai/{name}", virtual_release(config, released_v4_listing(config), shards))
+        flash = "deepseek-ai/DeepSeek-V4-Flash"
+        config = json.loads((ROOT / "configs" / f"{flash.replace('/', '__')}.json").read_text())
+        hub.add(flash, virtual_release(config, released_v4_listing(config), 46))
         master = ROOT / "reference" / "tiny" / "master"
         folder = reshard(master, home / "small", 3)
         for file in master.glob("tokenizer*"):
