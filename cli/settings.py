@@ -397,7 +397,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("jsonl", bool, "Print one JSON line a piece as it comes; the last is the document of --json.",
             default=False),
     Setting("out", Path, "With --batch: add the answers that this file lacks, one line each.", metavar="FILE"),
-    Setting("parallel", int, "Answer so many at once, as far as memory goes; default 16.",
+    Setting("parallel", int, "Answer so many at once, as far as memory goes; default 16, of a batch up to 64.",
             metavar="N", least=1, most=256, may=May.CONFIG),
     Setting("trace", Path, "Write which experts each token takes, for bench --replay.", metavar="FILE"),
     Setting("quiet", bool, "Nothing but the answer, and errors.", default=False, short="-q", may=May.CONFIG),
