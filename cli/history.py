@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from numoe.cli.output import as_json
 from numoe.engine.home import home, make
 from numoe.quant.errors import InputError
 
@@ -59,10 +60,14 @@ def entries(search: str = "") -> Iterator[dict[str, Any]]:
             for line in lines:
                 with suppress(ValueError, RecursionError):
                     entry = json.loads(line)
-                    said = f"{entry['prompt']}\n{entry['text']}" if isinstance(entry, dict) else ""
-                    if said and search.lower() in said.lower():
+                    if isinstance(entry, dict) and search.lower() in f"{entry['prompt']}\n{answered(entry)}".lower():
                         yield entry
     except FileNotFoundError:
         return
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}); correct or remove it") from None
+
+
+def answered(entry: dict[str, Any]) -> str:
+    """The text of a logged answer, and the calls of tools behind it."""
+    return "\n".join(filter(None, (entry["text"], *map(as_json, entry.get("tool_calls", ())))))

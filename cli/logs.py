@@ -23,7 +23,7 @@ def logs(
     numoe logs -n 3
     numoe logs sheep --json
     """
-    from numoe.cli.history import entries, log_path
+    from numoe.cli.history import answered, entries, log_path
 
     with Output() as output:
         found = list(entries(search or ""))[-options["last"] :]
@@ -37,4 +37,4 @@ def logs(
             )
         else:
             for entry in found:
-                output.text(f"{entry.get('time')}, {entry.get('model')}\n> {entry['prompt']}\n{entry['text']}\n")
+                output.text(f"{entry.get('time')}, {entry.get('model')}\n> {entry['prompt']}\n{answered(entry)}\n")

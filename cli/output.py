@@ -184,6 +184,7 @@ class Output:
 
         They are folded into the width of the screen; in a pipe only where COLUMNS tells one, or a row is a paragraph.
         """
+        self.clear_status()
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text

@@ -17,7 +17,7 @@ from numoe.cli.config import options_of
 from numoe.cli.config_file import table
 from numoe.cli.fetch import fetch_missing
 from numoe.cli.output import Output
-from numoe.cli.reply import NO_SWITCH, SHED, Interrupt, Neighbours, document, drafts, show, statistics
+from numoe.cli.reply import NO_SWITCH, SHED, Interrupt, Neighbours, calls, document, drafts, show, statistics
 from numoe.cli.request import Request, load_drafted, tools_of
 from numoe.cli.settings import Options, filled, in_group, takes
 from numoe.cli.text import typed, whole_prompt
@@ -239,7 +239,8 @@ class _Asked:
         if self.options["log"]:
             log({"model": self.model, "prompt": text, "text": turn.text, "thinking": turn.thinking,
                  "finish_reason": turn.finish_reason, "completion_tokens": len(answer.generation.tokens),
-                 "seed": answer.generation.seed})  # fmt: skip
+                 "seed": answer.generation.seed,
+                 **({"tool_calls": calls(turn)} if turn.calls else {})})  # fmt: skip
         if reason == "cancelled":
             return 130
         return CUT if request.cut(reason) else 0

@@ -1,19 +1,33 @@
-"""The first hour of two users, as their terminals show it: one who chats, and one who writes scripts.
+"""The first hour of three users, as they see it: one chats, one writes scripts, one asks what fits into memory.
 
     python tests/first_hour.py          writes tests/golden/first_hour anew
 
 What differs from run to run and from machine to machine, as speeds do, is fixed.
 """
 
+import io
+import json
+import re
 import shlex
-import subprocess
-import sys
+import signal
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
-from terminal import Terminal, end
+import pyte
+import pytest
+from helpers import released_v4_listing, reshard
+from hub_server import Hub, virtual_release
+from machines import a_machine, keep
+from terminal import Terminal, end, styled
 
-GOLDEN = Path(__file__).parent / "golden" / "first_hour"
+from numoe.cli.main import main
+from numoe.quant.compute import threads
+
+ROOT = Path(__file__).parent
+GOLDEN = ROOT / "golden" / "first_hour"
 _FIXED = """
 from numoe.cli import output, reply
 from numoe.cli.chat import kept, loop
@@ -74,17 +88,44 @@ numoe list
 numoe verify tiny
 numoe show tiny
 """
+_FITTED = """
+numoe search acme --ram 1GB
+numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB
+numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB --ctx 1M
+numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 8GB
+numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24
+numoe fit deepseek-ai/DeepSeek-V4-Flsh
+numoe fit acme/small --ram 1GB --chart
+numoe run acme/small "What colour is a frog?"
+numoe pull acme/small --quant int3
+numoe pull acme/small --quant int4
+numoe pull acme/small --quant int4
+numoe list
+numoe show acme/small
+numoe verify acme/small
+numoe run small "What colour is a frog?" --ram 100MB
+numoe run small "What colour is a frog?" --ram 1MB
+numoe fit small --ram 1GB
+numoe rm small -y
+"""
+_FOUND = [
+    {"id": "acme/small", "config": {"model_type": "deepseek_v4"}, "safetensors": {"parameters": {"BF16": 3 * 10**6}}},
+    {"id": "acme/middle", "config": {"model_type": "qwen3"}, "safetensors": {"parameters": {"BF16": 4 * 10**9}}},
+    {"id": "acme/large-GGUF", "gguf": {"total": 10**12, "architecture": "qwen3moe"}},
+    {"id": "acme/odd", "config": {"model_type": "gpt9"}},
+]
+"""What the hub lists of a search."""
+_GB = 10**9
 
 
-def chatting(home: Path, columns: int, styled: bool, **env: str) -> str:
+def chatting(home: Path, columns: int, **env: str) -> str:
     """What stands on the screen of the one who chats, after every line that is typed."""
     terminal = Terminal(home, "tiny", answers=list(_ANSWERS), columns=columns, before=_FIXED, **env)
     try:
-        screens = [terminal.styled if styled else terminal.screen]
+        screens = [terminal.styled]
         for line, until in _ASKED:
-            screens.append(terminal.ask(line, *([until] if until else [])))
-            if styled:
-                screens[-1] = terminal.styled
+            terminal.ask(line, *([until] if until else []))
+            screens.append(terminal.styled)
         left = terminal.send("/bye\r").left()
     finally:
         end(terminal.process)
@@ -94,27 +135,105 @@ def chatting(home: Path, columns: int, styled: bool, **env: str) -> str:
 
 def scripting(home: Path, columns: int) -> str:
     """What the one who writes scripts gets of each command: both streams, and the exit code."""
-    program = f"import sys\n{_FIXED}\nfrom numoe.cli.main import main\nmain(sys.argv[1:])"
-    shell = f'numoe() {{ {shlex.quote(sys.executable)} -c "$PROGRAM" "$@"; }}\n'
-    environment = {"PROGRAM": program, "NUMOE_HOME": str(home), "COLUMNS": str(columns), "PATH": "/usr/bin:/bin"}
-    told = []
-    for line in _RUN.strip().splitlines():
-        done = subprocess.run(
-            ["bash", "-c", f"{shell}{line}"], env=environment, stdin=subprocess.DEVNULL, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
-        told.append(f"$ {line}\n{done.stdout}" + (f"[{done.returncode}]\n" if done.returncode else ""))
-    return "".join(told).replace(str(home), "~")
+    with _machine(home, columns) as patch:
+        return "".join(f"$ {line}\n{_told(line, patch, _Pipe())}" for line in _RUN.strip().splitlines())
+
+
+def fitting(home: Path, columns: int, **env: str) -> str:
+    """What the one who asks what fits sees of each command, and the exit code."""
+    with _machine(home, columns, env) as patch, Hub() as hub:
+        flash = "deepseek-ai/DeepSeek-V4-Flash"
+        config = json.loads((ROOT / "configs" / f"{flash.replace('/', '__')}.json").read_text())
+        hub.add(flash, virtual_release(config, released_v4_listing(config), 46))
+        master = ROOT / "reference" / "tiny" / "master"
+        folder = reshard(master, home / "small", 3)
+        for file in master.glob("tokenizer*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        hub.add("acme/small", folder)
+        hub.answer("/api/models", json.dumps(_FOUND).encode(), times=9)
+        patch.setenv("HF_ENDPOINT", hub.url)
+        shown = []
+        for line in _FITTED.strip().splitlines():
+            screen = pyte.Screen(columns, 120)
+            screen.set_mode(pyte.modes.LNM)  # as a terminal does it for programs
+            code = _told(line, patch, _Tty(screen))
+            shown.append(f"$ {line}\n{styled(screen)}\n{code}")
+        return _settled("".join(shown), home).replace(hub.url, "http://hub")
 
 
 CASES = {
-    "chatting_80": lambda home: chatting(home, 80, styled=True, COLORFGBG="15;0"),
-    "chatting_80_light": lambda home: chatting(home, 80, styled=True, COLORFGBG="0;15"),
-    "chatting_40_no_color": lambda home: chatting(home, 40, styled=True, NO_COLOR="1"),
-    "chatting_40_light": lambda home: chatting(home, 40, styled=True, NUMOE_THEME="light"),
+    "chatting_80": lambda home: chatting(home, 80, COLORFGBG="15;0"),
+    "chatting_80_light": lambda home: chatting(home, 80, COLORFGBG="0;15"),
+    "chatting_80_no_color": lambda home: chatting(home, 80, NO_COLOR="1"),
+    "chatting_40": lambda home: chatting(home, 40, NUMOE_THEME="dark"),
+    "chatting_40_light": lambda home: chatting(home, 40, NUMOE_THEME="light"),
+    "chatting_40_no_color": lambda home: chatting(home, 40, NO_COLOR="1"),
     "scripting_80": lambda home: scripting(home, 80),
     "scripting_40": lambda home: scripting(home, 40),
+    "fitting_80": lambda home: fitting(home, 80),
+    "fitting_80_no_color": lambda home: fitting(home, 80, NO_COLOR="1"),
+    "fitting_40": lambda home: fitting(home, 40),
+    "fitting_40_no_color": lambda home: fitting(home, 40, NO_COLOR="1"),
 }
+"""Pipes have no colours; what `fit` draws has those of the terminal, which fit its background."""
+
+
+class _Pipe(io.StringIO):
+    """Both streams of a command."""
+
+    encoding = "utf-8"
+
+
+class _Tty(_Pipe):
+    """A terminal that shows what it is told on a screen."""
+
+    def __init__(self, screen: pyte.Screen) -> None:
+        super().__init__()
+        self._stream = pyte.Stream(screen)
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._stream.feed(text)
+        return len(text)
+
+
+@contextmanager
+def _machine(home: Path, columns: int, env: Mapping[str, str] = {}) -> Iterator[pytest.MonkeyPatch]:
+    """A machine of two cores, 25 GB of memory and 2 TB of free disk, on which nothing was done yet."""
+    kept, before, handler = home / "numoe", threads.in_use(), signal.getsignal(signal.SIGTERM)
+    kept.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"NUMOE_HOME": str(kept), "COLUMNS": str(columns), **env}.items():
+            patch.setenv(name, value)
+        patch.setattr(threads, "usable_cores", lambda: 2)
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=4000 * _GB, used=0, free=2000 * _GB))
+        patch.setattr("numoe.engine.budget.machine_memory", lambda: (25 * _GB, None))
+        patch.setattr("numoe.engine.measure.busy.taken_by_others", lambda *samples: 0.0)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
+        keep(a_machine())
+        yield patch
+    threads.use(before)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def _told(line: str, patch: pytest.MonkeyPatch, stream: _Pipe) -> str:
+    """Have a command write to a stream, and return what stands there, with the exit code if there is one."""
+    said, _, line = line.rpartition(" | ")
+    patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(" ".join(shlex.split(said)[1:]).encode())))
+    patch.setattr("sys.stdout", stream)
+    patch.setattr("sys.stderr", stream)
+    with pytest.raises(SystemExit) as left:
+        main(shlex.split(line)[1:])
+    return stream.getvalue() + (f"[{left.value.code}]\n" if left.value.code else "")
+
+
+def _settled(text: str, home: Path) -> str:
+    """Without what differs from run to run."""
+    text = re.sub(r"\d tokens, [^\n]*first after [\d.e-]+ s", "9 tokens, 100 tok/s, first after 0.1 s", text)
+    return text.replace(str(home / "numoe"), "~")
+
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)

@@ -76,14 +76,7 @@ class Terminal:
 
     @property
     def styled(self) -> str:
-        """The screen with the style of each stretch of text that has one: {bold cyan|words}."""
-        lines = []
-        for y in range(self._screen.lines):
-            row = [self._screen.buffer[y][x] for x in range(self._screen.columns)]
-            runs = groupby(row, lambda cell: _style(cell) if cell.data.strip() else "")
-            parts = ((style, "".join(cell.data for cell in cells)) for style, cells in runs)
-            lines.append("".join(f"{{{style}|{text}}}" if style else text for style, text in parts).rstrip())
-        return "\n".join(lines).rstrip()
+        return styled(self._screen)
 
     def wait(self, pattern: str) -> "Terminal":
         """Read until the screen matches."""
@@ -118,6 +111,17 @@ class Terminal:
         self.process.expect(pexpect.EOF, timeout=60)
         self.process.wait()
         return self.process.exitstatus
+
+
+def styled(screen: Any) -> str:
+    """A screen with the style of each stretch of text that has one: {bold cyan|words}."""
+    lines = []
+    for y in range(screen.lines):
+        row = [screen.buffer[y][x] for x in range(screen.columns)]
+        runs = groupby(row, lambda cell: _style(cell) if cell.data.strip() else "")
+        parts = ((style, "".join(cell.data for cell in cells)) for style, cells in runs)
+        lines.append("".join(f"{{{style}|{text}}}" if style else text for style, text in parts).rstrip())
+    return "\n".join(lines).rstrip()
 
 
 def _style(cell: Any) -> str:

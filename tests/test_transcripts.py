@@ -1,5 +1,6 @@
 """What the READMEs show is what the commands say."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def test_transcripts_are_what_the_commands_say(readme: Path) -> None:
     with surroundings() as environment:
         for found in blocks(readme.read_text(encoding="utf-8")):
             assert alike(found[1]) == alike(made(found[1], environment, READMES[readme]))
+
+
+def test_the_example_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", ROOT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(code, {})
+    assert len(capsys.readouterr().out.split()) > 9

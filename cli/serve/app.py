@@ -34,7 +34,7 @@ _NAMED = {anthropic_messages.API.path, openai_responses.API.path}  # whose event
 
 
 def tables() -> str:
-    """What becomes of every field, for the README."""
+    """What becomes of every field, for cli/serve/README.md."""
     return "\n\n".join(table(f"`{api.path}`", api.fields) for api in APIS)
 
 

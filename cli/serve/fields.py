@@ -1,4 +1,4 @@
-"""The fields of a protocol's requests, declared once: what is honoured and refused, and the README's tables."""
+"""The fields of a protocol's requests, declared once: what is honoured and refused; the tables of the README here."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Field:
 
     @property
     def told(self) -> str:
-        """What the README says of it."""
+        """What that README says of it."""
         if not self.kinds:
             return f"refused{': ' + self.says if self.says else ''}"
         if self.only:
@@ -132,6 +132,6 @@ def read(fields: Sequence[Field], body: Any, where: str = "") -> dict[str, Any]:
 
 
 def table(title: str, fields: Sequence[Field]) -> str:
-    """The README's table of a protocol."""
+    """The table of a protocol, as this folder's README has it."""
     rows = [f"| `{field.name}` | {field.told} |" for field in sorted(fields, key=lambda field: field.name)]
     return "\n".join([f"| {title} | |", "| --- | --- |", *rows])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import tiny_tokenizer
+from rich.cells import cell_len
 from terminal import SCRIPTED, Terminal, end
 from tiny import write_checkpoint, write_model
 
@@ -529,3 +530,21 @@ def test_a_chat_that_is_not_kept_from_here_on(start: Start, tmp_path: Path) -> N
     assert questions(tmp_path) == ["first"]
     assert chat.send("/bye\r").left() == 0
     assert questions(tmp_path) == ["first"] and "secret" not in (tmp_path / "history").read_text()
+
+
+def test_models_are_completed_and_wide_characters_kept_whole(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "models" / "some--tiny-moe-int8").mkdir(parents=True)
+    (tmp_path / "羊の森").mkdir()
+    table, text = "| 動物 | 脚 |\n|---|---|\n| 羊 | 四本 |\n| duck | 2 |", "羊は草を食べる" * 8
+    chat = start("tiny", answers=[f"{table}\n\n{text}"], columns=40)
+    for typed, shown in (("ti", "tiny"), ("so", "some/tiny-moe"), ("羊", "羊の森")):
+        chat.clear()
+        chat.send(f"/model {typed}").send("\t").wait(rf"/model {re.escape(shown)}$")
+        chat.send("\x15")  # Ctrl-U
+    lines = chat.ask("羊は？").splitlines()
+    rows = [next(line for line in lines if line.split()[:1] == [first]) for first in ("動物", "羊", "duck")]
+    assert [row.split()[1] for row in rows] == ["脚", "四本", "2"]
+    assert len({cell_len(row.rpartition(" ")[0]) for row in rows}) == 1  # the second column stands below itself
+    assert text in "".join(lines) and max(map(cell_len, lines)) <= 40
+    chat.ask("/rename 羊", r"is kept as 羊\.\n>$")
+    assert (tmp_path / "chats" / "羊.json").exists()

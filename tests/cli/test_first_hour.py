@@ -1,11 +1,11 @@
-"""The first hour of two users is what it was; `python tests/first_hour.py` writes it anew, for somebody to read."""
+"""The first hour of three users is what it was; `python tests/first_hour.py` writes it anew, for somebody to read."""
 
 from pathlib import Path
 
 import pytest
 from first_hour import CASES, GOLDEN
 
-_FAST = {"chatting_80", "chatting_40_no_color"}
+_FAST = {"chatting_80", "chatting_40_no_color", "scripting_80", "fitting_80"}
 
 
 @pytest.mark.parametrize(

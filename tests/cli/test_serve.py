@@ -648,7 +648,7 @@ def test_what_cannot_be_served_is_refused(
 def test_the_readme_has_the_tables_that_the_command_prints(command: Run) -> None:
     code, out, _ = command("serve", "--fields")
     assert code == 0 and out.strip() == tables()
-    assert tables() in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert tables() in (Path(__file__).parents[2] / "cli" / "serve" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ def test_calls_are_printed_as_json(command: Run, tmp_path: Path) -> None:
     assert json.loads(command(*asked, "--jsonl")[1].splitlines()[0]) == {"tool_call": CALL}
 
 
+def test_calls_are_logged(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    asked = ("run", "tiny", "hi", "--log", "-q", "--tool-choice", "weather", "--tools", json.dumps(TOOLS), "-n", "200")
+    out = command(*asked)[1]
+    (entry,) = json.loads(command("logs", "rome", "--json")[1])["entries"]
+    assert entry["tool_calls"][0] == CALL
+    assert command("logs")[1].endswith(f"> hi\n{out}\n")
+    assert "does not say" in command("logs", "Paris")[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

@@ -1,7 +1,7 @@
 """Print each family's lines, and what it shares: the kinds its layers are made of and the families it builds on.
 
 Run: python tests/reference/families.py
-     python tests/reference/families.py --table     the README's table of families
+     python tests/reference/families.py --table     the table of engine/families/README.md
 """
 
 import ast
