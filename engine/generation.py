@@ -186,7 +186,7 @@ class Generation(Iterator[str]):
             yield tail
 
     def _choose(self, logits: Floats, history: list[int]) -> int:
-        return self._sampler.choose(self._form.mask(logits) if self._form else logits, history)
+        return self._sampler.choose(self._form.mask(logits) if self._form else logits, history, len(self.tokens))
 
     def _record(self, chosen: int, logits: Floats) -> Token:
         if not self._options.logprobs:

@@ -40,8 +40,6 @@ FIELDS = (
     common.NOT_STORED,
     common.PLAIN_TIER,
     Field("modalities", (list,), only=(["text"],)),
-    Field("frequency_penalty", (int, float), "`repetition_penalty` is there", only=(0,)),
-    Field("presence_penalty", (int, float), "`repetition_penalty` is there", only=(0,)),
     Field("verbosity", (str,), only=("medium",)),
     *refused("use tools", "functions", "function_call"),
     *refused("", "audio", "prediction", "web_search_options"),

@@ -31,8 +31,6 @@ FIELDS = (
     *harmless("user"),
     Field("echo", (bool,), only=(False,)),
     Field("best_of", (int,), only=(1,)),
-    Field("frequency_penalty", (int, float), "`repetition_penalty` is there", only=(0,)),
-    Field("presence_penalty", (int, float), "`repetition_penalty` is there", only=(0,)),
     *refused("", "suffix"),
 )
 

@@ -1,6 +1,6 @@
 """From logits to the next token: penalties, filters, the draw, log-probabilities and stop strings.
 
-The order is fixed: bias, repetition penalty, temperature, top-k, top-p, min-p. Candidates are sorted by logit, highest
+The order is fixed: bias, penalties, temperature, top-k, top-p, min-p. Candidates are sorted by logit, highest
 first, equal logits by id; every filter then keeps a prefix of that order, so all of them together are one length.
 """
 
@@ -27,6 +27,8 @@ class Sampling:
     min_p: keep tokens at least min_p times as probable as the best one (Nguyen et al., 2024).
     repetition_penalty: logits of the last `repeat_last_n` tokens are divided by it when positive and multiplied
         when not (Keskar et al., 2019); 1 is off.
+    presence_penalty, frequency_penalty: what is taken from the logits of tokens that the answer has already, once for
+        each token, and as often as it occurs there (as OpenAI's API defines them); 0 is off.
     seed: the same seed and logits give the same tokens on every machine; None draws one from the system.
     logit_bias: pairs of a token id and what is added to its logit; before all else.
     """
@@ -37,6 +39,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
 
@@ -49,6 +53,9 @@ class Sampling:
         # Further out, logits would leave the range of float32.
         _check("repetition_penalty", penalty, 1e-3 <= penalty <= 1e3, "between 0.001 and 1000 (1 is off)")
         _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            _check(name, value, -2 <= value <= 2, "between -2 and 2 (0 is off)")
         if self.seed is not None:
             _check("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
         for _, bias in self.logit_bias:
@@ -68,14 +75,16 @@ class Sampler:
         self.seed = secrets.randbits(32) if sampling.seed is None else sampling.seed
         self._bits = np.random.PCG64(self.seed)
 
-    def choose(self, logits: NDArray[np.float32], recent_ids: Sequence[int] = ()) -> int:
+    def choose(self, logits: NDArray[np.float32], recent_ids: Sequence[int] = (), made: int = 0) -> int:
         """The next token id from logits (V,) float32, which are not changed.
 
-        recent_ids: the tokens so far, oldest first (prompt included), for the repetition penalty.
+        recent_ids: the tokens so far, oldest first (prompt included), for the repetition penalty; the last `made` of
+            them are the answer's own, for the other two.
         Raises InputError when the logits are not finite at their maximum (NaN weights, for one).
         """
         chosen = self.sampling
-        logits = _penalized(_biased(logits, chosen.logit_bias), recent_ids, chosen)
+        logits = _repeated(_biased(logits, chosen.logit_bias), recent_ids, chosen)
+        logits = _made(logits, recent_ids[len(recent_ids) - made :], chosen)
         best = float(logits.max())
         if not math.isfinite(best):
             raise InputError(
@@ -118,7 +127,7 @@ def _biased(logits: NDArray[np.float32], bias: Sequence[tuple[int, float]]) -> N
     return logits
 
 
-def _penalized(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:
+def _repeated(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:
     if sampling.repetition_penalty == 1 or sampling.repeat_last_n == 0 or len(recent_ids) == 0:
         return logits
     recent = np.unique(np.asarray(recent_ids[-sampling.repeat_last_n :], dtype=np.int64))
@@ -126,6 +135,16 @@ def _penalized(logits: NDArray[np.float32], recent_ids: Sequence[int], sampling:
     values = logits[recent]
     logits = logits.copy()
     logits[recent] = np.where(values > 0, values / penalty, values * penalty)
+    return logits
+
+
+def _made(logits: NDArray[np.float32], made: Sequence[int], sampling: Sampling) -> NDArray[np.float32]:
+    """Logits less the penalties of the tokens that an answer has."""
+    if not (sampling.presence_penalty or sampling.frequency_penalty) or len(made) == 0:
+        return logits
+    ids, counts = np.unique(np.asarray(made, dtype=np.int64), return_counts=True)
+    logits = logits.copy()
+    logits[ids] -= (sampling.presence_penalty + sampling.frequency_penalty * counts).astype(np.float32)
     return logits
 
 

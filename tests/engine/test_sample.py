@@ -154,6 +154,27 @@ def test_repetition_penalty_by_its_definition() -> None:
 
 
 @pytest.mark.parametrize(
+    ("penalties", "history", "made", "expected"),
+    [
+        ({"presence_penalty": 0.2}, [0, 0], 2, 1),  # 3.0 - 0.2
+        ({"presence_penalty": 0.05}, [0, 0], 2, 0),  # however often it occurs
+        ({"frequency_penalty": 0.06}, [0], 1, 0),
+        ({"frequency_penalty": 0.06}, [0, 0], 2, 1),  # 3.0 - 2 * 0.06
+        ({"frequency_penalty": 2.0, "presence_penalty": 2.0}, [0, 0], 0, 0),  # a prompt is not penalized
+        ({"presence_penalty": -0.2}, [0, 1], 1, 1),  # 2.9 + 0.2
+        ({"frequency_penalty": 0.06, "repetition_penalty": 1.01}, [0, 2], 1, 0),  # 3.0 / 1.01 before the answer's own
+        ({"frequency_penalty": 0.06, "repetition_penalty": 1.01}, [1, 0], 1, 0 + 1 * (3 / 1.01 - 0.06 < 2.9 / 1.01)),
+    ],
+)
+def test_presence_and_frequency_by_their_definitions(
+    penalties: dict[str, float], history: list[int], made: int, expected: int
+) -> None:
+    logits = np.array([3.0, 2.9, -1.0], np.float32)
+    assert Sampler(Sampling(**penalties)).choose(logits, history, made) == expected
+    assert logits[0] == 3.0
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("temperature", -0.1),
@@ -166,6 +187,8 @@ def test_repetition_penalty_by_its_definition() -> None:
         ("min_p", 1.1),
         ("repetition_penalty", 0.0),
         ("repeat_last_n", -1),
+        ("presence_penalty", -2.1),
+        ("frequency_penalty", math.nan),
         ("seed", -1),
         ("seed", 2**63),
     ],
