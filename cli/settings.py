@@ -341,6 +341,9 @@ SETTINGS: tuple[Setting, ...] = (
             may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
+    Setting("nodes", str, "Reckon with machines that share the experts, the one that runs numoe first: 4x64GB or "
+            "1x128GB,3x64GB.", metavar="NxSIZE"),
+    Setting("link", str, "The network between them, such as 10Gbit.", default="1Gbit", metavar="RATE"),
     Setting("measure", bool, "Measure this machine anew.", default=False),
     Setting("chart", str, "Draw memory and speed, over memory and context; on the screen with -, or into a file "
             "(.svg, .png).", metavar="FILE"),
