@@ -13,7 +13,7 @@ from numoe.cli.settings import Options, takes
 from numoe.quant.errors import WrongUsage
 
 
-@takes("speed", "threads", "ram", "kv", "check", "replay", "chart", "json")
+@takes("speed", "threads", "ram", "kv", "ray", "check", "replay", "chart", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply.
 
@@ -28,7 +28,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     if options["chart"] is not None:
         raise WrongUsage("--chart draws what --replay tells; give both")
     if model == "kernels":
-        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv", "check"}:
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv", "ray", "check"}:
             raise WrongUsage("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return

@@ -116,6 +116,7 @@ def _distant(
         raise home.unknown(name)
     remote = repository(where[0], revision, wait)
     if not where[1] and not remote.in_safetensors and len(remote.ggufs) > 1:
+        _refuse_quant(options.stated.get("quant"), remote.repo_id)
         tell_ggufs(output, remote, Budget(options["ram"], process_bytes()).total, options["ctx"], options["json"])
         raise typer.Exit
     gguf = chosen(remote, where[1])
@@ -137,16 +138,25 @@ def _distant(
 
 
 def _quants(description: Description, asked: str | None) -> list[str]:
-    """The formats that one can have the model in, as it is and as is asked for; a converted folder only as it is."""
+    """The formats that one can have the model in: as it is, and as is asked for or, of what is released, all by name.
+
+    Raises InputError where what is asked for cannot be made of it.
+    """
     from numoe.quant.convert.recipes import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
     if description.in_gguf:
+        _refuse_quant(asked, description.path)
         return ["native"]
     manifest = read_manifest(description.path)
-    if manifest:
-        return [manifest.recipe]
-    return list(dict.fromkeys(["native", asked])) if asked else list(RECIPES)
+    if asked or manifest:
+        return list(dict.fromkeys([manifest.recipe if manifest else "native", *([asked] if asked else [])]))
+    return list(RECIPES)
+
+
+def _refuse_quant(asked: str | None, gguf: object) -> None:
+    if asked not in (None, "native"):
+        raise InputError(f"{gguf} is GGUF, which stays as it is: leave `quant` out")
 
 
 def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:

@@ -199,7 +199,7 @@ class _Asked:
 
     def batch(self) -> int:
         """Answer a file of prompts, and return the exit code."""
-        from numoe.cli.batch import PARALLEL, Answers, answer_batch, count, read_batch
+        from numoe.cli.batch import Answers, answer_batch, count, read_batch
         from numoe.engine.experts import heat
 
         options, output = self.options, self.output
@@ -210,7 +210,7 @@ class _Asked:
                 output.note(f"{options['out']} has {len(items) - asked} of {len(items)} answers already.")
             if asked:
                 model = self._load(options["ctx"])
-                parallel = options["parallel"] or (PARALLEL if options["trace"] is None else 1)
+                parallel = options["parallel"] or (None if options["trace"] is None else 1)
                 answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
                 heat.keep(model)
                 if model.stats()["experts"].get("shed"):

@@ -34,6 +34,8 @@ class _Part:
     cache: Cache
     last: bool
     logits: list[Floats]
+    turn: threading.Condition
+    """Told when the part is over, or when its thread is to make the next pass."""
     error: BaseException | None = None
 
     @property
@@ -50,7 +52,7 @@ class Passes:
 
     def __init__(self, decoder: Decoder):
         self._decoder = decoder
-        self._change = threading.Condition()
+        self._change = threading.Lock()
         self._members = 0
         self._waiting: list[_Part] = []
         self._passing = False
@@ -69,29 +71,39 @@ class Passes:
         finally:
             with self._change:
                 self._members -= 1
-                self._change.notify_all()
+                self._begin()
 
     def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats:
         """As `Decoder.forward`, in passes with what other members feed; only inside of `member`.
 
         Raises what the pass raises, which nobody's cache takes part in then.
         """
-        part = _Part(ids, cache, last, [])
         with self._change:
+            part = _Part(ids, cache, last, [], threading.Condition(self._change))
             self._waiting.append(part)
-            self._change.notify_all()
             try:
                 while not part.over:
-                    if len(self._waiting) == self._members and not self._passing:
+                    if self._ready:
                         self._pass()
                     else:
-                        self._change.wait()
+                        part.turn.wait()
             finally:
                 if part in self._waiting:
                     self._waiting.remove(part)
+                self._begin()
         if part.error is not None:
             raise part.error
         return part.logits[0] if len(part.logits) == 1 else np.concatenate(part.logits)
+
+    @property
+    def _ready(self) -> bool:
+        return len(self._waiting) == self._members and not self._passing
+
+    def _begin(self) -> None:
+        """Have one of those who wait make the next pass, if nobody is missing: who is woken without need costs others
+        their time."""
+        if self._waiting and self._ready:
+            self._waiting[0].turn.notify()
 
     def _pass(self) -> None:
         """Read some tokens of every part; the lock is held, but not meanwhile."""
@@ -112,17 +124,17 @@ class Passes:
             self._passing = False
         done = 0
         for part, count in zip(parts, taken, strict=True):
-            if error is not None:
-                part.error = error
-                continue
-            given = 1 if part.last else count
-            if part.last:
-                part.logits.clear()
-            part.logits.append(logits[done : done + given])
-            done += given
-            part.ids = part.ids[count:]
+            if error is None:
+                given = 1 if part.last else count
+                if part.last:
+                    part.logits.clear()
+                part.logits.append(logits[done : done + given])
+                done += given
+                part.ids = part.ids[count:]
+            part.error = error
+            if part.over:
+                part.turn.notify()
         self._waiting = [part for part in self._waiting if not part.over]
-        self._change.notify_all()
 
 
 def counts(sizes: Sequence[int]) -> list[int]:

@@ -1,26 +1,35 @@
 """Whether numoe stays as it is for hours: `python tests/soak.py [MINUTES]`, an hour by default.
 
 Rounds of all that a long-lived process does: chat turns, cancelled answers, resets, saves, sessions that are restored
-or refused, answers of a form, several sequences at once, experts from disk. Told and compared are memory, open files,
-threads and processes (which stay the same, memory to 2 %), and the time of a round (5 %, on an idle machine).
+or refused, answers of a form, several sequences at once, experts from disk, and a server's: answers to clients that stay
+and that leave, what is refused, two models by turns. Told and compared are memory, open files, threads and processes
+(which stay the same, memory to 2 %), and the time of a round (5 %, on an idle machine).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import http.client
+import json
 import os
+import re
+import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
+from serving import application, on_loopback
 
+from numoe import engine
 from numoe.engine import InputError, load
 from numoe.engine.batch import Passes
 from numoe.engine.chat.answer import Settings
@@ -29,6 +38,7 @@ from numoe.engine.chat.files import Chat
 from numoe.engine.text.grammar import choice_grammar, json_grammar
 
 QUESTIONS = ("What colour is a frog?", "And where does it live?", "Tell me a story about a fox and a lamp.")
+TINY = Path(engine.__file__).parent / "tiny"
 CHAT = Chat("tiny", settings=Settings(max_tokens=24))
 WARMING = 4  # rounds before the first figures count: caches fill, libraries load what they need
 MEMORY, SECONDS = 0.02, 0.05
@@ -36,7 +46,10 @@ MEMORY, SECONDS = 0.02, 0.05
 
 @dataclass(frozen=True)
 class Figures:
-    """What a process has: bytes of memory (its children's too), open files, threads, and processes that it began."""
+    """What a process has: bytes of memory (its children's too), open files, threads, and processes that it began.
+
+    A pool is one thread: how many it begins, up to its bound, depends on how busy the machine is.
+    """
 
     memory: int
     files: int
@@ -49,14 +62,45 @@ class Figures:
         process = psutil.Process()
         children = process.children(recursive=True)
         memory = sum(one.memory_full_info().uss for one in (process, *children))
-        return cls(memory, process.num_fds(), process.num_threads(), len(children))
+        pooled = sum(re.search("_[1-9][0-9]*$", one.name) is not None for one in threading.enumerate())
+        return cls(memory, process.num_fds(), process.num_threads() - pooled, len(children))
+
+
+class Client:
+    """Asks a server of two models."""
+
+    def __init__(self, address: str, models: tuple[str, str]) -> None:
+        self._place, self._models = urlsplit(address).netloc, models
+
+    def round(self) -> None:
+        asked = [{"role": "user", "content": "Hello. " * 30 + QUESTIONS[0]}]  # long enough to be kept on the disk
+        for model in self._models:
+            chat = {"model": model, "messages": asked, "max_tokens": 8}
+            assert self._post("/v1/chat/completions", json.dumps(chat)) == 200
+            assert self._post("/v1/messages", json.dumps({**chat, "stream": True})) == 200
+            for pieces in range(3):
+                self._post("/v1/responses", json.dumps({"model": model, "input": "Hello", "stream": True}), pieces)
+        for refused in (b"{", b"[" * 9999, b'{"model": "other", "messages": []}', b'{"model": 1}', b"\xff\xfe"):
+            assert self._post("/v1/chat/completions", refused) in (400, 404)
+
+    def _post(self, path: str, body: str | bytes, lines: int | None = None) -> int:
+        """The status of a reply that is read to its end, or left after so many lines."""
+        connection = http.client.HTTPConnection(self._place, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", path, body)
+            reply = connection.getresponse()
+            if lines is None:
+                reply.read()
+            for _ in range(lines or 0):
+                reply.readline()
+            return reply.status
 
 
 class Work:
     """The same in every round."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, client: Client) -> None:
+        self.folder, self.client = folder, client
         self.model = load("tiny", ram="200MB")
         self.disk = load("tiny", ram=self.model.plan(64).least_bytes + 1000, ctx=64)
         self.conversation = Conversation(self.model, CHAT)
@@ -67,6 +111,7 @@ class Work:
         self._shape()
         self._together()
         self._from_disk()
+        self.client.round()
 
     def _talk(self) -> None:
         """Turns, of which one is cancelled; then a reset."""
@@ -136,22 +181,23 @@ def growth(rounds: list[Figures]) -> list[str]:
     """What is not as it was: the second half of the rounds against the first, as sentences."""
     half = len(rounds) // 2
     faults: list[str] = []
-    # What is lost is never there again; buffers that are, or are not yet given back, come and go.
-    memory = [min(one.memory for one in part) for part in (rounds[:half], rounds[half:])]
-    if memory[1] > memory[0] * (1 + MEMORY):
-        faults.append(f"memory grew from {memory[0]:,.0f} to {memory[1]:,.0f} bytes")
-    for name in ("files", "threads", "processes"):
-        first, last = (max(getattr(one, name) for one in part) for part in (rounds[:half], rounds[half:]))
-        if last > first:
-            faults.append(f"{name} grew from {first} to {last}")
+    for name in ("memory", "files", "threads", "processes"):
+        # What is lost is never there again; what is, or is not yet given back, comes and goes.
+        first, last = (min(getattr(one, name) for one in part) for part in (rounds[:half], rounds[half:]))
+        if last > first * (1 + (MEMORY if name == "memory" else 0)):
+            faults.append(f"{name} grew from {first:,} to {last:,}")
     return faults
 
 
 def main(minutes: str = "60") -> int:
     """Run, and return 1 where something grew."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["NUMOE_HOME"] = str(Path(folder) / "home")
-        work, seen, seconds = Work(Path(folder)), [], []
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        os.environ["NUMOE_HOME"] = str(folder / "home")
+        other = shutil.copytree(TINY, folder / "other")
+        app = application("tiny", str(other), ram="200MB", ctx=512, save=True)
+        client = Client(stack.enter_context(on_loopback(app)), ("tiny", other.name))
+        work, seen, seconds = Work(folder, client), [], []
         for number, (figures, took) in enumerate(measured(work, time.monotonic() + 60 * float(minutes), WARMING + 8)):
             if number >= WARMING:
                 seen.append(figures)

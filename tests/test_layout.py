@@ -1,6 +1,7 @@
 """The structure that the README promises: dependencies point one way, and the package list is whole."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ HOME = {
     "threadpoolctl": {"quant/compute/threads.py"},
 }
 READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]
+SCRIPTS = [file for file in (ROOT / "tests").rglob("*.py") if "__main__" in file.read_text(encoding="utf-8")]
 CLI_ONLY = {"typer", "rich", "prompt_toolkit", "tomlkit", "click", "markdown_it"}
 
 
@@ -102,6 +105,16 @@ def test_messages_below_the_terminal_have_no_flags() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not flag.search(node.value), f"{file}:{node.lineno} names a flag: {node.value}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT)))
+def test_scripts_import_what_there_is(script: Path) -> None:
+    """Of ours: most scripts are run by hand, and seldom."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("numoe."):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                assert hasattr(importlib.import_module(str(node.module)), alias.name) or find_spec(whole), whole
 
 
 def test_families_know_only_specifications() -> None:

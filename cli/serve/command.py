@@ -27,7 +27,7 @@ Models = Annotated[
 
 @takes(
     "host", "port", "api_key", "origin", "parallel", "queue", "idle_unload", "timeout", "log_prompts", "fields",
-    "system", "reasoning", "ending", "sampling", "ctx", "kv", "ram", "threads", "check", "save", "quiet",
+    "system", "reasoning", "ending", "sampling", "ctx", "kv", "ram", "threads", "ray", "check", "save", "quiet",
     parallel=None,
 )  # fmt: skip
 def serve(models: Models = None, *, options: Options) -> None:

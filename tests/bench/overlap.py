@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from numoe.engine import Session, load
-from numoe.engine.experts import ExpertStore
+from numoe.engine.experts.store import ExpertStore
 
 
 def reading_speed(store: ExpertStore, experts: dict[int, int], seconds: float = 5.0) -> float:

@@ -134,13 +134,18 @@ def test_numbers_are_those_of_the_downloaded_model(
     source = describe(checkpoint("qwen3_moe_a"))
     for quant, told in document["formats"].items():
         convert(source.checkpoint, source.weights(), tmp_path / quant, quant, Folder(source.path, "x"))
-        made = describe(tmp_path / quant).plan(100)
-        assert (told["disk_bytes"], told["resident_bytes"]) == (made.disk_bytes, made.resident_bytes)
-        assert told["kv_bytes"] == {"100": made.kv_bytes}
+        planned = describe(tmp_path / quant).plan(100)
+        assert (told["disk_bytes"], told["resident_bytes"]) == (planned.disk_bytes, planned.resident_bytes)
+        assert told["kv_bytes"] == {"100": planned.kv_bytes}
         local = json.loads(command("fit", str(tmp_path / quant), "--json", "--ctx", "100")[1])
         assert list(local["formats"]) == [quant]
         assert local["download_bytes"] == 0
         assert local["formats"][quant] | {"peak_disk_bytes": 0} == told | {"peak_disk_bytes": 0}
+    made = describe(tmp_path / "int8")
+    again = json.loads(command("fit", str(tmp_path / "int8"), "--json", "--ctx", "100", "--quant", "int4")[1])
+    convert(made.checkpoint, made.weights(), tmp_path / "again", "int4", Folder(made.path, "x"))
+    assert list(again["formats"]) == ["int8", "int4"]
+    assert again["formats"]["int4"]["disk_bytes"] == describe(tmp_path / "again").plan(100).disk_bytes
 
 
 def test_the_best_format_is_the_one_to_pull(tiny_repository: str, command: Run) -> None:

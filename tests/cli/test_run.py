@@ -16,6 +16,7 @@ from tiny import write_model
 
 from numoe.cli.text import whole_prompt
 from numoe.engine import Model, describe
+from numoe.engine.budget import Budget
 from numoe.engine.layers.decoder import Decoder
 from numoe.quant.errors import DoesNotFit
 from numoe.quant.files import locked
@@ -382,6 +383,27 @@ def test_a_beginning_that_all_prompts_share_is_read_once(
     assert texts[0] == texts[1]
     reused = [line["reused_tokens"] for line in without_times(together[1])]
     assert min(reused) == max(reused) > len(long)
+
+
+@pytest.mark.parametrize(("full", "sessions"), [(False, 4), (True, 2)])
+def test_a_batch_has_more_sessions_where_no_expert_makes_room(
+    command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, sessions: int
+) -> None:
+    file = write_lines(tmp_path / "batch", *({"prompt": f"say {n}"} for n in range(6)))
+    made: list[Model] = []
+    original = Model.session
+
+    def counted(self: Model, *given: Any, **options: Any) -> Any:
+        made.append(self)
+        return original(self, *given, **options)
+
+    monkeypatch.setattr(Model, "session", counted)
+    monkeypatch.setattr("numoe.cli.batch.PARALLEL", 2)
+    monkeypatch.setattr("numoe.cli.batch.MANY", 4)
+    if full:  # as where experts have all that nobody else does
+        monkeypatch.setattr(Budget, "reserved", property(lambda budget: budget.total))
+    assert command("run", model, "--batch", file, "-q", "-n", "3")[0] == 0
+    assert len(made) == sessions
 
 
 def test_there_are_as_many_sessions_as_there_is_memory_for(

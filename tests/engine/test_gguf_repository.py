@@ -252,6 +252,10 @@ def test_a_gguf_file_is_not_made_anew(hub: Hub, files: dict[str, bytes], whole: 
     assert f"Q4_K_M of {ID} is GGUF, which stays as it is: leave --quant out, or take another one: Q8_0" in err
     code, _, err = command("quantize", str(whole), "made", "--quant", "int4")
     assert code == 1 and "takes a folder of safetensors" in err
+    for model in (ID, f"{ID}:Q4_K_M", str(whole)):
+        code, out, err = command("fit", model, "--quant", "int4")
+        assert (code, out) == (1, "") and err.endswith("is GGUF, which stays as it is: leave --quant out\n")
+        assert command("fit", model, "--quant", "native", "--ram", "1GB")[0] == 0
 
 
 def test_the_only_one_needs_no_name(hub: Hub, files: dict[str, bytes], whole: Path) -> None:

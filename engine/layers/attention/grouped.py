@@ -22,9 +22,9 @@ from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
 
 _SHORT = 1 << 16
-"""Sequences with up to so many numbers in their keys attend together: copying them takes less than their own calls."""
+"""Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
 _TOGETHER = 16
-"""So many sequences at a time, which bounds the copy."""
+"""So many sequences at a time, which bounds their scores."""
 
 
 @dataclass(frozen=True)

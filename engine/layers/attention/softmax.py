@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from numoe.engine.layers import ops
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rows import Stretch
-from numoe.quant.compute.memory import scratch
 from numoe.quant.compute.threads import Task, run_worth
 
 SCORE_BYTES = 4 << 20
@@ -110,21 +109,18 @@ def attend_together(
 ) -> Floats:
     """`attend` of one query of each of B sequences over all its keys and values: q (B, G, R, C), gives (B, G, R, Cv).
 
-    Rows are copied next to each other, so that there are as many NumPy calls as for one sequence.
+    Scores of all lie next to each other, so that there are fewer NumPy calls than for each alone.
     """
-    count, groups, _, width = q.shape
+    count, groups, share, _ = q.shape
     sizes = [keys.shape[1] for keys, _ in sequences]
-    every = scratch("together", (2, count, groups, max(sizes), max(width, sequences[0][1].shape[-1])))
-    keys, values = every[0, ..., :width], every[1, ..., : sequences[0][1].shape[-1]]  # (B, G, S, C)
-    for i, rows in enumerate(sequences):
-        for to, own in zip((keys, values), rows, strict=True):
-            np.copyto(to[i, :, : sizes[i]], own.floats())
-        every[:, i, :, sizes[i] :] = 0
-    scores = np.matmul(q * scale, keys.transpose(0, 1, 3, 2))  # (B, G, R, S)
-    for i, size in enumerate(sizes):
-        scores[i, ..., size:] = -np.inf
+    q = q * scale
+    scores = np.full((count, groups, share, max(sizes)), -np.inf, np.float32)  # (B, G, R, S)
+    for i, (keys, _) in enumerate(sequences):
+        np.matmul(q[i], keys.floats().transpose(0, 2, 1), out=scores[i, ..., : sizes[i]])
     _softmax(scores, sink if sink is None else sink[None, :, 0])
-    mixed: Floats = np.matmul(scores, values)
+    mixed = np.empty((count, groups, share, sequences[0][1].shape[-1]), np.float32)
+    for i, (_, values) in enumerate(sequences):
+        np.matmul(scores[i, ..., : sizes[i]], values.floats(), out=mixed[i])
     return mixed
 
 
