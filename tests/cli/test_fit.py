@@ -21,7 +21,6 @@ from hub_server import Hub, virtual_release
 from machines import a_machine, keep
 
 from numoe.engine import describe, home
-from numoe.engine.measure.forecast import USUAL_CALLS
 from numoe.engine.measure.machine import known
 from numoe.quant.compute import threads
 from numoe.quant.convert.convert import Folder, convert
@@ -428,7 +427,6 @@ def test_runs_are_compared_with_what_was_expected(hub: Hub, command: Run) -> Non
 
 def test_machines_that_share_a_model(hub: Hub, checkpoint: Checkpoints, command: Run) -> None:
     model = str(checkpoint("v4_a"))
-    keep(replace(known() or a_machine(), calls=USUAL_CALLS))
     plan = describe(model).plan()
     beside = 50_000_000 + CLUSTER._RAY_BYTES
     first, other = beside + plan.beside_experts + plan.least_experts, beside + plan.expert_bytes // 3

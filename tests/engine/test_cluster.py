@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import a_machine
+from machines import a_machine, keep
 
 from numoe.engine import Plan, describe
 from numoe.engine.layers.spec import ModelSpec
+from numoe.engine.measure.calls import measure_calls
 from numoe.engine.measure.cluster import (
     CALLS,
     EXPERTS,
@@ -25,6 +26,7 @@ from numoe.engine.measure.cluster import (
     place,
 )
 from numoe.engine.measure.forecast import USUAL_CALLS, Calls, Machine
+from numoe.engine.measure.machine import known
 from numoe.engine.plan import Verdict, parse_rate
 from numoe.quant.errors import WrongUsage
 
@@ -191,5 +193,14 @@ def test_verdicts_say_whose_memory_it_is(model: tuple[ModelSpec, Plan]) -> None:
 def test_calls_are_those_that_were_measured() -> None:
     own = Calls((0.1, 0.2, 0.4), 0.05, 1e8)
     assert linked(replace(machine(), calls=own), "1Gbit").calls == own
-    assert linked(machine(), "1Gbit").calls == USUAL_CALLS
+    assert linked(replace(machine(), calls=None), "1Gbit").calls == USUAL_CALLS
     assert [own.percentile(at) for at in (0, 25, 50, 100)] == pytest.approx([0.1, 0.15, 0.2, 0.4])
+
+
+def test_calls_are_measured_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    measured = measure_calls()
+    assert sorted(measured.seconds) == list(measured.seconds) and measured.seconds[0] > 0
+    keep(a_machine(calls=measured))
+    assert known() == a_machine(calls=measured)
