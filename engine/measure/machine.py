@@ -193,11 +193,11 @@ def _load() -> float:
 def record(model: Model, tokens: int, seconds: float) -> None:
     """Compare what a run took with what would have been predicted, and keep both for later predictions.
 
-    Nothing is kept of a few tokens, of other threads than cores, of a machine that was not calibrated for it, and where
-    NUMOE_HOME cannot be written.
+    Nothing is kept of a few tokens, of other threads than cores, of nodes that helped, of a machine that was not
+    calibrated for it, and where NUMOE_HOME cannot be written.
     """
     machine = known()
-    if machine is None or tokens < _LEAST_TOKENS or threads.in_use() != machine.cores:
+    if machine is None or model.shared or tokens < _LEAST_TOKENS or threads.in_use() != machine.cores:
         return
     planned = model.plan()
     share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0
