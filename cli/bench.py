@@ -13,7 +13,7 @@ from numoe.cli.settings import Options, takes
 from numoe.quant.errors import WrongUsage
 
 
-@takes("speed", "threads", "ram", "kv", "check", "replay", "chart", "json")
+@takes("speed", "threads", "ram", "kv", "ray", "check", "replay", "chart", "json")
 def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     """Measure how fast a model reads and writes; `numoe bench kernels`: how fast matrices of each format multiply.
 
@@ -28,7 +28,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
     if options["chart"] is not None:
         raise WrongUsage("--chart draws what --replay tells; give both")
     if model == "kernels":
-        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv", "check"}:
+        if options.stated.keys() & {"decode_tokens", "prompt_tokens", "ram", "kv", "ray", "check"}:
             raise WrongUsage("bench kernels has no model; it takes --threads, --repetitions and --json")
         _kernels(threads, repetitions, options["json"])
         return
@@ -42,7 +42,8 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         begun = time.perf_counter()
         described = describe(model, check=options["check"])
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
-        loaded = load(described, ram=options.memory, threads=threads, ctx=ctx, kv=options["kv"])
+        given = {name: options[name] for name in ("threads", "kv", "ray")}
+        loaded = load(described, ram=options.memory, ctx=ctx, tell=output.note, **given)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(
@@ -128,12 +129,20 @@ def _replay(file: Path, json: bool, chart: str | None) -> None:
 
 
 def _experts(counts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows about reads from disk, if there were any."""
+    """Rows about nodes and about reads from disk, if there were any."""
     from numoe.engine.plan import format_bytes
 
+    rows = []
+    if "nodes" in counts:
+        half, most = (1000 * counts[name] for name in ("call_p50_s", "call_p99_s"))
+        rows.append(("nodes", f"{len(counts['nodes'])} beside this process"))
+        rows.append(
+            ("a layer's experts", f"{half:.3g} ms, 1 of 100 from {most:.3g} ms; {counts['waiting']:.0%} waiting")
+        )
     if not counts.get("misses"):
-        return []
+        return rows
     return [
+        *rows,
         ("experts", f"{counts['hit_rate']:.1%} found in memory, {format_bytes(counts['resident_bytes'])} there now"),
         ("read", f"{format_bytes(counts['bytes_read'])}, {counts['wait_s']:.3g} s of waiting"),
         *([("memory", SHED)] if counts.get("shed") else []),

@@ -23,25 +23,34 @@ if TYPE_CHECKING:
 _CONTEXTS = 8192, 32768
 
 
-@takes("quant", "ram", "ctx", "kv", "revision", "read_gb_s", "cores", "measure", "chart", "json", quant=None)
+@takes(
+    "quant", "ram", "ctx", "kv", "revision", "read_gb_s", "cores", "nodes", "link", "measure", "chart", "json",
+    quant=None,
+)  # fmt: skip
 def fit(model: arguments.Model, options: Options) -> None:
     """Tell what a model takes before it is downloaded.
 
     Examples:
     numoe fit Qwen/Qwen3-30B-A3B
     numoe fit deepseek-ai/DeepSeek-V4-Flash --ram 24GB
+    numoe fit deepseek-ai/DeepSeek-V4-Pro --nodes 4x64GB --link 1Gbit
     """
     with Output() as output:
         from numoe.cli.charts import check
+        from numoe.cli.nodes import Nodes, nodes_asked, tell_nodes
         from numoe.engine.budget import Budget
         from numoe.engine.plan import Verdict
 
         check(options["chart"], options["json"])
         Budget(options["ram"])  # what is no amount is refused before the hub is asked
+        rams = nodes_asked(options)
         description, remote, name = _described(model, options, output)
         quants = _quants(description, options.stated.get("quant"))
         plans = {quant: description.plan(options["ctx"], quant, options["kv"]) for quant in quants}
         machine = _machine(output, list(plans.values()), options)
+        if rams:
+            tell_nodes(output, Nodes.asked(name, description, remote, plans, machine, rams, options["link"]), options)
+            return
         memory = Budget(options["ram"], machine.process_bytes)
         columns = {
             quant: _column(description, remote, quant, plan, options["ctx"], machine, memory.total)
@@ -158,9 +167,11 @@ def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:
 
     read_gb_s, cores = options["read_gb_s"], options["cores"]
     kinds = {stored.kind for plan in plans for _, stored in plan.sizes}
-    machine = calibrate(told=output.status, anew=options["measure"], kinds=kinds)
+    several = options["nodes"] is not None
+    machine = calibrate(told=output.status, anew=options["measure"], kinds=kinds, calls=several)
     room = Budget(options["ram"], machine.process_bytes).total
-    streams = [plan for plan in plans if plan.verdict(room) is Verdict.FROM_DISK or options["chart"] is not None]
+    every = several or options["chart"] is not None
+    streams = [plan for plan in plans if every or plan.verdict(room) is Verdict.FROM_DISK]
     sizes = [plan.largest_expert for plan in streams if plan.largest_expert]
     if read_gb_s is not None:
         for nbytes in sizes:

@@ -30,7 +30,7 @@ from numoe.cli.rm import rm
 from numoe.cli.run import run
 from numoe.cli.search import search
 from numoe.cli.serve.command import serve
-from numoe.cli.settings import with_bare_charts
+from numoe.cli.settings import with_bare
 from numoe.cli.show import show
 from numoe.cli.usage import Command, Group, UsageError, complete, complete_now, sentence
 from numoe.cli.verify import verify
@@ -183,7 +183,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
     _prepare_streams()
     complete_now()
-    args = with_bare_charts(sys.argv[1:] if args is None else args)
+    args = with_bare(sys.argv[1:] if args is None else args)
     try:
         try:
             code = app(args, prog_name="numoe", standalone_mode=False)

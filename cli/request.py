@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.output import Output
 from numoe.cli.settings import filled, in_group
 from numoe.quant.errors import InputError, WrongUsage
 
@@ -106,7 +107,8 @@ def load_drafted(
     from numoe.engine.drafting import drafting
 
     memory, draft = options.memory, options["draft"]
-    model = load(described, ram=memory, threads=options["threads"], ctx=ctx, kv=options["kv"], progress=progress)
+    given = {name: options[name] for name in ("threads", "kv", "ray")}
+    model = load(described, ram=memory, ctx=ctx, progress=progress, tell=Output(options["quiet"]).note, **given)
     if draft == "none":
         return model
     small = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from numoe.cli.text import typed, whole_prompt
 from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
+    from numoe.cli.answers import Answers
     from numoe.engine import Description, Model, Session
     from numoe.engine.chat.answer import Answer
     from numoe.engine.chat.conversation import Conversation
@@ -199,7 +200,8 @@ class _Asked:
 
     def batch(self) -> int:
         """Answer a file of prompts, and return the exit code."""
-        from numoe.cli.batch import Answers, answer_batch, count, read_batch
+        from numoe.cli.answers import Answers, count
+        from numoe.cli.batch import answer_batch, read_batch
         from numoe.engine.experts import heat
 
         options, output = self.options, self.output
@@ -208,16 +210,35 @@ class _Asked:
             asked = len(answers.missing)
             if asked < len(items):
                 output.note(f"{options['out']} has {len(items) - asked} of {len(items)} answers already.")
-            if asked:
+            if asked and not self._by_replicas(answers):
                 model = self._load(options["ctx"])
                 parallel = options["parallel"] or (None if options["trace"] is None else 1)
-                answer_batch(model, options["ctx"], parallel, items, answers, self.model, output)
+                answer_batch(model, options["ctx"], parallel, answers, self.model)
                 heat.keep(model)
                 if model.stats()["experts"].get("shed"):
                     output.note(SHED)
         failed, cut = count(items, answers.lines)
         output.note(f"{asked} answers, of which {failed} failed")
         return 1 if failed else CUT if cut else 0
+
+    def _by_replicas(self, answers: Answers) -> bool:
+        """Have every node of a cluster answer with a model of its own, where each has room for the whole of it."""
+        options, output = self.options, self.output
+        if options["ray"] is None or options["trace"] is not None:
+            return False
+        from numoe.cli.replicas import Replicas, fits_each
+        from numoe.engine.experts.cluster import connect
+
+        ray = connect(options["ray"])
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        if not fits_each(nodes, self.description, options):
+            return False
+        with Replicas(ray, nodes, output.note) as replicas:
+            output.status(f"loading {self.model} on {len(nodes)} nodes")
+            replicas.open(self.model, self.description, options, len(answers.missing))
+            with closing(replicas.lines(answers.asked)) as lines:
+                answers.add_all(lines, self.model)
+        return True
 
     def prompt(self, text: str) -> int:
         """Answer one prompt, and return the exit code."""

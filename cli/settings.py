@@ -355,10 +355,15 @@ SETTINGS: tuple[Setting, ...] = (
             may=May.CONFIG),
     Setting("threads", int, "Cores to compute with; else all.", "room", metavar="N", least=1, most=1024,
             may=May.CONFIG),
+    Setting("ray", str, "Have the nodes of a Ray cluster hold and compute experts, of the one with this head; alone: "
+            "one of this machine.", "room", metavar="ADDRESS", may=May.CONFIG),
     Setting("check", bool, "Compare every byte of the model that is read with its hash.", default=False,
             may=May.CONFIG),
     Setting("read_gb_s", float, "Reckon with a disk that reads X GB a second.", metavar="X", least=0.001),
     Setting("cores", int, "Reckon with N such cores.", metavar="N", least=1),
+    Setting("nodes", str, "Reckon with machines that share the experts, the one that runs numoe first: 4x64GB or "
+            "1x128GB,3x64GB.", metavar="NxSIZE"),
+    Setting("link", str, "The network between them, such as 10Gbit.", default="1Gbit", metavar="RATE"),
     Setting("measure", bool, "Measure this machine anew.", default=False),
     Setting("chart", str, "Draw memory and speed, over memory and context; on the screen with -, or into a file "
             "(.svg, .png).", metavar="FILE"),
@@ -518,19 +523,23 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
     return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
 
 
-_PICTURE = re.compile(r".+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)
+_BARE = {
+    "--chart": ("-", re.compile(r"-|.+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)),
+    "--ray": ("local", re.compile(r"local|auto|ray://\S+|[^\s/]+:\d+")),
+}
+"""Options that need no value: what they mean then, and what is one where it follows."""
 
 
-def with_bare_charts(args: Sequence[str]) -> list[str]:
-    """A command line in which --chart without a file is on the screen: Typer's options have a value or none."""
+def with_bare(args: Sequence[str]) -> list[str]:
+    """A command line in which `_BARE` options have their values: Typer's have one or none."""
     made: list[str] = []
     for number, arg in enumerate(args):
         if arg == "--":
             return [*made, *args[number:]]
         made.append(arg)
         following = args[number + 1] if number + 1 < len(args) else ""
-        if arg == "--chart" and following != "-" and not _PICTURE.fullmatch(following):
-            made.append("-")
+        if arg in _BARE and not _BARE[arg][1].fullmatch(following):
+            made.append(_BARE[arg][0])
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numoe.cli.asked import Asked, Column
     from numoe.engine.hub.search import Best
     from numoe.engine.measure.forecast import Machine
-    from numoe.engine.plan import Plan
+    from numoe.engine.plan import Plan, Verdict
 
 _AS_STORED = "native (as it is stored)"
 _SAME = 0.03  # of a figure: columns whose figures differ by no more say one thing
@@ -44,22 +44,23 @@ def tell(output: Output, asked: Asked) -> None:
         download = columns["native"].plan.disk_bytes
         output.text(f"{download:,} bytes to download ({format_bytes(download)})")
     output.text()
-    groups = _alike(columns)
+    plans = {name: column.plan for name, column in columns.items()}
+    verdicts = {name: column.forecast.verdict for name, column in columns.items()}
+    groups = [(names, columns[names[0]]) for names in alike(plans, verdicts)]
     rows = _rows(asked, groups)
     output.table(rows, numbers=range(1, len(rows[0])))
-    best = _ranked(columns)[0]
+    best = ranked(verdicts, plans)[0]
     output.text()
     _picture(output, asked, best)
     for names, column in groups:
         output.text()
-        called = [_AS_STORED if name == "native" else name for name in names]
-        output.table([(f"{', '.join(called)}: {_reason(column, asked)}",)])
+        output.table([(f"{called(names)}: {_reason(column, asked)}",)])
     if same := _why_alike(groups):
         output.text()
         output.table([(same,)])
     output.text()
     streaming = [c.plan for c in columns.values() if c.forecast.verdict is Verdict.FROM_DISK]
-    output.table([(_about_speed(asked.machine, streaming, columns[best].plan),)])
+    output.table([(about_speed(asked.machine, streaming, columns[best].plan),)])
     output.text()
     _tell_the_way(output, asked, best)
 
@@ -67,23 +68,28 @@ def tell(output: Output, asked: Asked) -> None:
 # ------------------------------------------------------------------------------------------------------- the table
 
 
-def _alike(columns: dict[str, Column]) -> list[tuple[list[str], Column]]:
-    """Formats that come to the same are one, by the names of all."""
-    groups: list[tuple[list[str], Column]] = []
-    for name, column in columns.items():
-        if groups and _same(groups[-1][1], column):
-            groups[-1][0].append(name)
+def alike(plans: Mapping[str, Plan], verdicts: Mapping[str, Verdict]) -> list[list[str]]:
+    """Formats in groups that come to the same."""
+    groups: list[list[str]] = []
+    for name in plans:
+        before = groups[-1][0] if groups else name
+        if groups and verdicts[before] is verdicts[name] and _same(plans[before], plans[name]):
+            groups[-1].append(name)
         else:
-            groups.append(([name], column))
+            groups.append([name])
     return groups
 
 
-def _same(one: Column, other: Column) -> bool:
-    def figures(column: Column) -> list[int]:
-        return [column.plan.disk_bytes, column.plan.resident_bytes, column.plan.least_bytes, column.plan.total_bytes]
+def _same(one: Plan, other: Plan) -> bool:
+    def figures(plan: Plan) -> list[int]:
+        return [plan.disk_bytes, plan.resident_bytes, plan.least_bytes, plan.total_bytes]
 
-    pairs = zip(figures(one), figures(other), strict=True)
-    return one.forecast.verdict is other.forecast.verdict and all(abs(a - b) <= _SAME * a for a, b in pairs)
+    return all(abs(a - b) <= _SAME * a for a, b in zip(figures(one), figures(other), strict=True))
+
+
+def called(names: Sequence[str]) -> str:
+    """Formats by their names, as a paragraph begins."""
+    return ", ".join(_AS_STORED if name == "native" else name for name in names)
 
 
 def _why_alike(groups: Sequence[tuple[list[str], Column]]) -> str:
@@ -129,8 +135,8 @@ def _rows(asked: Asked, groups: Sequence[tuple[list[str], Column]]) -> list[tupl
         rows.append(row("the context with --kv int8", lambda c: format_bytes(c.int8_bytes)))
     if shown[0].plan.expert_bytes:
         rows.append(row("of 100 experts in memory", lambda c: f"{100 * c.expert_share:.0f}"))
-    rows.append(row("tokens a second, written", lambda c: _speed(c.forecast.decode)))
-    rows.append(row("tokens a second, read", lambda c: _speed(c.forecast.prefill)))
+    rows.append(row("tokens a second, written", lambda c: speed(c.forecast.decode)))
+    rows.append(row("tokens a second, read", lambda c: speed(c.forecast.prefill)))
     return rows
 
 
@@ -147,7 +153,7 @@ def _adding_up(parts: Sequence[int]) -> list[str]:
     return [*cells, f"{shown / 100:,.2f} {unit}"]
 
 
-def _speed(speeds: tuple[float, float]) -> str:
+def speed(speeds: tuple[float, float]) -> str:
     """(0.0312, 0.0551) -> "0.031-0.055"."""
     low, high = (f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}" for speed in speeds)
     return f"{low}-{high}" if speeds[1] else "-"
@@ -225,15 +231,20 @@ def _range(speeds: Sequence[tuple[float, tuple[float, float]]]) -> list[Line]:
 # ---------------------------------------------------------------------------------------------------- the verdict
 
 
-def _ranked(columns: dict[str, Column]) -> list[str]:
+def _ranked(columns: Mapping[str, Column]) -> list[str]:
+    plans = {name: column.plan for name, column in columns.items()}
+    return ranked({name: column.forecast.verdict for name, column in columns.items()}, plans)
+
+
+def ranked(verdicts: Mapping[str, Verdict], plans: Mapping[str, Plan]) -> list[str]:
     """The formats, those that run best and are most precise first; where none runs, the smallest."""
     from numoe.engine.plan import Verdict
 
     order = list(Verdict)
-    ranked = sorted(columns, key=lambda quant: order.index(columns[quant].forecast.verdict))
-    if columns[ranked[0]].forecast.verdict is Verdict.TOO_LARGE:
-        return sorted(columns, key=lambda quant: columns[quant].least_ram_bytes)
-    return ranked
+    first = sorted(plans, key=lambda quant: order.index(verdicts[quant]))
+    if verdicts[first[0]] is Verdict.TOO_LARGE:
+        return sorted(plans, key=lambda quant: plans[quant].least_bytes)
+    return first
 
 
 def _there(asked: Asked) -> str:
@@ -285,7 +296,7 @@ def _ram(nbytes: int) -> str:
     return f"{-(-nbytes // 10**8) / 10:.1f}GB"
 
 
-def _about_speed(machine: Machine, streaming: list[Plan], plan: Plan) -> str:
+def about_speed(machine: Machine, streaming: list[Plan], plan: Plan) -> str:
     """What the speeds stand on, how old that is, and how good they have been for models of about this size."""
     text = f"Speeds are those of {machine.cores} {'core' if machine.cores == 1 else 'cores'}"
     if streaming:

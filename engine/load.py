@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from numoe.engine.budget import Budget, free_memory
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
+from numoe.engine.experts.cluster import Cluster
+from numoe.engine.experts.remote import RemoteBank
+from numoe.engine.experts.share import Settings, experts_on_disk
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.rows import FLOAT32
 from numoe.engine.layers.weights import Weights
 from numoe.engine.measure import machine
 from numoe.engine.model import Memory, Model
 from numoe.engine.plan import Plan, Verdict, longest_context
-from numoe.quant.compute.kernels import use_block
+from numoe.quant.compute.kernels import block_elements, use_block
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 from numoe.quant.formats.resident import hold
-from numoe.quant.stored.handle import Stored
 
 _LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 
@@ -35,7 +37,9 @@ def load(
     threads: int | None = None,
     ctx: int | None = None,
     kv: str = FLOAT32.name,
+    ray: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Model:
     """Load a model; its weights stay in the formats they are stored in.
 
@@ -50,11 +54,15 @@ def load(
         ctx: tokens of the sessions that memory is set aside for, as in `Model.session`. Where it is not given and
             there are no routed experts, they get what there is.
         kv: how sessions hold the rows of earlier tokens, see `rows.ROW_FORMS`.
+        ray: the address of a Ray cluster, whose nodes have `ram` and `threads` each and hold and compute the experts
+            together with this process; "local" starts one on this machine.
         progress: told the bytes of weights that are in memory and those that will be, as they are read.
+        tell: told in a sentence when a node of the cluster leaves or joins.
 
     Raises:
         InputError: see `describe`; or the weights hold NaN, or what must be in memory does not fit: all but the routed
-            experts, and those that one token takes in a layer. It does where `Plan.verdict` says so.
+            experts, and those that one token takes in a layer. It does where `Plan.verdict` says so. Or the cluster
+            cannot be reached, or a node of it has not this model.
     """
     budget = ram if isinstance(ram, Budget) else Budget(ram)
     if threads is not None and threads < 1:
@@ -63,13 +71,22 @@ def load(
     if measured := machine.known():
         use_block(measured.block)
     description = model if isinstance(model, Description) else describe(model)
-    experts = _experts_on_disk(description)
+    experts = experts_on_disk(description)
     planned = description.plan(ctx, kv=kv)
     missing = planned.least_bytes - budget.room
     if ctx is None and experts is None and 0 < missing <= planned.kv_bytes:
         planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
+    cluster = bank = None
+    if ray is not None:
+        if experts is None:
+            raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
+        budget.require(description.path.name, planned.least_bytes)
+        at = Settings(str(description.path), budget.allowed if budget.given else None, threads, block_elements())
+        cluster = Cluster(ray, at, description.identity, tell)
+        room = budget.room - planned.beside_experts
+        bank = RemoteBank(experts, room, cluster.nodes, heat.kept(description.identity), tell)
     try:
-        memory = _reserve(budget, planned, description.path.name, experts)
+        memory = _reserve(budget, planned, description.path.name, experts, bank.own_bytes if bank else None)
     except DoesNotFit as error:
         fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes, planned.kv)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
@@ -81,11 +98,15 @@ def load(
         experts.allow(experts.total_bytes, (lambda done: tell(read + done)) if tell else None)
         if memory.wide_bytes:
             experts.widen()
-    loaded = Model(description, weights, experts, memory)
+    loaded = Model(description, weights, experts, memory, bank)
     identity = description.identity  # now, while the files are those that were read
     if experts and memory.experts is not None:
         experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
-        experts.warm(heat.kept(identity))
+        if cluster and bank:
+            bank.begin()
+            cluster.watch(bank)
+        else:
+            experts.warm(heat.kept(identity))
     return loaded
 
 
@@ -110,23 +131,17 @@ def _read(description: Description, *, wide: bool, tell: Callable[[int], None] |
     return weights
 
 
-def _experts_on_disk(description: Description) -> ExpertStore | None:
-    experts: dict[tuple[int, int], dict[str, Stored]] = {}
-    for layer, name, tensor in description.spec.listing():
-        if layer is not None and tensor.expert is not None:
-            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name].stored
-    return ExpertStore(description.checkpoint.files, experts) if experts else None
-
-
-def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | None) -> Memory:
+def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | None, own: int | None) -> Memory:
     """What a model takes of the budget, as it is planned; experts that stay on disk are allowed what is left.
+
+    own: bytes of the experts that are this process's where others have the rest; None: it has all.
 
     Raises:
         DoesNotFit: there is too little.
     """
     budget.require(name, planned.least_bytes)
     room = budget.room
-    if planned.verdict(room) is Verdict.IN_MEMORY:
+    if own is None and planned.verdict(room) is Verdict.IN_MEMORY:
         wide = planned.wide_bytes if planned.widens(room) else 0
         weights = budget.reserve(name, planned.weight_bytes + wide)
         sessions = budget.reserve(name, planned.kv_bytes)
@@ -136,11 +151,14 @@ def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | No
     weights = budget.reserve(name, planned.resident_bytes)
     sessions = budget.reserve(name, planned.kv_bytes)
     scratch = budget.reserve(name, planned.scratch_bytes)
+    most = planned.held_experts(room)
+    if own is not None:  # never all for good: they go to others, and come from them
+        most = min(most, max(own, planned.least_experts), experts.total_bytes - 1)
     # What the largest takes while it is read may be more than one token's experts afterwards: the rest is scratch.
     floor = max(experts.largest.values())
     held = budget.reserve(
         name,
-        planned.held_experts(room),
+        most,
         least=planned.least_experts,
         resize=lambda nbytes: experts.allow(max(nbytes, floor)),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numoe.engine.budget import Reservation, peak_rss
 from numoe.engine.description import Description
 from numoe.engine.experts.local import LocalBank
+from numoe.engine.experts.remote import RemoteBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Ids
@@ -43,16 +44,26 @@ class Memory:
 class Model:
     """A model in memory: makes sessions, and says what it is."""
 
-    def __init__(self, description: Description, weights: Weights, experts: ExpertStore | None, memory: Memory):
+    def __init__(
+        self,
+        description: Description,
+        weights: Weights,
+        experts: ExpertStore | None,
+        memory: Memory,
+        shared: RemoteBank | None = None,
+    ):
+        """shared: the bank where nodes of a cluster have experts too."""
         self.description = description
         self.spec = description.spec
         self.path = description.path
         self.experts = experts
+        self.shared = shared
         self.weights = weights
         self.memory = memory
         self.drafter: Drafter | None = None
         """Guesses ahead in sessions whose `generate` is given no other."""
-        self.decoder = Decoder(self.spec, weights, LocalBank(experts) if experts else None, memory.planned.kv)
+        bank = shared or (LocalBank(experts) if experts else None)
+        self.decoder = Decoder(self.spec, weights, bank, memory.planned.kv)
         workers.know(weights.matrices.values())
         if experts and experts.complete:
             workers.know(experts.matrices())
@@ -115,12 +126,15 @@ class Model:
         """Bytes in memory: of the weights, and the most this process has held since it started (RSS), with what its
         workers hold for themselves.
 
-        "experts" are the counts of `ExpertStore.stats`, {} without routed experts.
+        "experts" are the counts of `ExpertStore.stats`, {} without routed experts; with those of `RemoteBank.stats`
+        where nodes have some.
         """
         weights = sum(w.nbytes for w in self.weights.matrices.values())
         weights += sum(w.nbytes for w in self.weights.arrays.values())
         experts = self.experts.stats() if self.experts else {}
         weights += experts.get("resident_bytes", 0)
+        if self.shared:
+            experts |= self.shared.stats()
         return {"weight_bytes": weights, "peak_rss_bytes": peak_rss() + workers.private_bytes(), "experts": experts}
 
     @property

@@ -224,6 +224,7 @@ _UNITS = {
     "B": 1,
     **{p + s: b**e for e, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("", 1000), ("iB", 1024))},
 }
+_BITS = {p + "BIT": 1000**e / 8 for e, p in enumerate(("", "K", "M", "G", "T"))}
 
 
 def parse_bytes(text: str | int) -> int:
@@ -234,14 +235,37 @@ def parse_bytes(text: str | int) -> int:
     """
     if isinstance(text, int) and 1 <= text < 2**63:
         return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
-    unit = match[2].upper().replace("I", "i") if match else ""
-    count = float(match[1]) * _UNITS[unit] if match and unit in _UNITS else 0.0
+    number, unit = _amount(text)
+    unit = unit.replace("I", "i")
+    count = number * _UNITS.get(unit, 0)
     if not 1 <= count < 2**63:
-        unitless = match is not None and not unit and float(match[1]) > 0
+        unitless = not unit and number > 0
         why = "has no unit" if unitless else "is not an amount of memory"
         raise WrongUsage(f'"{text}" {why}; write it like {f"{text}GB or {text}MB" if unitless else "16GB or 8GiB"}')
     return int(count)
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second of a network's "1Gbit", "2.5 Gbit/s" or "300Mbit".
+
+    Raises:
+        WrongUsage: anything else.
+    """
+    number, unit = _amount(text.strip().removesuffix("/s"))
+    rate = number * _BITS.get(unit, 0)
+    if not 1 <= rate < 2**63:
+        unitless = not unit and number > 0
+        why = "has no unit" if unitless else "is not the speed of a network"
+        raise WrongUsage(
+            f'"{text}" {why}; write it like {f"{text}Gbit or {text}Mbit" if unitless else "1Gbit or 300Mbit"}'
+        )
+    return rate
+
+
+def _amount(text: str | int) -> tuple[float, str]:
+    """A number and its unit in capitals; (0, "") of what is neither."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    return (float(match[1]), match[2].upper()) if match else (0.0, "")
 
 
 def format_bytes(count: int) -> str:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from numoe.engine.home import home
+from numoe.engine.measure.forecast import USUAL_CALLS
 from numoe.engine.measure.machine import Machine
 from numoe.quant.compute import threads
 
@@ -16,7 +17,8 @@ FORMATS = MACHINE._FORMATS
 def a_machine(**changes: Any) -> Machine:
     """This one by name, with round figures."""
     figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
-    return replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, **changes)
+    figures = replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, calls=USUAL_CALLS)
+    return replace(figures, **changes)
 
 
 def keep(machine: Machine) -> None:

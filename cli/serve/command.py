@@ -27,8 +27,8 @@ Models = Annotated[
 
 @takes(
     "host", "port", "api_key", "origin", "parallel", "queue", "idle_unload", "timeout", "log_prompts", "fields",
-    "system", "reasoning", "ending", "sampling", "ctx", "kv", "prompt_cache", "ram", "threads", "check", "save",
-    "quiet",
+    "system", "reasoning", "ending", "sampling", "ctx", "kv", "prompt_cache", "ram", "threads", "ray", "check",
+    "save", "quiet",
     parallel=None,
 )  # fmt: skip
 def serve(models: Models = None, *, options: Options) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.output import Output
 from numoe.cli.serve.fields import Refused
 from numoe.cli.serve.question import sentence
 from numoe.cli.settings import Options
@@ -186,7 +187,8 @@ def _loaded(name: str, description: Description, options: Options) -> Loaded:
 
     context, most = options["ctx"], options["parallel"] or PARALLEL
     room = description.plan(context).context
-    model = load(description, ram=options.memory, threads=options["threads"], ctx=room, kv=options["kv"])
+    given = {name: options[name] for name in ("threads", "kv", "ray")}
+    model = load(description, ram=options.memory, ctx=room, tell=Output(options["quiet"]).note, **given)
     places = Places(model, context, most, options["save"], options["prompt_cache"])
     own = _options_of(description, options)
     return Loaded(name, model, own, places, ThreadPoolExecutor(most, f"numoe {name}"))

@@ -31,7 +31,7 @@ def keep(model: Model) -> None:
     store = model.experts
     if store is None or store.complete:
         return
-    text = json.dumps(store.hottest()).encode()
+    text = json.dumps((model.shared or store).hottest()).encode()
     if len(text) > _LARGEST:
         return
     with suppress(OSError):

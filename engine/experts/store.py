@@ -208,6 +208,10 @@ class ExpertStore:
         """Whether every unit is resident."""
         return len(self._resident) == len(self._units)
 
+    def sizes(self) -> dict[Key, int]:
+        """The bytes that each unit takes in memory."""
+        return {key: unit.kept for key, unit in self._units.items()}
+
     def matrices(self) -> list[QTensor]:
         """Those of all resident units."""
         with self._change:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ import numpy as np
 from numoe.engine.experts.store import READERS, read_once
 from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
-from numoe.engine.measure.forecast import Machine, Run
+from numoe.engine.measure.forecast import Calls, Machine, Run
 from numoe.engine.measure.forecast import piece as _piece
 from numoe.engine.python import isolated
 from numoe.quant.compute import threads, workers
@@ -68,11 +69,16 @@ def known() -> Machine | None:
     try:
         document = read_object(_file())
         runs = tuple(Run(**run) for run in document.pop("runs"))
-        machine = Machine(**document, runs=runs)
+        calls = document.pop("calls", None)
+        machine = Machine(**document, runs=runs, calls=_calls(calls))
         sane = _sane(machine)
     except (InputError, TypeError, KeyError, AttributeError):
         return None
     return machine if sane and machine.name == _name() else None
+
+
+def _calls(document: Any) -> Calls | None:
+    return None if document is None else Calls(**{**document, "seconds": tuple(document["seconds"])})
 
 
 def _sane(machine: Machine) -> bool:
@@ -85,6 +91,8 @@ def _sane(machine: Machine) -> bool:
         speeds += rates.values()
     speeds += [figure for run in machine.runs for figure in (run.predicted, run.correction, run.measured)]
     speeds += [run.weights for run in machine.runs if run.weights is not None]
+    if machine.calls is not None:
+        speeds += [*machine.calls.seconds, machine.calls.further_s, machine.calls.bytes_per_s]
     times = [machine.load, *([] if machine.measured_at is None else [machine.measured_at])]
     return (
         all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
@@ -98,6 +106,7 @@ def _sane(machine: Machine) -> bool:
         and machine.block in BLOCKS
         and set(_FORMATS) <= machine.weights_per_s.keys() <= {*_FORMATS, *BLOCK_KINDS}
         and machine.wide_weights_per_s.keys() <= machine.weights_per_s.keys()
+        and (machine.calls is None or len(machine.calls.seconds) > 1)
     )
 
 
@@ -106,6 +115,7 @@ def calibrate(
     told: Callable[[str], None] = lambda text: None,
     kinds: Iterable[str] = (),
     anew: bool = False,
+    calls: bool = False,
 ) -> Machine:
     """What is known of this machine; what is not is measured and kept in NUMOE_HOME.
 
@@ -117,6 +127,7 @@ def calibrate(
         kinds: which of ggml's block types, among others, the speed of products is to be known of.
         told: called with a few words about what is being measured.
         anew: measure all again.
+        calls: what calls between nodes take is to be known, where Ray is installed.
 
     Raises:
         InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
@@ -142,6 +153,12 @@ def calibrate(
             ) from error
         for piece, rate in speeds.items():
             machine = machine.with_reading(piece, rate)
+        _keep(machine)
+    if calls and machine.calls is None and find_spec("ray") is not None:
+        from numoe.engine.measure.calls import measure_calls
+
+        told("measuring what calls between nodes take")
+        machine = replace(machine, calls=measure_calls())
         _keep(machine)
     return machine
 
@@ -176,11 +193,11 @@ def _load() -> float:
 def record(model: Model, tokens: int, seconds: float) -> None:
     """Compare what a run took with what would have been predicted, and keep both for later predictions.
 
-    Nothing is kept of a few tokens, of other threads than cores, of a machine that was not calibrated for it, and where
-    NUMOE_HOME cannot be written.
+    Nothing is kept of a few tokens, of other threads than cores, of nodes that helped, of a machine that was not
+    calibrated for it, and where NUMOE_HOME cannot be written.
     """
     machine = known()
-    if machine is None or tokens < _LEAST_TOKENS or threads.in_use() != machine.cores:
+    if machine is None or model.shared or tokens < _LEAST_TOKENS or threads.in_use() != machine.cores:
         return
     planned = model.plan()
     share = model.experts.budget / model.experts.total_bytes if model.experts else 1.0

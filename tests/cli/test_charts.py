@@ -11,7 +11,7 @@ from machines import a_machine, keep
 
 from numoe.cli.charts import Chart, Heat, Line
 from numoe.cli.output import bar
-from numoe.cli.settings import with_bare_charts
+from numoe.cli.settings import with_bare
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -104,10 +104,14 @@ def test_a_bar_is_as_long_as_its_parts_are_large() -> None:
         ("fit m --chart - --json", "fit m --chart - --json"),
         ("run m -- --chart x", "run m -- --chart x"),
         ("run -- -- --chart", "run -- -- --chart"),
+        ("run m --ray", "run m --ray local"),
+        ("run --ray m:int4 What?", "run --ray local m:int4 What?"),
+        ("run --ray ray://head:10001 m", "run --ray ray://head:10001 m"),
+        ("run m --ray 10.0.0.1:6379", "run m --ray 10.0.0.1:6379"),
     ],
 )
-def test_a_chart_without_a_file_is_on_the_screen(args: str, meant: str) -> None:
-    assert with_bare_charts(args.split()) == meant.split()
+def test_options_that_need_no_value_have_one(args: str, meant: str) -> None:
+    assert with_bare(args.split()) == meant.split()
 
 
 @pytest.mark.parametrize("width", ["80", "40"])

@@ -30,6 +30,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MACHINE = import_module("numoe.engine.measure.machine")
+CLUSTER = import_module("numoe.engine.measure.cluster")
 DISK = namedtuple("DISK", "total used free")
 FLASH, PRO = "deepseek-ai/DeepSeek-V4-Flash", "deepseek-ai/DeepSeek-V4-Pro"
 
@@ -419,3 +420,58 @@ def test_runs_are_compared_with_what_was_expected(hub: Hub, command: Run) -> Non
     assert threads.in_use() == machine.cores
     out = re.sub(r"\s+", " ", command("fit", "tiny")[1])
     assert re.search(r"The last 2 runs were within \d+% of what was expected", out)
+
+
+# -------------------------------------------------------------------------------------------------- several machines
+
+
+def test_machines_that_share_a_model(hub: Hub, checkpoint: Checkpoints, command: Run) -> None:
+    model = str(checkpoint("v4_a"))
+    plan = describe(model).plan()
+    beside = 50_000_000 + CLUSTER._RAY_BYTES
+    first, other = beside + plan.beside_experts + plan.least_experts, beside + plan.expert_bytes // 3
+    asked = ["fit", model, "--nodes", f"{first}B,2x{other}B"]
+    document = json.loads(command(*asked, "--json")[1])
+    assert [node["ram_bytes"] for node in document["nodes"]] == [first, other, other]
+    assert document["link_bytes_per_s"] == 125e6 and document["calls_measured"]
+    native = document["formats"]["native"]
+    assert sum(node["owned_bytes"] for node in native["nodes"]) == plan.expert_bytes
+    assert all(node["always_bytes"] + node["expert_bytes"] <= node["ram_bytes"] for node in native["nodes"])
+    assert native["verdict"] == "RUNS FROM DISK" and native["whole_nodes"] == 4
+    assert 0 < native["tokens_per_s"][0] < native["tokens_per_s"][1]
+    slower = json.loads(command(*asked, "--json", "--link", "1Mbit")[1])["formats"]["native"]
+    assert slower["decides"] == "rows on the link" and slower["tokens_per_s"][1] < native["tokens_per_s"][1]
+    code, out, _ = command(*asked, "--link", "1Mbit")
+    told = flat(out)
+    assert code == 0 and "RUNS FROM DISK of 3 machines" in told and "With 4 machines all are in memory." in told
+    assert "What decides: the link of node 1" in told and "nodes 2-3, each" in told
+    whole = f"4x{first + plan.expert_bytes}B"
+    assert json.loads(command("fit", model, "--nodes", whole, "--json")[1])["formats"]["native"]["whole_nodes"] == 1
+    assert "FITS IN RAM of 4 machines." in flat(command("fit", model, "--nodes", whole)[1])
+    code, out, _ = command("fit", model, "--nodes", f"{beside}B,10x64GB", "--chart", "-")
+    assert code == 2 and "more machines do not help, and a larger one as the first does" in flat(out)
+    assert hub.log == []
+
+
+def test_machines_are_of_no_use_to_a_model_without_experts(hub: Hub, smollm2_file: Path, command: Run) -> None:
+    code, out, _ = command("fit", str(smollm2_file), "--nodes", "2x8GB")
+    assert code == 0 and "It has no routed experts, which are what machines share" in flat(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--nodes", "4x64GB", "--ram", "8GB"), "--nodes says what memory each machine has; leave out --ram"),
+        (("--link", "10Gbit"), "--link is between machines; say which with --nodes, such as 4x64GB"),
+        (
+            ("--nodes", "4x64GB", "--link", "10GB"),
+            '"10GB" is not the speed of a network; write it like 1Gbit or 300Mbit',
+        ),
+        (("--nodes", "4x64"), '"64" has no unit; write it like 64GB or 64MB; machines are written like 4x64GB'),
+        (("--nodes", "many"), '"many" is not an amount of memory'),
+    ],
+)
+def test_machines_that_are_none_are_refused(hub: Hub, command: Run, options: tuple[str, ...], said: str) -> None:
+    code, out, err = command("fit", "Org/Model", *options)
+    assert (code, out) == (2, "") and said in flat(err)
+    assert hub.log == []

@@ -1,0 +1,195 @@
+"""Nodes that are actors of Ray: the one file that imports it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from numoe.engine.experts.remote import Lost, RemoteBank
+from numoe.engine.experts.share import Formulas, Settings, Share
+from numoe.engine.experts.store import Key
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.quant.errors import InputError
+
+SILENT = 5.0
+"""Seconds without a sign of life after which a node that was asked is looked at, and so many again after which it is
+lost: one whose cores are all busy answers within tenths of a second, and a call that takes long is none that stalls."""
+OPENING = 600.0
+"""Seconds in which a node reads a model's headers and samples of its weights, from a shared folder if need be."""
+_LOOKING = 5.0  # seconds between two looks at who has joined
+_OBJECTS = 100 << 20  # bytes of Ray's own store on a cluster of this machine: a chunk's rows, and no weights
+
+
+class RayNode:
+    """A node of `RemoteBank`: an actor with a `Share`, on one of Ray's. It ends when nobody has it."""
+
+    def __init__(self, ray: Any, node: dict[str, Any], settings: Settings, sharers: int):
+        self._ray = ray
+        self.id: str = node["NodeID"]
+        self.name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {self.id[:6]})"
+        affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.id, soft=False)
+        # Signs of life have a thread of their own, which answers while the other computes.
+        made = ray.remote(num_cpus=0, concurrency_groups={"life": 1}, scheduling_strategy=affinity)(Share)
+        self._actor = made.remote()
+        self._opened = self._actor.open.remote(settings, sharers)
+        self.room = 0
+
+    def open(self, identity: str) -> None:
+        """Wait until it has the model, which must be the one with this identity.
+
+        Raises:
+            InputError: it has another, or none, or no room.
+            Lost: it is gone.
+        """
+        try:
+            found, self.room = self._ray.get(self._opened, timeout=OPENING)
+        except self._ray.exceptions.RayTaskError as error:
+            raise InputError(f"node {self.name}: {error.cause}") from None
+        except self._ray.exceptions.RayError as error:
+            raise Lost(_sentence(error)) from None
+        if found != identity:
+            raise InputError(f"node {self.name} has another model under this name; copy the same one to all nodes")
+
+    def define(self, formulas: Formulas) -> None:
+        self._wait(self._actor.define.remote(formulas))
+
+    def hold(self, keys: Sequence[Key]) -> None:
+        self._actor.hold.remote(list(keys))
+
+    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Floats]:
+        return partial(self._wait, self._actor.apply.remote(layer, rows, places, experts))
+
+    def prefetch(self, layer: int, experts: Ids) -> None:
+        self._actor.prefetch.remote(layer, experts)
+
+    def pid(self) -> int:
+        """Of its process, on its machine."""
+        return int(self._get(self._actor.__ray_call__.remote(_pid), SILENT))
+
+    def peak_bytes(self) -> int:
+        """The most memory that it has held."""
+        life = self._actor.alive.options(concurrency_group="life").remote()
+        return int(self._get(life, SILENT))
+
+    def _wait(self, asked: Any) -> Any:
+        """What it was asked for, however long it takes while the node shows signs of life."""
+        while True:
+            try:
+                return self._get(asked, SILENT)
+            except TimeoutError:
+                try:
+                    self.peak_bytes()
+                except TimeoutError:
+                    raise Lost(f"no sign of life for {2 * SILENT:.0f} s") from None
+
+    def _get(self, asked: Any, seconds: float) -> Any:
+        """Raises TimeoutError, or Lost."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(asked, timeout=seconds)
+        except errors.GetTimeoutError:
+            raise TimeoutError from None
+        except errors.RayTaskError as error:
+            raise Lost(str(error.cause)) from None
+        except errors.RayError as error:
+            raise Lost(_sentence(error)) from None
+
+
+class Cluster:
+    """Connected nodes for one model.
+
+    Raises:
+        InputError: Ray is not installed, cannot be reached, or a node has not this model.
+    """
+
+    def __init__(self, address: str, settings: Settings, identity: str, tell: Callable[[str], None] | None):
+        self._ray = connect(address)
+        self._settings, self._identity = settings, identity
+        self.tell = tell or (lambda sentence: None)
+        self._own: str | None = None
+        if not address.startswith("ray://"):
+            self._own = self._ray.get_runtime_context().get_node_id()
+        self._known: set[str] = set()
+        self._stop = threading.Event()
+        self.nodes = self.joined(first=True)
+
+    def joined(self, first: bool = False) -> list[RayNode]:
+        """The nodes that were not there before, with the model. Where there is none but this process's own, that one:
+        else it would take memory twice."""
+        there = [one for one in self._ray.nodes() if one["Alive"] and one["Resources"].get("CPU")]
+        others = [one for one in there if one["NodeID"] != self._own]
+        fresh = [one for one in others or (there if first else []) if one["NodeID"] not in self._known]
+        self._known |= {one["NodeID"] for one in fresh}
+        of_host = [one["NodeManagerAddress"] for one in there]
+        made = [RayNode(self._ray, one, self._settings, 1 + of_host.count(one["NodeManagerAddress"])) for one in fresh]
+        opened = []
+        for node in made:
+            try:
+                node.open(self._identity)
+                opened.append(node)
+            except (InputError, Lost) as error:
+                if first and isinstance(error, InputError):
+                    raise
+                self.tell(f"node {node.name} is left out: {error}")
+        return opened
+
+    def watch(self, bank: RemoteBank) -> None:
+        """Have nodes that come from now on join a bank, as long as somebody has it."""
+        self.nodes = []  # who are the bank's now, which lets go of those that are lost
+        weakref.finalize(bank, self._stop.set).atexit = False
+        threading.Thread(target=self._watch, args=(weakref.ref(bank),), name="numoe nodes", daemon=True).start()
+
+    def _watch(self, bank: weakref.ref[RemoteBank]) -> None:
+        while not self._stop.wait(_LOOKING):
+            try:
+                joined = self.joined()
+            except Exception as error:  # Ray's head is gone: who is there is seen by calls
+                self.tell(f"nodes that join are not looked for any more: {_sentence(error)}")
+                return
+            for node in joined:
+                if (there := bank()) is None:
+                    return
+                try:
+                    there.join(node)
+                except Lost as lost:
+                    self.tell(f"node {node.name} is left out: {lost}")
+                del there
+
+
+def _pid(share: Share) -> int:
+    return os.getpid()
+
+
+def connect(address: str) -> Any:
+    """The module of Ray, connected with a cluster: "local" starts one on this machine, unless there is a connection.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at this address.
+    """
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError:
+        raise InputError("`ray` needs Ray: pip install 'numoe[ray]'") from None
+    if ray.is_initialized():
+        return ray
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
+    if address == "local":
+        quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+    try:
+        ray.init(address, **quiet)
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"`ray` {address}: no cluster of Ray answers ({_sentence(error)}); start one with `ray start --head`"
+        ) from None
+    return ray
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of what Ray says, which goes on for many."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,111 @@
+"""What a node has of a model: some routed experts of every layer, in a budget of its own, and what they compute.
+
+It reads headers of the node's own copy, and of the weights only the experts that it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from numoe.engine.budget import Budget, available_memory, free_memory, peak_rss
+from numoe.engine.description import Description, describe
+from numoe.engine.experts.local import LocalBank
+from numoe.engine.experts.store import ExpertStore, Key
+from numoe.engine.home import models_folder
+from numoe.engine.layers.bank import Formula
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.state import CHUNK
+from numoe.quant.compute import workers
+from numoe.quant.compute.kernels import use_block
+from numoe.quant.compute.threads import usable_cores
+from numoe.quant.compute.threads import use as use_threads
+from numoe.quant.errors import DoesNotFit, InputError
+from numoe.quant.stored.handle import Stored
+
+Formulas = Mapping[int, tuple[Formula, Mapping[str, Floats]]]
+"""What `ExpertBank.define` was told, by layer."""
+
+_COPIES = 4  # of a chunk's rows: as they arrive, an expert each, what comes out, and that on its way
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How nodes compute. model: as the user names it, which each node finds for itself. ram, threads: of a node;
+    block: of products, see `use_block`."""
+
+    model: str
+    ram: int | None
+    threads: int | None
+    block: int
+
+
+class Share:
+    """One node's, of one model. Its methods are what others call from afar."""
+
+    def open(self, settings: Settings, sharers: int) -> tuple[str, int]:
+        """Find the model; gives its identity, and the bytes that there are for experts.
+
+        sharers: processes of this machine that share what is free where no `ram` is given.
+
+        Raises:
+            InputError: it is not here or is damaged, or not even one expert fits.
+        """
+        use_threads(settings.threads or usable_cores())
+        use_block(settings.block)
+        description = describe(_found(Path(settings.model)))
+        self._store = experts_on_disk(description)
+        assert self._store is not None
+        ram = settings.ram if settings.ram is not None else available_memory() // sharers
+        budget = Budget(ram, psutil.Process().memory_info().rss if settings.ram is not None else 0)
+        chosen = max(k for _, k in description.spec.routed.values())
+        room = budget.room - _COPIES * 4 * CHUNK * chosen * description.spec.hidden
+        if room < (least := max(self._store.largest.values())):
+            raise DoesNotFit(f"`ram` leaves a node {max(room, 0)} bytes for experts, of which one takes {least}")
+        # Never all: what is asked for comes and goes, as shares do.
+        self._store.allow(min(room, self._store.total_bytes - 1))
+        self._store.share(free_memory, budget.total // 32)
+        self._bank = LocalBank(self._store)
+        return description.identity, room
+
+    def define(self, formulas: Formulas) -> None:
+        """As `ExpertBank.define`, of all layers."""
+        for layer, (formula, biases) in formulas.items():
+            self._bank.define(layer, formula, biases)
+
+    def hold(self, keys: Sequence[Key]) -> None:
+        """Read these while nothing is asked for, the first ones first."""
+        self._store.warm(keys)
+
+    def apply(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Floats:
+        """Row i of the result (N, D) is expert experts[i] of a layer, applied to rows[places[i]], of rows (U, D)."""
+        return self._bank.apply(layer, rows[places], experts[:, None], lambda: None)
+
+    def prefetch(self, layer: int, experts: Ids) -> None:
+        """As `ExpertBank.prefetch`, of experts (N,)."""
+        if self._bank.wants(layer):
+            self._bank.prefetch(layer, experts)
+
+    def alive(self) -> int:
+        """The most bytes of memory that this process held."""
+        return peak_rss() + workers.private_bytes()
+
+
+def _found(path: Path) -> Path:
+    """Where this node has the model: in the same place as the one that asks, or among the models of its NUMOE_HOME."""
+    pulled = models_folder() / path.name
+    if not path.exists() and not pulled.exists():
+        raise InputError(f"it has neither {path} nor {pulled}; copy the model there, or share its folder")
+    return path if path.exists() else pulled
+
+
+def experts_on_disk(description: Description) -> ExpertStore | None:
+    """The routed experts of a model, of which nothing is read yet; None: it has none."""
+    experts: dict[Key, dict[str, Stored]] = {}
+    for layer, name, tensor in description.spec.listing():
+        if layer is not None and tensor.expert is not None:
+            experts.setdefault((layer, tensor.expert), {})[name.rpartition(".")[2]] = description.places[name].stored
+    return ExpertStore(description.checkpoint.files, experts) if experts else None
