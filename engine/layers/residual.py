@@ -166,18 +166,17 @@ class Hyper:
 
     def __init__(self, spec: HyperConnections, weights: Weights, norm_eps: float):
         self.spec = spec
-        self.fn, self.base, self.scale = (weights.arrays[n] for n in ("fn", "base", "scale"))
+        self.fn, self.base, scale = (weights.arrays[n] for n in ("fn", "base", "scale"))
+        self.scales = np.repeat(scale, (spec.streams, spec.streams, spec.streams**2))
         self.norm_eps = norm_eps
 
     def enter(self, state: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
         n, eps = self.spec.streams, self.spec.eps
         f = _project(state, self.fn, self.norm_eps)
-        f[:, :n] *= self.scale[0]
-        f[:, n : 2 * n] *= self.scale[1]
-        f[:, 2 * n :] *= self.scale[2]
+        f *= self.scales
         f += self.base
-        ops.sigmoid(f[:, : 2 * n])
-        pre, post = f[:, :n] + eps, f[:, n : 2 * n] * 2
+        gates = ops.sigmoid(f[:, : 2 * n].copy())
+        pre, post = gates[:, :n] + eps, gates[:, n:] * 2
         comb = ops.softmax(f[:, 2 * n :].reshape(-1, n, n))
         comb += eps
         return _collapse(pre, state), (post, self._doubly_stochastic(comb))
