@@ -301,6 +301,11 @@ CASES = {
         lambda: ct_fp8((32, 64), (ROWS // 32, WIDTH // 64), "F32"),
         "fp8",
     ),
+    "ct fp8 block of odd size": Case(  # which has as many scales as blocks of 128 would
+        ct("float-quantized", type="float", strategy="block", block_structure=[100, 160]),
+        lambda: ct_fp8((100, 160), (-(-ROWS // 100), -(-WIDTH // 160)), "F32"),
+        "fp8",
+    ),
     "ct nvfp4": Case(
         ct("nvfp4-pack-quantized", type="float", num_bits=4, strategy="tensor_group", group_size=16),
         lambda: nvfp4("a.weight_packed", "a.weight_global_scale", True),

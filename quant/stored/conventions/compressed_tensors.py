@@ -49,7 +49,8 @@ def read_compressed_tensors(config: Announced) -> Convention:
     if config.below("transform_config").values.get("config_groups"):
         raise config.unsupported("compressed-tensors with transforms (rotated weights)")
     packings: set[tuple[int, int | None, bool, bool]] = set()
-    blocks, symmetric = [(128, 128)], True
+    blocks: list[tuple[int, int]] = []
+    symmetric = True
     for _, group in config.each("config_groups"):
         format = group.get("format", str) or config.get("format", str) or "dense"
         if format not in _FORMATS:
@@ -83,7 +84,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
             )
     if len(packings) > 1:
         raise config.unsupported("compressed-tensors with packed integers of several kinds")
-    return _convention(tuple(blocks), next(iter(packings), None), symmetric)
+    return _convention(tuple(blocks) or ((128, 128),), next(iter(packings), None), symmetric)
 
 
 def _convention(
