@@ -215,6 +215,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     except BaseException as error:  # among them PanicException, by which libraries in Rust fail
         if os.environ.get("NUMOE_DEBUG"):
             raise
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            print_error("the system lets numoe begin no more threads; allow more (`ulimit -u`, or a container's pids)")
+            sys.exit(1)
         print_error(
             f"this is a bug in numoe ({type(error).__name__}: {error}); NUMOE_DEBUG=1 shows where, please report"
         )

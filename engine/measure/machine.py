@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numoe.engine.budget import free_memory
 from numoe.engine.experts.store import READERS, read_once
 from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.measure.forecast import Calls, Machine, Run
 from numoe.engine.measure.forecast import piece as _piece
+from numoe.engine.plan import format_bytes
 from numoe.engine.python import isolated
 from numoe.quant.compute import threads, workers
 from numoe.quant.compute.kernels import BLOCKS, use_block
 from numoe.quant.compute.memory import unshared
 from numoe.quant.documents import read_object
-from numoe.quant.errors import InputError
+from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.files import PAGE, Extent, Files, write_whole
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import fastest
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 _FORMATS = "f32", "f16", "bf16", "fp8", "mxfp4", "nvfp4", "nf4", "int8", "int4"
 _SHAPE = 2048, 4096  # of an expert's matrix in DeepSeek-V4-Flash
 _WORKING_SET = 1 << 26  # more than the caches hold
+_MEASURING = 1_000_000_000  # bytes of memory that it takes to measure with these, at most
+_LESS = 4  # times less of all where there is not so much, which takes smaller matrices for faster than they are
 _SECONDS = 0.05  # for each figure
 _BLOCK_TURNS = 5
 _BLOCK_MATRICES = 8
@@ -130,6 +134,7 @@ def calibrate(
         calls: what calls between nodes take is to be known, where Ray is installed.
 
     Raises:
+        DoesNotFit: there is no memory to measure with.
         InputError: NUMOE_HOME cannot be written, and only a new file there would tell how fast its disk reads.
     """
     machine = None if anew else known()
@@ -171,7 +176,7 @@ def _changed(machine: Machine, told: Callable[[str], None]) -> bool:
     told("looking whether this machine is as fast as it was")
     threads.use(machine.cores)
     use_block(machine.block)
-    now = _one_token_weights_per_s([fastest(matrix) for matrix in samples(_SHAPE, _WORKING_SET)["int8"]])
+    now = _one_token_weights_per_s([fastest(matrix) for matrix in samples(*_sizes())["int8"]])
     if not 1 / _FACTOR < now / machine.weights_per_s["int8"] < _FACTOR:
         return True
     if machine.read_bytes_per_s:
@@ -242,9 +247,26 @@ def _name() -> str:
     return f"{processor()}, {threads.usable_cores()} cores, numpy {np.__version__}, numoe {numoe}"
 
 
+def _sizes() -> tuple[tuple[int, int], int]:
+    """The shape of matrices to measure with, and how many bytes of them in turn: as there is memory for.
+
+    Raises:
+        DoesNotFit: there is none.
+    """
+    rows, columns = _SHAPE
+    free = free_memory()
+    for less in (1, _LESS):
+        if free >= _MEASURING // less:
+            return (rows // less, columns), _WORKING_SET // less
+    raise DoesNotFit(
+        f"measuring how fast this machine computes needs {format_bytes(_MEASURING // _LESS)} of memory and "
+        f"{format_bytes(max(0, free))} are free now; close other programs, or allow this one more"
+    )
+
+
 def _measure() -> Machine:
     cores = threads.usable_cores()
-    matrices = samples(_SHAPE, _WORKING_SET)
+    matrices = samples(*_sizes())
     block = _fastest_block([fastest(matrix) for matrix in matrices["int4"][:_BLOCK_MATRICES]])
     use_block(block)
     threads.use(cores)
@@ -268,9 +290,10 @@ def _with_kinds(machine: Machine, kinds: Iterable[str]) -> Machine:
     """This machine with the speeds of some of ggml's block types."""
     threads.use(machine.cores)
     rates, wide_rates = {}, {}
+    shape, working_set = _sizes()
     for kind in kinds:
-        dense = fastest(blocks(kind, _SHAPE))
-        turns = [dense] + [deepcopy(dense) for _ in range(_WORKING_SET // dense.nbytes)]
+        dense = fastest(blocks(kind, shape))
+        turns = [dense] + [deepcopy(dense) for _ in range(working_set // dense.nbytes)]
         rates[kind] = _one_token_weights_per_s(turns)
         wide_rates[kind] = _one_token_weights_per_s([fastest(matrix, wide=True) for matrix in turns[:_WIDE_MATRICES]])
     return replace(
@@ -287,8 +310,9 @@ def _fastest_block(matrices: list[QTensor]) -> int:
     faster.
     """
     threads.use(1)
-    x = np.ones((1, _SHAPE[1]), np.float32)
-    out = np.empty((1, _SHAPE[0]), np.float32)
+    rows, columns = matrices[0].shape
+    x = np.ones((1, columns), np.float32)
+    out = np.empty((1, rows), np.float32)
     seconds: dict[int, list[float]] = {block: [] for block in BLOCKS}
     for _ in range(_BLOCK_TURNS):
         for block in BLOCKS:
@@ -344,7 +368,7 @@ def _one_token_weights_per_s(matrices: list[QTensor]) -> float:
 
 def _weights_per_s(matrices: list[QTensor], tokens: int) -> float:
     """Weights that so many tokens are multiplied with in a second, the matrices taken in turn."""
-    rows, columns = _SHAPE
+    rows, columns = matrices[0].shape
     x = np.ones((tokens, columns), np.float32)
     out = np.empty((tokens, rows), np.float32)
     matrices[-1].matmul(x, out)

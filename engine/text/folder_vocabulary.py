@@ -248,6 +248,8 @@ def _growth(step: dict[str, Any]) -> int:
     """How many characters a normalizer may make of one: replacements one after another multiply."""
     if "normalizers" in step:
         return math.prod(map(_growth, step["normalizers"]))
+    if step["type"] == "Prepend":
+        return 1 + len(step["prepend"])
     return max(1, len(step["content"])) if step["type"] == "Replace" else 1
 
 

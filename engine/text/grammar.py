@@ -38,6 +38,7 @@ _SIZES: Mapping[str, Callable[[float], float]] = {
 }
 _LARGEST_STEP = 100_000  # an automaton has a state a remainder
 _LARGEST_GRAMMAR, _MOST_CHOICES = 1 << 19, 20_000  # more takes seconds, and gigabytes
+_LONGEST_PATTERN = 1 << 14  # characters: with what may be left out in it, time grows with their square
 _TABLES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # of schemas by any name
 
 
@@ -56,6 +57,7 @@ def json_rule(schema: Mapping[str, Any] | bool, what: str) -> str:
         schema = {}
     try:
         _refuse_numbers(schema)
+        _refuse_long(_pattern_length(schema), f"{what} cannot be used: its patterns have")
         if isinstance(schema, Mapping):
             schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
         rule = f"%json {json.dumps(schema)}"
@@ -90,6 +92,21 @@ def _refuse_numbers(schema: Any) -> None:
             f"the JSON schema cannot be used: multipleOf is {' with '.join(map(str, steps))}, which takes too long to "
             f"follow; give steps of up to {_LARGEST_STEP}"
         )
+
+
+def _pattern_length(schema: Any) -> int:
+    """Characters of all regular expressions in a schema."""
+    if not isinstance(schema, Mapping):
+        return sum(map(_pattern_length, _listed(schema)))
+    by_name = schema.get("patternProperties")
+    patterns = [schema.get("pattern"), *(by_name if isinstance(by_name, Mapping) else ())]
+    own = sum(len(pattern) for pattern in patterns if isinstance(pattern, str))
+    return own + sum(map(_pattern_length, schema.values()))
+
+
+def _refuse_long(length: int, what: str) -> None:
+    if length > _LONGEST_PATTERN:
+        raise InputError(f"{what} {length} characters; shorten that to {_LONGEST_PATTERN}")
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -129,6 +146,7 @@ def regex_grammar(pattern: str) -> str:
     """
     from llguidance import regex_to_lark
 
+    _refuse_long(len(pattern), "the regular expression cannot be used: it has")
     with library("the regular expression cannot be used", "correct it"):
         grammar = f"start: /{regex_to_lark(pattern, 'd')}/\n"
     return _checked(grammar, "the regular expression")

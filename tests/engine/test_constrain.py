@@ -219,8 +219,13 @@ def test_other_forms_that_are_none() -> None:
         regex_grammar("a(?=b)")
     with pytest.raises(InputError, match="surrogates"):
         regex_grammar("\ud800")
-    with pytest.raises(InputError, match=r"it has [0-9]+ characters; shorten it"):
+    with pytest.raises(InputError, match=r"it has [0-9]+ characters; shorten"):
         regex_grammar("ab" * 300_000)
+    with pytest.raises(InputError, match=r"it has 16386 characters; shorten that to 16384"):
+        regex_grammar("a?" * 8193)
+    several = {"items": [{"pattern": "a?" * 5000}, {"patternProperties": {"b?" * 5000: True}}]}
+    with pytest.raises(InputError, match=r"its patterns have 20000 characters; shorten that"):
+        json_grammar(several)
     with pytest.raises(InputError, match="there are 100000 choices"):
         choice_grammar(["a"] * 100_000)
     with pytest.raises(InputError, match="the list of choices cannot be used"):

@@ -281,6 +281,17 @@ def test_a_machine_is_measured_once(
     assert len(told) == 2
 
 
+def test_what_is_measured_with_fits_into_memory(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, sizes in ((10**9, ((2048, 4096), 1 << 26)), (10**9 - 1, ((512, 4096), 1 << 24))):
+        monkeypatch.setattr(MACHINE, "free_memory", lambda free=free: free)
+        assert MACHINE._sizes() == sizes
+    monkeypatch.setattr(MACHINE, "free_memory", lambda: 200_000_000)
+    code, out, err = command("fit", "tiny")
+    assert (code, out) == (2, "") and "computes needs 250 MB of memory and 200 MB are free now" in err
+
+
 def test_block_types_are_measured_when_they_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(a_machine())
     for part, small in (("_SHAPE", (16, 256)), ("_WORKING_SET", 1 << 12), ("_SECONDS", 0.0)):

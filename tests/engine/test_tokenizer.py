@@ -460,6 +460,10 @@ def test_normalizers_that_multiply_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(BACKEND.to_str()) | {"normalizer": steps}), "utf-8")
     with pytest.raises(InputError, match=r"tokenizer\.json makes 1\.95e\+15 characters of one"):
         load_tokenizer(tmp_path)
+    steps = {"type": "Prepend", "prepend": "a" * 1000}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(BACKEND.to_str()) | {"normalizer": steps}), "utf-8")
+    with pytest.raises(InputError, match=r"tokenizer\.json makes 1e\+03 characters of one"):
+        load_tokenizer(tmp_path)
 
 
 def test_ids_with_gaps_that_no_model_has_are_refused(tmp_path: Path) -> None:
