@@ -499,7 +499,7 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
     return replace(settings, sampling=replace(settings.sampling, **sampling), **named)
 
 
-_PICTURE = re.compile(r".+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)
+_PICTURE = re.compile(r".+\.(svg|png|jpe?g|gif|webp|pdf|bmp|tiff?)", re.IGNORECASE)
 
 
 def with_bare_charts(args: Sequence[str]) -> list[str]:
