@@ -78,13 +78,12 @@ def check(where: str | None, json: bool) -> None:
     """Refuse a chart that there is no place for; None: none is asked for.
 
     Raises:
-        InputError: the file is of another kind.
-        WrongUsage: standard output has one JSON document, and no room for it.
+        WrongUsage: the file is of another kind, or standard output has one JSON document, and no room for it.
     """
     if where == SCREEN and json:
         raise WrongUsage("--json prints one document and no chart; give --chart a file")
     if where not in (None, SCREEN) and Path(str(where)).suffix.lower() not in _SHEETS:
-        raise InputError(f"{where} names no kind of picture that numoe draws; end it in .svg or .png")
+        raise WrongUsage(f"{where} names no kind of picture that numoe draws; end it in .svg or .png")
 
 
 def draw(output: Output, pictures: Sequence[Chart | Heat], where: str) -> None:

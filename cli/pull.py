@@ -86,6 +86,8 @@ class _Display:
         now = time.monotonic()
         if self._first is None:
             self._first, self._since, self._noted = at, now, at.shards
+            self._shown = now  # no speed is known before the next one
+            self._lately.append((now, at.received))
         received = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
         if at.shards > self._noted:
             self._noted = at.shards

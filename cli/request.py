@@ -129,7 +129,7 @@ def tools_of(given: Any, choice: str | None) -> Use | None:
     """Tools by what describes them: OpenAI's objects, or their functions alone. None: there are none.
 
     Raises:
-        InputError: they are something else, or none is called so.
+        WrongUsage: they are something else, or none is called so.
     """
     from numoe.engine.chat.tools.call import Tool, Use
 
@@ -139,10 +139,10 @@ def tools_of(given: Any, choice: str | None) -> Use | None:
     for number, tool in enumerate(given, 1):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InputError(f'tool {number} is not {{"type": "function", "function": {{"name": TEXT, ...}}}}')
+            raise WrongUsage(f'tool {number} is not {{"type": "function", "function": {{"name": TEXT, ...}}}}')
         schema = function.get("parameters", {"type": "object", "properties": {}})
         if not isinstance(schema, dict):
-            raise InputError(f"tool {number} has parameters that are no JSON schema of an object")
+            raise WrongUsage(f"tool {number} has parameters that are no JSON schema of an object")
         described = str(function.get("description", ""))
         tools.append(Tool(function["name"], described, schema, function.get("strict") is True))
     return Use(tuple(tools), choice or "auto")

@@ -524,7 +524,7 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 
 _BARE = {
-    "--chart": ("-", re.compile(r"-|.+\.(svg|png|jpe?g|gif|webp|pdf)", re.IGNORECASE)),
+    "--chart": ("-", re.compile(r"-|.+\.(svg|png|jpe?g|gif|webp|pdf|bmp|tiff?)", re.IGNORECASE)),
     "--ray": ("local", re.compile(r"local|auto|ray://\S+|[^\s/]+:\d+")),
 }
 """Options that need no value: what they mean then, and what is one where it follows."""

@@ -40,7 +40,7 @@ def read_text(name: str, largest: int = LARGEST) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); convert it first") from None
     except OSError as error:
-        kind = WrongUsage if isinstance(error, FileNotFoundError) else InputError
+        kind = WrongUsage if isinstance(error, FileNotFoundError | IsADirectoryError) else InputError
         raise kind(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
     except ValueError as error:  # an InputError, or a name that no file can have
         raise InputError(str(error)) from None
@@ -59,23 +59,28 @@ def read_schema(value: str) -> Any:
         InputError: the file is none.
         WrongUsage: it is neither.
     """
-    if not value.lstrip().startswith("{"):
-        return parse_json(read_text(value), value, "give a JSON schema")
-    try:
-        return parse_json(value, "--schema", "give a JSON schema")
-    except InputError as error:
-        raise WrongUsage(str(error)) from None
+    return _read_json(value, "{", "--schema", "give a JSON schema")
 
 
 def read_tools(value: str) -> Any:
     """The list of tools that --tools gives, as it is or as the name of a file.
 
     Raises:
-        InputError: it is neither.
+        InputError: the file is none.
+        WrongUsage: it is neither.
     """
-    given = value.lstrip().startswith(("[", "{"))
-    tools = parse_json(value if given else read_text(value), "--tools" if given else value, "give a list of tools")
+    tools = _read_json(value, "[{", "--tools", "give a list of tools")
     return tools if isinstance(tools, list) else [tools]
+
+
+def _read_json(value: str, opening: str, flag: str, wanted: str) -> Any:
+    """What an option gives as JSON, which begins with one of these characters, or as the name of a file."""
+    if value.lstrip()[:1] not in tuple(opening):
+        return parse_json(read_text(value), value, wanted)
+    try:
+        return parse_json(value, flag, wanted)
+    except InputError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def attachment(name: str) -> str:

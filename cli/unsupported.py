@@ -64,7 +64,7 @@ class Unsupported:
 
         totals, what = self.totals, "to download and on disk" if self.download else "on disk"
         output.text(self.name)
-        output.text(f"{totals.nbytes:,} bytes {what} ({format_bytes(totals.nbytes)})")
+        output.table([(f"{totals.nbytes:,} bytes {what} ({format_bytes(totals.nbytes)})",)])
         output.text()
         rows = [
             (dtype, format_bytes(n), format_count(totals.parameters.get(dtype, 0)))

@@ -39,10 +39,10 @@ def tell(output: Output, asked: Asked) -> None:
     from numoe.engine.plan import Verdict, format_bytes
 
     columns = asked.columns
-    output.text(f"{asked.model}, {asked.description.spec.family}")
+    output.table([(f"{asked.model}, {asked.description.spec.family}",)])
     if asked.remote:
         download = columns["native"].plan.disk_bytes
-        output.text(f"{download:,} bytes to download ({format_bytes(download)})")
+        output.table([(f"{download:,} bytes to download ({format_bytes(download)})",)])
     output.text()
     plans = {name: column.plan for name, column in columns.items()}
     verdicts = {name: column.forecast.verdict for name, column in columns.items()}

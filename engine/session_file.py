@@ -56,7 +56,9 @@ def write(path: Path, kept: Header, tokens: list[int], arrays: Mapping[str, NDAr
     try:
         write_arrays(path, arrays, header | proof(header))
     except OSError as error:
-        raise InputError(f"the session cannot be written to {path} ({error.strerror or error})") from error
+        raise InputError(
+            f"the session cannot be written to {path} ({error.strerror or error}); choose another file"
+        ) from error
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:

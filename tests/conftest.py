@@ -22,7 +22,8 @@ from numoe.engine import Model, load
 from numoe.engine.measure.machine import Machine, calibrate
 from numoe.quant.compute import threads
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one takes its time
+_SLOW = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=_SLOW)  # busy ones too
 hypothesis.settings.load_profile("any machine")
 
 

@@ -7,15 +7,15 @@ import re
 import sys
 import time
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.escape import escape
 from markdown_it.token import Token
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.markdown import Markdown
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markdown import Heading, Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
@@ -184,9 +184,20 @@ _PARSER = MarkdownIt().enable(["strikethrough", "table"])
 _PARSER.inline.ruler.at("escape", _literal_math)
 
 
+class _Heading(Heading):
+    """A heading on the left, where the text begins."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.text
+
+
+class _Markdown(Markdown):
+    elements: ClassVar = Markdown.elements | {"heading_open": _Heading}
+
+
 def _markdown(text: str, code_theme: str = "ansi_dark") -> Markdown:
     """Markdown in the terminal's own colours, in which no line break and no tag of the model's gets lost."""
-    page = Markdown("", code_theme=code_theme, hyperlinks=False)
+    page = _Markdown("", code_theme=code_theme, hyperlinks=False)
     page.parsed = _PARSER.parse(text)
     for token in page.parsed:
         if token.type == "html_block":

@@ -10,6 +10,7 @@ import typer
 from numoe.cli import arguments
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
+from numoe.cli.text import read_text
 from numoe.quant.errors import InputError, WrongUsage
 
 
@@ -94,9 +95,7 @@ def _key(given: str | None) -> str:
     """
     if given is None or not given.startswith("@"):
         return given or ""
-    from numoe.quant.documents import read_document
-
-    key = read_document(Path(given[1:]).expanduser(), 1 << 16).decode("utf-8", "replace").strip()
+    key = read_text(str(Path(given[1:]).expanduser())).strip()
     if not key or any(not c.isprintable() for c in key):
         raise InputError(f"{given[1:]} does not hold an API key; put one line of text there")
     return key

@@ -25,7 +25,7 @@ from numoe.engine.hub import network, segments
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import HubError, Wait
 from numoe.quant.documents import parse_json, refuse_lfs_pointer
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import lock, shortened
 from numoe.quant.stored import shards
 from numoe.quant.stored.checkpoint import PICKLES, Checkpoint
@@ -332,13 +332,14 @@ def repository(repo_id: str, revision: str | None = None, wait: Wait = network.s
         revision: a branch, tag or commit; None: the main branch.
 
     Raises:
+        WrongUsage: it is not the id of one.
         NoSuchRevision: the repository does not have it.
         InputError: there is no such repository, it is gated or the hub cannot be reached; or it holds no model that
             numoe reads: neither GGUF nor safetensors, no config.json, several safetensors without an index, or names
             that lead out of a folder.
     """
     if not is_hub_id(repo_id):
-        raise InputError(f'"{network.said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
+        raise WrongUsage(f'"{network.said(repo_id)}" is not the id of a repository; write it as OWNER/NAME')
     at = "" if revision is None else f"/revision/{quote(revision, safe='', errors='surrogateescape')}"
 
     def attempt() -> bytes:

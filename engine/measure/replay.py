@@ -83,7 +83,8 @@ def read_trace(path: Path) -> Trace:
             raise InputError(f"{path} is not a file; make a trace with `numoe run trace=FILE`")
         head, *lines = path.read_text(encoding="ascii").splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a trace ({error}); make one with `numoe run trace=FILE`") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"{path} cannot be read as a trace ({why}); make one with `numoe run trace=FILE`") from None
     count = re.fullmatch(r"# ([1-9]\d{0,8}) routed experts", head)
     if not count:
         raise InputError(f"{path} does not begin as a trace does; make one with `numoe run trace=FILE`")

@@ -184,3 +184,10 @@ def test_colours_are_those_of_the_terminal_without_a_background(
     text = written(["A `word`.\n\n```python\nx = 1\n```\n"], [], monkeypatch, **options)
     assert f"\x1b[{style}mword\x1b[0m" in text
     assert not re.search(r"\x1b\[[\d;]*\b(4[0-7]|48|10[0-7])\b", text)  # no backgrounds
+
+
+@pytest.mark.parametrize("level", range(1, 7))
+def test_headings_stand_on_the_left(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    assert "Sheep" in re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", written([f"{'#' * level} Sheep\n"], [], monkeypatch)).split(
+        "\n"
+    )

@@ -51,8 +51,8 @@ def test_calls_are_logged(command: Run, tmp_path: Path, monkeypatch: pytest.Monk
     ("arguments", "code", "sentence"),
     [
         (("--tools", "nowhere.json"), 2, "nowhere.json cannot be read"),
-        (("--tools", "[1]"), 1, "tool 1 is not"),
-        (("--tools", "{"), 1, "--tools is not valid JSON"),
+        (("--tools", "[1]"), 2, "tool 1 is not"),
+        (("--tools", "{"), 2, "--tools is not valid JSON"),
         (("--tools", json.dumps(TOOLS), "--tool-choice", "x"), 2, "no tool 'x'"),
         (("--tools", json.dumps(TOOLS), "--raw"), 2, "--tools are for one prompt"),
         (("--tool-choice", "weather"), 2, "--tool-choice is of --tools"),

@@ -62,6 +62,11 @@ COMMANDS: dict[str, Any] = {name: command for name, command in GROUP.commands.it
         (["rm", "x"], 'no pulled model is called "x"'),
         (["run", "-c", "x", "--session", "y"], "give one of them"),
         (["run", "tiny", "x", "--out", "/dev/null"], "--out is for the answers of --batch"),
+        (["run", "tiny", "x", "-f", "."], ". cannot be read (Is a directory); give a text file"),
+        (["run", "tiny", "x", "--tools", "{"], "--tools is not valid JSON"),
+        (["pull", "tiny"], '"tiny" is not the id of a repository; write it as OWNER/NAME'),
+        (["fit", "tiny", "--chart", "x.bmp"], "x.bmp names no kind of picture that numoe draws; end it in .svg"),
+        (["serve", "tiny", "--api-key", "@nowhere"], "nowhere cannot be read (No such file or directory); give a text"),
         (["--install-completion", "tcsh"], '--install-completion takes bash, zsh, fish or powershell, not "tcsh"'),
     ],
 )
