@@ -166,7 +166,7 @@ class Cluster:
 
     def _shares(self, experts: _Experts, rooms: Sequence[int]) -> tuple[list[Ids], tuple[Share, ...]]:
         """The node of every expert, by layer, and what each has then: in memory those that are used most."""
-        placed = place(experts.sizes, rooms, experts.used)
+        placed = place(experts.sizes, rooms, experts.used) if experts.sizes else {}
         owned, held, choices, misses = ([0.0] * len(rooms) for _ in range(4))
         for key in sorted(placed, key=lambda key: (-experts.used[key], key)):
             node, nbytes, taken = placed[key], experts.sizes[key], experts.taken[key]
