@@ -64,10 +64,12 @@ class Nodes:
         link: str,
     ) -> Nodes:
         """link: as it was given."""
+        from numoe.engine.experts.heat import kept
         from numoe.engine.measure.cluster import Cluster, linked
 
         cluster = Cluster(machine, rams, linked(machine, link))
-        forecasts = {quant: cluster.forecast(description.spec, plan) for quant, plan in plans.items()}
+        hottest = () if remote else kept(description.identity)
+        forecasts = {quant: cluster.forecast(description.spec, plan, hottest) for quant, plan in plans.items()}
         return cls(model, description, remote, plans, cluster, forecasts)
 
     def with_machines(self, count: int) -> Cluster:

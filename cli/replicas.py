@@ -140,6 +140,11 @@ class Replicas:
         for actor in self._actors.values():
             self._ray.kill(actor)
 
+    @property
+    def count(self) -> int:
+        """How many there are now."""
+        return len(self._actors)
+
     def lines(self, requests: Sequence[Request]) -> Lines:
         """The answers in order.
 

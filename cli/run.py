@@ -236,6 +236,7 @@ class _Asked:
         with Replicas(ray, nodes, output.note) as replicas:
             output.status(f"loading {self.model} on {len(nodes)} nodes")
             replicas.open(self.model, self.description, options, len(answers.missing))
+            output.note(f"{replicas.count} nodes answer, each with the whole of {self.model}.")
             with closing(replicas.lines(answers.asked)) as lines:
                 answers.add_all(lines, self.model)
         return True

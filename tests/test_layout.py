@@ -31,6 +31,7 @@ HOME = {
     "platformdirs": {"engine/home.py"},
     "llguidance": {"engine/text/grammar.py"},
     "threadpoolctl": {"quant/compute/threads.py"},
+    "ray": {"engine/experts/cluster.py"},
 }
 READMES = [ROOT / "README.md", *(file for part in (*PARTS, "tests") for file in (ROOT / part).rglob("README.md"))]
 SCRIPTS = [file for file in (ROOT / "tests").rglob("*.py") if "__main__" in file.read_text(encoding="utf-8")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,6 +23,8 @@ SILENT = 5.0
 lost: one whose cores are all busy answers within tenths of a second, and a call that takes long is none that stalls."""
 OPENING = 600.0
 """Seconds in which a node reads a model's headers and samples of its weights, from a shared folder if need be."""
+REACHING = 10.0
+"""Seconds in which a head accepts a connection: as long as names and lost packets take at most, on any network."""
 _LOOKING = 5.0  # seconds between two looks at who has joined
 _OBJECTS = 100 << 20  # bytes of Ray's own store on a cluster of this machine: a chunk's rows, and no weights
 
@@ -181,13 +185,25 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
     if address == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+    on_end = signal.getsignal(signal.SIGTERM)
     try:
+        _reach(address)
         ray.init(address, **quiet)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         raise InputError(
-            f"`ray` {address}: no cluster of Ray answers ({_sentence(error)}); start one with `ray start --head`"
+            f"`ray` {address}: no cluster of Ray answers there ({_sentence(error)}); `ray start --head` starts one"
         ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_end)  # Ray's own ends programs with another code
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens, for which Ray waits minutes."""
+    host, _, port = address.removeprefix("ray://").partition("/")[0].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), REACHING).close()
 
 
 def _sentence(error: Exception) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from numoe.engine.budget import Budget, available_memory, free_memory, peak_rss
 from numoe.engine.description import Description, describe
 from numoe.engine.experts.local import LocalBank
@@ -60,7 +58,7 @@ class Share:
         self._store = experts_on_disk(description)
         assert self._store is not None
         ram = settings.ram if settings.ram is not None else available_memory() // sharers
-        budget = Budget(ram, psutil.Process().memory_info().rss if settings.ram is not None else 0)
+        budget = Budget(ram, peak_rss() if settings.ram is not None else 0)
         chosen = max(k for _, k in description.spec.routed.values())
         room = budget.room - _COPIES * 4 * CHUNK * chosen * description.spec.hidden
         if room < (least := max(self._store.largest.values())):

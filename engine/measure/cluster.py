@@ -8,7 +8,7 @@ take, and how long each call lasts of those that were measured, is drawn, from t
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.engine.experts.place import place, uses
+from numoe.engine.experts.store import Key
 from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
@@ -68,11 +70,8 @@ class Share:
     """Of them those in memory; the others are on its disk."""
     taken: float
     """Share of all choices of experts that are its own."""
-
-    @property
-    def missing(self) -> float:
-        """Share of what it is asked for that it has to read."""
-        return 1 - self.held / self.experts if self.experts else 0.0
+    missing: float
+    """Share of these that it has to read."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,16 @@ class Cluster:
         rooms = [ram - self.machine.process_bytes - self.ray_bytes for ram in self.rams]
         return [rooms[0] - plan.beside_experts, *rooms[1:]]
 
-    def forecast(self, spec: ModelSpec, plan: Plan) -> ClusterForecast:
+    def forecast(self, spec: ModelSpec, plan: Plan, hottest: Sequence[Key] = ()) -> ClusterForecast:
         """What a model does here.
+
+        hottest: the experts that it is known to use most, see `heat`.
 
         Raises:
             KeyError: experts are read from disk, and how fast that goes at their size was not measured.
         """
-        experts, rooms = _Experts(spec, plan, self.machine), self.rooms(plan)
-        owners, nodes = self._shares(experts, plan, rooms)
+        experts, rooms = _Experts(spec, plan, self.machine, hottest), self.rooms(plan)
+        owners, nodes = self._shares(experts, rooms)
         verdict, none = _verdict(plan, rooms), (0.0, 0.0)
         if verdict is Verdict.TOO_LARGE:
             return ClusterForecast(verdict, nodes, none, none, {}, 0, 0)
@@ -163,18 +164,23 @@ class Cluster:
         corrected = tokens * alike.correction
         return corrected / slow / alike.margin, corrected / fast * alike.margin
 
-    def _shares(self, experts: _Experts, plan: Plan, rooms: Sequence[int]) -> tuple[list[Ids], tuple[Share, ...]]:
-        """The node of every expert, by layer, and what each has then."""
-        owners = place(experts.layers, experts.unit_bytes, rooms)
-        owned, choices = [0] * len(rooms), np.zeros(len(rooms))
-        for own, (count, k), nbytes in zip(owners, experts.layers, experts.unit_bytes, strict=True):
-            counts = np.bincount(own, minlength=len(rooms))
-            owned = [have + int(n) * nbytes for have, n in zip(owned, counts, strict=True)]
-            choices += counts * (k / count)
-        taken = choices / max(choices.sum(), 1)
+    def _shares(self, experts: _Experts, rooms: Sequence[int]) -> tuple[list[Ids], tuple[Share, ...]]:
+        """The node of every expert, by layer, and what each has then: in memory those that are used most."""
+        placed = place(experts.sizes, rooms, experts.used) if experts.sizes else {}
+        owned, held, choices, misses = ([0.0] * len(rooms) for _ in range(4))
+        for key in sorted(placed, key=lambda key: (-experts.used[key], key)):
+            node, nbytes, taken = placed[key], experts.sizes[key], experts.taken[key]
+            owned[node] += nbytes
+            choices[node] += taken
+            if owned[node] <= max(0, rooms[node]):
+                held[node] += nbytes
+            else:
+                misses[node] += taken
+        owners = [np.array([placed[layer, e] for e in range(count)]) for layer, (count, _) in experts.layers.items()]
+        every = max(sum(choices), 1e-9)
         return owners, tuple(
-            Share(ram, ram - room, own, min(own, max(0, room)), float(part))
-            for ram, own, room, part in zip(self.rams, owned, rooms, taken, strict=True)
+            Share(ram, ram - room, round(own), round(here), part / every, lost / part if part else 0.0)
+            for ram, room, own, here, part, lost in zip(self.rams, rooms, owned, held, choices, misses, strict=True)
         )
 
     def _token(
@@ -188,8 +194,11 @@ class Cluster:
         missing = np.array([node.missing**2 if best else node.missing for node in nodes])
         read_s = missing / self.machine.reading(plan.largest_expert) if missing.any() else missing
         token = _Token({HERE: experts.dense_s + plan.layers * self.machine.layer_s})
-        for own, (count, k), nbytes in zip(owners, experts.layers, experts.unit_bytes, strict=True):
-            chosen = own[random.random((_TOKENS, count)).argpartition(k - 1, axis=1)[:, :k]]
+        for own, (layer, (count, k)) in zip(owners, experts.layers.items(), strict=True):
+            nbytes = experts.sizes[layer, 0]
+            # The first of waits for things that come at these rates: K different ones, those of high rates more often.
+            waits = random.exponential(size=(_TOKENS, count)) / [experts.used[layer, e] for e in range(count)]
+            chosen = own[waits.argpartition(k - 1, axis=1)[:, :k]]
             asked = (chosen[..., None] == np.arange(len(nodes))).sum(1)  # (tokens, nodes)
             computing, reading = asked * experts.unit_s(nbytes), asked * (nbytes * read_s)
             read = np.maximum(reading - computing, 0) if best else reading
@@ -221,7 +230,7 @@ class Cluster:
             called = layers * self.link.calls.percentile(50 if best else 99) if number and node.experts else 0.0
             ends.append(busy + called)
         # Each node gets a token's row once for all of its experts that the token takes.
-        taken = sum(k for _, k in experts.layers)
+        taken = sum(k for _, k in experts.layers.values())
         away = sum(node.taken * taken + min(layers, node.taken * taken) for node in nodes[1:])
         rows = CHUNK * away * experts.row_values * _ROW_VALUE / self.rows_per_s
         dense = experts.dense_s + further * experts.dense_parameters / machine.macs_per_s
@@ -252,22 +261,6 @@ class _Token:
         return self._waits.most_common(1)[0][0] if self._waits else 0
 
 
-def place(layers: Sequence[tuple[int, int]], unit_bytes: Sequence[int], rooms: Sequence[int]) -> list[Ids]:
-    """The node of every expert, (E,) for each layer: of each layer to each node, in proportion to its room."""
-    room = np.maximum(np.array(rooms, float), 0)
-    room = room if room.sum() else np.ones(len(rooms))
-    owed = np.zeros(len(rooms))
-    owners = []
-    for (count, _), nbytes in zip(layers, unit_bytes, strict=True):
-        own = np.empty(count, np.int64)
-        for expert in range(count):
-            owed += nbytes * room / room.sum()
-            own[expert] = owed.argmax()
-            owed[own[expert]] -= nbytes
-        owners.append(own)
-    return owners
-
-
 def _verdict(plan: Plan, rooms: Sequence[int]) -> Verdict:
     """rooms: what each node has for routed experts."""
     whole = sum(max(0, room) for room in rooms) >= plan.expert_bytes
@@ -279,10 +272,20 @@ def _verdict(plan: Plan, rooms: Sequence[int]) -> Verdict:
 class _Experts:
     """The routed experts of a model as nodes have them, and what else a token takes."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, machine: Machine):
-        routed = spec.routed
-        self.layers = list(routed.values())
-        self.unit_bytes = [plan.active_experts[layer] // k for layer, (_, k) in routed.items()]
+    def __init__(self, spec: ModelSpec, plan: Plan, machine: Machine, hottest: Sequence[Key]):
+        self.layers = spec.routed
+        self.sizes = {
+            (layer, expert): plan.active_experts[layer] // k
+            for layer, (count, k) in self.layers.items()
+            for expert in range(count)
+        }
+        known = [key for key in hottest if key in self.sizes]  # of another form of the same model, it may be
+        self.used = uses(list(self.sizes), known)
+        every: dict[int, float] = defaultdict(float)
+        for (layer, _), use in self.used.items():
+            every[layer] += use
+        self.taken = {key: self.layers[key[0]][1] * use / every[key[0]] for key, use in self.used.items()}
+        """How many of a token's choices fall on each."""
         self._spec, self._plan, self._rates = spec, plan, machine.weights_per_s
         active = sum(plan.active_experts.values()) / max(1, plan.expert_bytes)
         sizes = {kind: size for (role, kind), size in plan.sizes.items() if role == "experts"}

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +22,6 @@ from numoe.engine.measure.cluster import (
     Link,
     linked,
     parse_nodes,
-    place,
 )
 from numoe.engine.measure.forecast import USUAL_CALLS, Calls, Machine
 from numoe.engine.measure.machine import known
@@ -118,16 +116,13 @@ def test_one_machine_is_forecast_as_without_others(model: tuple[ModelSpec, Plan]
     assert made.seconds[CALLS] == made.seconds[ROWS] == made.row_bytes == 0
 
 
-@given(rooms=st.lists(st.integers(0, 2 * 10**6), min_size=1, max_size=64), bytes_each=st.integers(1, 10**5))
-def test_every_expert_has_one_node_and_bytes_follow_room(rooms: list[int], bytes_each: int) -> None:
-    layers = [(16, 2), (16, 4), (7, 1)]
-    sizes = [bytes_each, 2 * bytes_each, bytes_each]
-    owners = place(layers, sizes, rooms)
-    assert [len(own) for own in owners] == [16, 16, 7]
-    weights = np.concatenate([np.full(len(own), nbytes) for own, nbytes in zip(owners, sizes, strict=True)])
-    owned = np.bincount(np.concatenate(owners), weights, minlength=len(rooms))
-    fair = np.array(rooms) / max(1, sum(rooms)) if sum(rooms) else np.full(len(rooms), 1 / len(rooms))
-    assert np.all(owned - weights.sum() * fair < 2 * max(sizes))  # never more than a unit or two beyond its share
+def test_those_that_are_used_most_are_in_memory_and_taken_more(model: tuple[ModelSpec, Plan]) -> None:
+    spec, plan = model
+    made = cluster(plan, *[plan.expert_bytes // 4] * 2)
+    hottest = [(layer, 2 * half) for layer, (experts, _) in spec.routed.items() for half in range(experts // 2)]
+    plain, warm = made.forecast(spec, plan), made.forecast(spec, plan, [*hottest, (99, 0)])
+    assert plain.nodes[1].missing == pytest.approx(1 - plain.nodes[1].held / plain.nodes[1].experts)
+    assert sum(node.missing for node in warm.nodes) < sum(node.missing for node in plain.nodes)
 
 
 @given(data=st.data())

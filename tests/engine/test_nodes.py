@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import heat
+from numoe.engine.experts.cluster import connect
 from numoe.engine.experts.place import place, uses
 from numoe.engine.experts.remote import Lost, RemoteBank
 from numoe.engine.experts.share import Formulas, Settings, Share
@@ -264,3 +265,10 @@ def test_ray_without_experts_or_without_ray_is_refused(
 def test_a_node_without_the_model_is_told_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither .*absent nor .*models.absent; copy"):
         Share().open(Settings(str(tmp_path / "absent"), None, 1, block_elements()), 1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'numoe[ray]'")
+    with pytest.raises(InputError, match=f"`ray` {address}: no cluster of Ray answers there"):
+        connect(address)

@@ -80,9 +80,3 @@ def test_another_model_is_found_before_the_first_token(
     monkeypatch.setattr("numoe.engine.description.Description.identity", "another")
     with pytest.raises(InputError, match="has another model under this name; copy the same one"):
         load(checkpoint(CASE), ram="1GB", threads=1, ray=cluster.address)
-
-
-def test_no_cluster_is_said_so(cluster: Any) -> None:
-    ray.shutdown()
-    with pytest.raises(InputError, match="no cluster of Ray answers"):
-        cluster_module.connect("127.0.0.1:1")

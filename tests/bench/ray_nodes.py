@@ -1,0 +1,152 @@
+"""What experts on the nodes of a Ray cluster cost and promise: bits, memory, nodes that are killed, time of a call.
+
+    python tests/bench/ray_nodes.py MODEL [--nodes 3] [--ram 2GB] [--kills 20] [--tokens 24] [--only bits kills speed]
+
+MODEL is a folder of mixtures whose experts do not fit into one node; `flagship.write_checkpoint(folder, 144)` makes one
+of 6 GB. The nodes are processes of this machine, each on one core: what they gain on a network of several is not seen
+here, and not more than the cores give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+from peers import say
+
+from numoe.engine import Model, load
+from numoe.engine.experts import cluster as numoe_cluster
+from numoe.engine.measure.machine import processor
+from numoe.engine.plan import parse_bytes
+from numoe.quant.compute.threads import usable_cores
+
+MEMORY = {"object_store_memory": 100 << 20}
+
+
+def logits(model: Model, tokens: int) -> np.ndarray:
+    """Of a prompt that is read at once, and of tokens one by one."""
+    with model.session(ctx=256) as session:
+        read = session.feed(list(range(1, 33)))
+        return np.concatenate([read, *(session.feed([100 + 7 * n]) for n in range(tokens))])
+
+
+def nodes_of(model: Model) -> list[Any]:
+    assert model.shared is not None
+    return [node for _, node in model.shared._there()]
+
+
+def started(nodes: int) -> Any:
+    """A cluster with a head that computes nothing."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **MEMORY})
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, **MEMORY)
+    cluster.wait_for_nodes()
+    return cluster
+
+
+def pinned(model: Model) -> None:
+    """Each node on one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, node in enumerate(nodes_of(model)):
+        for thread in psutil.Process(node.pid()).threads():
+            os.sched_setaffinity(thread.id, {cores[number % len(cores)]})
+
+
+def warmed(model: Model) -> None:
+    """Wait until nodes read nothing more of their own accord."""
+    for node in nodes_of(model):
+        process, before = psutil.Process(node.pid()), -1
+        while (now := process.io_counters().read_chars) != before:
+            before = now
+            time.sleep(2)
+
+
+def bits(load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, ram: int) -> dict[str, Any]:
+    model = load_shared()
+    same = bool(np.array_equal(logits(model, tokens), alone))
+    warmed(model)
+    same &= bool(np.array_equal(logits(model, tokens), alone))
+    assert model.shared is not None
+    peaks = [node.peak_bytes() for node in nodes_of(model)]
+    return {"bit-identical": same, "peak of budget": [round(peak / ram, 3) for peak in peaks], **model.shared.stats()}
+
+
+def kills(cluster: Any, load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, count: int) -> dict[str, Any]:
+    """A process of a node is killed, or all of a node, at random moments of an answer; a new one joins afterwards."""
+    model, chance = load_shared(), random.Random(1)
+    wrong, slowest = 0, 0.0
+    for number in range(count):
+        while len(nodes_of(model)) < 2:  # those that are added below join by themselves
+            time.sleep(0.5)
+        node = chance.choice(nodes_of(model))
+        begun = time.perf_counter()
+        timer = threading.Timer(chance.uniform(0, 6), os.kill, (node.pid(), signal.SIGKILL))
+        timer.start()
+        while timer.is_alive():
+            wrong += not np.array_equal(logits(model, tokens), alone)
+        wrong += not np.array_equal(logits(model, tokens), alone)
+        slowest = max(slowest, time.perf_counter() - begun)
+        say(f"{number + 1} of {count} killed: {wrong} answers changed")
+        cluster.add_node(num_cpus=1, **MEMORY)
+    return {"killed": count, "answers lost or changed": wrong, "slowest round, s": round(slowest, 1)}
+
+
+def speed(load_shared: Callable[[], Model], tokens: int) -> dict[str, Any]:
+    """The experts' part of a chunk on the nodes that there are: all in their memory, a core each."""
+    model = load_shared()
+    pinned(model)
+    warmed(model)
+    logits(model, tokens)
+    assert model.shared is not None
+    model.shared._times.clear()
+    with model.session(ctx=1024) as session:
+        session.feed([n % 4000 for n in range(512)])
+        reading = sum(call for call, _ in model.shared._times)
+        model.shared._times.clear()
+        for n in range(tokens):
+            session.feed([n])
+    stats = model.shared.stats()
+    return {"experts of 512 tokens, s": reading, "experts of a token, s": stats["call_p50_s"], **stats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--ram", default="2GB", help="of a node")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--only", nargs="+", choices=("bits", "kills", "speed"), default=("bits", "kills", "speed"))
+    given = parser.parse_args()
+    say(f"{processor()}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f}")
+    alone = logits(load(given.model, ram=given.ram, threads=1, ctx=256), given.tokens)
+    cluster = started(given.nodes)
+
+    def load_shared() -> Model:
+        return load(given.model, ram=given.ram, threads=1, ctx=256, ray=cluster.address, tell=say)
+
+    numoe_cluster.connect(cluster.address)
+    if "bits" in given.only:
+        report = bits(load_shared, alone, given.tokens, parse_bytes(given.ram))
+        print(json.dumps(report), flush=True)
+    if "speed" in given.only:
+        print(json.dumps(speed(load_shared, given.tokens)), flush=True)
+    if "kills" in given.only:
+        print(json.dumps(kills(cluster, load_shared, alone, given.tokens, given.kills)), flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
