@@ -116,8 +116,8 @@ def test_default_configs_have_their_models_parameter_counts(model_type: str, tot
 
 
 # What the released config.json says beside transformers' defaults, by the repositories' names.
-GLM = {"vocab_size": 151552, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "attention_bias": True,
-       "num_experts_per_tok": 8}  # fmt: skip
+GLM = {"vocab_size": 151552, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
+       "attention_bias": True, "num_experts_per_tok": 8}  # fmt: skip
 RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "zai-org/GLM-4.5": ("glm4_moe", GLM | {
         "hidden_size": 5120, "num_hidden_layers": 92, "intermediate_size": 12288, "moe_intermediate_size": 1536,
