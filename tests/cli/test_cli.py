@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,7 +145,7 @@ def test_a_bug_is_one_line_unless_debugging(command: Run, model: str, monkeypatc
     def panic(*_: object, **__: object) -> None:
         raise PanicException("gone" * 9999)
 
-    def refuse_threads(thread: Thread) -> None:
+    def refuse_threads(*_: object, **__: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.delenv("NUMOE_DEBUG", raising=False)
@@ -156,9 +155,9 @@ def test_a_bug_is_one_line_unless_debugging(command: Run, model: str, monkeypatc
     assert len(result[2]) < 2100
     monkeypatch.setattr("numoe.engine.load", fail)
     refused(command("run", model, "hi"), "bug in numoe", "IndexError: out", "NUMOE_DEBUG")
-    monkeypatch.setattr("threading.Thread.start", refuse_threads)
-    monkeypatch.setattr("numoe.engine.load", lambda *_, **__: Thread().start())
+    monkeypatch.setattr("numoe.engine.load", refuse_threads)
     refused(command("run", model, "hi"), "begin no more threads; allow more (`ulimit -u`")
+    monkeypatch.setattr("numoe.engine.load", fail)
     monkeypatch.setenv("NUMOE_DEBUG", "1")
     with pytest.raises(IndexError):
         command("run", model, "hi")
