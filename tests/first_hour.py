@@ -13,6 +13,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,7 +220,7 @@ def _machine(home: Path, columns: int, env: Mapping[str, str] = {}) -> Iterator[
         patch.setattr("numoe.cli.run.statistics", _statistics)
         patch.setattr("numoe.engine.measure.busy.taken_by_others", lambda *samples: 0.0)
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
-        keep(a_machine())
+        keep(replace(a_machine(), read_bytes_per_s={str(1 << power): 1e9 for power in range(12, 25)}))
         yield patch
     threads.use(before)
     signal.signal(signal.SIGTERM, handler)

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from numoe.cli.chat import screen as screens
 from numoe.cli.chat.screen import Screen
+from numoe.cli.output import Output
+from numoe.cli.pull import _Display
 from numoe.cli.settings import Background
+from numoe.engine.pull import Progress
 
 pyte = pytest.importorskip("pyte", exc_type=ImportError)
 
@@ -191,3 +194,16 @@ def test_headings_stand_on_the_left(monkeypatch: pytest.MonkeyPatch, level: int)
     assert "Sheep" in re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", written([f"{'#' * level} Sheep\n"], [], monkeypatch)).split(
         "\n"
     )
+
+
+def test_a_pull_tells_its_speed_from_its_first_line_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 5.0, 6.0])
+    monkeypatch.setattr("numoe.cli.pull.time.monotonic", lambda: next(seconds))
+    lines: list[str] = []
+    output = Output()
+    monkeypatch.setattr(output, "status", lines.append)
+    display = _Display(output)
+    for received in (10**6, 3 * 10**6):
+        display.show(Progress(0, 1, received, 10**7, 0, 10**7, arriving=1))
+    (line,) = lines
+    assert "3 MB of 10 MB, 2 MB/s" in line
