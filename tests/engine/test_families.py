@@ -116,8 +116,8 @@ def test_default_configs_have_their_models_parameter_counts(model_type: str, tot
 
 
 # What the released config.json says beside transformers' defaults, by the repositories' names.
-GLM = {"vocab_size": 151552, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128, "attention_bias": True,
-       "num_experts_per_tok": 8}  # fmt: skip
+GLM = {"vocab_size": 151552, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
+       "attention_bias": True, "num_experts_per_tok": 8}  # fmt: skip
 RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "zai-org/GLM-4.5": ("glm4_moe", GLM | {
         "hidden_size": 5120, "num_hidden_layers": 92, "intermediate_size": 12288, "moe_intermediate_size": 1536,
@@ -836,6 +836,10 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
         ("gemma3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
         ("qwen3_vl_a", "model.", ("model.visual.merger.norm.weight",)),
         ("qwen3_vl_moe_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("qwen2_5_vl_a", "model.", ("model.visual.merger.norm.weight", "visual.blocks.0.norm1.weight")),
+        ("glm4v_moe_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("ministral3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
+        ("mistral_b", "model.language_model.", ("model.vision_tower.a.weight", "model.multi_modal_projector.b.weight")),
     ],
 )
 def test_the_decoder_of_a_model_of_several_parts_is_read(
@@ -844,6 +848,7 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     golden = tiny.load_golden(case)
     text = golden.config
     kind = text["model_type"].removesuffix("_text")
+    kind = "mistral3" if "istral" in kind else kind
     whole = {"model_type": kind, "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 3}
     head = "language_model.lm_head." if prefix.startswith("language") else "lm_head."
     tensors = {

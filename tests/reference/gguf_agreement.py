@@ -6,7 +6,7 @@ llama.cpp's own converter writes the files. It lies in the sdist of llama-cpp-py
     python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [CASE ...] [--outtype q8_0|mix]
 
 The converter was written for the hub's spelling of config.json, which transformers' own saving changes: `spelt` changes
-it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew. In a "mix" the matrices have
+it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew. In a "mix" matrices have
 random blocks of `TYPES` in turn.
 """
 
