@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,8 @@ def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.nda
         described["config"] = wider(described["config"])
     if outtype == "mix":  # rows of whole blocks
         free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
-        described["config"] |= {key: 256 for key in free if type(described["config"][key]) is int}
+        whole = lcm(256, described["config"]["num_attention_heads"])
+        described["config"] |= {key: whole for key in free if type(described["config"][key]) is int}
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
