@@ -332,7 +332,7 @@ def scaled_rope(
             partial = shown(source.values["partial_rotary_factor"])
             raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
     scaling: Yarn | Llama3Scaling | LinearScaling | DividedFrequencies
-    if kind == "default":
+    if kind in ("default", "mrope"):  # which is of positions of several kinds
         return Rope(dim, theta, interleaved, None, first)
     if kind == "linear":
         scaling = LinearScaling(block.number("factor"))

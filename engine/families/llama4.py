@@ -8,6 +8,7 @@ from typing import Any
 from numoe.engine.families import common, gguf
 from numoe.engine.families.config import Config, rope
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
+from numoe.engine.layers.rope import Temperature
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 from numoe.quant.errors import shown
@@ -43,7 +44,8 @@ def read(config: Config) -> ModelSpec:
         biases=common.attention_biases(config),
         turn=lambda config, head_dim: rope(config, head_dim, interleaved=True),
     )
-    tuned, tuning = config.flag("attn_temperature_tuning"), (config.size("floor_scale"), config.number("attn_scale"))
+    tuned = config.flag("attn_temperature_tuning")
+    tuning = Temperature(config.size("floor_scale"), config.number("attn_scale"))
     without = replace(with_rope, rope=None, temperature=tuning if tuned else None)
     with_rope = replace(with_rope, plain_norms="qk" if config.flag("use_qk_norm") else "")
     chunk = config.size("attention_chunk_size")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, Ids
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,23 @@ class DividedFrequencies:
     divisors: tuple[float, ...]
     attention_factor: float = 1.0
     """Multiplies cos and sin."""
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What queries are multiplied with: 1 + c log(1 + floor((position + ahead) / n)) (arXiv 2501.19399; Llama 4).
+
+    every: n. strength: c. Ministral 3 counts positions from 0, Llama 4 from 1.
+    """
+
+    every: int
+    strength: float
+    ahead: int = 1
+
+    def of(self, positions: Floats | Ids) -> Floats:
+        """Of each position, float32."""
+        turns = np.floor((positions + self.ahead) / np.float32(self.every))
+        return (1 + self.strength * np.log1p(turns)).astype(np.float32)
 
 
 @dataclass(frozen=True)

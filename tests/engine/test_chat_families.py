@@ -83,14 +83,14 @@ CALLS = {
     "qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text smollm3",
     "<tool_call><function=": "afmoe mimo_v2_flash nemotron_h qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text "
     "qwen3_moe qwen3_next qwen4_exp qwen4_exp_text",
-    "<tool_call><arg_key>": "bailing_hybrid glm4_moe glm4_moe_lite glm_moe_dsa laguna",
+    "<tool_call><arg_key>": "bailing_hybrid glm4_moe glm4v_moe glm4v_moe_text glm4_moe_lite glm_moe_dsa laguna",
     "<arg_key{}><tool_sep{}>": "hy_v3",
     "<minimax:tool_call>": "minimax_m2",
     "<|tool_calls_section_begin|>": "kimi_k2 kimi_k25 kimi_linear",
     "<|tool_call>": "gemma4 gemma4_text",
     "<|tool_call_start|>": "lfm2_moe",
     "<|tool_call|>": "granitemoe granitemoeshared",
-    "[TOOL_CALLS][ARGS]": "mistral",
+    "[TOOL_CALLS][ARGS]": "mistral ministral3 mistral3",
     "[TOOL_CALLS]": "mistral mixtral",
     "<｜tool▁calls▁begin｜>": "deepseek_v3",
     "<｜tool▁calls▁begin｜>```json": "deepseek_v2 deepseek_v3",
@@ -99,13 +99,17 @@ CALLS = {
     "<|START_ACTION|>": "cohere2_moe",
     '"parameters": dictionary of argument': "llama llama4 llama4_text",
     "<|tool_calls|>": "solar_open",
+    "<seed:tool_call>": "seed_oss",
     HARMONY: "gpt_oss",
 }
-WITHOUT_CALLS = {"dots1", "ernie4_5_moe", "flint", "gemma3", "gemma3_text", "olmoe", "phimoe"}
+WITHOUT_CALLS = {"dots1", "ernie4_5_moe", "flint", "gemma3", "gemma3_text", "olmoe", "phimoe", "qwen2_5_vl",
+                 "qwen2_5_vl_text", "qwen2_vl", "qwen2_vl_text"}  # fmt: skip
 """Their released templates tell of no calls, or there is none."""
 WRITTEN_CALLS = dict(WRITTEN) | {
     "<|START_ACTION|>": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": '
     '{"city": "Rome", "days": 3}}]<|END_ACTION|>',
+    "<seed:tool_call>": "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Rome</parameter>\n"
+    "<parameter=days>3</parameter>\n</function>\n</seed:tool_call>",
     "<|tool_calls|>": '<|end|><|begin|>assistant<|tool_calls|><|tool_call:begin|>0<|tool_call:name|>get_weather'
     '<|tool_call:args|>{"city": "Rome", "days": 3}<|tool_call:end|>',
     HARMONY: f"<|end|><|start|>assistant{HARMONY_CALL}",

@@ -20,6 +20,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny
+from cases import spec
 from gguf.constants import GGMLQuantizationType
 from gguf_files import write_gguf
 from helpers import dequantized, stack_experts, write_safetensors
@@ -131,6 +132,29 @@ VARIANTS = [
     "v4_released int4", "v4_released native", "v3_fp8",
     "mixtral_a", "mixtral_a stacked", "mixtral_a gguf", "nemotron_h_b", "nemotron_h_a int4", "granitemoe_b native",
 ]  # fmt: skip
+
+
+ROUTED = [c for c in tiny.cases() if spec(c).routed and "quantization_config" not in tiny.load_golden(c).config]
+CONVERSIONS = [
+    pytest.param(f"{case} {quant}", marks=() if (quant == "int4") == case.endswith("_a") else pytest.mark.slow)
+    for case in ROUTED
+    for quant in ("int8", "int4")
+]
+"""Of every family, of which one set of sizes is converted to int4 and the other to int8, and each to both slowly."""
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_conversions_of_every_family_run_in_the_room_of_one_layer(
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, ids = variant(name), tiny.load_golden(name.split()[0]).ids[:30]
+    whole = load(path)
+    model = load_with(
+        monkeypatch, path, lambda store: max(store.total_bytes // len(whole.spec.routed), chosen_bytes(path)(store))
+    )
+    np.testing.assert_array_equal(model.session(64).feed(ids), whole.session(64).feed(ids))
+    if len(whole.spec.routed) > 1:
+        assert model.stats()["experts"]["resident_bytes"] < whole.plan(64).expert_bytes
 
 
 # (budget, whether experts are read ahead, threads): each budget once by default, and each pair of the others once.

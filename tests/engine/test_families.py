@@ -854,6 +854,10 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
         ("gemma3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
         ("qwen3_vl_a", "model.", ("model.visual.merger.norm.weight",)),
         ("qwen3_vl_moe_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("qwen2_5_vl_a", "model.", ("model.visual.merger.norm.weight", "visual.blocks.0.norm1.weight")),
+        ("glm4v_moe_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("ministral3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
+        ("mistral_b", "model.language_model.", ("model.vision_tower.a.weight", "model.multi_modal_projector.b.weight")),
     ],
 )
 def test_the_decoder_of_a_model_of_several_parts_is_read(
@@ -862,6 +866,7 @@ def test_the_decoder_of_a_model_of_several_parts_is_read(
     golden = tiny.load_golden(case)
     text = golden.config
     kind = text["model_type"].removesuffix("_text")
+    kind = "mistral3" if "istral" in kind else kind
     whole = {"model_type": kind, "text_config": text, "vision_config": {"depth": 1}, "image_token_id": 3}
     head = "language_model.lm_head." if prefix.startswith("language") else "lm_head."
     tensors = {

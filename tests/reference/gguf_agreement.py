@@ -6,8 +6,8 @@ llama.cpp's own converter writes the files. It lies in the sdist of llama-cpp-py
     python tests/reference/gguf_agreement.py llama_cpp_python-0.3.36/vendor/llama.cpp [CASE ...] [--outtype q8_0|mix]
 
 The converter was written for the hub's spelling of config.json, which transformers' own saving changes: `spelt` changes
-it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew. In a "mix" the matrices
-have random blocks of `TYPES` in turn.
+it back. `CHANGES` are of what it cannot say at all; transformers computes those cases anew. In a "mix" matrices have
+random blocks of `TYPES` in turn.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,8 @@ def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.nda
         described["config"] = wider(described["config"])
     if outtype == "mix":  # rows of whole blocks
         free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
-        described["config"] |= {key: 256 for key in free if type(described["config"][key]) is int}
+        whole = lcm(256, described["config"]["num_attention_heads"])
+        described["config"] |= {key: whole for key in free if type(described["config"][key]) is int}
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)

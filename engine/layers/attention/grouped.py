@@ -13,7 +13,7 @@ from numoe.engine.layers.attention.indexer import BlockIndexer, BlockLightningIn
 from numoe.engine.layers.attention.softmax import Queries, attend, attend_together, first_visible, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
-from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rope import Rope, Temperature
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
@@ -61,8 +61,8 @@ class GroupedQueryAttention(Kind):
     """v = x Wk: values are what keys are before norm and rope (Gemma 4)."""
     chunk: int | None = None
     """A token sees the positions of its own chunk alone, of so many from 0 on (Llama 4)."""
-    temperature: tuple[int, float] | None = None
-    """(n, c): queries are multiplied with 1 + c log(1 + floor((position + 1) / n)) (arXiv 2501.19399; Llama 4)."""
+    temperature: Temperature | None = None
+    """What queries are multiplied with (Llama 4, Ministral 3)."""
     whole_norm: bool = False
     """RMS norm over all query heads together and over all key heads, before rope (OLMo 2, MiniMax-M2)."""
     late_norm: bool = False
@@ -159,8 +159,7 @@ class GroupedQuery:
             if name in spec.plain_norms:
                 ops.rms_norm(part, None, self.norm_eps, out=part)
         if spec.temperature:
-            every, strength = spec.temperature
-            q *= (1 + strength * np.log1p(np.floor((step.positions + 1) / np.float32(every))))[:, None, None]
+            q *= spec.temperature.of(step.positions)[:, None, None]
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
         queries = Queries()
         short: list[Segment] = []
