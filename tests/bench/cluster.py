@@ -16,7 +16,6 @@ import time
 from dataclasses import replace
 from statistics import median
 
-
 from numoe.engine import Description, describe, load
 from numoe.engine.experts.heat import kept
 from numoe.engine.measure.cluster import SIMULATED, Cluster, linked
