@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from numoe.engine.experts.cluster import connect
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.measure.forecast import Calls
@@ -23,13 +25,10 @@ def measure_calls() -> Calls:
     """What calls take of a small cluster that is started here, unless this process is in one, and left again.
 
     Raises:
-        ImportError: Ray is not installed.
+        InputError: Ray is not installed, or does not start.
     """
-    import ray
-
-    own = not ray.is_initialized()
-    if own:
-        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    own = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    ray = connect("local")
     try:
         made = ray.remote(num_cpus=0)(_Echo)
         actors = [made.remote() for _ in range(_ACTORS)]
