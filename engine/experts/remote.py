@@ -71,7 +71,7 @@ class RemoteBank:
         self._store = store
         self._sizes = store.sizes()
         self._used = uses(list(self._sizes), hottest)
-        self._room = room
+        self._room = max(1, room)  # who is left when all others are lost
         self._nodes: list[Node | None] = [None, *nodes]
         self._formulas: dict[int, tuple[Formula, Mapping[str, Floats]]] = {}
         self._tell = tell or (lambda sentence: None)
