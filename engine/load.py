@@ -80,17 +80,48 @@ def load(
     if ray is not None:
         if experts is None:
             raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
-        budget.require(description.path.name, planned.least_bytes)
-        at = Settings(str(description.path), budget.allowed if budget.given else None, threads, block_elements())
-        cluster = Cluster(ray, at, description.identity, tell)
-        room = budget.room - planned.beside_experts
-        bank = RemoteBank(experts, room, cluster.nodes, heat.kept(description.identity), tell)
+        cluster, bank = _spread(ray, description, experts, budget, planned, threads, tell)
     try:
         memory = _reserve(budget, planned, description.path.name, experts, bank.own_bytes if bank else None)
     except DoesNotFit as error:
         fits = longest_context(description.spec, budget.room - planned.least_bytes + planned.kv_bytes, planned.kv)
         raise DoesNotFit(f"{error}; `ctx` {fits} fits" if fits else str(error)) from None
-    total = planned.weight_bytes if memory.experts is None else planned.resident_bytes
+    weights = _read_all(description, experts, memory, progress)
+    loaded = Model(description, weights, experts, memory, bank)
+    identity = description.identity  # now, while the files are those that were read
+    if cluster and bank:
+        bank.begin()
+        cluster.watch(bank)
+    elif experts and memory.experts is not None:
+        experts.warm(heat.kept(identity))
+    return loaded
+
+
+def _spread(
+    address: str,
+    description: Description,
+    experts: ExpertStore,
+    budget: Budget,
+    planned: Plan,
+    threads: int | None,
+    tell: Callable[[str], None] | None,
+) -> tuple[Cluster, RemoteBank]:
+    """The nodes of a cluster, and the bank that shares a model's experts with them."""
+    budget.require(description.path.name, planned.least_bytes)
+    at = Settings(str(description.path), budget.allowed if budget.given else None, threads, block_elements())
+    cluster = Cluster(address, at, description.identity, tell)
+    room = budget.room - planned.beside_experts
+    return cluster, RemoteBank(experts, room, cluster.nodes, heat.kept(description.identity), tell)
+
+
+def _read_all(
+    description: Description,
+    experts: ExpertStore | None,
+    memory: Memory,
+    progress: Callable[[int, int], None] | None,
+) -> Weights:
+    """All weights, and all experts where there is memory for them."""
+    total = memory.planned.weight_bytes if memory.experts is None else memory.planned.resident_bytes
     tell = (lambda done: progress(min(done, total), total)) if progress else None
     weights = _read(description, wide=bool(memory.wide_bytes), tell=tell)
     if experts and memory.experts is None:
@@ -98,16 +129,7 @@ def load(
         experts.allow(experts.total_bytes, (lambda done: tell(read + done)) if tell else None)
         if memory.wide_bytes:
             experts.widen()
-    loaded = Model(description, weights, experts, memory, bank)
-    identity = description.identity  # now, while the files are those that were read
-    if experts and memory.experts is not None:
-        experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
-        if cluster and bank:
-            bank.begin()
-            cluster.watch(bank)
-        else:
-            experts.warm(heat.kept(identity))
-    return loaded
+    return weights
 
 
 def _read(description: Description, *, wide: bool, tell: Callable[[int], None] | None = None) -> Weights:
@@ -162,6 +184,7 @@ def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | No
         least=planned.least_experts,
         resize=lambda nbytes: experts.allow(max(nbytes, floor)),
     )
+    experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
     return Memory(planned, 0, weights, scratch, sessions, held)
 
 

@@ -191,7 +191,7 @@ def connect(address: str) -> Any:
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         raise InputError(
-            f"`ray` {address}: no cluster of Ray answers there ({_sentence(error)}); `ray start --head` starts one"
+            f"`ray` {address}: no cluster of Ray answers there ({_sentence(error)}); the README tells how to start one"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -55,8 +55,9 @@ class Share:
         use_threads(settings.threads or usable_cores())
         use_block(settings.block)
         description = describe(_found(Path(settings.model)))
-        self._store = experts_on_disk(description)
-        assert self._store is not None
+        store = experts_on_disk(description)
+        assert store is not None  # else nobody shares them
+        self._store = store
         ram = settings.ram if settings.ram is not None else available_memory() // sharers
         budget = Budget(ram, peak_rss() if settings.ram is not None else 0)
         chosen = max(k for _, k in description.spec.routed.values())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -285,7 +286,7 @@ def test_leaving_ends_what_was_cut_short(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("columns", ["0", "-3", "x", "1", "", "9" * 30])
 def test_a_screen_of_no_size(command: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert "repeat_penalty  1\n" in command("config")[1]
+    assert re.search(r"^repeat_penalty +1$", command("config")[1], re.MULTILINE)
 
 
 # --------------------------------------------------------------------------------------------------- reply

@@ -324,7 +324,7 @@ def test_what_is_left_of_the_memory_allowed_is_for_experts(
     planned = describe(path).plan(256)
     others = planned.resident_bytes + planned.kv_bytes + 1000
     least = planned.least_bytes - others
-    assert 3 * least_bytes(LOAD._experts_on_disk(describe(path))) == pytest.approx(least, abs=3 * 64)
+    assert 3 * least_bytes(LOAD.experts_on_disk(describe(path))) == pytest.approx(least, abs=3 * 64)
     model = load(path, ram=others + least, ctx=256)
     assert model.experts is not None
     assert model.experts.budget == least < model.experts.total_bytes

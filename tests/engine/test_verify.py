@@ -13,7 +13,8 @@ from hub_server import Hub
 
 from numoe.engine import Description, InputError, describe, home, load
 from numoe.engine.experts.store import ExpertStore
-from numoe.engine.load import _experts_on_disk, _read
+from numoe.engine.experts.share import experts_on_disk
+from numoe.engine.load import _read
 from numoe.engine.pull import pull
 from numoe.engine.verify import verify
 from numoe.quant.convert.convert import Folder, convert
@@ -84,7 +85,7 @@ def blocks(checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def few(described: Description) -> ExpertStore:
     """The experts of a model, of which one fits into memory."""
-    store = _experts_on_disk(described)
+    store = experts_on_disk(described)
     assert store is not None
     store.allow(max(store.largest.values()))
     return store
