@@ -72,10 +72,7 @@ def load(
         use_block(measured.block)
     description = model if isinstance(model, Description) else describe(model)
     experts = experts_on_disk(description)
-    planned = description.plan(ctx, kv=kv)
-    missing = planned.least_bytes - budget.room
-    if ctx is None and experts is None and 0 < missing <= planned.kv_bytes:
-        planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
+    planned = _planned(description, ctx, kv, budget)
     cluster = bank = None
     if ray is not None:
         if experts is None:
@@ -95,6 +92,15 @@ def load(
     elif experts and memory.experts is not None:
         experts.warm(heat.kept(identity))
     return loaded
+
+
+def _planned(description: Description, ctx: int | None, kv: str, budget: Budget) -> Plan:
+    """The plan of a context, for which a model without experts has what there is where nobody says how long it is."""
+    planned = description.plan(ctx, kv=kv)
+    missing = planned.least_bytes - budget.room
+    if ctx is None and not description.spec.routed and 0 < missing <= planned.kv_bytes:
+        planned = replace(planned, kv_bytes=planned.kv_bytes - missing)
+    return planned
 
 
 def _spread(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numoe.cli.request import Request
 from numoe.cli.serve import openai_common as common
 from numoe.cli.serve.fields import Field, Refused, harmless, read, refused, sampling_fields, sampling_options
-from numoe.cli.serve.question import Asked, Begun, Made, Piece, Write, made_request, text_of, tool_of
+from numoe.cli.serve.question import Asked, Begun, Made, Piece, Write, made_request, text_of, told_messages, tool_of
 from numoe.cli.settings import Options
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _ASKED = (
     Field("tool_choice", (dict,), "`disable_parallel_tool_use` by a grammar"),
     Field("thinking", (dict,), "`enabled` with `budget_tokens`, `adaptive` or `disabled`"),
     Field("output_config", (dict,), "`format` of `json_schema`, by a grammar that begins after reasoning; `effort`"),
+    Field("context_management", (dict,), "edits that clear nothing: `clear_thinking_20251015` with `keep` `all`"),
     *harmless("cache_control", kind=dict),
     *refused("", "speed", "user_profile_id", "workspace_id"),
 )
@@ -131,12 +132,22 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any]:
     return {"think": thinking["type"] != "disabled", **budget}
 
 
+def _check_edits(given: dict[str, Any]) -> None:
+    """Raises Refused for an edit of the conversation that would clear some of it."""
+    managed = read((Field("edits", (list,)),), given.get("context_management", {}), "context_management.")
+    fields = (Field("type", (str,), only=("clear_thinking_20251015",), needed=True),
+              Field("keep", (str,), only=("all",), needed=True))  # fmt: skip
+    for number, edit in enumerate(managed.get("edits", ())):
+        read(fields, edit, f"context_management.edits[{number}].")
+
+
 class AnthropicMessages:
     path = "/v1/messages"
     fields: Sequence[Field] = FIELDS
 
     def read(self, body: Any) -> Asked:
         given = read(self.fields, body)
+        _check_edits(given)
         messages, use, thinking = _messages(given), _use(given), _thinking(given)
         output = read((Field("format", (dict,)), Field("effort", (str,), only=common.EFFORTS)),
                       given.get("output_config", {}), "output_config.")  # fmt: skip
@@ -146,7 +157,7 @@ class AnthropicMessages:
             values["stop"] = common.stops(given["stop_sequences"])
 
         def requests(options: Options) -> list[Request]:
-            made = made_request(options, values, messages, use=use, schema=schema)
+            made = made_request(options, values, told_messages(messages), use=use, schema=schema)
             effort = output.get("effort") if made.settings.think else None
             return [Request(made.prompt, made.settings, made.grammar, 0, effort)]
 

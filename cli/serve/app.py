@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from numoe.cli.serve import anthropic_messages, openai_chat, openai_common, openai_completions, openai_responses
 from numoe.cli.serve.fields import Refused, table
-from numoe.cli.serve.guard import Guard, read_body
+from numoe.cli.serve.guard import Guard, once, read_body
 from numoe.cli.serve.metrics import Metrics
 from numoe.cli.serve.models import Hub, Loaded
 from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event, sentence
@@ -74,7 +74,7 @@ class App:
 
     async def _http(self, scope: Any, receive: Any, send: Any) -> None:
         begun, path, method = time.monotonic(), scope["path"], scope["method"]
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers: dict[str, str] = {}
         known = path if path in _BY_PATH or path in ("/health", "/metrics", _LIST) else "other"
         status = 499  # of who leaves before there is one
 
@@ -86,6 +86,7 @@ class App:
             await send(message)
 
         try:
+            headers = once(scope["headers"])
             await self._reply(path, method, headers, scope, receive, tell)
         except Refused as refused:
             await self._refuse(path, refused, scope, receive, tell)
@@ -104,7 +105,7 @@ class App:
         error = anthropic_messages.error_document if path.startswith("/v1/messages") else openai_common.error_document
         more = {"retry-after": "1"} if refused.status == 429 else {}
         # What is left of a request that was not read to its end is no request of its own.
-        more |= {"connection": "close"} if refused.status in (401, 403, 408, 413) else {}
+        more |= {"connection": "close"} if refused.status in (401, 403, 408, 413, 415) else {}
         await JSONResponse(error(refused), refused.status, more)(scope, receive, send)
 
     async def _reply(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ BODY_SECONDS = 60.0
 """In which the whole of it has to come."""
 HEAD_SECONDS = 15.0
 """In which its headers have to come."""
+_DECIDING = ("host", "origin", "authorization", "x-api-key", "content-encoding")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -66,21 +68,33 @@ class Guard:
         return [(name.encode(), value.encode("latin-1", "replace")) for name, value in told.items()]
 
 
+def once(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by their small names. Raises Refused for two of one that decides who may ask, or what is read."""
+    found = {}
+    for key, value in headers:
+        name = key.decode("latin-1").lower()
+        if name in found and name in _DECIDING:
+            raise Refused(403, f"the request has two headers {name}")
+        found[name] = value.decode("latin-1")
+    return found
+
+
 def _name(host: str) -> str:
-    """A Host header without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+    """A Host header without its port, as far as it is one."""
+    found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]+))(?::[0-9]*)?", host)
+    return (found[1] or found[2]).lower() if found else host
 
 
 async def read_body(receive: Any, headers: dict[str, str]) -> Any:
     """The JSON of a request.
 
     Raises:
-        Refused: it is larger or slower than any that is meant, or no JSON.
+        Refused: it is packed, larger or slower than any that is meant, or no JSON.
     """
     if (length := headers.get("content-length", "0")).isdecimal() and int(length[:19]) > LARGEST_BODY:
         raise Refused(413, f"the request has more than {LARGEST_BODY >> 20} MiB")
+    if (encoding := headers.get("content-encoding", "identity")) != "identity":
+        raise Refused(415, f"the Content-Encoding {encoding!r:.40} is not read here; send the request as it is")
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

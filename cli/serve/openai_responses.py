@@ -32,7 +32,7 @@ FIELDS = (
     Field("parallel_tool_calls", (bool,), "false holds an answer to one call, by a grammar"),
     Field("reasoning", (dict,), "`effort`: `none`, or reasoning, as much as the model's template tells apart"),
     *harmless(*common.NO_EFFECT),
-    *harmless("metadata", kind=dict),
+    *harmless("metadata", "client_metadata", kind=dict),
     common.NOT_STORED,
     common.PLAIN_TIER,
     Field("background", (bool,), only=(False,)),

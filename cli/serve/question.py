@@ -178,17 +178,29 @@ def tool_of(given: Any, where: str, parameters: str = "parameters") -> Any:
     from numoe.engine.chat.tools.call import Tool
 
     fields = (Field("name", (str,), needed=True), Field("description", (str,)), Field(parameters, (dict,)),
-              Field("strict", (bool,)), Field("type", (str,)), Field("cache_control", (dict,)))  # fmt: skip
+              Field("strict", (bool,)), Field("type", (str,)), Field("cache_control", (dict,)),
+              Field("eager_input_streaming", (bool,)), Field("defer_loading", (bool,), only=(False,)))  # fmt: skip
     values = read(fields, given, f"{where}.")
     schema = values.get(parameters) or {"type": "object", "properties": {}}
     return Tool(values["name"], values.get("description", ""), schema, values.get("strict", False))
 
 
 def told_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Messages as templates take them: instructions are of the system, and those in front are one."""
-    told: list[Mapping[str, Any]] = []
+    """Messages as templates take them: instructions are of the system, and those in front are one.
+
+    Templates begin an answer after a question or a result alone. So instructions that follow a question come before it,
+    and those that follow results are told as the user's.
+    """
+    ordered: list[Mapping[str, Any]] = []
     for message in messages:
         one = {**message, "role": "system"} if message["role"] == "developer" else message
+        before = ordered[-1]["role"] if ordered else ""
+        if one["role"] == "system" and before == "user":
+            ordered.insert(len(ordered) - 1, one)
+        else:
+            ordered.append({**one, "role": "user"} if one["role"] == "system" and before == "tool" else one)
+    told: list[Mapping[str, Any]] = []
+    for one in ordered:
         if one["role"] == "system" and len(told) == 1 and told[0]["role"] == "system":
             told[0] = {**one, "content": f"{told[0]['content']}\n\n{one['content']}"}
         else:

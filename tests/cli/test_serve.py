@@ -22,7 +22,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from serving import MODEL, application, on_loopback
 
-from numoe.cli.serve import guard
+from numoe.cli.serve import fields, guard, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.shelf import KEPT, Shelf
@@ -100,6 +100,11 @@ def test_sampling_stops_and_lengths(client: openai.OpenAI) -> None:
     assert [one.index for one in several] == [0, 1, 2] and several[0].message.content == warm[0]
     assert several[1].message.content == warm[2]
     assert ask(extra_body={"top_k": 1, "min_p": 0.5}, temperature=5.0).choices[0].message.content == "A frog is green."
+    said = [
+        ask(**hot | {"max_tokens": 60, "seed": 1, **penalty}).choices[0].message.content
+        for penalty in ({}, {"presence_penalty": 0}, {"presence_penalty": -2}, {"frequency_penalty": -2})
+    ]
+    assert said[0] == said[1] and len(set(said)) == 3
     green = load(MODEL).tokenizer.encode(" green")[0]
     assert "green" not in ask(logit_bias={str(green): -100}, max_tokens=8).choices[0].message.content
 
@@ -258,8 +263,8 @@ def test_the_clients_know_errors(client: openai.OpenAI, claude: anthropic.Anthro
     with pytest.raises(openai.NotFoundError, match="is not served here") as lost:
         client.chat.completions.create(model="../../etc/passwd", messages=FROG)
     assert lost.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="frequency_penalty 1 is not honoured"):
-        client.chat.completions.create(model=MODEL, messages=FROG, frequency_penalty=1)
+    with pytest.raises(openai.BadRequestError, match="frequency_penalty takes numbers from -2 to 2, not 3"):
+        client.chat.completions.create(model=MODEL, messages=FROG, frequency_penalty=3)
     with pytest.raises(openai.BadRequestError, match="do not fit into the context") as full:
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a frog " * 5000}])
     assert full.value.code == "context_length_exceeded"
@@ -348,6 +353,80 @@ def test_what_is_not_honoured_is_refused_by_name(app: App, path: str, body: Any,
         assert (document["type"], document["error"]["type"]) == ("error", "invalid_request_error")
 
 
+CLAUDE_CODE = {
+    "model": MODEL,
+    "max_tokens": 32000,
+    "stream": False,
+    "system": [{"type": "text", "text": "Be short.", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "What colour is a frog?"}]},
+        {"role": "system", "content": "There are agents."},
+    ],
+    "tools": [{"name": "Bash", "description": "d", "input_schema": {"$schema": "x", "type": "object"},
+               "eager_input_streaming": True}],
+    "metadata": {"user_id": "x"},
+    "thinking": {"type": "adaptive"},
+    "output_config": {"effort": "high"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+}  # fmt: skip
+CODEX = {
+    "model": MODEL,
+    "stream": False,
+    "input": [
+        {"type": "message", "id": "m", "role": "developer", "content": [{"type": "input_text", "text": "Be short."}]},
+        {"type": "message", "id": "msg_2", "role": "user", "content": [{"type": "input_text", "text": "A frog?"}]},
+    ],
+    "tools": [{"type": "function", "name": "exec_command", "description": "d", "strict": False,
+               "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}}}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "reasoning": {"summary": "auto"},
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_key": "x",
+    "client_metadata": {"session_id": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "most"),
+    [("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"), ("/v1/responses", CODEX, "max_output_tokens")],
+)
+def test_what_agents_send_is_answered(app: App, path: str, body: dict[str, Any], most: str) -> None:
+    """Requests of the shape that Claude Code 2.1 and Codex 0.171 send."""
+    status, document = refusal(app, path, {**body, most: 4})
+    assert status == 200 and document["usage"]["output_tokens"], document
+
+
+def test_edits_that_would_clear_something_are_refused(app: App) -> None:
+    for edit in ({"type": "clear_tool_uses_20250919"}, {"type": "clear_thinking_20251015", "keep": "none"}):
+        body = {**CLAUDE_CODE, "context_management": {"edits": [edit]}}
+        status, document = refusal(app, "/v1/messages", body)
+        assert status == 400 and "context_management.edits[0]." in document["error"]["message"]
+
+
+def test_instructions_that_follow_a_question_or_results() -> None:
+    said = [{"role": role, "content": role + str(n)} for n, role in enumerate(("system", "user", "developer"))]
+    (first, last) = question.told_messages(said)
+    assert (first["role"], first["content"], last["content"]) == ("system", "system0\n\ndeveloper2", "user1")
+    turn = [*said[:2], {"role": "assistant", "content": "a"}, {"role": "tool", "content": "b"}, said[0]]
+    assert [one["role"] for one in question.told_messages(turn)] == ["system", "user", "assistant", "tool", "user"]
+
+
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_what_a_table_says_is_what_becomes_of_a_field(api: Any) -> None:
+    """A field that is refused, or whose only value is another, is refused by its name; its own value is taken."""
+    needed = {"model": MODEL, "messages": FROG, "prompt": "a", "input": "a", "max_tokens": 1}
+    body = {one.name: needed[one.name] for one in api.fields if one.needed}
+    for one in api.fields:
+        wrong = [object] if not one.kinds else ["\0"] * bool(one.only) + [[1]] * (list not in one.kinds)
+        for value in ("x" if value is object else value for value in wrong):
+            with pytest.raises(fields.Refused, match=re.escape(one.name)):
+                fields.read(api.fields, {**body, one.name: value})
+        for value in one.only:
+            assert fields.read(api.fields, {**body, one.name: value})[one.name] == value
+
+
 def schema(**inner: Any) -> dict[str, Any]:
     return {
         **ASKED,
@@ -387,6 +466,13 @@ def test_schemas_that_attack_are_refused_or_answered(app: App, inner: dict[str, 
         ({"host": "127.0.0.1.evil.example"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"host": "evil.example."}, 403),
+        ({"host": "[::1].evil.example"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"host": "127.0.0.1:1@evil.example"}, 403),
+        ({"host": ""}, 403),
+        ({"content-encoding": "gzip"}, 415),
+        ({"host": "LOCALHOST:1"}, 400),
         ({"host": "localhost:1"}, 400),
         ({"host": "[::1]:1"}, 400),
         ({"origin": "https://good.example"}, 400),
@@ -395,6 +481,14 @@ def test_schemas_that_attack_are_refused_or_answered(app: App, inner: dict[str, 
 def test_foreign_hosts_and_origins(headers: dict[str, str], status: int) -> None:
     app = application(origins=("https://good.example",))
     assert refusal(app, CHAT, {}, **headers)[0] == status
+
+
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "x-api-key"])
+def test_headers_that_decide_come_once(name: str) -> None:
+    """Else the one that is looked at could be another than that which others look at."""
+    with pytest.raises(fields.Refused, match=name) as refused:
+        guard.once([(name.encode(), b"a"), (b"x", b"1"), (b"x", b"2"), (name.title().encode(), b"b")])
+    assert refused.value.status == 403
 
 
 @pytest.mark.parametrize(
@@ -633,7 +727,7 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
             "0.0.0.0 can be reached from other machines, so that an API key is needed; give --api-key",
         ),
         (("--host", "300.1.1.1", "--api-key", "k"), 1, "cannot be listened on"),
-        (("--api-key", "@nowhere"), 1, "there is no file nowhere"),
+        (("--api-key", "@nowhere"), 2, "there is no file nowhere"),
         (("nobody",), 2, "nobody"),
         (("tiny", "tiny"), 2, "tiny and tiny would both be called tiny"),
     ],
