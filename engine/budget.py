@@ -283,7 +283,7 @@ def machine_memory(root: Path = Path("/")) -> tuple[int, int | None]:
 
 def _require_proc() -> None:
     if sys.platform == "linux" and not _PROC.exists():
-        raise InputError("/proc is not there, by which Linux tells of memory and cores; mount the file system proc there")
+        raise InputError("/proc is not there, by which Linux tells of memory and cores; mount proc there")
 
 
 def _limits() -> Iterator[tuple[int, int]]:

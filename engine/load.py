@@ -75,8 +75,6 @@ def load(
     planned = _planned(description, ctx, kv, budget)
     cluster = bank = None
     if ray is not None:
-        if experts is None:
-            raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
         cluster, bank = _spread(ray, description, experts, budget, planned, threads, tell)
     try:
         memory = _reserve(budget, planned, description.path.name, experts, bank.own_bytes if bank else None)
@@ -106,13 +104,19 @@ def _planned(description: Description, ctx: int | None, kv: str, budget: Budget)
 def _spread(
     address: str,
     description: Description,
-    experts: ExpertStore,
+    experts: ExpertStore | None,
     budget: Budget,
     planned: Plan,
     threads: int | None,
     tell: Callable[[str], None] | None,
 ) -> tuple[Cluster, RemoteBank]:
-    """The nodes of a cluster, and the bank that shares a model's experts with them."""
+    """The nodes of a cluster, and the bank that shares a model's experts with them.
+
+    Raises:
+        InputError: it has none; or see `Cluster`.
+    """
+    if experts is None:
+        raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
     budget.require(description.path.name, planned.least_bytes)
     at = Settings(str(description.path), budget.allowed if budget.given else None, threads, block_elements())
     cluster = Cluster(address, at, description.identity, tell)

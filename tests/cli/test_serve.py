@@ -727,7 +727,7 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
             "0.0.0.0 can be reached from other machines, so that an API key is needed; give --api-key",
         ),
         (("--host", "300.1.1.1", "--api-key", "k"), 1, "cannot be listened on"),
-        (("--api-key", "@nowhere"), 2, "there is no file nowhere"),
+        (("--api-key", "@nowhere"), 2, "nowhere cannot be read (No such file or directory); give a text file"),
         (("nobody",), 2, "nobody"),
         (("tiny", "tiny"), 2, "tiny and tiny would both be called tiny"),
     ],

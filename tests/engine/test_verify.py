@@ -12,8 +12,8 @@ from helpers import reshard
 from hub_server import Hub
 
 from numoe.engine import Description, InputError, describe, home, load
-from numoe.engine.experts.store import ExpertStore
 from numoe.engine.experts.share import experts_on_disk
+from numoe.engine.experts.store import ExpertStore
 from numoe.engine.load import _read
 from numoe.engine.pull import pull
 from numoe.engine.verify import verify
