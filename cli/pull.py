@@ -86,8 +86,6 @@ class _Display:
         now = time.monotonic()
         if self._first is None:
             self._first, self._since, self._noted = at, now, at.shards
-            self._shown = now  # no speed is known before the next one
-            self._lately.append((now, at.received))
         received = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
         if at.shards > self._noted:
             self._noted = at.shards
@@ -114,10 +112,11 @@ class _Display:
             done, todo = at.written - self._first.written, at.to_write - at.written
         left = [f"{duration(todo * seconds / done)} left"] if done else []
         amounts = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
-        speed = f"{format_bytes(int(self._speed(at, now)))}/s" if at.arriving else "all received"
-        parts = [amounts, speed, *left]
+        speed = self._speed(at, now)
+        known = [f"{format_bytes(int(speed))}/s"] if speed is not None else []
+        parts = [amounts, *(known if at.arriving else ["all received"]), *left]
         shard = f"shard {at.arriving or at.of_shards} of {at.of_shards}"
-        ways = [[shard, *parts], parts, [amounts, *parts[2:]], [amounts]]
+        ways = [[shard, *parts], parts, [amounts, *left], [amounts]]
         if at.converting:
             ways.insert(0, [*ways[0], f"converting {at.converting}"])
         text = next((text for way in ways if len(text := ", ".join(way)) <= width), amounts)
@@ -127,10 +126,12 @@ class _Display:
         done = at.received + at.written
         return f"{self._output.gauge(done, at.to_receive + at.to_write, room)} {text}"
 
-    def _speed(self, at: Progress, now: float) -> float:
-        """Bytes a second that came lately."""
+    def _speed(self, at: Progress, now: float) -> float | None:
+        """Bytes a second that came lately; None: nothing was seen to come yet."""
         self._lately.append((now, at.received))
         while len(self._lately) > 2 and now - self._lately[1][0] > _LATELY:
             self._lately.popleft()
         since, before = self._lately[0]
+        if len(self._lately) == 1:
+            return None
         return (at.received - before) / max(now - since, _PAUSE)

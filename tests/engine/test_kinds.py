@@ -28,7 +28,7 @@ from numoe.engine.layers.recurrent.kda import KimiDeltaAttention
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.recurrent.shortconv import ShortConvolution
 from numoe.engine.layers.residual import HyperConnections, PlainResidual
-from numoe.engine.layers.rope import Rope, Rotation, frequencies
+from numoe.engine.layers.rope import Rope, Rotation, Temperature, frequencies
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.rows import stretch
 from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, RecurrentState, Rows
@@ -139,7 +139,7 @@ def grouped_by_formula(kind: GroupedQueryAttention, w: Weights, x: NDArray[np.fl
 
             query = plain("q", turn(q[t, h], t))
             if kind.temperature:
-                query *= 1 + kind.temperature[1] * np.log(1 + (t + 1) // kind.temperature[0])
+                query *= 1 + kind.temperature.strength * np.log(1 + (t + 1) // kind.temperature.every)
             scores = np.array([query @ plain("k", turn(k[s, group], s)) for s in seen]) * (kind.scale or dim**-0.5)
             share = softmaxed(np.append(scores, a["sink"][h]))[:-1] if kind.sinks else softmaxed(scores)
             out[t, h] = share @ plain("v", v[seen, group])
@@ -166,7 +166,7 @@ PLAIN = GroupedQueryAttention(4, 2, 8, Rope(8, 100.0))
         replace(PLAIN, gate=True, kv_heads=1, rope=Rope(4, 100.0, interleaved=True, first=True)),
         replace(PLAIN, head_norm=True, plain_norms="v", shared_values=True, biases="qkvo", scale=1.0),
         replace(PLAIN, chunk=5, plain_norms="qk"),
-        replace(PLAIN, rope=None, temperature=(3, 0.6)),
+        replace(PLAIN, rope=None, temperature=Temperature(3, 0.6)),
         replace(PLAIN, rope=Rope(4, 100.0, first=True), whole_norm=True),
         replace(PLAIN, head_norm=True, late_norm=True),
         replace(PLAIN, value_dim=6, value_scale=0.7, sinks=True, window=4, biases="v"),

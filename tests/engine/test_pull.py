@@ -648,7 +648,7 @@ def test_a_terminal_shows_one_line_that_changes(hub: Hub, source: Path) -> None:
     shown = pexpect.run(f"{sys.executable} -m numoe.cli pull {ID}", dimensions=(24, 100)).decode()
     first, *later = shown.split("\r\x1b[K")[1:]
     assert first == f"asking the hub for {ID}"
-    amounts = r"[\d.]+ \w?B of [\d.]+ MB, ([\d.]+ \w?B/s|all received)(, [^,]* left)?"
+    amounts = r"[\d.]+ \w?B of [\d.]+ MB(, [\d.]+ \w?B/s|, all received)?(, [^,]* left)?"
     status = rf"([█░#.]+ )?shard \d of {SHARDS}, {amounts}(, converting \d)?"
     assert later[:-1]
     assert all(re.fullmatch(status, line) for line in later[:-1] if line)
