@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import anthropic
@@ -23,8 +24,9 @@ from openai.types.responses import response_create_params
 from serving import MODEL, application, on_loopback
 
 from numoe.cli.serve import fields, guard, question
-from numoe.cli.serve.app import APIS, App, tables
+from numoe.cli.serve.app import APIS, App, _Inbox, tables
 from numoe.cli.serve.places import Places
+from numoe.cli.serve.question import Piece
 from numoe.cli.serve.shelf import KEPT, Shelf
 from numoe.engine import InputError, load
 
@@ -604,6 +606,33 @@ def test_a_client_that_leaves_frees_its_place() -> None:
             assert next(iter(pieces)).choices
         assert client.chat.completions.create(**ASKED).choices[0].message.content == "A frog is green."
         assert single.metrics.answering <= 1  # the first is over, or about to be
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_who_leaves_while_a_piece_comes_has_left(turns: int) -> None:
+    """However many turns of the loop lie between the two."""
+
+    async def left() -> bool:
+        told = _Inbox()
+        tell = told.teller(asyncio.get_running_loop(), 0)
+        writer: Any = SimpleNamespace(begin=lambda begun: [], piece=lambda number, piece: [("", {})])
+        events = App._events(application(), SimpleNamespace(path="/"), writer, [], told, 1)  # type: ignore[arg-type]
+
+        async def read() -> None:
+            async for _ in events:
+                pass
+
+        reading = asyncio.create_task(read())
+        for count in (3, turns, 3):
+            for _ in range(count):
+                await asyncio.sleep(0)
+            tell(Piece("text", "a"))
+            if count == turns:
+                reading.cancel()
+        await asyncio.wait([reading], timeout=0.1)
+        return reading.cancelled()
+
+    assert asyncio.run(left())
 
 
 def test_what_was_asked_before_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import a_machine, keep
+from machines import a_machine
 
 from numoe.engine import Plan, describe
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.measure.calls import measure_calls
 from numoe.engine.measure.cluster import (
     CALLS,
     EXPERTS,
@@ -24,7 +23,6 @@ from numoe.engine.measure.cluster import (
     parse_nodes,
 )
 from numoe.engine.measure.forecast import USUAL_CALLS, Calls, Machine
-from numoe.engine.measure.machine import known
 from numoe.engine.plan import Verdict, parse_rate
 from numoe.quant.errors import WrongUsage
 
@@ -190,12 +188,3 @@ def test_calls_are_those_that_were_measured() -> None:
     assert linked(replace(machine(), calls=own), "1Gbit").calls == own
     assert linked(replace(machine(), calls=None), "1Gbit").calls == USUAL_CALLS
     assert [own.percentile(at) for at in (0, 25, 50, 100)] == pytest.approx([0.1, 0.15, 0.2, 0.4])
-
-
-def test_calls_are_measured_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
-    measured = measure_calls()
-    assert sorted(measured.seconds) == list(measured.seconds) and measured.seconds[0] > 0
-    keep(a_machine(calls=measured))
-    assert known() == a_machine(calls=measured)

@@ -136,11 +136,11 @@ VARIANTS = [
 
 ROUTED = [c for c in tiny.cases() if spec(c).routed and "quantization_config" not in tiny.load_golden(c).config]
 CONVERSIONS = [
-    pytest.param(f"{case} {quant}", marks=() if (quant == "int4") == case.endswith("_a") else pytest.mark.slow)
+    pytest.param(f"{case} {quant}", marks=() if quant == "int4" and case.endswith("_a") else pytest.mark.slow)
     for case in ROUTED
     for quant in ("int8", "int4")
 ]
-"""Of every family, of which one set of sizes is converted to int4 and the other to int8, and each to both slowly."""
+"""Of every family one set of sizes in int4; slowly each in both."""
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

@@ -198,7 +198,7 @@ def test_experts_on_nodes_change_no_bit(case: str, checkpoint: Callable[[str], P
 
 
 @given(offs=st.lists(st.integers(0, 40).map(lambda calls: calls / 2), min_size=1, max_size=3))
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nodes_that_go_off_lose_and_change_nothing(
     offs: list[float], checkpoint: Callable[[str], Path], shared: Loads
 ) -> None:

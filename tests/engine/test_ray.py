@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from machines import a_machine, keep
 
 from numoe.engine import InputError, Model, load
 from numoe.engine.experts import cluster as cluster_module
+from numoe.engine.experts.cluster import connect
+from numoe.engine.measure.calls import measure_calls
+from numoe.engine.measure.machine import known
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'numoe[ray]'")
 CASE = "v4_a"
@@ -80,3 +84,12 @@ def test_another_model_is_found_before_the_first_token(
     monkeypatch.setattr("numoe.engine.description.Description.identity", "another")
     with pytest.raises(InputError, match="has another model under this name; copy the same one"):
         load(checkpoint(CASE), ram="1GB", threads=1, ray=cluster.address)
+
+
+def test_calls_are_measured_between_processes(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
+    connect(cluster.address)
+    measured = measure_calls()
+    assert sorted(measured.seconds) == list(measured.seconds) and measured.seconds[0] > 0
+    keep(a_machine(calls=measured))
+    assert known() == a_machine(calls=measured)
