@@ -7,7 +7,9 @@ model is laid out like Llama's: identity normalization, every space kept, byte f
 {"texts": [str], "ids": [[int]], "decoded": [str]} as the sentencepiece library gives them.
 """
 
+import contextlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -50,14 +52,14 @@ RULES = "FB01\t66 69\n2460\t31\n65 301\tE9\n"  # hexadecimal code points: ligatu
 
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        corpus, rules = Path(folder) / "corpus.txt", Path(folder) / "rules.tsv"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # a model tells the paths it was given
+        corpus, rules = Path("corpus.txt"), Path("rules.tsv")
         corpus.write_text(CORPUS, "utf-8")
         rules.write_text(RULES, "utf-8")
         shared = {"input": str(corpus), "character_coverage": 1.0, "hard_vocab_limit": False, "minloglevel": 2}
         sentencepiece.SentencePieceTrainer.train(
             **shared,
-            model_prefix=str(GOLDEN / "sentencepiece_unigram"),
+            model_prefix="sentencepiece_unigram",
             model_type="unigram",
             vocab_size=300,
             normalization_rule_tsv=str(rules),
@@ -65,7 +67,7 @@ def main() -> None:
         )
         sentencepiece.SentencePieceTrainer.train(
             **shared,
-            model_prefix=str(GOLDEN / "sentencepiece_bpe"),
+            model_prefix="sentencepiece_bpe",
             model_type="bpe",
             vocab_size=600,
             normalization_rule_name="identity",
@@ -73,9 +75,10 @@ def main() -> None:
             byte_fallback=True,
             user_defined_symbols=["<sep>"],
         )
+        for made in Path(folder).glob("*.model"):
+            shutil.copy(made, GOLDEN)
     for kind in ("unigram", "bpe"):
         path = GOLDEN / f"sentencepiece_{kind}.model"
-        path.with_suffix(".vocab").unlink()
         processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         ids = [processor.encode(text) for text in TEXTS]
         decoded = [processor.decode(one) for one in ids]
