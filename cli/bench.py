@@ -42,8 +42,7 @@ def bench(model: arguments.Model = "tiny", *, options: Options) -> None:
         begun = time.perf_counter()
         described = describe(model, check=options["check"])
         ctx = min(options["prompt_tokens"] + options["decode_tokens"], described.spec.context)
-        given = {name: options[name] for name in ("threads", "kv", "ray")}
-        loaded = load(described, ram=options.memory, ctx=ctx, tell=output.note, **given)
+        loaded = load(described, ram=options.memory, ctx=ctx, tell=output.note, **options.loading)
         load_seconds = time.perf_counter() - begun
         output.status(f"run 1 of {repetitions}")
         result = measure(

@@ -19,13 +19,12 @@ from numoe.cli.answers import Lines
 from numoe.cli.batch import Answering, open_sessions
 from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options
+from numoe.engine.experts.cluster import SILENT
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine import Description
 
-SILENT = 5.0
-"""Seconds without an answer until it is asked who is there, and so many again until who is silent is lost."""
 MOST_LOSSES = 3
 """Replicas that may be lost while they answer a prompt."""
 _SETTINGS = "ram", "threads", "ctx", "kv", "draft", "check", "parallel"

@@ -107,8 +107,9 @@ def load_drafted(
     from numoe.engine.drafting import drafting
 
     memory, draft = options.memory, options["draft"]
-    given = {name: options[name] for name in ("threads", "kv", "ray")}
-    model = load(described, ram=memory, ctx=ctx, progress=progress, tell=Output(options["quiet"]).note, **given)
+    model = load(
+        described, ram=memory, ctx=ctx, progress=progress, tell=Output(options["quiet"]).note, **options.loading
+    )
     if draft == "none":
         return model
     small = None

@@ -458,6 +458,11 @@ class Options(dict[str, Any]):
 
         return Budget(self["ram"], process_bytes())
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `numoe.engine.load` is given of these by their own names."""
+        return {name: self[name] for name in ("threads", "kv", "ray")}
+
     def recommend(self, own: Mapping[str, Any]) -> None:
         """Sample as a model's authors recommend, by fields of `Sampling`, where the user says nothing else."""
         from numoe.engine import Sampling

@@ -14,7 +14,7 @@ from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.cluster import Cluster
 from numoe.engine.experts.remote import RemoteBank
-from numoe.engine.experts.share import Settings, experts_on_disk
+from numoe.engine.experts.share import LEFT_TO_OTHERS, Settings, experts_on_disk
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.layers.rows import FLOAT32
 from numoe.engine.layers.weights import Weights
@@ -26,8 +26,6 @@ from numoe.quant.compute.threads import usable_cores
 from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
 from numoe.quant.formats.resident import hold
-
-_LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 
 
 def load(
@@ -194,7 +192,7 @@ def _reserve(budget: Budget, planned: Plan, name: str, experts: ExpertStore | No
         least=planned.least_experts,
         resize=lambda nbytes: experts.allow(max(nbytes, floor)),
     )
-    experts.share(free_memory, budget.total // _LEFT_TO_OTHERS)
+    experts.share(free_memory, budget.total // LEFT_TO_OTHERS)
     return Memory(planned, 0, weights, scratch, sessions, held)
 
 

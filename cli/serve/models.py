@@ -187,8 +187,7 @@ def _loaded(name: str, description: Description, options: Options) -> Loaded:
 
     context, most = options["ctx"], options["parallel"] or PARALLEL
     room = description.plan(context).context
-    given = {name: options[name] for name in ("threads", "kv", "ray")}
-    model = load(description, ram=options.memory, ctx=room, tell=Output(options["quiet"]).note, **given)
+    model = load(description, ram=options.memory, ctx=room, tell=Output(options["quiet"]).note, **options.loading)
     places = Places(model, context, most, options["save"], options["prompt_cache"])
     own = _options_of(description, options)
     return Loaded(name, model, own, places, ThreadPoolExecutor(most, f"numoe {name}"))

@@ -27,6 +27,7 @@ from numoe.quant.stored.handle import Stored
 Formulas = Mapping[int, tuple[Formula, Mapping[str, Floats]]]
 """What `ExpertBank.define` was told, by layer."""
 
+LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 _COPIES = 4  # of a chunk's rows: as they arrive, an expert each, what comes out, and that on its way
 
 
@@ -66,7 +67,7 @@ class Share:
             raise DoesNotFit(f"`ram` leaves a node {max(room, 0)} bytes for experts, of which one takes {least}")
         # Never all: what is asked for comes and goes, as shares do.
         self._store.allow(min(room, self._store.total_bytes - 1))
-        self._store.share(free_memory, budget.total // 32)
+        self._store.share(free_memory, budget.total // LEFT_TO_OTHERS)
         self._bank = LocalBank(self._store)
         return description.identity, room
 
