@@ -17,7 +17,8 @@ from numoe.cli.chat.kept import kept, said, write
 from numoe.cli.chat.tools import Commands
 from numoe.cli.output import Output, printable
 from numoe.cli.reply import NO_SWITCH, Interrupt, Neighbours, drafts, show, statistics
-from numoe.cli.settings import SETTINGS, May, Setting, filled, settings_in, spelled
+from numoe.cli.setting import May, Setting
+from numoe.cli.settings import SETTINGS, filled, settings_in, spelled
 from numoe.cli.text import attachment
 from numoe.engine import Model, describe
 from numoe.engine.chat.answer import Answer

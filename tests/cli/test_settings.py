@@ -16,7 +16,8 @@ from test_cli import refused
 from tiny import write_model
 
 from numoe.cli.chat.commands import SPELLINGS
-from numoe.cli.settings import SETTINGS, May, Options, filled, settings_in, spelled, takes
+from numoe.cli.setting import May
+from numoe.cli.settings import SETTINGS, Options, filled, settings_in, spelled, takes
 from numoe.engine import Sampling, Session, load
 from numoe.engine.chat.answer import Settings
 
