@@ -15,7 +15,7 @@ import pytest
 from test_cli import refused
 from tiny import write_model
 
-from numoe.cli.chat.commands import SPELLINGS
+from numoe.cli.chat.talk import SPELLINGS
 from numoe.cli.setting import May
 from numoe.cli.settings import SETTINGS, Options, filled, settings_in, spelled, takes
 from numoe.engine import Sampling, Session, load
