@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ Checkpoints = Callable[[str], Path]
 Models = Callable[[str], Model]
 
 PLAN = import_module("numoe.engine.plan")
+DESCRIBED = cache(describe)
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
@@ -75,15 +77,15 @@ def test_the_verdict_is_that_of_loading(
 ) -> None:
     """Of what is stored by rows or in codes too, which takes more memory while it is read."""
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 1000)
-    path = checkpoint(case)
     context = data.draw(st.sampled_from([1, 64, 600]))
-    planned = describe(path).plan(context)
+    described = DESCRIBED(checkpoint(case))
+    planned = described.plan(context)
     full = planned.total_bytes + planned.wide_bytes
     edges = [edge + more for edge in (planned.least_bytes, planned.total_bytes, full) for more in (-1, 0, 1)]
     room = data.draw(st.integers(1, 2 * full) | st.sampled_from(edges))
     verdict = planned.verdict(room)
     try:
-        model = load(path, ram=room, ctx=context)
+        model = load(described, ram=room, ctx=context)
         session = model.session(context)
     except DoesNotFit:
         assert verdict is Verdict.TOO_LARGE
@@ -98,6 +100,7 @@ def test_the_verdict_is_that_of_loading(
 
 
 BYTES = st.integers(0, 10**10)
+TINY = describe("tiny").plan(64)
 
 
 @given(plan=st.tuples(BYTES, BYTES, BYTES, BYTES, BYTES, BYTES), routed=st.booleans(), sessions=BYTES, more=BYTES)
@@ -106,7 +109,7 @@ def test_enough_for_sessions_is_enough(plan: tuple[int, ...], routed: bool, sess
     weights, experts, active, kv, scratch, wide = plan
     listed = {("attention", "f32"): weights, ("experts", "f32"): experts} if routed else {("attention", "f32"): weights}
     planned = replace(
-        describe("tiny").plan(64), weights=listed, active_experts={0: min(active, experts)} if routed else {},
+        TINY, weights=listed, active_experts={0: min(active, experts)} if routed else {},
         kv_bytes=kv, scratch_bytes=scratch, float32_bytes=0, wide_bytes=wide,
     )  # fmt: skip
     above = planned.least_bytes + more

@@ -55,11 +55,11 @@ class Spelling:
 
     def parts(self, weight: str, tensors: Tensors) -> dict[str, TensorInfo]:
         """Those that are there; {} where there are no codes."""
-        names = {one: named(one, weight) for one in (self.codes, *self.needs, *self.may)}
-        codes = tensors.get(names[self.codes])
+        codes = tensors.get(named(self.codes, weight))
         if codes is None or codes.dtype not in self.dtypes:
             return {}
-        return {template: tensors[name] for template, name in names.items() if name in tensors}
+        names = {one: named(one, weight) for one in (*self.needs, *self.may)}
+        return {self.codes: codes} | {template: tensors[name] for template, name in names.items() if name in tensors}
 
     def missing(self, parts: Parts) -> list[str]:
         """The templates of what is needed and not there."""
