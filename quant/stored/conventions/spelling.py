@@ -84,12 +84,12 @@ class Convention:
 
     def claims(self, tensors: Tensors) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each weight that is there in all its parts, and their names, the codes first."""
-        for name in tensors:
+        for name, info in tensors.items():
             for spelling in self.spellings:
-                weight = spelling.weight(name)
+                weight = spelling.weight(name) if info.dtype in spelling.dtypes else None
                 parts = spelling.parts(weight, tensors) if weight else {}
                 if weight and parts and not spelling.missing(parts):
-                    yield weight, tuple(info.name for info in parts.values())
+                    yield weight, tuple(part.name for part in parts.values())
                     break
 
     def find(self, weight: str, tensors: Tensors, files: Files) -> Stored | None:
