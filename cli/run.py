@@ -243,7 +243,7 @@ class _Asked:
 
     def prompt(self, text: str) -> int:
         """Answer one prompt, and return the exit code."""
-        from numoe.cli.chat.commands import model_name
+        from numoe.cli.chat.kept import model_name
         from numoe.cli.history import log
         from numoe.engine.chat.files import Chat
 
@@ -326,7 +326,7 @@ class _Asked:
 
     def _chat(self, path: Path) -> Chat:
         """The chat that is gone on with: one that was kept has its own settings where no option says otherwise."""
-        from numoe.cli.chat.commands import model_name
+        from numoe.cli.chat.kept import model_name
         from numoe.engine.chat.files import Chat
 
         kept = path.exists() or self.options["continue_"]
