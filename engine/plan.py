@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 
 from numoe.engine.layers.rows import FLOAT32, RowForm
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK
+from numoe.engine.layers.tensor import Held
 from numoe.quant.errors import WrongUsage
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.resident import held_nbytes
@@ -158,22 +160,29 @@ def plan(
     active: Counter[Format] = Counter()
     taken: Counter[int] = Counter()
     float32 = wide = tables = 0
+    # Experts are many and alike: they are counted first, and computed with once. Formats take long to hash.
+    kinds: dict[int, Format] = {}
+    alike: Counter[tuple[int | None, int, tuple[int, ...], str, Held, bool, int | None]] = Counter()
     for layer, name, tensor in spec.listing():
         kind = stored[name]
-        nbytes = kind.nbytes(*tensor.shape)
-        weights[tensor.role, kind] += nbytes
-        sizes[tensor.role, kind] += tensor.size
-        if tensor.held == "matrix":
-            rows, columns = tensor.shape
-            plain, widest = held_nbytes(kind, (rows, columns), routed=tensor.expert is not None)
-            float32 += plain - nbytes
-            wide += widest - plain
-        elif tensor.held == "disk":
-            tables += nbytes
-        if tensor.active:
-            active[kind] += tensor.active
-            if tensor.expert is not None and layer is not None:
-                taken[layer] += nbytes
+        kinds[id(kind)] = kind
+        alike[layer, id(kind), tensor.shape, tensor.role, tensor.held, tensor.expert is not None, tensor.touched] += 1
+    for (layer, which, shape, role, held, of_expert, touched), count in alike.items():
+        kind, size = kinds[which], prod(shape)
+        nbytes = kind.nbytes(*shape)
+        weights[role, kind] += count * nbytes
+        sizes[role, kind] += count * size
+        if held == "matrix":
+            rows, columns = shape
+            plain, widest = held_nbytes(kind, (rows, columns), routed=of_expert)
+            float32 += count * (plain - nbytes)
+            wide += count * (widest - plain)
+        elif held == "disk":
+            tables += count * nbytes
+        if used := size if touched is None else touched:
+            active[kind] += count * used
+            if of_expert and layer is not None:
+                taken[layer] += count * nbytes
     routed = spec.routed
     return Plan(
         layers=len(spec.layers),
@@ -212,7 +221,7 @@ def scratch_bytes(spec: ModelSpec) -> int:
     """
     copies = 4
     most = 0
-    for blocks in spec.layers:
+    for blocks in set(spec.layers):
         tensors = [t for block in blocks for t in block.kind.tensors(spec.hidden).values()]
         widest = max(t.shape[0] for t in tensors if t.held == "matrix")
         chosen = sum(block.kind.routed[1] for block in blocks)

@@ -1,7 +1,7 @@
 """Which golden cases a test runs on: one of each combination of what it may break on, and all with `-m slow`."""
 
-import json
 from collections.abc import Callable, Hashable, Iterable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from numoe.engine.families import family
 from numoe.engine.layers.spec import ModelSpec
 
 
+@cache
 def spec(case: str) -> ModelSpec:
     """What its config.json describes."""
     config = tiny.load_golden(case).config
@@ -29,7 +30,7 @@ def states(case: str) -> Hashable:
 
 def layout(case: str) -> Hashable:
     """The forms in which its tensors are stored: element type, dimensions, whether of a routed expert."""
-    listing = json.loads((tiny.GOLDEN / f"{case}.json").read_text())["listing"]
+    listing = tiny.description(case)["listing"]
     return frozenset((dtype, len(shape), ".experts." in name) for name, dtype, shape in listing)
 
 

@@ -27,6 +27,13 @@ hypothesis.settings.register_profile("any machine", deadline=None, suppress_heal
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_configure() -> None:
+    """What is compiled is kept, which containers often forbid: every `numoe` that a test starts would compile it anew,
+    and every worker the tests."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: no collection, of which each start of the workers makes one, looks at them."""
     gc.collect()

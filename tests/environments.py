@@ -115,7 +115,7 @@ def main(*arguments: str) -> int:
             print(f"== {name}: {re.sub(' .main.*', '', said)}", flush=True)
             copy = Path(folder) / "checkout"
             place = copy if copy.exists() else ROOT
-            variables = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(place / "tests"), **one.variables}
+            variables = {"PYTHONPATH": str(place / "tests"), **one.variables}
             if subprocess.run(command, cwd=place, env={**os.environ, **variables}).returncode:
                 failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else f"passed in {', '.join(names)}")

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,8 +43,14 @@ def modules() -> list[Path]:
     return [file for part in PARTS for file in sorted((ROOT / part).rglob("*.py"))]
 
 
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    """All of a module, which several tests look through."""
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
 def imported(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -81,7 +88,7 @@ def test_imports_go_round_in_no_circle() -> None:
 
 def named(file: Path) -> Iterator[str]:
     """The modules that a file imports; a package only where something is imported that is none of its modules."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -103,7 +110,7 @@ def test_messages_below_the_terminal_have_no_flags() -> None:
     for file in modules():
         if file.relative_to(ROOT).parts[0] == "cli":
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes(file):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not flag.search(node.value), f"{file}:{node.lineno} names a flag: {node.value}"
 

@@ -10,7 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +46,38 @@ def cases() -> list[str]:
     return sorted(path.stem for path in GOLDEN.glob("*.json") if path.with_suffix(".npz").exists())
 
 
-def load_golden(case: str) -> Golden:
-    """The stored numbers of one case."""
-    config = json.loads((GOLDEN / f"{case}.json").read_text())["config"]
+@cache
+def description(case: str) -> dict[str, Any]:
+    """What `golden/CASE.json` holds, read once: leave it as it is."""
+    return json.loads((GOLDEN / f"{case}.json").read_text())  # type: ignore[no-any-return]
+
+
+@cache
+def _arrays(case: str) -> tuple[NDArray[Any], ...]:
     with np.load(GOLDEN / f"{case}.npz") as arrays:
-        return Golden(config, arrays["ids"], arrays["logits"], arrays["greedy"])
+        read = tuple(arrays[name] for name in ("ids", "logits", "greedy"))
+    for array in read:
+        array.flags.writeable = False
+    return read
+
+
+def load_golden(case: str) -> Golden:
+    """The stored numbers of one case, and a config of the caller's own."""
+    return Golden(deepcopy(description(case)["config"]), *_arrays(case))
 
 
 def write_checkpoint(case: str, folder: Path) -> Path:
     """Write config.json and the safetensors file (or shards and their index) of one case into `folder`; return it."""
-    description = json.loads((GOLDEN / f"{case}.json").read_text())
-    shapes = {name: (dtype, tuple(shape)) for name, dtype, shape in description["listing"]}
-    seed = f"{case}/{description['salt']}"
-    tensors = {name: _tensor(seed, name, shapes, description["config"]) for name in shapes}
+    described = description(case)
+    shapes = {name: (dtype, tuple(shape)) for name, dtype, shape in described["listing"]}
+    seed = f"{case}/{described['salt']}"
+    tensors = {name: _tensor(seed, name, shapes, described["config"]) for name in shapes}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(description["config"], indent=2))
-    if description["shards"] == 1:
+    (folder / "config.json").write_text(json.dumps(described["config"], indent=2))
+    if described["shards"] == 1:
         write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     else:
-        write_sharded(folder, tensors, description["shards"])
+        write_sharded(folder, tensors, described["shards"])
     return folder
 
 

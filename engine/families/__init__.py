@@ -38,7 +38,9 @@ def found() -> dict[str, Family]:
     return dict(sorted(table.items()))
 
 
+@cache
 def _files() -> list[str]:
+    """Those of this folder, which takes longer to list than to read a config."""
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 

@@ -8,8 +8,10 @@ are listed here once. A key that is left out has the default of its family in tr
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from math import inf, log
 from types import MappingProxyType
 from typing import Any
@@ -68,6 +70,12 @@ _MISSING = object()
 _EARLIER_KINDS = {
     "attention": "full_attention", "deepseek_sparse_attention": "indexed_attention", "mamba": "linear_attention",
 }  # fmt: skip
+
+
+@cache
+def _matching(patterns: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Of a key, whether one of the patterns is that of all of it."""
+    return re.compile("|".join(map(fnmatch.translate, patterns))).match
 
 
 class Config:
@@ -217,8 +225,8 @@ class Config:
 
     def ignore(self, patterns: Iterable[str]) -> None:
         """Accept keys matching these patterns whatever they say."""
-        for pattern in patterns:
-            self._left -= set(fnmatch.filter(self._left, pattern))
+        accepted = _matching(tuple(patterns))
+        self._left = {key for key in self._left if not accepted(key)}
 
     def done(self) -> None:
         """Refuse the keys that nobody took, if they say something and are not known to be harmless."""

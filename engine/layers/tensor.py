@@ -33,11 +33,6 @@ class Tensor:
         """Number of parameters."""
         return prod(self.shape)
 
-    @property
-    def active(self) -> int:
-        """How many of them one token's computation touches."""
-        return self.size if self.touched is None else self.touched
-
 
 def prefixed(prefix: str, table: Mapping[str, _Value]) -> dict[str, _Value]:
     """The same table with longer names."""

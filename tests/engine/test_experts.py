@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from numoe.engine import InputError, Model, describe, load
+from numoe.engine import Description, InputError, Model, describe, load
 from numoe.engine.experts import heat
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
@@ -71,21 +71,25 @@ def least_bytes(store: ExpertStore) -> int:
     return max(store.largest.values())
 
 
-def chosen_bytes(model: Path) -> Callable[[ExpertStore], int]:
-    top_k = max(top_k for _, top_k in describe(model).spec.routed.values())
+def chosen_bytes(model: Description) -> Callable[[ExpertStore], int]:
+    top_k = max(top_k for _, top_k in model.spec.routed.values())
     return lambda store: top_k * least_bytes(store)
 
 
 def load_with(
-    monkeypatch: pytest.MonkeyPatch, path: Path, budget: Callable[[ExpertStore], int], ahead: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path | Description,
+    budget: Callable[[ExpertStore], int],
+    ahead: bool = True,
 ) -> Model:
     """A model whose experts may take so many bytes."""
     monkeypatch.setattr(PLAN, "scratch_bytes", lambda spec: 0)
-    model = load(path, ram=describe(path).plan().total_bytes - 1)
+    described = describe(path) if isinstance(path, Path) else path
+    model = load(described, ram=described.plan().total_bytes - 1)
     assert model.experts is not None
     wanted = budget(model.experts)
     if wanted == model.experts.total_bytes:
-        model = load(path)
+        model = load(described)
     else:
         model.experts.allow(min(wanted, model.experts.budget))
     assert model.experts is not None
@@ -147,10 +151,10 @@ CONVERSIONS = [
 def test_conversions_of_every_family_run_in_the_room_of_one_layer(
     variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    path, ids = variant(name), tiny.load_golden(name.split()[0]).ids[:30]
-    whole = load(path)
+    described, ids = describe(variant(name)), tiny.load_golden(name.split()[0]).ids[:30]
+    whole, chosen = load(described), chosen_bytes(described)
     model = load_with(
-        monkeypatch, path, lambda store: max(store.total_bytes // len(whole.spec.routed), chosen_bytes(path)(store))
+        monkeypatch, described, lambda store: max(store.total_bytes // len(whole.spec.routed), chosen(store))
     )
     np.testing.assert_array_equal(model.session(64).feed(ids), whole.session(64).feed(ids))
     if len(whole.spec.routed) > 1:
@@ -167,20 +171,20 @@ ALL = list(product(("least", "chosen", "half", "all"), (False, True), (1, 2)))
 def test_no_digit_depends_on_the_budget(
     variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, ways: list[tuple[str, bool, int]]
 ) -> None:
-    path = variant(name)
+    described = describe(variant(name))
     ids = tiny.load_golden(name.split()[0]).ids.tolist()[:44]
 
     def logits(model: Model) -> np.ndarray:
         session = model.session(64)
         return np.concatenate([session.feed(ids[:40]), *(session.feed([token]) for token in ids[40:])])
 
-    expected = logits(load(path, threads=1))
+    expected = logits(load(described, threads=1))
     budgets: dict[str, Callable[[ExpertStore], int]] = {
-        "least": least_bytes, "chosen": chosen_bytes(path), "half": lambda store: store.total_bytes // 2,
+        "least": least_bytes, "chosen": chosen_bytes(described), "half": lambda store: store.total_bytes // 2,
         "all": lambda store: store.total_bytes,
     }  # fmt: skip
     for budget, ahead, count in ways:
-        model = load_with(monkeypatch, path, budgets[budget], ahead)
+        model = load_with(monkeypatch, described, budgets[budget], ahead)
         threads.use(count)
         np.testing.assert_array_equal(logits(model), expected)
         assert model.experts is not None
@@ -692,7 +696,7 @@ def test_a_file_that_is_cut_short_ends_the_answer_and_not_the_session(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(checkpoint("mixtral_a"), tmp_path / "model"))
-    model = load_with(monkeypatch, folder, chosen_bytes(folder))
+    model = load_with(monkeypatch, folder, chosen_bytes(describe(folder)))
     session = model.session(64)
     first = session.feed(range(10))
     file = folder / "model.safetensors"
@@ -717,7 +721,7 @@ def test_a_missing_file_and_a_failing_disk_are_one_sentence(
     checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(checkpoint("mixtral_a"), tmp_path / "model"))
-    model = load_with(monkeypatch, folder, chosen_bytes(folder))
+    model = load_with(monkeypatch, folder, chosen_bytes(describe(folder)))
     session = model.session(64)
 
     def fail(self: Files, *_: object) -> int:

@@ -1,6 +1,7 @@
 """What is known of a machine: measured once, kept, corrected by runs. No figure is compared with a clock."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,15 +12,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from helpers import write_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from machines import FORMATS, a_machine, keep
 
 from numoe.engine import InputError, Model, describe, load
+from numoe.engine.budget import Budget
+from numoe.engine.families import family
 from numoe.engine.layers.rows import FLOAT32
 from numoe.engine.measure.machine import Machine, calibrate, known, record
-from numoe.engine.plan import Plan, Verdict
+from numoe.engine.plan import Plan, Verdict, parse_bytes
 from numoe.quant.compute import kernels, threads
 from numoe.quant.convert.recipe import Target
 
@@ -480,3 +485,52 @@ def test_every_format_of_a_model_has_a_speed(checkpoint: Callable[[str], Path]) 
     for case in ("v4_released", "v3_fp8", "mixtral_a"):
         planned = describe(checkpoint(case)).plan(64)
         assert a_machine().forecast(planned, planned.total_bytes).decode > (0.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- peak memory
+
+SHAPE = {"vocab_size": 2000, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 512}
+SHAPE |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": False}
+SHAPE |= {"hidden_act": "silu", "num_hidden_layers": 6}
+MIXTURE = SHAPE | {"model_type": "qwen3_moe", "num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True}
+MIXTURE |= {"moe_intermediate_size": 384, "intermediate_size": 512, "decoder_sparse_step": 1, "mlp_only_layers": []}
+DENSE = SHAPE | {"model_type": "llama", "intermediate_size": 4096}
+
+
+def write_large(folder: Path, config: dict[str, Any], dtype: str) -> Path:
+    """A model of some 200 MB whose weights repeat."""
+    kind = family(config["model_type"])
+    normal = np.random.default_rng(0).standard_normal(1 << 22, np.float32) / 32
+    tensors = {}
+    for layer, name, tensor in kind.spec(config).listing():
+        source = next(s for s in kind.sources(name, layer, tensor.expert) if not s.stacked and not s.fused)
+        values = normal[: math.prod(tensor.shape)]
+        raw = (values.view("<u4") >> 16).astype("<u2") if dtype == "BF16" else values
+        tensors[source.name] = dtype, tensor.shape, raw.tobytes()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "rams"),
+    [
+        pytest.param(MIXTURE, "BF16", ("1GB", "150MB"), id="moe"),
+        pytest.param(DENSE, "F32", ("1GB",), id="dense", marks=pytest.mark.slow),
+    ],
+)
+def test_peak_memory_is_predicted(
+    config: dict[str, Any], dtype: str, rams: tuple[str, ...], tmp_path: Path, measured: tuple[Machine, object]
+) -> None:
+    planned = describe(write_large(tmp_path / "model", config, dtype)).plan(600)
+    assert planned.weight_bytes > 150e6
+    machine = measured[0].with_reading(planned.largest_expert, 1e9)
+    for ram in rams:
+        predicted = machine.forecast(planned, Budget(ram, machine.process_bytes).total).peak_bytes
+        command = [sys.executable, "-m", "numoe.cli", "bench", str(tmp_path / "model"), "--ram", ram, "--json"]
+        command += ["--prompt-tokens", "550", "-n", "8", "--repetitions", "1"]
+        measured = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["peak_rss_bytes"]
+        print(f"{ram}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+        # What is fetched ahead, and so held, depends on which thread comes first.
+        assert 0.85 * predicted <= measured <= min(1.1 * predicted, parse_bytes(ram))

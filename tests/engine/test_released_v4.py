@@ -25,10 +25,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def test_every_byte_of_a_release_has_its_place(name: str, total_size: int, tensors: int) -> None:
     """`total_size` and the number of tensors are those of the released index files."""
     config = json.loads((CONFIGS / f"deepseek-ai__DeepSeek-{name}.json").read_text())
-    infos, end = {}, 0
+    infos, end, file = {}, 0, Path("model.safetensors")
     for stored, (dtype, shape) in released_v4_listing(config).items():
         nbytes = math.prod(shape) * ITEM_BYTES[dtype]
-        infos[stored] = TensorInfo(stored, dtype, shape, Path("model.safetensors"), end, nbytes)
+        infos[stored] = TensorInfo(stored, dtype, shape, file, end, nbytes)
         end += nbytes
     assert (len(infos), end) == (tensors, total_size)
 

@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for part in ("cli", "engine", "quant"):
-            shutil.copytree(ROOT / part, folder / "numoe" / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, folder / "numoe" / part)  # with what is compiled
         parts = ("families", "layers", "chat")
         family, kind, chat = (blocks(ROOT / "engine" / part / "README.md") for part in parts)
         written(folder / "numoe", {**family, **kind, **chat})

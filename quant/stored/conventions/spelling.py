@@ -55,11 +55,11 @@ class Spelling:
 
     def parts(self, weight: str, tensors: Tensors) -> dict[str, TensorInfo]:
         """Those that are there; {} where there are no codes."""
-        names = {one: named(one, weight) for one in (self.codes, *self.needs, *self.may)}
-        codes = tensors.get(names[self.codes])
+        codes = tensors.get(named(self.codes, weight))
         if codes is None or codes.dtype not in self.dtypes:
             return {}
-        return {template: tensors[name] for template, name in names.items() if name in tensors}
+        names = {one: named(one, weight) for one in (*self.needs, *self.may)}
+        return {self.codes: codes} | {template: tensors[name] for template, name in names.items() if name in tensors}
 
     def missing(self, parts: Parts) -> list[str]:
         """The templates of what is needed and not there."""
@@ -84,12 +84,12 @@ class Convention:
 
     def claims(self, tensors: Tensors) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each weight that is there in all its parts, and their names, the codes first."""
-        for name in tensors:
+        for name, info in tensors.items():
             for spelling in self.spellings:
-                weight = spelling.weight(name)
+                weight = spelling.weight(name) if info.dtype in spelling.dtypes else None
                 parts = spelling.parts(weight, tensors) if weight else {}
                 if weight and parts and not spelling.missing(parts):
-                    yield weight, tuple(info.name for info in parts.values())
+                    yield weight, tuple(part.name for part in parts.values())
                     break
 
     def find(self, weight: str, tensors: Tensors, files: Files) -> Stored | None:
