@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import closing
@@ -84,9 +84,8 @@ def pull(
 ) -> Pulled:
     """Download a model into a folder of its id on the hub, its weights in the formats of a recipe.
 
-    With `native` a GGUF file stays one, and is left where it is when the Hugging Face cache has it. Of others at most
-    two shards of the repository are on the disk together. A pull that was interrupted goes on where it was, at the same
-    commit.
+    With `native` a GGUF file stays one, and is left where it is when the Hugging Face cache has it. Else at most two
+    shards of a repository are on the disk together. An interrupted pull goes on where it was, at the same commit.
 
     Args:
         repo_id: OWNER/NAME in any case, or an earlier name of the repository; with :QUANT, :FILE or :FOLDER the model
@@ -117,18 +116,15 @@ def pull(
     try:
         repository = replace(hub_repository.repository(repo_id, asked, patience), connections=connections)
         gguf = chosen(repository, wanted)
-        folder = home.folder_for(repository.repo_id, home.called(gguf.name if gguf else "", quant))
-        folder = one.finished_path if one else folder
+        folder = one.finished_path if one else _folder(repository, gguf, quant)
         if folder.exists():
             _refuse_other(folder, repository, revision)
             return Pulled(folder, None)
         description = describe_runnable(repository, gguf)
-        as_it_is = gguf is not None and quant == "native"
-        shards = gguf.files if gguf and as_it_is else _shards(repository, description)
-        small = {HEADER: gguf_header(description.checkpoint)} if gguf else None
-        name = begun.source if begun else repository.repo_id
-        downloads = _Downloads(name, repository, shards, small, keep, report, stop)
-        if as_it_is:
+        whole = gguf if quant == "native" else None
+        shards = whole.files if whole else _shards(repository, description)
+        downloads = _Downloads(begun, repository, shards, _header(gguf, description), keep, report, stop)
+        if whole:
             return Pulled(folder, _as_it_is(downloads, folder))
         of = description.checkpoint, description.weights()
         return Pulled(folder, convert(*of, folder, quant, downloads, downloads.count_written))
@@ -143,6 +139,14 @@ def _gone(one: home.Pulled, revision: str | None) -> InputError:
         f"the commit {revision} that this pull of {one.name} began with is gone from the hub, as its authors have "
         f"rewritten their history; `numoe rm {one.name}` removes what is here, then a pull begins anew"
     )
+
+
+def _folder(repository: Repository, gguf: GgufSet | None, quant: str) -> Path:
+    return home.folder_for(repository.repo_id, home.called(gguf.name if gguf else "", quant))
+
+
+def _header(gguf: GgufSet | None, description: Description) -> bytes | None:
+    return gguf_header(description.checkpoint) if gguf else None
 
 
 def _shards(repository: Repository, description: Description) -> list[str]:
@@ -224,17 +228,17 @@ class _Downloads:
 
     def __init__(
         self,
-        name: str,
+        begun: Manifest | None,
         repository: Repository,
         shards: Sequence[str],
-        small: Mapping[str, bytes] | None,
+        header: bytes | None,
         keep: bool,
         report: Report,
         stop: Event,
     ) -> None:
-        """small: the small files of the model; None: those of the repository."""
-        self.name = name
-        self._small = small
+        """begun: of the pull that goes on. header: what a GGUF file says in place of small files; None: these do."""
+        self.name = begun.source if begun else repository.repo_id
+        self._header = header
         self.revision = repository.revision
         self._keep = keep
         self._repository = repository
@@ -253,10 +257,10 @@ class _Downloads:
         return {name: self._repository.files[path] for name, path in self._paths.items()}
 
     def names(self) -> Sequence[str]:
-        return _small(self._repository) if self._small is None else list(self._small)
+        return _small(self._repository) if self._header is None else [HEADER]
 
     def read(self, name: str) -> bytes:
-        return self._repository.read(name) if self._small is None else self._small[name]
+        return self._repository.read(name) if self._header is None else self._header
 
     def room(self, names: Sequence[str], folder: Path) -> int:
         missing = sorted(self._sizes[name] for name in names if self._repository.cached(self._paths[name]) is None)
