@@ -116,7 +116,8 @@ def _distant(
         raise home.unknown(name)
     remote = repository(where[0], revision, wait)
     if not where[1] and not remote.in_safetensors and len(remote.ggufs) > 1:
-        _refuse_quant(options.stated.get("quant"), remote.repo_id)
+        if options.stated.get("quant") not in (None, "native"):
+            chosen(remote, "")  # says which there are
         tell_ggufs(output, remote, Budget(options["ram"], process_bytes()).total, options["ctx"], options["json"])
         raise typer.Exit
     gguf = chosen(remote, where[1])
@@ -145,18 +146,10 @@ def _quants(description: Description, asked: str | None) -> list[str]:
     from numoe.quant.convert.recipes import RECIPES
     from numoe.quant.stored.manifest import read_manifest
 
-    if description.in_gguf:
-        _refuse_quant(asked, description.path)
-        return ["native"]
     manifest = read_manifest(description.path)
-    if asked or manifest:
+    if asked or manifest or description.metadata is not None:
         return list(dict.fromkeys([manifest.recipe if manifest else "native", *([asked] if asked else [])]))
     return list(RECIPES)
-
-
-def _refuse_quant(asked: str | None, gguf: object) -> None:
-    if asked not in (None, "native"):
-        raise InputError(f"{gguf} is GGUF, which stays as it is: leave `quant` out")
 
 
 def _machine(output: Output, plans: list[Plan], options: Options) -> Machine:
@@ -195,9 +188,10 @@ def _column(
 
     limit = description.spec.context
     contexts = [ctx] if ctx else [*(context for context in _CONTEXTS if context < limit), limit]
-    names = {info.path.name for info in description.checkpoint.tensors.values()}
-    converted = remote is not None and not description.in_gguf  # of what is not, nothing is there but itself
-    shards = sorted(remote.files[name].size for name in names) if remote and converted else []
+    shards = []
+    if remote and (quant != "native" or description.metadata is None):  # else nothing is there but itself
+        paths = {info.path for info in description.checkpoint.tensors.values()}
+        shards = sorted(remote.files[path.relative_to(remote.repo_id).as_posix()].size for path in paths)
     kv = {context: kv_bytes(description.spec, context, plan.kv) for context in contexts}
     small = kv_bytes(description.spec, plan.context, INT8)
     disk = plan.disk_bytes + sum(shards[-2:])

@@ -24,6 +24,7 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
     Examples:
     numoe quantize MODEL small --quant int4
     numoe quantize MODEL small --quant int4 --calibrate text.txt
+    numoe quantize model-BF16.gguf small --quant experts=int4,attention=int8
     """
     calibrate, threads = options["calibrate"], options["threads"]
     if calibrate is not None and "int4" not in roles(options["quant"]).values():
@@ -34,14 +35,14 @@ def quantize(source: arguments.Source, destination: arguments.Destination, optio
         from numoe.engine.home import expanded
         from numoe.engine.plan import format_bytes
         from numoe.quant.compute import threads as kernel_threads
-        from numoe.quant.convert.convert import Folder, convert
+        from numoe.quant.convert.convert import Folder, GgufFile, convert
         from numoe.quant.convert.folder import PART_SUFFIX, refuse_existing
 
         kernel_threads.use(threads or kernel_threads.usable_cores())
         destination = expanded(str(destination), "the folder to make is")
         refuse_existing(destination)
         description = describe(source)
-        origin = Folder(description.path, source)
+        origin = (GgufFile if description.path.is_file() else Folder)(description.path, source)
         inputs, calibration = None, None
         if text is not None:
             output.status(f"loading {source}")

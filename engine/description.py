@@ -33,7 +33,7 @@ from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
 from numoe.quant.stored.checked import CheckedFiles
-from numoe.quant.stored.checkpoint import Checkpoint, is_gguf, only_gguf, open_checkpoint
+from numoe.quant.stored.checkpoint import Checkpoint, gguf_listing, is_gguf, only_gguf, open_checkpoint
 from numoe.quant.stored.manifest import read_manifest
 from numoe.quant.stored.quantization import SIDE_FILE, Convention, announced_name, read_quantization, refuse_foreign
 
@@ -60,6 +60,8 @@ class Description:
     checkpoint: Checkpoint
     places: dict[str, Place]
     family: Family
+    metadata: Mapping[str, Any] | None = None
+    """Of the GGUF file that it is or was made of; None for what has a config.json and other files of its own."""
 
     def plan(self, context: int | None = None, quant: str = "native", kv: str = FLOAT32.name) -> Plan:
         """Bytes and parameters, without reading weights.
@@ -144,18 +146,13 @@ class Description:
                 weights.append(Matrix(name, tensor.role, place.stored, unit, inputs.get(name) if inputs else None))
         return weights
 
-    @property
-    def in_gguf(self) -> bool:
-        """Whether it is a GGUF file, which has all that a folder has in files of their own."""
-        return _in_gguf(self.checkpoint)
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises InputError when the model comes without one."""
         from numoe.engine.text.tokenizer import gguf_tokenizer, load_tokenizer
 
-        if self.in_gguf:
-            return gguf_tokenizer(self.checkpoint.metadata)
+        if self.metadata is not None:
+            return gguf_tokenizer(self.metadata)
         return load_tokenizer(self.path)
 
     @cached_property
@@ -167,7 +164,7 @@ class Description:
         """
         from numoe.engine.text.recommended import from_folder, from_metadata
 
-        return from_metadata(self.checkpoint.metadata) if self.in_gguf else from_folder(self.path)
+        return from_folder(self.path) if self.metadata is None else from_metadata(self.metadata)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -197,7 +194,9 @@ def describe(model: str | Path, *, check: bool = False) -> Description:
         checkpoint = open_checkpoint(path, files=files)
         if not is_gguf(path):
             raise InputError(f"{path} is one of a model's files; give its folder, {path.parent}")
-        return _of_gguf(path, checkpoint)
+        return _of_gguf(path, checkpoint, checkpoint.tensors, checkpoint.metadata)
+    if listing := gguf_listing(path, files):
+        return _of_gguf(path, open_checkpoint(path, files=files), *listing)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
@@ -218,7 +217,7 @@ def describe_repository(repository: Repository, gguf: GgufSet | None = None) -> 
         from numoe.engine.hub.gguf import distant_checkpoint
 
         checkpoint = distant_checkpoint(repository, gguf)
-        return _of_gguf(checkpoint.path, checkpoint)
+        return _of_gguf(checkpoint.path, checkpoint, checkpoint.tensors, checkpoint.metadata)
     config = repository.config()
     side = None
     if SIDE_FILE in repository.files:
@@ -227,15 +226,14 @@ def describe_repository(repository: Repository, gguf: GgufSet | None = None) -> 
     return arrange(Path(repository.repo_id), config, kind, spec, repository.checkpoint(convention))
 
 
-def _of_gguf(path: Path, checkpoint: Checkpoint) -> Description:
-    shapes = {name: checkpoint[name].shape for name in checkpoint.names()}
+def _of_gguf(
+    path: Path, checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, Any]
+) -> Description:
+    """tensors, metadata: what the GGUF file says that it is, or was made of."""
+    shapes = {name: info.shape for name, info in tensors.items()}
     of_rope = [checkpoint[name].array().ravel().tolist() for name in DIVISORS if name in shapes]
     divisors = of_rope[0] if of_rope else None
-    return arrange(path, *from_gguf(checkpoint.metadata, shapes, divisors, path), checkpoint)
-
-
-def _in_gguf(checkpoint: Checkpoint) -> bool:
-    return "general.architecture" in checkpoint.metadata
+    return arrange(path, *from_gguf(metadata, shapes, divisors, path), checkpoint, metadata)
 
 
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
@@ -255,7 +253,14 @@ def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, 
     return kind, kind.spec(config), convention
 
 
-def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, checkpoint: Checkpoint) -> Description:
+def arrange(
+    path: Path,
+    config: dict[str, Any],
+    kind: Family,
+    spec: ModelSpec,
+    checkpoint: Checkpoint,
+    metadata: Mapping[str, Any] | None = None,
+) -> Description:
     """Find the place of every tensor of the spec in a checkpoint, which may be a mere listing without data.
 
     Where the config says that the embedding serves as head and both are stored, the stored head counts; where one of
@@ -264,7 +269,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
     Raises:
         InputError: a tensor is missing, has another shape than the config says, or has no place in the spec.
     """
-    config_name = "the file's metadata" if _in_gguf(checkpoint) else "config.json"
+    config_name = "config.json" if metadata is None else "the file's metadata"
     if spec.tied and all(any(s.name in checkpoint for s in kind.sources(name)) for name in ("embed", "head")):
         spec = replace(spec, tied=False)
     listing, routed = list(spec.listing()), spec.routed
@@ -284,7 +289,7 @@ def arrange(path: Path, config: dict[str, Any], kind: Family, spec: ModelSpec, c
         experts = routed[layer][0] if layer in routed else 0
         places[name] = place(name, tensors, found, experts, checkpoint, config_name)
     _refuse_leftovers(config, kind, spec, checkpoint, places, path, config_name)
-    return Description(path, config, spec, checkpoint, places, kind)
+    return Description(path, config, spec, checkpoint, places, kind, metadata)
 
 
 def _holds(checkpoint: Checkpoint, source: Source) -> bool:

@@ -54,8 +54,8 @@ def license_of(description: Description) -> str:
     path = description.path
     if path == lookup(TINY):
         return "MIT, as numoe itself"
-    if path.is_file():
-        named = [description.checkpoint.metadata.get(f"general.license{more}") for more in (".name", "")]
+    if description.metadata is not None:
+        named = [description.metadata.get(f"general.license{more}") for more in (".name", "")]
         return next((one for one in named if isinstance(one, str) and one), "")
     return _front_matter(path / "README.md") or _first_line(path)
 

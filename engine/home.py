@@ -38,7 +38,8 @@ class Pulled:
 
     repo_id: str
     quant: str
-    """native, int8, int4, another recipe; of a GGUF file what tells it from others of its repository: Q4_K_M."""
+    """native, int8, int4, another recipe; of a GGUF file what tells it from others of its repository: Q4_K_M; of what
+    was made of one both: BF16+int4."""
     path: Path
 
     @property
@@ -49,15 +50,18 @@ class Pulled:
     @property
     def command(self) -> str:
         """What pulls it."""
-        return f"numoe pull {self.repo_id} quant={self.quant}" if self._is_recipe else f"numoe pull {self.name}"
+        of, recipe = self._parts
+        return f"numoe pull {self.repo_id}{f':{of}' if of else ''}" + (f" quant={recipe}" if recipe else "")
 
     @property
-    def _is_recipe(self) -> bool:
+    def _parts(self) -> tuple[str, str]:
+        """What tells the GGUF file, and the recipe; "" where there is none."""
+        of, _, recipe = self.quant.rpartition("+")
         try:
-            roles(self.quant)
+            roles(recipe)
         except InputError:  # a GGUF file's
-            return False
-        return True
+            return self.quant, ""
+        return of, recipe
 
     @property
     def complete(self) -> bool:
@@ -66,7 +70,7 @@ class Pulled:
 
     def means(self, quant: str) -> bool:
         """Whether a text means this one of its repository: what it says, or a file of it."""
-        if quant.lower() in ("", self.quant.lower()):
+        if quant.lower() in ("", self.quant.lower(), *(part.lower() for part in self._parts)):
             return True
         ggufs = gguf_sets(path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
         name = quant.lower().rstrip("/").rpartition("/")[2]  # here there are no folders in a model's
@@ -124,6 +128,11 @@ def make(folder: Path) -> None:
 def models_folder() -> Path:
     """Where pulled models are."""
     return home() / "models"
+
+
+def called(gguf: str, quant: str) -> str:
+    """`Pulled.quant` of what is made of a GGUF file ("": of safetensors) by a recipe."""
+    return f"{gguf}+{quant}" if gguf and quant != "native" else gguf or quant
 
 
 def folder_for(repo_id: str, quant: str) -> Path:

@@ -21,7 +21,8 @@ from numoe.engine.hub.repository import RemoteFile, Repository
 from numoe.quant.convert.convert import Conversion, convert
 from numoe.quant.convert.folder import unfinished
 from numoe.quant.errors import InputError
-from numoe.quant.stored.gguf_sets import GgufSet
+from numoe.quant.stored.checkpoint import gguf_header
+from numoe.quant.stored.gguf_sets import HEADER, GgufSet
 from numoe.quant.stored.manifest import Manifest, read_manifest
 
 CONNECTIONS = 4
@@ -83,8 +84,8 @@ def pull(
 ) -> Pulled:
     """Download a model into a folder of its id on the hub, its weights in the formats of a recipe.
 
-    A GGUF file stays one, and is left where it is when the Hugging Face cache has it. Of others at most two shards of
-    the repository are on the disk together. A pull that was interrupted goes on where it was, at the same commit.
+    With `native` a GGUF file stays one, and is left where it is when the Hugging Face cache has it. Else at most two
+    shards of a repository are on the disk together. An interrupted pull goes on where it was, at the same commit.
 
     Args:
         repo_id: OWNER/NAME in any case, or an earlier name of the repository; with :QUANT, :FILE or :FOLDER the model
@@ -106,7 +107,7 @@ def pull(
         _refuse_stopped(stop)
 
     repo_id, wanted = parted(repo_id) or (repo_id, "")
-    one = _here(repo_id, wanted or quant)
+    one = _here(repo_id, home.called(wanted, quant))
     if revision is None and (path := _at_hand(one, repo_id, wanted, quant)):
         return Pulled(path, None)
     _make_models_folder()
@@ -114,16 +115,16 @@ def pull(
     asked = begun.revision if begun and revision is None else revision
     try:
         repository = replace(hub_repository.repository(repo_id, asked, patience), connections=connections)
-        gguf = _gguf(repository, wanted, quant)
-        folder = home.folder_for(repository.repo_id, gguf.name if gguf else quant)
-        folder = one.finished_path if one else folder
+        gguf = chosen(repository, wanted)
+        folder = one.finished_path if one else _folder(repository, gguf, quant)
         if folder.exists():
             _refuse_other(folder, repository, revision)
             return Pulled(folder, None)
         description = describe_runnable(repository, gguf)
-        shards = gguf.files if gguf else sorted({i.path.name for i in description.checkpoint.tensors.values()})
-        downloads = _Downloads(begun.source if begun else repository.repo_id, repository, shards, keep, report, stop)
-        if gguf:
+        whole = gguf if quant == "native" else None
+        shards = whole.files if whole else _shards(repository, description)
+        downloads = _Downloads(begun, repository, shards, _header(gguf, description), keep, report, stop)
+        if whole:
             return Pulled(folder, _as_it_is(downloads, folder))
         of = description.checkpoint, description.weights()
         return Pulled(folder, convert(*of, folder, quant, downloads, downloads.count_written))
@@ -140,16 +141,18 @@ def _gone(one: home.Pulled, revision: str | None) -> InputError:
     )
 
 
-def _gguf(repository: Repository, wanted: str, quant: str) -> GgufSet | None:
-    """As `chosen`, of what can be pulled in a format."""
-    gguf = chosen(repository, wanted)
-    if gguf is None or quant == "native":
-        return gguf
-    others = ", ".join(one.name for one in repository.ggufs if one != gguf and not one.missing)
-    raise InputError(
-        f"{gguf.name} of {repository.repo_id} is GGUF, which stays as it is: leave `quant` out"
-        + (f", or take another one: {others}" if others else "")
-    )
+def _folder(repository: Repository, gguf: GgufSet | None, quant: str) -> Path:
+    return home.folder_for(repository.repo_id, home.called(gguf.name if gguf else "", quant))
+
+
+def _header(gguf: GgufSet | None, description: Description) -> bytes | None:
+    return gguf_header(description.checkpoint) if gguf else None
+
+
+def _shards(repository: Repository, description: Description) -> list[str]:
+    """The files of a repository that hold a model's tensors."""
+    paths = {info.path for info in description.checkpoint.tensors.values()}
+    return sorted(path.relative_to(repository.repo_id).as_posix() for path in paths)
 
 
 def _here(repo_id: str, called: str) -> home.Pulled | None:
@@ -224,9 +227,18 @@ class _Downloads:
     passing = True
 
     def __init__(
-        self, name: str, repository: Repository, shards: Sequence[str], keep: bool, report: Report, stop: Event
+        self,
+        begun: Manifest | None,
+        repository: Repository,
+        shards: Sequence[str],
+        header: bytes | None,
+        keep: bool,
+        report: Report,
+        stop: Event,
     ) -> None:
-        self.name = name
+        """begun: of the pull that goes on. header: what a GGUF file says in place of small files; None: these do."""
+        self.name = begun.source if begun else repository.repo_id
+        self._header = header
         self.revision = repository.revision
         self._keep = keep
         self._repository = repository
@@ -245,15 +257,16 @@ class _Downloads:
         return {name: self._repository.files[path] for name, path in self._paths.items()}
 
     def names(self) -> Sequence[str]:
-        return _small(self._repository)
+        return _small(self._repository) if self._header is None else [HEADER]
 
     def read(self, name: str) -> bytes:
-        return self._repository.read(name)
+        return self._repository.read(name) if self._header is None else self._header
 
     def room(self, names: Sequence[str], folder: Path) -> int:
         missing = sorted(self._sizes[name] for name in names if self._repository.cached(self._paths[name]) is None)
         if not self._keep:
-            there = sum(path.stat().st_size for path in folder.glob("*.safetensors*"))
+            begun = {begun for name in names for begun in (name, f"{name}.incomplete")}
+            there = sum(path.stat().st_size for path in folder.iterdir() if path.name in begun)
             return max(0, sum(missing[-2:]) - there)
         cache = hub_repository.cache_folder()
         free = shutil.disk_usage(cache).free

@@ -673,12 +673,13 @@ def write_gguf(
     change: is given the tensors by GGUF's names, and gives those to write.
     split: the most tensors of a part, of which there are several then.
     vocabulary: the tokens, in the byte alphabet; the last one ends an answer, that before it is a pair.
-    more: keys to add or replace; None takes one away.
+    more: keys to add or replace, below the architecture unless they are of the file or tokenizer; None takes one away.
     """
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     writer.add_name("A name")
     named: dict[str, Any] = {
-        f"{architecture}.{key}": value for key, value in (keys(config, architecture) | more).items()
+        key if key.startswith(("general.", "tokenizer.")) else f"{architecture}.{key}": value
+        for key, value in (keys(config, architecture) | more).items()
     }
     if vocabulary:
         words = {"model": "gpt2", "pre": "default", "tokens": vocabulary, "token_type": [1] * len(vocabulary),

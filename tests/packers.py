@@ -243,6 +243,21 @@ ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "data_type":
          "autoround_version": "0.16.1", "block_name_to_quantize": "model.layers", "low_gpu_mem_usage": True,
          "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}, ".*norm.*": {"bits": 16}}}  # fmt: skip
 PACKED = {"type": "int", "strategy": "group"}
+SEVERAL = ct("pack-quantized") | {
+    "config_groups": {
+        f"group_{number}": {"targets": targets, "weights": {"type": "int"} | weights}
+        for number, (targets, weights) in enumerate([
+            (["Linear"], PACKED | {"num_bits": 4, "group_size": 32}),
+            (["re:.*self_attn.*", "re:.*shared.*"], PACKED | {"num_bits": 8, "group_size": 32, "symmetric": False}),
+            (["model.layers.0.mlp.down_proj"], PACKED | {"num_bits": 4, "group_size": 64, "actorder": "group"}),
+            (["lm_head"], {"num_bits": 8, "strategy": "channel"}),
+            (["FusedMoE"], {"num_bits": 4, "strategy": "channel"}),
+        ])
+    }
+}  # fmt: skip
+DYNAMIC = GPTQ | {"bits": 4, "sym": True, "dynamic": {
+    "-:.*gate.*": {}, r"+:.*\.attn\..*": {"bits": 8, "group_size": 32, "sym": False},
+    r".*mlp": {"bits": 8, "desc_act": True}, r".*down(?!x)": {"bits": 3, "group_size": -1}}}  # fmt: skip
 QUARK = {"quant_method": "quark", "global_quant_config": {}}
 FP4 = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0"}
 CASES = {
@@ -285,6 +300,16 @@ CASES = {
         lambda: ct_packed(8, 32, zero=True, order=True),
         "int8",
     ),
+    **{
+        f"ct several {name}": Case(SEVERAL, make, kind)
+        for name, make, kind in (
+            ("4", lambda: ct_packed(4, 32), "int4"),
+            ("8", lambda: ct_packed(8, 32, zero=True), "int8"),
+            ("4 in order", lambda: ct_packed(4, 64, order=True), "int4"),
+            ("8 a row", lambda: ct_packed(8, WIDTH), "int8"),
+            ("4 a row", lambda: ct_packed(4, WIDTH), "int4"),
+        )
+    },
     "ct w8a8": Case(ct("int-quantized", num_bits=8, strategy="channel"), lambda: ct_int8((ROWS, 1)), "int8"),
     "ct w8a8 tensor": Case(ct("int-quantized", num_bits=8, strategy="tensor"), lambda: ct_int8((1,)), "int8"),
     "ct w8a8 asymmetric": Case(
@@ -419,6 +444,36 @@ CASES = {
         "int4",
         optional=("a.g_idx",),
     ),
+    **{
+        f"gptq several {name}": Case(DYNAMIC, make, kind, optional=optional)
+        for name, make, kind, optional in (
+            ("4", lambda: gptq(4, sym=True, less=1), "int4", ("a.g_idx",)),
+            ("8", lambda: gptq(8, sym=False, less=1, group=32), "int8", ("a.g_idx",)),
+            ("8 in order", lambda: gptq(8, sym=True, less=1, group=64, order=True), "int8", ()),
+            ("3 a row", lambda: gptq(3, sym=True, less=1, group=None), "int4", ("a.g_idx",)),
+        )
+    },
+    **{
+        f"auto-round several {name}": Case(
+            ROUND
+            | {
+                "sym": True,
+                "packing_format": "auto_round:auto_gptq",
+                "extra_config": {
+                    "a": {"bits": 8, "group_size": 32, "sym": False},
+                    "b": {"bits": 16, "data_type": "fp"},
+                    "c": {"bits": 8},
+                },
+            },
+            make,
+            kind,
+        )
+        for name, make, kind in (
+            ("4", lambda: gptq(4, sym=True, less=1, index=False), "int4"),
+            ("8", lambda: gptq(8, sym=False, less=1, group=32, index=False), "int8"),
+            ("8 in other groups", lambda: gptq(8, sym=True, less=1, index=False), "int8"),
+        )
+    },
     "gptq of a row": Case(
         GPTQ | {"bits": 4, "sym": False, "group_size": -1, "format": "gptq_v2"},
         lambda: gptq(4, sym=False, less=0, index=False, group=None),

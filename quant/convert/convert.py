@@ -25,18 +25,19 @@ from typing import Protocol
 from numpy.typing import NDArray
 
 from numoe.quant.convert.folder import Part, unfinished
-from numoe.quant.convert.jobs import Array, Job, Matrix, Reader, whole_tensor
+from numoe.quant.convert.jobs import Array, Copy, Job, Matrix, Output, Reader
 from numoe.quant.convert.layout import Layout, lay_out
 from numoe.quant.documents import read_document
-from numoe.quant.errors import InputError
 from numoe.quant.files import Files, TensorInfo, is_plain_name
-from numoe.quant.stored.checkpoint import Checkpoint
+from numoe.quant.stored.checkpoint import Checkpoint, gguf_header, open_checkpoint
+from numoe.quant.stored.conventions.native import LAYOUT
+from numoe.quant.stored.gguf_sets import HEADER
 from numoe.quant.stored.manifest import MANIFEST_NAME, Manifest
 from numoe.quant.stored.safetensors import file_start, read_header
 from numoe.quant.stored.shards import INDEX_NAME
 
 # Configuration, vocabularies, templates; weights, code, pictures and logs stay behind.
-_READ = re.compile(r".+\.(json|jinja|model|tiktoken)|(vocab|merges)\.txt")
+_READ = re.compile(rf".+\.(json|jinja|model|tiktoken)|(vocab|merges)\.txt|{re.escape(HEADER)}")
 _TEXTS = re.compile(r".+\.md|(LICEN[CS]E|NOTICE|COPYING)[\w-]*(\.(txt|rst|\d+))?", re.IGNORECASE)
 
 Progress = Callable[[int, int], None]
@@ -83,19 +84,20 @@ class Folder:
     passing = False
 
     def __post_init__(self) -> None:
-        if not self.path.is_dir():
-            raise InputError(f"{self.path} is one file, and quantize takes a folder of safetensors with a config.json")
         # What is not UTF-8 in a folder's name has no place in the manifest.
         object.__setattr__(self, "name", self.name.encode("utf-8", "replace").decode())
 
     @property
     def revision(self) -> str:
         """A hash over the names, sizes and times of change of the files that a model is made of."""
-        names = [name for name in small_files(self.names()) if _READ.fullmatch(name)]
-        names += [n for n in self.names() if n == INDEX_NAME or (n.endswith(".safetensors") and not n.startswith("."))]
-        stats = ((name, (self.path / name).stat()) for name in names)
+        stats = ((path.name, path.stat()) for path in self._files())
         listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+
+    def _files(self) -> list[Path]:
+        names = [name for name in small_files(self.names()) if _READ.fullmatch(name)]
+        names += [n for n in self.names() if n == INDEX_NAME or (n.endswith(".safetensors") and not n.startswith("."))]
+        return [self.path / name for name in names]
 
     def names(self) -> Sequence[str]:
         return sorted(path.name for path in self.path.iterdir() if path.is_file())
@@ -109,6 +111,25 @@ class Folder:
     def shards(self, names: Sequence[str], folder: Path) -> Generator[Path]:
         for name in names:
             yield self.path / name
+
+
+class GgufFile(Folder):
+    """A local GGUF file, or the first part of a split one: what else lies in its folder is not the model's."""
+
+    def _files(self) -> list[Path]:
+        with open_checkpoint(self.path) as source:
+            return sorted({self.path, *(info.path for info in source.tensors.values())})
+
+    def names(self) -> Sequence[str]:
+        return [HEADER]
+
+    def read(self, name: str) -> bytes:
+        with open_checkpoint(self.path) as source:
+            return gguf_header(source)
+
+    def shards(self, names: Sequence[str], folder: Path) -> Generator[Path]:
+        for name in names:
+            yield self.path.with_name(name)
 
 
 @dataclass(frozen=True)
@@ -169,7 +190,11 @@ def convert(
             part.write(INDEX_NAME, [_index(layout.names, made)])
         part.finish()
     first = ((made[number], job.outputs[0]) for number in made for job in layout.jobs[number])
-    kept = [output.name for tensors, output in first if tensors[output.name].dtype != output.dtype]
+    kept = [
+        output.name
+        for tensors, output in first
+        if output.name not in tensors or tensors[output.name].dtype != output.dtype
+    ]
     nbytes = sum(info.nbytes for tensors in made.values() for info in tensors.values())
     return Conversion(sum(info.nbytes for info in source.tensors.values()), nbytes, kept=tuple(kept))
 
@@ -217,7 +242,7 @@ class _Shards:
         outputs = [output for job in jobs for output in job.outputs]
         self._sizes[number] = sum(output.nbytes for output in outputs)
         self._part.require_space(self._sizes[number])
-        start = file_start(((one.name, one.dtype, one.shape) for one in outputs), self._layout.metadata)
+        start = file_start(((one.name, one.dtype, one.shape) for one in outputs), LAYOUT)
         self._part.write(self._layout.names[number], chain([start], self._pieces(jobs)))
         self._undone.discard(number)
 
@@ -229,7 +254,8 @@ class _Shards:
                 self._progress(self._done, sum(self._sizes.values()))
 
     def _copied(self, tensors: Iterable[TensorInfo]) -> Iterator[NDArray]:
-        return (piece for info in tensors for piece in whole_tensor(info).pieces(self._reader))
+        whole = (Copy(Output(info.name, "U8", (info.nbytes,)), info.name) for info in tensors)
+        return (piece for copy in whole for piece in copy.pieces(self._reader))
 
     def _waiting(self, number: int) -> Path:
         """Where what later shards need of one waits."""

@@ -22,7 +22,7 @@ from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.columns import slab_arrays, slab_spans
 from numoe.quant.formats.pack import Moments, float16_loss
 from numoe.quant.formats.qtensor import QTensor
-from numoe.quant.stored.conventions.native import companion, own_layout
+from numoe.quant.stored.conventions.native import block_name, companion, own_layout
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import DTYPE_BITS
 
@@ -52,11 +52,11 @@ class Matrix:
     def kept(self) -> list[Job]:
         """What writes it in the format it has."""
         cuts = self.stored.cuts()
+        layout = own_layout(self.name, self.stored.format, self.stored.shape)
         if not cuts:
-            layout = own_layout(self.name, self.stored.format, self.stored.shape)
             return [Arrangement(self.stored, tuple(Output(*one) for one in layout))]
         copies = []
-        for name, cut in zip(_parts(self.name), cuts, strict=False):
+        for (name, _, _), cut in zip(layout, cuts, strict=True):
             output = Output(name, cut.dtype, (cut.rows, 8 * cut.row // DTYPE_BITS[cut.dtype]))
             copies.append(Copy(output, cut.tensor, cut.start, cut.row, cut.step))
         return _arranged(self.stored, copies)
@@ -81,11 +81,16 @@ class Array:
         """What writes it, whatever the recipe."""
         if self.made is not None:
             return [Making(Output(self.name, "F32", self.shape), self.stored, self.made)]
+        if self.stored.parts[0].dtype not in DTYPE_BITS:  # of GGUF, whose blocks no other file has
+            return [Making(Output(self.name, "F32", self.shape), self.stored, self._values)]
         if self.columns is not None:
             output = Output(self.name, self.stored.parts[0].dtype, self.shape)
             return [Making(output, self.stored, partial(_columns, self.columns))]
         parts = zip(_parts(self.name), self.stored.parts, strict=False)
         return [Copy(Output(name, info.dtype, info.shape), info.name) for name, info in parts]
+
+    def _values(self, stored: Stored) -> NDArray:
+        return stored.array()[..., self.columns or slice(None)].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -281,10 +286,17 @@ class Arrangement(Job):
 
 def copies(stored: Stored) -> list[Job]:
     """A whole weight under the name and in the format that it has."""
-    return _arranged(stored, [whole_tensor(info) for info in stored.parts])
+    codes, *others = stored.parts
+    if codes.dtype not in DTYPE_BITS and len(stored.shape) == 2:  # of GGUF
+        return Matrix(stored.name, "", stored).kept()
+    if codes.dtype not in DTYPE_BITS:
+        shape = (*codes.shape[:-1], codes.nbytes // math.prod(codes.shape[:-1]))
+        blocks = Output(block_name(stored.name, codes.dtype), "U8", shape)
+        return [Copy(blocks, codes.name), *map(_whole, others)]
+    return _arranged(stored, [_whole(info) for info in stored.parts])
 
 
-def whole_tensor(info: TensorInfo) -> Copy:
+def _whole(info: TensorInfo) -> Copy:
     """A tensor as it is stored."""
     return Copy(Output(info.name, info.dtype, info.shape), info.name)
 

@@ -15,7 +15,6 @@ from itertools import groupby
 from numoe.quant.convert.jobs import Array, Job, Matrix, copies
 from numoe.quant.files import TensorInfo
 from numoe.quant.stored.checkpoint import Checkpoint
-from numoe.quant.stored.conventions.native import LAYOUT
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Layout:
     """Those of them that later shards of the result need."""
     needed_by: Mapping[int, frozenset[int]]
     """The shards of the result that need these."""
-    metadata: Mapping[str, str]
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +81,6 @@ def lay_out(source: Checkpoint, weights: Sequence[Matrix | Array], quant: str, p
         tuple(map(tuple, stored)),
         {i: tuple(sorted(infos.values(), key=lambda info: info.offset)) for i, infos in waiting.items()},
         {i: frozenset(users) for i, users in needed_by.items()},
-        {**source.metadata, **LAYOUT},
     )
 
 

@@ -18,7 +18,7 @@ from numoe.quant.stored import safetensors, shards
 from numoe.quant.stored.conventions.native import LAYOUT
 from numoe.quant.stored.conventions.registry import PLAIN, Conventions
 from numoe.quant.stored.conventions.spelling import Convention
-from numoe.quant.stored.gguf_sets import gguf_sets
+from numoe.quant.stored.gguf_sets import HEADER, gguf_sets
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.manifest import read_manifest
 
@@ -123,6 +123,26 @@ def distant_gguf(path: Path, files: Files, size: Callable[[Path], int]) -> Check
         )
 
     return Checkpoint(path, *gguf.with_shards(path, header), files=files)
+
+
+def gguf_header(checkpoint: Checkpoint) -> bytes:
+    """What a folder that is made of a GGUF file has as `HEADER`: the metadata, and the listing of the tensors."""
+    from numoe.quant.stored import gguf
+
+    assert isinstance(checkpoint.metadata, gguf.GgufMetadata)
+    return gguf.header_of(checkpoint.tensors, checkpoint.metadata)
+
+
+def gguf_listing(folder: Path, files: Files) -> tuple[Mapping[str, TensorInfo], Mapping[str, Any]] | None:
+    """The tensors and the metadata of the GGUF file of which a folder was made; None for one of a model's own files.
+
+    Raises InputError when that is damaged.
+    """
+    if (folder / "config.json").exists() or not (folder / HEADER).exists():
+        return None
+    from numoe.quant.stored import gguf
+
+    return gguf.read_listing(folder / HEADER, files)
 
 
 def is_gguf(path: Path) -> bool:

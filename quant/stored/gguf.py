@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,11 @@ class GgufMetadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def pairs(self) -> bytes:
+        """All of them as they are stored."""
+        raw = ((key, kind, self._read(at, at + size)) for key, (kind, at, size) in self._places.items())
+        return b"".join(_stored_string(key) + _U32.pack(kind) + value for key, kind, value in raw)
+
 
 def read_gguf(path: Path, files: Files) -> Header:
     """The tensors and metadata of a GGUF file, or of all its shards when it is the first of several.
@@ -110,19 +116,46 @@ def distant_header(read: Read, path: Path, size: int) -> Header:
                 raise _refusal(path, "its header ends too soon or holds garbage") from error
 
 
+def header_of(tensors: Mapping[str, TensorInfo], metadata: GgufMetadata) -> bytes:
+    """The header of a file of these tensors and this metadata, as `read_listing` reads it: of no part of a file."""
+    out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata)), metadata.pairs()]
+    for name, info in tensors.items():
+        dims = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
+        out += [_stored_string(name), dims, struct.pack("<IQ", _type_number(info.dtype), 0)]
+    return b"".join(out)
+
+
+def read_listing(path: Path, files: Files) -> Header:
+    """A header behind which there are no tensors. Raises InputError naming the file when it is damaged."""
+    return _read_header(path, files, sys.maxsize)
+
+
+def _stored_string(text: str) -> bytes:
+    data = text.encode()
+    return _U64.pack(len(data)) + data
+
+
+def _type_number(dtype: str) -> int:
+    new = {name: number for number, (name, _, _) in _NEW_TYPES.items()}
+    return new[dtype] if dtype in new else GGMLQuantizationType[dtype].value
+
+
 def _slice(data: bytearray, start: int, stop: int) -> bytes:
     return bytes(data[start:stop])
 
 
-def _read_header(path: Path, files: Files) -> Header:
+def _read_header(path: Path, files: Files, size: int | None = None) -> Header:
+    """That of a file, whose bytes are `size` where it is not all there."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise _refusal(path, "it does not begin with GGUF")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(
-                    data, path, lambda start, stop: files.read_range(path, start, stop - start).tobytes(), len(data)
-                )
+
+                def read(start: int, stop: int) -> bytes:
+                    return files.read_range(path, start, stop - start).tobytes()
+
+                return _parse(data, path, read, size or len(data))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check that it is there") from error
     except (struct.error, OverflowError, UnicodeDecodeError) as error:

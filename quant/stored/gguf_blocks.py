@@ -7,7 +7,7 @@ others are `GGML`, and stay the bytes that they are. No value changes. Layouts: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numoe.quant.formats.integer import INT4, INT8, integer_format
 from numoe.quant.formats.mxfp4 import MX_GROUP, MXFP4
 from numoe.quant.formats.nvfp4 import NV_GROUP, NVFP4
 from numoe.quant.formats.qtensor import QTensor
-from numoe.quant.stored.handle import Stored
+from numoe.quant.stored.handle import Cut, Stored
 
 
 class Blocks(Stored):
@@ -35,9 +35,7 @@ class Blocks(Stored):
 
         Raises InputError for another such scale.
         """
-        kind = TYPES.get(info.dtype.lower())
-        made = _MADE.get(info.dtype)
-        format = kind.format if kind else made.format if made else Format(info.dtype.lower(), 8)
+        format = block_format(info.dtype) or Format(info.dtype.lower(), 8)
         if scale is None or info.dtype != "NVFP4":
             return cls(files, info.name, (info,), info.shape, format)
         if scale.dtype != "F32" or scale.shape not in ((), (1,), info.shape[:-2]):
@@ -46,6 +44,14 @@ class Blocks(Stored):
                 f"{info.shape}; download the file again"
             )
         return cls(files, info.name, (info, scale), info.shape, format)
+
+    def flat(self) -> Self:
+        if len(self.whole) > 2 and any(scale.nbytes > 4 for scale in self.parts[1:]):
+            raise self._refusal("its matrices have a scale each, and a stack of them makes no one matrix")
+        return super().flat()
+
+    def cuts(self) -> tuple[Cut, ...]:
+        return ()
 
     @property
     def _is_view(self) -> bool:
@@ -117,3 +123,9 @@ _MADE = {
     "MXFP4": _Made(MXFP4.format, 1 + MX_GROUP // 2, _mxfp4, MXFP4),
     "NVFP4": _Made(NVFP4.format, 4 + 2 * NV_GROUP, _nvfp4, _nvfp4_matrix),
 }
+
+
+def block_format(dtype: str) -> Format | None:
+    """That in which weights of a block type are read; None for what is none that is."""
+    kind, made = TYPES.get(dtype.lower()), _MADE.get(dtype)
+    return kind.format if kind else made.format if made else None

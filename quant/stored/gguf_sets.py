@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 
 from numoe.quant.errors import InputError, word
 
+HEADER = "gguf.header"
+"""The file of a converted folder that has the header of the GGUF file of which it was made."""
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 # How its weights are stored, as names have it: Q4_K_M, UD-IQ2_XXS, MXFP4_MOE, BF16.
 _QUANT = re.compile(

@@ -124,8 +124,11 @@ class Stored(ABC):
         parts = tuple(replace(now, dtype=info.dtype, shape=info.shape) for now, info in there)
         return replace(self, parts=parts, files=files)
 
-    def fitted(self, shape: Sequence[int]) -> Self:
-        """The same weight in the shape that a model has for it, where what is stored does not say one."""
+    def fitted(self, shape: Sequence[int]) -> Stored:
+        """The same weight in the shape that a model has for it, where what is stored does not say one.
+
+        Raises InputError where that does not tell either.
+        """
         return self
 
     def matrix(self) -> QTensor:

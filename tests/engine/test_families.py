@@ -759,7 +759,7 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         (ROUND | {"packing_format": None}, "AutoRound int with no packing_format"),
         (ROUND | {"packing_format": "auto_round:llm_compressor"}, "AutoRound int with auto_round:llm_compressor"),
         (ROUND | {"data_type": "mx_fp"}, "AutoRound mx_fp with auto_round"),
-        (ROUND | {"extra_config": {"a": {"bits": 8}}}, "AutoRound with other bits, groups or zero points for a"),
+        (ROUND | {"extra_config": {"a": {"scale": 8}}}, "AutoRound with other bits, groups or zero points for a"),
         ({"quant_method": "awq", "pack_method": "order"}, "AWQ with pack_method order"),
         (
             {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
@@ -769,10 +769,6 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         ({"quant_method": "someone's"}, "someone's"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
-        (
-            {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}},
-            "GPTQ with other bits for some layers",
-        ),
         (
             {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
             "compressed-tensors with sparse",

@@ -245,17 +245,64 @@ def test_a_missing_part_is_not_pulled(hub: Hub, files: dict[str, bytes], command
     assert not list(home.models_folder().iterdir())
 
 
-def test_a_gguf_file_is_not_made_anew(hub: Hub, files: dict[str, bytes], whole: Path, command: Run) -> None:
+def test_a_gguf_file_is_converted_on_the_way(hub: Hub, files: dict[str, bytes], tmp_path: Path, command: Run) -> None:
+    hub.add(ID, files | {"README.md": b"of all of them"})
+    for model, refusal in ((ID, "holds 3 models in GGUF"), (f"{ID}:UD-Q2_K_XL", "lacks Model-UD-Q2_K_XL-00002")):
+        for words in (("fit", model), ("pull", model)):
+            code, out, err = command(*words, "--quant", "int4")
+            assert (code, out) == (1, "") and refusal in err
+    told = json.loads(command("fit", f"{ID}:Q8_0", "--quant", "int4", "--json")[1])
+    code, _, err = command("pull", f"{ID}:Q8_0", "--quant", "int4")
+    assert code == 0 and "of weights became" in err
+    [one] = home.models()
+    assert (one.name, one.command) == (f"{ID}:Q8_0+int4", f"numoe pull {ID}:Q8_0 quant=int4")
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    assert command("quantize", str(tmp_path / FIRST_PART), str(tmp_path / "here"), "--quant", "int4")[0] == 0
+    made, here = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in (one.path, tmp_path / "here"))
+    assert made.keys() == here.keys() and {name for name in made if made[name] != here[name]} == {"numoe.json"}
+    tensors = sum(info.nbytes for info in describe(one.path).checkpoint.tensors.values())
+    assert told["formats"]["int4"]["disk_bytes"] == tensors
+    parts = sorted(len(data) for name, data in files.items() if name.startswith("Q8_0/"))
+    assert told["formats"]["int4"]["peak_disk_bytes"] == tensors + sum(parts[-2:])
+    hub.log.clear()
+    for name in (f"{ID}:Q8_0+int4", f"{ID}:int4", f"{ID}:q8_0", ID, "model-gguf"):
+        assert home.locate(name) == one.path
+    assert command("pull", f"{ID}:Q8_0", "--quant", "int4")[2].endswith(f"is complete already, in {one.path}\n")
+    assert not hub.log
+    pull(f"{ID}:Q8_0")
+    pull(f"{ID}:Q4_K_M", "experts=int4")
+    assert {found.quant for found in home.models()} == {"Q8_0", "Q8_0+int4", "Q4_K_M+experts=int4"}
+    assert home.locate(f"{ID}:Q8_0").name == "owner--Model-GGUF-Q8_0"
+    assert home.locate(f"{ID}:experts=int4").name == "owner--Model-GGUF--Q4_K_M+experts=int4"
+    with pytest.raises(InputError, match=r"can be .*; say which"):
+        home.locate(ID)
+    assert command("rm", "-y", f"{ID}:Q8_0+int4")[0] == 0 and not one.path.exists()
+
+
+def test_a_stopped_conversion_goes_on(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numoe.quant.stored.gguf._FIRST_BYTES", 512)
     hub.add(ID, files)
-    code, _, err = command("pull", f"{ID}:Q4_K_M", "--quant", "int4")
-    assert code == 1
-    assert f"Q4_K_M of {ID} is GGUF, which stays as it is: leave --quant out, or take another one: Q8_0" in err
-    code, _, err = command("quantize", str(whole), "made", "--quant", "int4")
-    assert code == 1 and "takes a folder of safetensors" in err
-    for model in (ID, f"{ID}:Q4_K_M", str(whole)):
-        code, out, err = command("fit", model, "--quant", "int4")
-        assert (code, out) == (1, "") and err.endswith("is GGUF, which stays as it is: leave --quant out\n")
-        assert command("fit", model, "--quant", "native", "--ram", "1GB")[0] == 0
+    pull(f"{ID}:Q8_0", "int8")
+    whole = home.locate(f"{ID}:Q8_0+int8").rename(home.home() / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(at: Progress) -> None:
+        if at.shards == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pull(f"{ID}:Q8_0", "int8", report=stop)
+    with pytest.raises(InputError, match=f"`numoe pull {ID}:Q8_0 quant=int8` goes on"):
+        load(f"{ID}:Q8_0+int8")
+    hub.log.clear()
+    path = pull(f"{ID}:Q8_0", "int8").path
+    assert sum(request.sent for request in hub.log if request.path == FIRST_PART) < len(files[FIRST_PART]) / 4
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert verify(path).whole
 
 
 def test_the_only_one_needs_no_name(hub: Hub, files: dict[str, bytes], whole: Path) -> None:

@@ -103,6 +103,28 @@ def test_quantized_models_give_the_logits_of_their_values(
             assert np.isfinite(logits(made)).all()
 
 
+@pytest.mark.usefixtures("square")
+@pytest.mark.parametrize(("of_experts", "of_attention"), [
+    ("ct several 4", "ct several 8"), ("ct several 4 in order", "ct several 8 a row"),
+    ("gptq several 4", "gptq several 8"), ("gptq several 3 a row", "gptq several 8 in order"),
+    ("auto-round several 4", "auto-round several 8"),
+])  # fmt: skip
+def test_experts_may_be_packed_otherwise_than_attention(
+    of_experts: str, of_attention: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, floats = plain(), plain()
+    for number, module in enumerate(PACKED):
+        monkeypatch.setattr(packers, "SEED", number)
+        tensors, values = CASES[of_experts if ".experts." in module else of_attention].make()
+        packed |= {f"{module}{part.removeprefix('a')}": tensor for part, tensor in tensors.items()}
+        floats[f"{module}.weight"] = ("F32", (SIZE, SIZE), values.astype("<f4").tobytes())
+    folder = written(tmp_path / "packed", CASES[of_experts].table, packed)
+    wanted = logits(written(tmp_path / "floats", {}, floats))
+    np.testing.assert_allclose(logits(folder), wanted, rtol=0, atol=1e-5 * float(np.abs(wanted).max()))
+    kinds = {(role, format.kind) for role, format in describe(folder).plan(16).sizes}
+    assert kinds >= {("experts", "int4"), ("attention", "int8")}
+
+
 def joined(tensors: Sequence[RawTensor]) -> RawTensor:
     """Of what has rows those of both; what is of the whole is the same in both."""
     dtype, shape, _ = tensors[0]

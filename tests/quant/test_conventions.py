@@ -91,3 +91,17 @@ def test_no_part_is_taken_for_something_else(name: str, part: str, how: str, tmp
             assert "\n" not in str(error) and "a." in str(error)
         else:  # plain numbers; what is beside them has no place in any family, for which the model is refused
             assert set(checkpoint.names()) > {"a.weight"}
+
+
+def test_packings_that_shapes_do_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    groups = {
+        str(n): {"weights": packers.PACKED | {"num_bits": 4, "group_size": 32, "symmetric": bool(n)}} for n in (0, 1)
+    }
+    case = Case(packers.ct("pack-quantized") | {"config_groups": groups}, lambda: packers.ct_packed(4, 32), "int4")
+    dynamic = {"dynamic": {".*mlp.*": {"sym": False}}}
+    other = Case(packers.GPTQ | {"bits": 4} | dynamic, lambda: packers.gptq(4, sym=True, less=1), "int4")
+    for one in (case, other):
+        with opened(tmp_path, one, one.make()[0]) as checkpoint, pytest.raises(InputError, match="2 of the packings"):
+            checkpoint["a.weight"].fitted((ROWS, WIDTH))
+        with opened(tmp_path, one, one.make()[0]) as checkpoint, pytest.raises(InputError, match="2 of the packings"):
+            checkpoint["a.weight"].matrix()

@@ -825,11 +825,6 @@ def test_a_matrix_that_stays_is_told_of(source: Path, tmp_path: Path, command: C
     assert divergence(load(folder).session(64).feed(ids), load(tmp_path / "out").session(64).feed(ids)) < 1
 
 
-def test_single_files_are_refused(source: Path) -> None:
-    with pytest.raises(InputError, match="is one file, and quantize takes a folder of"):
-        Folder(source / "model.safetensors", "x")
-
-
 def test_memory_is_bounded_by_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "in_use", lambda: 2)
     monkeypatch.setattr(jobs, "_BLOCK_ELEMENTS", 1 << 15)

@@ -6,10 +6,12 @@ Source: auto-round 0.16.1, `inference.backend` and `export`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numoe.quant.errors import word
 from numoe.quant.stored.conventions.announced import Announced
 from numoe.quant.stored.conventions.awq import awq
-from numoe.quant.stored.conventions.gptq import gptq
+from numoe.quant.stored.conventions.gptq import Packing, gptq, overridden
 from numoe.quant.stored.conventions.spelling import Convention
 
 _ZEROS = {"auto_round:auto_gptq": 1, "auto_round": 0, "auto_round:gptqmodel": 0}
@@ -32,12 +34,15 @@ def read_auto_round(config: Announced) -> Convention:
     if kind != "int" or packing not in (*_ZEROS, _AWQ):
         raise config.unsupported(f"AutoRound {word(kind)} with {word(packing)}")
     bits = config.size("bits", (4,) if packing == _AWQ else (2, 3, 4, 8))
-    group = None if config.get("group_size", int, -1) == -1 else config.size("group_size")
+    base = overridden(config, Packing(bits, None, True, False, _ZEROS.get(packing, 0)))
+    packings = [replace(base, ordered=False)]
     for name, own in config.each("extra_config"):
-        stays = own.get("bits", int, bits) >= 16
-        if not stays and any(config.values.get(key) != value for key, value in own.values.items()):
+        if own.get("bits", int, bits) >= 16:
+            continue  # it stays as it is
+        others = {key for key, value in own.values.items() if config.values.get(key) != value}
+        if others - {"bits", "group_size", "sym"} or (others and packing == _AWQ):
             raise config.unsupported(f"AutoRound with other bits, groups or zero points for {word(name)}")
+        packings.append(overridden(own, packings[0]))
     if packing == _AWQ:
-        return Convention("AutoRound", (awq(group),))
-    symmetric = config.get("sym", bool, True)
-    return Convention("AutoRound", (gptq(bits, group, symmetric=symmetric, ordered=False, less=_ZEROS[packing]),))
+        return Convention("AutoRound", (awq(base.group),))
+    return Convention("AutoRound", (gptq(packings),))

@@ -12,6 +12,7 @@ along a column. Source: compressed-tensors' `compressors`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,18 @@ from numoe.quant.stored.conventions.announced import Announced
 from numoe.quant.stored.conventions.integers import check_group, integers, integers_format
 from numoe.quant.stored.conventions.mxfp4 import mxfp4
 from numoe.quant.stored.conventions.nvfp4 import nvfp4
-from numoe.quant.stored.conventions.spelling import FLOATS, Convention, Packed, Parts, Spelling, check, fields, misfit
+from numoe.quant.stored.conventions.spelling import (
+    FLOATS,
+    Convention,
+    Packed,
+    Parts,
+    Spelling,
+    check,
+    decided,
+    fields,
+    misfit,
+    named,
+)
 from numoe.quant.stored.handle import Stored
 
 _CODES, _PLAIN = "{weight}_packed", "{weight}"
@@ -48,7 +60,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
         raise config.unsupported(f"compressed-tensors with {sparsity} sparsity")
     if config.below("transform_config").values.get("config_groups"):
         raise config.unsupported("compressed-tensors with transforms (rotated weights)")
-    packings: set[tuple[int, int | None, bool, bool]] = set()
+    packings: list[_Packing] = []
     blocks: list[tuple[int, int]] = []
     symmetric = True
     for _, group in config.each("config_groups"):
@@ -73,26 +85,23 @@ def read_compressed_tensors(config: Announced) -> Convention:
         elif weights.values.get("type") == "float" and weights.values.get("strategy") == "group":
             blocks.append((1, weights.size("group_size")))
         if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
-            grouped = weights.values.get("strategy") == "group"
-            packings.add(
-                (
-                    weights.size("num_bits", range(2, 9), 8),
-                    weights.size("group_size") if grouped else None,
-                    weights.get("symmetric", bool, True),
-                    weights.values.get("actorder") in ("group", True),
-                )
-            )
-    if len(packings) > 1:
-        raise config.unsupported("compressed-tensors with packed integers of several kinds")
-    return _convention(tuple(blocks) or ((128, 128),), next(iter(packings), None), symmetric)
+            packings.append(_packing(weights))
+    return _convention(tuple(blocks) or ((128, 128),), list(dict.fromkeys(packings)), symmetric)
 
 
-def _convention(
-    blocks: tuple[tuple[int, int], ...], packing: tuple[int, int | None, bool, bool] | None, symmetric: bool
-) -> Convention:
+def _packing(weights: Announced) -> _Packing:
+    return _Packing(
+        weights.size("num_bits", range(2, 9), 8),
+        weights.size("group_size") if weights.values.get("strategy") == "group" else None,
+        weights.get("symmetric", bool, True),
+        weights.values.get("actorder") in ("group", True),
+    )
+
+
+def _convention(blocks: tuple[tuple[int, int], ...], packings: Sequence[_Packing], symmetric: bool) -> Convention:
     """All spellings.
 
-    packing: bits, group size (None: a row), symmetric and in another order, of packed integers.
+    packings: of packed integers.
     symmetric: whether those that are not packed are.
     """
     spellings = [
@@ -101,11 +110,11 @@ def _convention(
         nvfp4(_CODES, "U8", _SCALE, "{weight}_global_scale", divides=True),
         mxfp4(_CODES, "U8", _SCALE),
     ]
-    if packing is not None:
-        _, _, centred, ordered = packing
-        needs = (_SCALE, *(() if centred else (_ZERO,)), *((_GROUPS,) if ordered else ()))
-        may = (_ZERO,) if centred else ()
-        spellings.append(Spelling(_CODES, ("I32",), needs, partial(_packed, packing), may))
+    if packings:
+        centred, unordered = any(one.symmetric for one in packings), any(not one.ordered for one in packings)
+        needs = (_SCALE, *(() if centred else (_ZERO,)), *(() if unordered else (_GROUPS,)))
+        may = (*((_ZERO,) if centred else ()), *((_GROUPS,) if unordered and len(packings) > 1 else ()))
+        spellings.append(Spelling(_CODES, ("I32",), needs, partial(_packed, packings), may))
     return Convention("compressed-tensors", tuple(spellings), _DROPPED)
 
 
@@ -128,22 +137,50 @@ def _check_weights(weights: Announced) -> None:
         raise weights.error(f'"actorder" {weights.values["actorder"]!r:.60} is not known')
 
 
-def _packed(packing: tuple[int, int | None, bool, bool], files: Files, weight: str, parts: Parts) -> Stored:
-    bits, group, symmetric, ordered = packing
-    codes = parts[_CODES]
-    if len(codes.shape) < 2:
-        raise misfit(codes, "it is no matrix")
-    if symmetric and _ZERO in parts:
-        raise misfit(codes, f"{parts[_ZERO].name!r} is there, and the config says that weights are symmetric")
-    *stack, rows, words = codes.shape
-    if group is None:
-        width = words * 32 // bits
-        groups, group = 1, width
-    else:
+@dataclass(frozen=True)
+class _Packing:
+    """Of integers in words."""
+
+    bits: int
+    group: int | None
+    """None: a row."""
+    symmetric: bool
+    ordered: bool
+
+    def size(self, parts: Parts) -> tuple[int, int, int]:
+        """How wide rows are, and how many groups of what size they have."""
+        words, scales = parts[_CODES].shape[-1], parts[_SCALE].shape
+        if self.group is None:
+            width = words * 32 // self.bits
+            return width, 1, width
         # Of a row that does not fill its words the scales alone tell where it ends.
-        scale_shape = parts[_SCALE].shape
-        groups = scale_shape[-1] if scale_shape else 0
-        width = groups * group
+        groups = scales[-1] if scales else 0
+        return groups * self.group, groups, self.group
+
+    def fits(self, parts: Parts) -> bool:
+        """Whether codes and scales have the shapes of this one."""
+        width, groups, _ = self.size(parts)
+        words, scales = parts[_CODES].shape[-1], parts[_SCALE].shape
+        return scales[-1:] == (groups,) and words == -(-width * self.bits // 32)
+
+
+def _packed(packings: Sequence[_Packing], files: Files, weight: str, parts: Parts) -> Stored:
+    if len(parts[_CODES].shape) < 2:
+        raise misfit(parts[_CODES], "it is no matrix")
+    fitting = [one for one in packings if one.fits(parts)] or packings[:1]
+    choices = [(one.size(parts)[0], partial(_packed_as, one, files, weight, parts)) for one in fitting]
+    return decided(choices, files, weight, parts[_CODES])
+
+
+def _packed_as(packing: _Packing, files: Files, weight: str, parts: Parts) -> Stored:
+    bits, symmetric, ordered = packing.bits, packing.symmetric, packing.ordered
+    codes = parts[_CODES]
+    *stack, rows, words = codes.shape
+    for name, wanted, said in ((_ZERO, not symmetric, "symmetric"), (_GROUPS, ordered, "in their own order")):
+        if wanted != (name in parts):
+            there, no = ("is not there", "not ") if wanted else ("is there", "")
+            raise misfit(codes, f"{named(name, weight)!r} {there}, and the config says that weights are {no}{said}")
+    width, groups, group = packing.size(parts)
     if words != -(-width * bits // 32):
         raise misfit(codes, f"rows of {words} words do not hold {groups} groups of {group} codes of {bits} bits")
     check_group(codes, width, group)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,18 @@ from numoe.quant.files import Files
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.stored.conventions.announced import Announced
 from numoe.quant.stored.conventions.integers import check_group, integers, integers_format
-from numoe.quant.stored.conventions.spelling import FLOATS, Convention, Packed, Parts, Spelling, check, fields, misfit
+from numoe.quant.stored.conventions.spelling import (
+    FLOATS,
+    Convention,
+    Packed,
+    Parts,
+    Spelling,
+    check,
+    decided,
+    fields,
+    misfit,
+    named,
+)
 from numoe.quant.stored.handle import Stored
 
 _CODES, _SCALES, _ZEROS, _GROUPS = "{module}.qweight", "{module}.scales", "{module}.qzeros", "{module}.g_idx"
@@ -37,7 +49,9 @@ _UNREAD = (
 
 
 @dataclass(frozen=True)
-class _Packing:
+class Packing:
+    """How codes, scales and zero points are packed."""
+
     bits: int
     group: int | None
     """None: a row."""
@@ -46,12 +60,22 @@ class _Packing:
     less: int
     """What is to be added to zero points."""
 
+    def width(self, parts: Parts) -> int:
+        """Of a row."""
+        return parts[_CODES].shape[0] * 32 // self.bits
+
+    def fits(self, parts: Parts) -> bool:
+        """Whether codes, scales and zero points have the shapes of this one."""
+        rows, width = parts[_CODES].shape[1], self.width(parts)
+        groups = width // (self.group or width or 1)
+        found = parts[_SCALES].shape, parts[_ZEROS].shape
+        return found == ((groups, rows), (groups, -(-rows * self.bits // 32)))
+
     def stored(self, files: Files, weight: str, parts: Parts) -> Stored:
         codes = parts[_CODES]
-        if len(codes.shape) != 2:
-            raise misfit(codes, "it is no matrix")
-        words, rows = codes.shape
-        width = words * 32 // self.bits
+        if self.ordered and _GROUPS not in parts:
+            raise misfit(codes, f'{named(_GROUPS, weight)!r} is not there, which "desc_act" stands for')
+        rows, width = codes.shape[1], self.width(parts)
         groups = check_group(codes, width, self.group or width)
         found = [
             codes,
@@ -110,19 +134,41 @@ def read_gptq(config: Announced) -> Convention:
     format = config.get("checkpoint_format", str) or config.get("format", str, "gptq")
     if config.values.get("is_marlin_format") or format not in ("gptq", "gptq_v2"):
         raise config.unsupported(f"GPTQ {format if format != 'gptq' else 'marlin'} {bits}-bit")
-    if any(not str(pattern).startswith("-:") for pattern in config.below("dynamic").values):
-        raise config.unsupported('GPTQ with other bits for some layers ("dynamic")')
     if config.get("pack_dtype", str, "int32") != "int32":
         raise config.unsupported(f"GPTQ packed in {config.values['pack_dtype']}")
-    group = None if config.get("group_size", int, -1) == -1 else config.size("group_size")
-    ordered = config.get("desc_act", bool, False)
-    symmetric = config.get("sym", bool, True)
     less = 0 if format == "gptq_v2" else 1
-    return Convention("GPTQ", (gptq(bits, group, symmetric=symmetric, ordered=ordered, less=less),))
+    base = overridden(config, Packing(bits, None, True, False, less))
+    own = [one for pattern, one in config.each("dynamic") if not pattern.startswith("-:")]  # those stay as they are
+    for one in own:
+        one.only("bits", "group_size", "sym", "desc_act", *_UNREAD)
+    return Convention("GPTQ", (gptq([base, *(overridden(one, base) for one in own)]),))
 
 
-def gptq(bits: int, group: int | None, *, symmetric: bool, ordered: bool, less: int) -> Spelling:
-    """Codes of so many bits; group: None for one of a row; less: what is to be added to zero points."""
-    packing = _Packing(bits, group, symmetric, ordered, less)
+def overridden(table: Announced, base: Packing) -> Packing:
+    """A packing where a table of a config says something else."""
+    group = base.group
+    if table.values.get("group_size") is not None:
+        group = None if table.get("group_size", int) == -1 else table.size("group_size")
+    return Packing(
+        table.size("bits", (2, 3, 4, 8), base.bits),
+        group,
+        table.get("sym", bool, base.symmetric),
+        table.get("desc_act", bool, base.ordered),
+        base.less,
+    )
+
+
+def gptq(packings: Sequence[Packing]) -> Spelling:
+    """Codes in some of these, which their shapes tell."""
+    packings = list(dict.fromkeys(packings))
+    ordered = all(one.ordered for one in packings)
+
+    def stored(files: Files, weight: str, parts: Parts) -> Stored:
+        if len(parts[_CODES].shape) != 2:
+            raise misfit(parts[_CODES], "it is no matrix")
+        fitting = [one for one in packings if one.fits(parts)] or packings[:1]
+        choices = [(one.width(parts), partial(one.stored, files, weight, parts)) for one in fitting]
+        return decided(choices, files, weight, parts[_CODES])
+
     needs = (_SCALES, _ZEROS, *((_GROUPS,) if ordered else ()))
-    return Spelling(_CODES, ("I32",), needs, packing.stored, () if ordered else (_GROUPS,))
+    return Spelling(_CODES, ("I32",), needs, stored, () if ordered else (_GROUPS,))

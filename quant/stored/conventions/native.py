@@ -54,6 +54,11 @@ def companion(name: str, part: str) -> str:
     return f"{name}_{part}"
 
 
+def block_name(name: str, kind: str) -> str:
+    """The name under which a weight in one of GGUF's block types is stored: what its bytes are, only that tells."""
+    return f"{name}.{kind.lower()}"
+
+
 def own_layout(name: str, format: Format, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
     """The tensors, (name, dtype, shape), in which numoe stores a matrix (out, in) of a format, in their order."""
     rows, width = shape
@@ -62,7 +67,9 @@ def own_layout(name: str, format: Format, shape: tuple[int, ...]) -> list[tuple[
     codes = (rows, width * format.bits // 8)
     scales = {8: "F8_E8M0", 16: "F16", 32: "F32"}.get(format.scale_bits, "")
     parts: list[tuple[str, str, tuple[int, ...]]]
-    if format.kind == "nvfp4":
+    if not format.bits:
+        parts = [(block_name(name, format.kind), "U8", (rows, format.nbytes(1, width)))]
+    elif format.kind == "nvfp4":
         parts = [(name, "U8", codes), ("scale", "F8_E4M3", factors)]
         parts.append(("factors" if format.by_columns(rows) else "factor", "F32", (rows, 1)))
     elif format.kind == "nf4":

@@ -3,11 +3,14 @@
 Y (I8 | U8) + Y_scale [+ Y_minimum] + Y_order (I32)
 Y (U8)      + Y_scale (F8_E4M3) + Y_factors (F32), one a row; Y_factor where they are by rows
 Y (U8)      + Y_nf4 (F32), the scales
+Y.q4_k (U8)                                                 GGUF's blocks, (out, bytes of a row) or a stack of such
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,8 +19,9 @@ from numoe.quant.files import Files
 from numoe.quant.formats.integer import INT4, INT8, ordered_format
 from numoe.quant.formats.nf4 import NF4, NF4_GROUP
 from numoe.quant.formats.nvfp4 import NV_GROUP, NVFP4
-from numoe.quant.stored.conventions.native import Slabs
+from numoe.quant.stored.conventions.native import Slabs, block_name
 from numoe.quant.stored.conventions.spelling import Packed, Parts, Spelling, check, misfit
+from numoe.quant.stored.gguf_blocks import Blocks, block_format
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import DTYPE_BITS
 
@@ -81,6 +85,30 @@ def _nf4(files: Files, weight: str, parts: Parts) -> Stored:
     scales = check(parts, _NF4, codes, ("F32",), [(rows, width // NF4_GROUP)])
     shape, by_rows = (rows, width), (True, True)
     return Packed(files, weight, (codes, scales), shape, NF4.format, unpack=lambda a: NF4(*a), by_rows=by_rows)
+
+
+def _blocks(kind: str, files: Files, weight: str, parts: Parts) -> Stored:
+    codes, scale = parts[block_name("{weight}", kind)], parts.get(_SCALE)
+    format = block_format(kind)
+    if format is None or len(codes.shape) < 2:
+        raise misfit(codes, f"it holds no matrix in {kind}")
+    *stack, rows, nbytes = codes.shape
+    width = int(8 * nbytes / format.bits_each)
+    if not width or format.nbytes(1, width) - format.row_bits // 8 != nbytes:
+        raise misfit(codes, f"{nbytes} bytes are no row of whole blocks of {kind}")
+    if not format.bits and not stack and format.by_columns(rows):
+        return Slabs(files, weight, (codes,), (rows, width), format)
+    return replace(Blocks.of(files, replace(codes, dtype=kind, shape=(*stack, rows, width)), scale), name=weight)
+
+
+def blocks(names: Iterable[str]) -> tuple[Spelling, ...]:
+    """Of GGUF's block types, as far as some of these stored names say that they are of one."""
+    endings = {name.rpartition(".")[2] for name in names}
+    kinds = sorted(ending.upper() for ending in endings if ending.islower() and block_format(ending.upper()))
+    return tuple(
+        Spelling(block_name("{weight}", kind), ("U8",), (), partial(_blocks, kind), (_SCALE,) * (kind == "NVFP4"))
+        for kind in kinds
+    )
 
 
 OWN = (

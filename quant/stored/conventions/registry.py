@@ -34,9 +34,10 @@ from numoe.quant.stored.conventions.gptq import read_gptq
 from numoe.quant.stored.conventions.mlx import read_mlx
 from numoe.quant.stored.conventions.modelopt import read_modelopt
 from numoe.quant.stored.conventions.native import FORMATS, Grouped, Microscaled, Numbers, Slabs, companion
-from numoe.quant.stored.conventions.own import OWN
+from numoe.quant.stored.conventions.own import OWN, blocks
 from numoe.quant.stored.conventions.quark import read_quark
 from numoe.quant.stored.conventions.spelling import Convention
+from numoe.quant.stored.gguf_blocks import Blocks
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import DTYPE_BITS
 
@@ -127,7 +128,7 @@ class Conventions:
         if not self.by_columns:
             return self.convention
         fp8 = tuple(one for one in self.convention.spellings if one.dtypes == ("F8_E4M3",))
-        return Convention("numoe", (*(fp8 or PLAIN.spellings), *OWN))
+        return Convention("numoe", (*(fp8 or PLAIN.spellings), *OWN, *blocks(self.tensors)))
 
     def _refuse_incomplete(self, name: str) -> None:
         if error := self._convention.incomplete(name, self.tensors):
@@ -177,8 +178,6 @@ class Conventions:
     def _unscaled(self, info: TensorInfo) -> Stored:
         # GGUF's plain types have the names of safetensors' dtypes; all others of GGUF pack weights in blocks.
         if info.dtype not in DTYPE_BITS:
-            from numoe.quant.stored.gguf_blocks import Blocks  # imports gguf, which others need not wait for
-
             return Blocks.of(self.files, info, self.tensors.get(companion(info.name, "scale")))
         self._refuse_incomplete(info.name)
         format = FORMATS.get(info.dtype) or Format(info.dtype.lower(), DTYPE_BITS[info.dtype])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from numoe.quant.dtypes import Float32, UInt8, decode_bf16
 from numoe.quant.errors import InputError
 from numoe.quant.files import Extent, Files, TensorInfo
+from numoe.quant.formats.format import FLOAT32
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.stored.handle import Cut, Stored
 
@@ -183,6 +184,36 @@ class Packed(Stored):
             return self.unpack(arrays)
         needed, first = self.narrow(arrays, start, stop)
         return self.unpack(needed).slice_rows(start - first, stop - first)
+
+
+Choices = Sequence[tuple[int, Callable[[], Stored]]]
+"""How wide a weight may be, and what makes it then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Undecided(Stored):
+    """Codes that may be packed in several of the ways that a config names: how wide they are only the model tells."""
+
+    choices: Choices = field(kw_only=True)
+
+    def fitted(self, shape: Sequence[int]) -> Stored:
+        found = [made for width, made in self.choices if width == shape[-1]]
+        if len(found) != 1:
+            raise self._undecided()
+        return found[0]()
+
+    def _made(self, raw: Sequence[UInt8], start: int, stop: int) -> QTensor:
+        raise self._undecided()
+
+    def _undecided(self) -> InputError:
+        return misfit(self.parts[0], f"{len(self.choices)} of the packings that the config names fit it")
+
+
+def decided(choices: Choices, files: Files, weight: str, codes: TensorInfo) -> Stored:
+    """What a weight is that may be each of these, of one at least. Raises what they do where there is one."""
+    if len(choices) == 1:
+        return choices[0][1]()
+    return Undecided(files, weight, (codes,), codes.shape, FLOAT32, choices=choices)
 
 
 def check(
