@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from numoe.engine.experts.remote import Lost, RemoteBank
-from numoe.engine.experts.share import Formulas, Settings, Share
+from numoe.engine.experts.share import Applied, Formulas, Settings, Share
 from numoe.engine.experts.store import Key
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.quant.errors import InputError
@@ -42,22 +42,21 @@ class RayNode:
         self._actor = made.remote()
         self._opened = self._actor.open.remote(settings, sharers)
         self.room = 0
+        self.pulls = ""
 
-    def open(self, identity: str) -> None:
-        """Wait until it has the model, which must be the one with this identity.
+    def open(self) -> None:
+        """Wait until it has the model, or knows where it gets it.
 
         Raises:
             InputError: it has another, or none, or no room.
             Lost: it is gone.
         """
         try:
-            found, self.room = self._ray.get(self._opened, timeout=OPENING)
+            self.room, self.pulls = self._ray.get(self._opened, timeout=OPENING)
         except self._ray.exceptions.RayTaskError as error:
             raise InputError(f"node {self.name}: {error.cause}") from None
         except self._ray.exceptions.RayError as error:
             raise Lost(_sentence(error)) from None
-        if found != identity:
-            raise InputError(f"node {self.name} has another model under this name; copy the same one to all nodes")
 
     def define(self, formulas: Formulas) -> None:
         self._wait(self._actor.define.remote(formulas))
@@ -65,8 +64,11 @@ class RayNode:
     def hold(self, keys: Sequence[Key]) -> None:
         self._actor.hold.remote(list(keys))
 
-    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Floats]:
+    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Applied]:
         return partial(self._wait, self._actor.apply.remote(layer, rows, places, experts))
+
+    def confirm(self, keys: Sequence[Key]) -> None:
+        self._actor.confirm.remote(list(keys))
 
     def prefetch(self, layer: int, experts: Ids) -> None:
         self._actor.prefetch.remote(layer, experts)
@@ -111,9 +113,9 @@ class Cluster:
         InputError: Ray is not installed, cannot be reached, or a node has not this model.
     """
 
-    def __init__(self, address: str, settings: Settings, identity: str, tell: Callable[[str], None] | None):
+    def __init__(self, address: str, settings: Settings, tell: Callable[[str], None] | None):
         self._ray = connect(address)
-        self._settings, self._identity = settings, identity
+        self._settings = settings
         self.tell = tell or (lambda sentence: None)
         self._own: str | None = None
         if not address.startswith("ray://"):
@@ -134,8 +136,10 @@ class Cluster:
         opened = []
         for node in made:
             try:
-                node.open(self._identity)
+                node.open()
                 opened.append(node)
+                if node.pulls:
+                    self.tell(f"node {node.name} has no copy of the model, and pulls its experts from {node.pulls}")
             except (InputError, Lost) as error:
                 if first and isinstance(error, InputError):
                     raise
@@ -177,6 +181,7 @@ def connect(address: str) -> Any:
     """
     try:
         import ray
+        import ray._private.worker
         import ray.util.scheduling_strategies
     except ImportError:
         raise InputError("`ray` needs Ray: pip install 'numoe[ray]'") from None
@@ -185,6 +190,8 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
     if address == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+    # What Ray has to say of nodes it prints to stdout, in the middle of an answer.
+    ray._private.worker.print_to_stdstream = lambda *said, **how: None
     on_end = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)

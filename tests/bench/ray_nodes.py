@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,23 +85,42 @@ def bits(load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, ram: 
 
 
 def kills(cluster: Any, load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, count: int) -> dict[str, Any]:
-    """A process of a node is killed, or all of a node, at random moments of an answer; a new one joins afterwards."""
+    """The process of a node that computes, or every second time all of the node, is killed at a random moment of an
+    answer; a new node joins afterwards."""
     model, chance = load_shared(), random.Random(1)
-    wrong, slowest = 0, 0.0
+    begun = time.perf_counter()
+    wrong = int(not np.array_equal(logits(model, tokens), alone))
+    usual = time.perf_counter() - begun
+    wait, slowest = usual, 0.0
     for number in range(count):
         while len(nodes_of(model)) < 2:  # those that are added below join by themselves
             time.sleep(0.5)
         node = chance.choice(nodes_of(model))
+        of_ray = next(one for one in cluster.list_all_nodes() if one.node_id == node.id)
+        kill = (
+            partial(os.kill, node.pid(), signal.SIGKILL) if number % 2 else partial(cluster.remove_node, of_ray, False)
+        )
         begun = time.perf_counter()
-        timer = threading.Timer(chance.uniform(0, 6), os.kill, (node.pid(), signal.SIGKILL))
+        timer = threading.Timer(moment := chance.uniform(0, wait), kill)
         timer.start()
-        while timer.is_alive():
+        answers = 0
+        while timer.is_alive() or not answers:
             wrong += not np.array_equal(logits(model, tokens), alone)
-        wrong += not np.array_equal(logits(model, tokens), alone)
-        slowest = max(slowest, time.perf_counter() - begun)
-        say(f"{number + 1} of {count} killed: {wrong} answers changed")
+            answers += 1
+        took = time.perf_counter() - begun
+        wait, slowest = took / answers, max(slowest, took / answers)
+        what = "process" if number % 2 else "node"
+        say(f"{number + 1} of {count}: a {what} killed after {moment:.1f} of {took:.1f} s, {wrong} answers changed")
+        if number % 2:
+            cluster.remove_node(of_ray, False)
         cluster.add_node(num_cpus=1, **MEMORY)
-    return {"killed": count, "answers lost or changed": wrong, "slowest round, s": round(slowest, 1)}
+    wrong += not np.array_equal(logits(model, tokens), alone)
+    return {
+        "killed": count,
+        "answers lost or changed": wrong,
+        "an answer, s": round(usual, 1),
+        "slowest with a kill, s": round(slowest, 1),
+    }
 
 
 def speed(load_shared: Callable[[], Model], tokens: int) -> dict[str, Any]:
@@ -137,7 +157,7 @@ def main() -> None:
     def load_shared() -> Model:
         return load(given.model, ram=given.ram, threads=1, ctx=256, ray=cluster.address, tell=say)
 
-    numoe_cluster.connect(cluster.address)
+    ray = numoe_cluster.connect(cluster.address)
     if "bits" in given.only:
         report = bits(load_shared, alone, given.tokens, parse_bytes(given.ram))
         print(json.dumps(report), flush=True)
@@ -145,6 +165,7 @@ def main() -> None:
         print(json.dumps(speed(load_shared, given.tokens)), flush=True)
     if "kills" in given.only:
         print(json.dumps(kills(cluster, load_shared, alone, given.tokens, given.kills)), flush=True)
+    ray.shutdown()
     cluster.shutdown()
 
 
