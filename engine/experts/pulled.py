@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,13 +31,11 @@ from numoe.engine.hub.distant import Fetched
 from numoe.engine.hub.hub_id import is_hub_id
 from numoe.engine.hub.network import HubError
 from numoe.engine.hub.repository import repository
-from numoe.quant.convert.jobs import Job, Matrix, Output, Reader
+from numoe.quant.convert.jobs import Matrix, Reader
+from numoe.quant.convert.unit import Unit, units_on_disk
 from numoe.quant.errors import InputError
-from numoe.quant.files import Extent, Files, TensorInfo, held, write_whole
-from numoe.quant.stored.checkpoint import Checkpoint
-from numoe.quant.stored.conventions.native import LAYOUT
+from numoe.quant.files import Files, TensorInfo, held, write_whole
 from numoe.quant.stored.manifest import read_manifest
-from numoe.quant.stored.safetensors import file_start
 
 _PATIENCE = 4.0
 """Seconds that are waited for the hub at a time: somebody waits for an answer, and has the expert too."""
@@ -65,8 +63,8 @@ def origin(description: Description) -> Origin | None:
         return None
     manifest = read_manifest(path)
     if manifest is None:
-        owner, _, name = path.parent.parent.name.removeprefix("models--").partition("--")  # the Hugging Face cache
-        found = Origin(f"{owner}/{name}", path.name, "native")
+        kind, *names = path.parent.parent.name.split("--")  # of the Hugging Face cache
+        found = Origin("/".join(names) if kind == "models" else "", path.name, "native")
     else:
         found = Origin(manifest.source, manifest.revision or "", manifest.recipe)
     plain = manifest is None or manifest.calibration is None
@@ -77,63 +75,33 @@ class Written:
     """What a pull writes of each routed expert, made of a model as it lies on disk or on the hub."""
 
     def __init__(self, description: Description, recipe: str):
-        self.description, self._recipe = description, recipe
+        self._description, self._recipe = description, recipe
 
     @cached_property
-    def _weights(self) -> Mapping[Key, list[Matrix]]:
+    def units(self) -> dict[Key, Unit]:
+        """All of them."""
         keys = {
             name.rpartition(".")[0]: (layer, tensor.expert)
-            for layer, name, tensor in self.description.spec.listing()
+            for layer, name, tensor in self._description.spec.listing()
             if layer is not None and tensor.expert is not None
         }
         found = defaultdict(list)
-        for weight in self.description.weights():
+        for weight in self._description.weights():
             if isinstance(weight, Matrix) and weight.unit in keys:
                 found[keys[weight.unit]].append(weight)
-        return found
+        return {key: Unit(matrices, self._recipe) for key, matrices in found.items()}
 
-    def keys(self) -> list[Key]:
-        return list(self._weights)
-
-    def weights(self, key: Key) -> list[Matrix]:
-        return self._weights[key]
-
-    def jobs(self, key: Key) -> list[Job]:
-        """What writes an expert, before its weights are looked at."""
-        return [job for weight in self._weights[key] for job in weight.jobs(self._recipe)]
-
-    def outputs(self, key: Key) -> list[Output]:
-        """Its tensors then."""
-        return [output for job in self.jobs(key) for output in job.outputs]
-
-    def pieces(self, key: Key, files: Files) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of its tensors, in order; `files` reads the model.
-
-        Raises:
-            InputError: they cannot be read, or it stays as it is stored where the recipe's format cannot hold it.
-        """
-        reader = Reader(self._tensors, files)
-        jobs = [settled for job in self.jobs(key) for settled in job.settled(reader)]
-        if [output for job in jobs for output in job.outputs] != self.outputs(key):
-            layer, expert = key
-            raise InputError(
-                f"expert {expert} of layer {layer} is stored as its authors did, which only whole models are; "
-                "copy the model to this node"
-            )
-        for job in jobs:
-            for piece in job.pieces(reader):
-                yield np.ascontiguousarray(piece).view(np.uint8)
+    def reader(self, files: Files) -> Reader:
+        """The model, read by `files`."""
+        return Reader(self._tensors, files)
 
     def hash(self, key: Key) -> str:
-        """Of these bytes, from where the model lies. Raises InputError when they cannot be read."""
-        digest = hashlib.sha256()
-        for piece in self.pieces(key, self.description.checkpoint.files):
-            digest.update(piece.data)
-        return digest.hexdigest()
+        """That of an expert, from where the model lies. Raises InputError when it cannot be read."""
+        return self.units[key].hash(self.reader(self._description.checkpoint.files))
 
     @cached_property
     def _tensors(self) -> dict[str, TensorInfo]:
-        return dict(self.description.checkpoint.tensors)
+        return dict(self._description.checkpoint.tensors)
 
 
 class PulledExperts(Files):
@@ -147,59 +115,50 @@ class PulledExperts(Files):
         """
         super().__init__()
         self._repository = repository(of.repo_id, of.revision, _wait)
-        self._written = Written(describe_repository(self._repository), of.recipe)
+        self.description = describe_repository(self._repository)
         self.folder, self._held = of.folder, ExitStack()
         try:
             make(self.folder)
             self._work = _claimed(self.folder, self._held)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._keys: dict[Path, Key] = {}
+        self._written = Written(self.description, of.recipe)
+        self._keys = {self.folder / "{}-{}.safetensors".format(*key): key for key in self._written.units}
         self._fresh: dict[Key, str] = {}
-        keys = self._written.keys()
-        tensors = self._layout(keys)
-        checkpoint = Checkpoint(self.folder, tensors, LAYOUT, files=self)
+        units = {path: self._written.units[key] for path, key in self._keys.items()}
         experts = {
-            key: {weight.name.rpartition(".")[2]: checkpoint[weight.name] for weight in self._written.weights(key)}
-            for key in keys
+            self._keys[path]: {name.rpartition(".")[2]: stored for name, stored in matrices.items()}
+            for path, matrices in units_on_disk(units, self).items()
         }
         self.store = ExpertStore(self, experts)
-        stored = (sum(extent.nbytes for extent in self._extents(key)) for key in keys)
-        self.working_bytes = READERS * max(stored)
+        self.working_bytes = READERS * max(sum(extent.nbytes for extent in unit.extents) for unit in units.values())
         """The most memory that pulling takes: of each that is pulled at a time what the hub has of it."""
-
-    @property
-    def description(self) -> Description:
-        return self._written.description
-
-    def _layout(self, keys: Collection[Key]) -> dict[str, TensorInfo]:
-        """Where each tensor will lie."""
-        tensors = {}
-        for key in keys:
-            path = self.folder / "{}-{}.safetensors".format(*key)
-            self._keys[path] = key
-            outputs = self._written.outputs(key)
-            offset = len(_start(outputs))
-            for output in outputs:
-                tensors[output.name] = TensorInfo(output.name, output.dtype, output.shape, path, offset, output.nbytes)
-                offset += output.nbytes
-        return tensors
-
-    def _extents(self, key: Key) -> list[Extent]:
-        return [extent for weight in self._written.weights(key) for extent in weight.stored.extents()]
 
     # ------------------------------------------------------------------------------------------------ what is here
 
     def keep_only(self, keys: Collection[Key]) -> None:
-        """Remove the files of all others. Raises InputError where that is not possible."""
+        """Remove the files of all others, unless another process of this machine has experts in the same folder.
+
+        Raises InputError where that is not possible.
+        """
         wanted = set(keys)
         try:
+            if not self._alone():
+                return
             for path, key in self._keys.items():
                 if key not in wanted:
                     path.unlink(missing_ok=True)
                     self._new(path).unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _alone(self) -> bool:
+        for path in self.folder.glob("new-*"):
+            if path != self._work:
+                with held(path) as free:
+                    if not free:
+                        return False
+        return True
 
     def fresh(self, keys: Collection[Key]) -> dict[Key, str]:
         """The hashes of those of them that were not compared yet."""
@@ -246,12 +205,12 @@ class PulledExperts(Files):
 
     def _pull(self, path: Path) -> Path:
         key = self._keys[path]
-        fetched = Fetched(self._repository, self._extents(key))
-        digest = hashlib.sha256()
+        unit, digest = self._written.units[key], hashlib.sha256()
+        reader = self._written.reader(Fetched(self._repository, unit.extents))
 
         def pieces() -> Iterator[bytes | memoryview]:
-            yield _start(self._written.outputs(key))
-            for piece in self._written.pieces(key, fetched):
+            yield unit.start
+            for piece in unit.pieces(reader):
                 digest.update(piece.data)
                 yield piece.data
 
@@ -283,10 +242,6 @@ def _claimed(folder: Path, stack: ExitStack) -> Path:
             path.mkdir()
             return path
     raise AssertionError("numbers do not end")
-
-
-def _start(outputs: Collection[Output]) -> bytes:
-    return file_start(((one.name, one.dtype, one.shape) for one in outputs), LAYOUT)
 
 
 def _wait(seconds: float, trouble: str) -> None:

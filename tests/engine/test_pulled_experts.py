@@ -181,11 +181,14 @@ def test_what_is_given_to_others_is_removed(nodes: Any) -> None:
     model, two, _ = made.load()
     made.logits(model)
     late = made.node(2, made.settings(), float("inf"))
+    same = made.node(1, made.settings(), float("inf"))  # in the same folder as another
     assert model.shared is not None
     model.shared.join(late)
     made.logits(model)
     for number, node in enumerate((*two, late)):
-        assert made.files(number) and made.files(number).keys() <= node.held
+        assert made.files(number) and (number == 1 or made.files(number).keys() <= node.held)
+    same.hold([])
+    assert made.files(1)
 
 
 def test_what_cannot_be_pulled_again_has_to_be_copied(
