@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +23,8 @@ from numoe.quant.errors import InputError
 SILENT = 5.0
 """Seconds without a sign of life after which a node that was asked is looked at, and so many again after which it is
 lost: one whose cores are all busy answers within tenths of a second, and a call that takes long is none that stalls."""
+STARTING = 120.0
+"""Seconds until the first sign of life: in them Ray starts a process, which imports numoe, on a busy machine too."""
 OPENING = 600.0
 """Seconds in which a node reads a model's headers and samples of its weights, from a shared folder if need be."""
 REACHING = 10.0
@@ -52,11 +56,9 @@ class RayNode:
             Lost: it is gone.
         """
         try:
-            self.room, self.pulls = self._ray.get(self._opened, timeout=OPENING)
+            self.room, self.pulls = answered(self._ray, self._opened, self._sign, OPENING, STARTING)
         except self._ray.exceptions.RayTaskError as error:
             raise InputError(f"node {self.name}: {error.cause}") from None
-        except self._ray.exceptions.RayError as error:
-            raise Lost(_sentence(error)) from None
 
     def define(self, formulas: Formulas) -> None:
         self._wait(self._actor.define.remote(formulas))
@@ -75,35 +77,50 @@ class RayNode:
 
     def pid(self) -> int:
         """Of its process, on its machine."""
-        return int(self._get(self._actor.__ray_call__.remote(_pid), SILENT))
+        return int(self._wait(self._actor.__ray_call__.remote(_pid)))
 
     def peak_bytes(self) -> int:
         """The most memory that it has held."""
-        life = self._actor.alive.options(concurrency_group="life").remote()
-        return int(self._get(life, SILENT))
+        return int(self._wait(self._sign()))
+
+    def _sign(self) -> Any:
+        return self._actor.alive.options(concurrency_group="life").remote()
 
     def _wait(self, asked: Any) -> Any:
-        """What it was asked for, however long it takes while the node shows signs of life."""
-        while True:
-            try:
-                return self._get(asked, SILENT)
-            except TimeoutError:
-                try:
-                    self.peak_bytes()
-                except TimeoutError:
-                    raise Lost(f"no sign of life for {2 * SILENT:.0f} s") from None
-
-    def _get(self, asked: Any, seconds: float) -> Any:
-        """Raises TimeoutError, or Lost."""
-        errors = self._ray.exceptions
+        """Raises Lost."""
         try:
-            return self._ray.get(asked, timeout=seconds)
-        except errors.GetTimeoutError:
-            raise TimeoutError from None
-        except errors.RayTaskError as error:
+            return answered(self._ray, asked, self._sign)
+        except self._ray.exceptions.RayTaskError as error:
             raise Lost(str(error.cause)) from None
-        except errors.RayError as error:
-            raise Lost(_sentence(error)) from None
+
+
+def answered(ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = math.inf, starting: float = SILENT) -> Any:
+    """What an actor was asked for, however long that takes, up to some seconds, while it shows signs of life.
+
+    sign: asks it for one. starting: seconds until the first, where it may not be there yet.
+
+    Raises:
+        Lost: it is gone, stalls or takes too long.
+        RayTaskError: what it raises.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ray.get(asked, timeout=SILENT)
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() > until:
+                raise Lost(f"it takes more than {seconds:.0f} s") from None
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise Lost(sentence(error)) from None
+        try:
+            ray.get(sign(), timeout=starting)
+            starting = SILENT
+        except ray.exceptions.GetTimeoutError:
+            raise Lost(f"no sign of life for {SILENT + starting:.0f} s") from None
+        except ray.exceptions.RayError as error:
+            raise Lost(sentence(error)) from None
 
 
 class Cluster:
@@ -157,7 +174,7 @@ class Cluster:
             try:
                 joined = self.joined()
             except Exception as error:  # Ray's head is gone: who is there is seen by calls
-                self.tell(f"nodes that join are not looked for any more: {_sentence(error)}")
+                self.tell(f"nodes that join are not looked for any more: {sentence(error)}")
                 return
             for node in joined:
                 if (there := bank()) is None:
@@ -190,6 +207,7 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
     if address == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what else its C++ says is on stderr
     # What Ray has to say of nodes it prints to stdout, in the middle of an answer.
     ray._private.worker.print_to_stdstream = lambda *said, **how: None
     on_end = signal.getsignal(signal.SIGTERM)
@@ -198,7 +216,7 @@ def connect(address: str) -> Any:
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         raise InputError(
-            f"`ray` {address}: no cluster of Ray answers there ({_sentence(error)}); the README tells how to start one"
+            f"`ray` {address}: no cluster of Ray answers there ({sentence(error)}); the README tells how to start one"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -213,6 +231,8 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), REACHING).close()
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """The first line of what Ray says, which goes on for many."""
+    if type(error).__name__ == "ActorUnavailableError":  # which says what a library of Ray's does
+        return "it cannot be reached"
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
