@@ -198,6 +198,7 @@ def connect(address: str) -> Any:
     """
     try:
         import ray
+        import ray._private.utils
         import ray._private.worker
         import ray.util.scheduling_strategies
     except ImportError:
@@ -207,9 +208,9 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
     if address == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what else its C++ says is on stderr
     # What Ray has to say of nodes it prints to stdout, in the middle of an answer.
     ray._private.worker.print_to_stdstream = lambda *said, **how: None
+    ray._private.utils.set_sigterm_handler = lambda handler: None  # Ray's own ends programs with another code
     on_end = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
@@ -220,7 +221,7 @@ def connect(address: str) -> Any:
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_end)  # Ray's own ends programs with another code
+            signal.signal(signal.SIGTERM, on_end)  # and its C++ has put one in place that prints a stack
     return ray
 
 
