@@ -70,21 +70,27 @@ def near(number: int, settings: Settings, off: float = inf) -> Near:
     return Near(number, settings, 1 << 40, off)
 
 
-def load_near(
-    path: Path, patch: pytest.MonkeyPatch, offs: Sequence[float] = (inf, inf), make: Make = near
-) -> tuple[Model, list[Near], list[str]]:
-    """A model whose experts nodes have, which go off after so many calls; the nodes; and what is told."""
-    told: list[str] = []
+def use_near(patch: pytest.MonkeyPatch, offs: Sequence[float] = (inf, inf), make: Make = near) -> list[Near]:
+    """Have nodes that go off after so many calls in place of any cluster; the nodes, once there are some."""
     made: list[Near] = []
 
     class NearCluster:
         def __init__(self, address: str, settings: Settings, tell: Callable[[str], None] | None):
             settings = replace(settings, ram=None, threads=1)
-            made.extend(make(number, settings, off) for number, off in enumerate(offs))
+            made[:] = [make(number, settings, off) for number, off in enumerate(offs)]
             self.nodes = list(made)
 
         def watch(self, bank: RemoteBank) -> None:
             pass
 
     patch.setattr(LOAD, "Cluster", NearCluster)
+    return made
+
+
+def load_near(
+    path: Path, patch: pytest.MonkeyPatch, offs: Sequence[float] = (inf, inf), make: Make = near
+) -> tuple[Model, list[Near], list[str]]:
+    """A model whose experts such nodes have; the nodes; and what is told."""
+    told: list[str] = []
+    made = use_near(patch, offs, make)
     return load(path, ray="local", tell=told.append), made, told
