@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +19,7 @@ from numoe.cli.answers import Lines
 from numoe.cli.batch import Answering, open_sessions
 from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options
-from numoe.engine.experts.cluster import OPENING, SILENT, STARTING, answered, sentence
+from numoe.engine.experts.cluster import OPENING, SILENT, STARTING, actor, answered, sentence
 from numoe.engine.experts.remote import Lost
 from numoe.quant.errors import InputError
 
@@ -118,16 +117,14 @@ class Replicas:
         for node in self._nodes:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})"
             at = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            made = self._ray.remote(
-                num_cpus=0, max_concurrency=_IN_FLIGHT, concurrency_groups={"life": 1}, scheduling_strategy=at
-            )(Replica)
-            self._actors[name] = actor = made.remote()
-            opened[name] = actor.open.remote(path, values, sharers[node["NodeManagerAddress"]], most)
+            made = actor(self._ray, Replica, max_concurrency=_IN_FLIGHT, scheduling_strategy=at)
+            self._actors[name] = made
+            opened[name] = made.open.remote(path, values, sharers[node["NodeManagerAddress"]], most)
         limit = OPENING + description.plan(options["ctx"], kv=options["kv"]).weight_bytes / SLOWEST
         for name, asked in opened.items():
             try:
                 identity, self._places[name] = answered(
-                    self._ray, asked, partial(self._sign, self._actors[name]), limit, STARTING
+                    self._ray, asked, self._actors[name].alive.remote, limit, STARTING
                 )
             except self._ray.exceptions.RayTaskError as error:
                 raise InputError(f"node {name}: {error.cause}") from None
@@ -143,8 +140,8 @@ class Replicas:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for actor in self._actors.values():
-            self._ray.kill(actor)
+        for one in self._actors.values():
+            self._ray.kill(one)
 
     @property
     def count(self) -> int:
@@ -204,16 +201,13 @@ class Replicas:
 
     def _look(self) -> list[Any]:
         """What replicas are asked that give no sign of life, after a while in which nothing was answered."""
-        signs = {self._sign(actor): name for name, actor in self._actors.items()}
+        signs = {one.alive.remote(): name for name, one in self._actors.items()}
         _, silent = self._ray.wait(list(signs), num_returns=len(signs), timeout=SILENT)
         lost = {signs[sign] for sign in silent}
         return [asked for asked, (name, _) in self._asked.items() if name in lost]
 
-    def _sign(self, actor: Any) -> Any:
-        return actor.alive.options(concurrency_group="life").remote()
-
     def _lose(self, name: str, why: str) -> None:
-        actor = self._actors.pop(name, None)
-        if actor is not None:
-            self._ray.kill(actor)
+        lost = self._actors.pop(name, None)
+        if lost is not None:
+            self._ray.kill(lost)
             self._tell(f"node {name} is lost ({why}); what it was asked is asked of the others")

@@ -41,9 +41,7 @@ class RayNode:
         self.id: str = node["NodeID"]
         self.name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {self.id[:6]})"
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.id, soft=False)
-        # Signs of life have a thread of their own, which answers while the other computes.
-        made = ray.remote(num_cpus=0, concurrency_groups={"life": 1}, scheduling_strategy=affinity)(Share)
-        self._actor = made.remote()
+        self._actor = actor(ray, Share, scheduling_strategy=affinity)
         self._opened = self._actor.open.remote(settings, sharers)
         self.room = 0
         self.pulls = ""
@@ -84,7 +82,7 @@ class RayNode:
         return int(self._wait(self._sign()))
 
     def _sign(self) -> Any:
-        return self._actor.alive.options(concurrency_group="life").remote()
+        return self._actor.alive.remote()
 
     def _wait(self, asked: Any) -> Any:
         """Raises Lost."""
@@ -92,6 +90,17 @@ class RayNode:
             return answered(self._ray, asked, self._sign)
         except self._ray.exceptions.RayTaskError as error:
             raise Lost(str(error.cause)) from None
+
+
+def actor(ray: Any, plain: Any, **options: Any) -> Any:
+    """An actor of a class with a method `alive`, for whose signs of life it has a thread that does nothing else.
+
+    options: of Ray.
+    """
+    # An option of each call would do as well, but not through ray://.
+    sign = ray.method(concurrency_group="life")(lambda self: plain.alive(self))
+    made = type(plain.__name__, (plain,), {"alive": sign})
+    return ray.remote(num_cpus=0, concurrency_groups={"life": 1}, **options)(made).remote()
 
 
 def answered(ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = math.inf, starting: float = SILENT) -> Any:
@@ -217,7 +226,8 @@ def connect(address: str) -> Any:
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         raise InputError(
-            f"`ray` {address}: no cluster of Ray answers there ({sentence(error)}); the README tells how to start one"
+            f"`ray` {address}: no cluster of Ray answers there ({sentence(error)}); the README tells how to start one "
+            "and how its token is given"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -233,7 +243,8 @@ def _reach(address: str) -> None:
 
 
 def sentence(error: Exception) -> str:
-    """The first line of what Ray says, which goes on for many."""
+    """The first one of what Ray says, which goes on for many lines."""
     if type(error).__name__ == "ActorUnavailableError":  # which says what a library of Ray's does
         return "it cannot be reached"
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__).partition(". ")[0].rstrip(".")
