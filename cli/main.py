@@ -180,7 +180,13 @@ def main(args: list[str] | None = None) -> NoReturn:
     Typer itself answers Ctrl-C with 130 and a closed pipe with 1, both in silence; we say 141 to that, as the shell
     does of programs that the signal ends.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # by way of every `finally`
+    ended: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        ended.append(128 + number)
+        sys.exit(ended[0])  # by way of every `finally`
+
+    signal.signal(signal.SIGTERM, end)
     _prepare_streams()
     complete_now()
     args = with_bare(sys.argv[1:] if args is None else args)
@@ -192,6 +198,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     except SystemExit as left:
         if isinstance(left.__context__, BrokenPipeError):
             left.code = 128 + 13  # SIGPIPE, which Windows has no name for
+        if ended:
+            left.code = ended[0]  # Ray's C++, where it waits, makes another of it
         raise
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":

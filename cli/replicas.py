@@ -19,7 +19,8 @@ from numoe.cli.answers import Lines
 from numoe.cli.batch import Answering, open_sessions
 from numoe.cli.request import Request, load_drafted
 from numoe.cli.settings import Options
-from numoe.engine.experts.cluster import SILENT
+from numoe.engine.experts.cluster import OPENING, SILENT, STARTING, actor, answered, sentence
+from numoe.engine.experts.remote import Lost
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_LOSSES = 3
 """Replicas that may be lost while they answer a prompt."""
+SLOWEST = 10_000_000
+"""Bytes a second at which a node reads its model at least, from a shared folder if need be."""
 _SETTINGS = "ram", "threads", "ctx", "kv", "draft", "check", "parallel"
 _IN_FLIGHT = 64  # calls that an actor takes at once: as many as there are sessions at most
 
@@ -114,18 +117,19 @@ class Replicas:
         for node in self._nodes:
             name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})"
             at = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            made = self._ray.remote(
-                num_cpus=0, max_concurrency=_IN_FLIGHT, concurrency_groups={"life": 1}, scheduling_strategy=at
-            )(Replica)
-            self._actors[name] = actor = made.remote()
-            opened[name] = actor.open.remote(path, values, sharers[node["NodeManagerAddress"]], most)
+            made = actor(self._ray, Replica, max_concurrency=_IN_FLIGHT, scheduling_strategy=at)
+            self._actors[name] = made
+            opened[name] = made.open.remote(path, values, sharers[node["NodeManagerAddress"]], most)
+        limit = OPENING + description.plan(options["ctx"], kv=options["kv"]).weight_bytes / SLOWEST
         for name, asked in opened.items():
             try:
-                identity, self._places[name] = self._ray.get(asked)
+                identity, self._places[name] = answered(
+                    self._ray, asked, self._actors[name].alive.remote, limit, STARTING
+                )
             except self._ray.exceptions.RayTaskError as error:
                 raise InputError(f"node {name}: {error.cause}") from None
-            except self._ray.exceptions.RayError as error:
-                self._lose(name, error)
+            except Lost as lost:
+                self._lose(name, str(lost))
                 continue
             if identity != description.identity:
                 raise InputError(
@@ -136,8 +140,8 @@ class Replicas:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for actor in self._actors.values():
-            self._ray.kill(actor)
+        for one in self._actors.values():
+            self._ray.kill(one)
 
     @property
     def count(self) -> int:
@@ -188,22 +192,22 @@ class Replicas:
                 yield name, number, self._ray.get(one, timeout=0 if done else 1e-3)
             except errors.RayTaskError as error:
                 raise InputError(f"node {name}: {error.cause}") from error
-            except errors.RayError as error:  # also of one that gives no sign of life: it is not there in time
-                self._lose(name, error)
+            except errors.GetTimeoutError:
+                self._lose(name, f"no sign of life for {2 * SILENT:.0f} s")
+                yield name, number, None
+            except errors.RayError as error:
+                self._lose(name, sentence(error))
                 yield name, number, None
 
     def _look(self) -> list[Any]:
         """What replicas are asked that give no sign of life, after a while in which nothing was answered."""
-        signs = {actor.alive.options(concurrency_group="life").remote(): name for name, actor in self._actors.items()}
+        signs = {one.alive.remote(): name for name, one in self._actors.items()}
         _, silent = self._ray.wait(list(signs), num_returns=len(signs), timeout=SILENT)
         lost = {signs[sign] for sign in silent}
         return [asked for asked, (name, _) in self._asked.items() if name in lost]
 
-    def _lose(self, name: str, error: Exception) -> None:
-        actor = self._actors.pop(name, None)
-        if actor is not None:
-            self._ray.kill(actor)
-            stalled = isinstance(error, self._ray.exceptions.GetTimeoutError)
-            lines = (line.strip().rstrip(".") for line in str(error).splitlines())
-            why = f"no sign of life for {2 * SILENT:.0f} s" if stalled else next(filter(None, lines), "it is gone")
+    def _lose(self, name: str, why: str) -> None:
+        lost = self._actors.pop(name, None)
+        if lost is not None:
+            self._ray.kill(lost)
             self._tell(f"node {name} is lost ({why}); what it was asked is asked of the others")

@@ -13,6 +13,7 @@ from numoe.engine.budget import Budget, free_memory
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.cluster import Cluster
+from numoe.engine.experts.pulled import Written, origin
 from numoe.engine.experts.remote import RemoteBank
 from numoe.engine.experts.share import LEFT_TO_OTHERS, Settings, experts_on_disk
 from numoe.engine.experts.store import ExpertStore
@@ -116,10 +117,12 @@ def _spread(
     if experts is None:
         raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
     budget.require(description.path.name, planned.least_bytes)
-    at = Settings(str(description.path), budget.allowed if budget.given else None, threads, block_elements())
-    cluster = Cluster(address, at, description.identity, tell)
+    identity, pulled = description.identity, origin(description)
+    ram = budget.allowed if budget.given else None
+    cluster = Cluster(address, Settings(str(description.path), identity, pulled, ram, threads, block_elements()), tell)
+    written = Written(description, pulled.recipe if pulled else "native")
     room = budget.room - planned.beside_experts
-    return cluster, RemoteBank(experts, room, cluster.nodes, heat.kept(description.identity), tell)
+    return cluster, RemoteBank(experts, written, room, cluster.nodes, heat.kept(identity), tell)
 
 
 def _read_all(

@@ -65,6 +65,19 @@ class Extent(NamedTuple):
     nbytes: int
 
 
+def joined(extents: Iterable[Extent], gap: int) -> list[Extent]:
+    """The ranges in their order, those in one that lie no more than `gap` bytes apart."""
+    runs: list[Extent] = []
+    for extent in sorted(extents, key=lambda one: (str(one.path), one.offset)):
+        end = runs[-1].offset + runs[-1].nbytes if runs else 0
+        if runs and extent.path == runs[-1].path and extent.offset <= end + gap:
+            end = max(end, extent.offset + extent.nbytes)
+            runs[-1] = runs[-1]._replace(nbytes=end - runs[-1].offset)
+        else:
+            runs.append(extent)
+    return runs
+
+
 class Files:
     """Files opened when first needed, which stay as they were when first read. Safe to use from several threads."""
 
@@ -151,6 +164,14 @@ class Files:
         """Tells the system, where it listens, that its own copy of a range that was read is not needed again."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file(path).fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def forget(self, path: Path) -> None:
+        """Closes a file that nobody reads now; what has its name when it is read again may be another one."""
+        with self._lock:
+            for opened in (self._open, self._past_cache):
+                if file := opened.pop(path, None):
+                    file.close()
+            self._states.pop(path, None)
 
     def close(self) -> None:
         """Closes every file. A later read opens it again."""

@@ -137,7 +137,9 @@ class Talk:
             full = session.position == session.context
             self.output.note(("The context is full." if full else "Cut off at max_tokens.") + " /more goes on.")
         used = f"context {session.position}/{session.context}"
-        asked = {name: count - before.get(name, 0) for name, count in self._experts().items()}
+        now = self._experts()
+        names = "hits", "misses", "wait_s", "shed"
+        asked: dict[str, Any] = {name: now[name] - before.get(name, 0) for name in names if name in now}
         asked["hit_rate"] = asked.get("hits", 0) / max(1, asked.get("hits", 0) + asked.get("misses", 0))
         self.output.note(f"{statistics(answer.generation, asked)}, {used}")
         record(session.model, len(answer.generation.tokens) - 1, answer.generation.decode_seconds)

@@ -64,6 +64,7 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     from numoe.cli.serve.guard import Guard, is_loopback
     from numoe.cli.serve.models import Hub, served
     from numoe.cli.serve.server import listening, server
+    from numoe.engine.experts.cluster import connect
 
     key, host = _key(options["api_key"]), options["host"]
     if not is_loopback(host) and not key:
@@ -71,6 +72,8 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     names = served(models)
     if options["prompt_cache"] is not None and len(names) > 1:
         raise WrongUsage("--prompt-cache is of one model; name the one to serve")
+    if options["ray"] is not None:
+        connect(options["ray"])  # in the main thread, whose signals Ray changes, and before anybody asks
     hub = Hub(names, options, options["idle_unload"], output.note)
     room = (options["parallel"] or PARALLEL) + options["queue"]
     prompts = output.note if options["log_prompts"] else None

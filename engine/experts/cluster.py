@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from numoe.engine.experts.remote import Lost, RemoteBank
-from numoe.engine.experts.share import Formulas, Settings, Share
+from numoe.engine.experts.share import Applied, Formulas, Settings, Share
 from numoe.engine.experts.store import Key
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.quant.errors import InputError
@@ -21,6 +23,8 @@ from numoe.quant.errors import InputError
 SILENT = 5.0
 """Seconds without a sign of life after which a node that was asked is looked at, and so many again after which it is
 lost: one whose cores are all busy answers within tenths of a second, and a call that takes long is none that stalls."""
+STARTING = 120.0
+"""Seconds until the first sign of life: in them Ray starts a process, which imports numoe, on a busy machine too."""
 OPENING = 600.0
 """Seconds in which a node reads a model's headers and samples of its weights, from a shared folder if need be."""
 REACHING = 10.0
@@ -37,27 +41,22 @@ class RayNode:
         self.id: str = node["NodeID"]
         self.name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {self.id[:6]})"
         affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self.id, soft=False)
-        # Signs of life have a thread of their own, which answers while the other computes.
-        made = ray.remote(num_cpus=0, concurrency_groups={"life": 1}, scheduling_strategy=affinity)(Share)
-        self._actor = made.remote()
+        self._actor = actor(ray, Share, scheduling_strategy=affinity)
         self._opened = self._actor.open.remote(settings, sharers)
         self.room = 0
+        self.pulls = ""
 
-    def open(self, identity: str) -> None:
-        """Wait until it has the model, which must be the one with this identity.
+    def open(self) -> None:
+        """Wait until it has the model, or knows where it gets it.
 
         Raises:
             InputError: it has another, or none, or no room.
             Lost: it is gone.
         """
         try:
-            found, self.room = self._ray.get(self._opened, timeout=OPENING)
+            self.room, self.pulls = answered(self._ray, self._opened, self._sign, OPENING, STARTING)
         except self._ray.exceptions.RayTaskError as error:
             raise InputError(f"node {self.name}: {error.cause}") from None
-        except self._ray.exceptions.RayError as error:
-            raise Lost(_sentence(error)) from None
-        if found != identity:
-            raise InputError(f"node {self.name} has another model under this name; copy the same one to all nodes")
 
     def define(self, formulas: Formulas) -> None:
         self._wait(self._actor.define.remote(formulas))
@@ -65,43 +64,72 @@ class RayNode:
     def hold(self, keys: Sequence[Key]) -> None:
         self._actor.hold.remote(list(keys))
 
-    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Floats]:
+    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Applied]:
         return partial(self._wait, self._actor.apply.remote(layer, rows, places, experts))
+
+    def confirm(self, keys: Sequence[Key]) -> None:
+        self._actor.confirm.remote(list(keys))
 
     def prefetch(self, layer: int, experts: Ids) -> None:
         self._actor.prefetch.remote(layer, experts)
 
     def pid(self) -> int:
         """Of its process, on its machine."""
-        return int(self._get(self._actor.__ray_call__.remote(_pid), SILENT))
+        return int(self._wait(self._actor.__ray_call__.remote(_pid)))
 
     def peak_bytes(self) -> int:
         """The most memory that it has held."""
-        life = self._actor.alive.options(concurrency_group="life").remote()
-        return int(self._get(life, SILENT))
+        return int(self._wait(self._sign()))
+
+    def _sign(self) -> Any:
+        return self._actor.alive.remote()
 
     def _wait(self, asked: Any) -> Any:
-        """What it was asked for, however long it takes while the node shows signs of life."""
-        while True:
-            try:
-                return self._get(asked, SILENT)
-            except TimeoutError:
-                try:
-                    self.peak_bytes()
-                except TimeoutError:
-                    raise Lost(f"no sign of life for {2 * SILENT:.0f} s") from None
-
-    def _get(self, asked: Any, seconds: float) -> Any:
-        """Raises TimeoutError, or Lost."""
-        errors = self._ray.exceptions
+        """Raises Lost."""
         try:
-            return self._ray.get(asked, timeout=seconds)
-        except errors.GetTimeoutError:
-            raise TimeoutError from None
-        except errors.RayTaskError as error:
+            return answered(self._ray, asked, self._sign)
+        except self._ray.exceptions.RayTaskError as error:
             raise Lost(str(error.cause)) from None
-        except errors.RayError as error:
-            raise Lost(_sentence(error)) from None
+
+
+def actor(ray: Any, plain: Any, **options: Any) -> Any:
+    """An actor of a class with a method `alive`, for whose signs of life it has a thread that does nothing else.
+
+    options: of Ray.
+    """
+    # An option of each call would do as well, but not through ray://.
+    sign = ray.method(concurrency_group="life")(lambda self: plain.alive(self))
+    made = type(plain.__name__, (plain,), {"alive": sign})
+    return ray.remote(num_cpus=0, concurrency_groups={"life": 1}, **options)(made).remote()
+
+
+def answered(ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = math.inf, starting: float = SILENT) -> Any:
+    """What an actor was asked for, however long that takes, up to some seconds, while it shows signs of life.
+
+    sign: asks it for one. starting: seconds until the first, where it may not be there yet.
+
+    Raises:
+        Lost: it is gone, stalls or takes too long.
+        RayTaskError: what it raises.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ray.get(asked, timeout=SILENT)
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() > until:
+                raise Lost(f"it takes more than {seconds:.0f} s") from None
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:
+            raise Lost(sentence(error)) from None
+        try:
+            ray.get(sign(), timeout=starting)
+            starting = SILENT
+        except ray.exceptions.GetTimeoutError:
+            raise Lost(f"no sign of life for {SILENT + starting:.0f} s") from None
+        except ray.exceptions.RayError as error:
+            raise Lost(sentence(error)) from None
 
 
 class Cluster:
@@ -111,9 +139,9 @@ class Cluster:
         InputError: Ray is not installed, cannot be reached, or a node has not this model.
     """
 
-    def __init__(self, address: str, settings: Settings, identity: str, tell: Callable[[str], None] | None):
+    def __init__(self, address: str, settings: Settings, tell: Callable[[str], None] | None):
         self._ray = connect(address)
-        self._settings, self._identity = settings, identity
+        self._settings = settings
         self.tell = tell or (lambda sentence: None)
         self._own: str | None = None
         if not address.startswith("ray://"):
@@ -134,8 +162,10 @@ class Cluster:
         opened = []
         for node in made:
             try:
-                node.open(self._identity)
+                node.open()
                 opened.append(node)
+                if node.pulls:
+                    self.tell(f"node {node.name} has no copy of the model, and pulls its experts from {node.pulls}")
             except (InputError, Lost) as error:
                 if first and isinstance(error, InputError):
                     raise
@@ -153,7 +183,7 @@ class Cluster:
             try:
                 joined = self.joined()
             except Exception as error:  # Ray's head is gone: who is there is seen by calls
-                self.tell(f"nodes that join are not looked for any more: {_sentence(error)}")
+                self.tell(f"nodes that join are not looked for any more: {sentence(error)}")
                 return
             for node in joined:
                 if (there := bank()) is None:
@@ -177,6 +207,8 @@ def connect(address: str) -> Any:
     """
     try:
         import ray
+        import ray._private.utils
+        import ray._private.worker
         import ray.util.scheduling_strategies
     except ImportError:
         raise InputError("`ray` needs Ray: pip install 'numoe[ray]'") from None
@@ -185,17 +217,21 @@ def connect(address: str) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "numoe"}
     if address == "local":
         quiet |= {"include_dashboard": False, "object_store_memory": _OBJECTS}
+    # What Ray has to say of nodes it prints to stdout, in the middle of an answer.
+    ray._private.worker.print_to_stdstream = lambda *said, **how: None
+    ray._private.utils.set_sigterm_handler = lambda handler: None  # Ray's own ends programs with another code
     on_end = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         raise InputError(
-            f"`ray` {address}: no cluster of Ray answers there ({_sentence(error)}); the README tells how to start one"
+            f"`ray` {address}: no cluster of Ray answers there ({sentence(error)}); the README tells how to start one "
+            "and how its token is given"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_end)  # Ray's own ends programs with another code
+            signal.signal(signal.SIGTERM, on_end)  # and its C++ has put one in place that prints a stack
     return ray
 
 
@@ -206,6 +242,9 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), REACHING).close()
 
 
-def _sentence(error: Exception) -> str:
-    """The first line of what Ray says, which goes on for many."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def sentence(error: Exception) -> str:
+    """The first one of what Ray says, which goes on for many lines."""
+    if type(error).__name__ == "ActorUnavailableError":  # which says what a library of Ray's does
+        return "it cannot be reached"
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__).partition(". ")[0].rstrip(".")

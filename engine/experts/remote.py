@@ -17,7 +17,8 @@ import numpy as np
 
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.place import place, uses
-from numoe.engine.experts.share import Formulas
+from numoe.engine.experts.pulled import Written
+from numoe.engine.experts.share import Applied, Formulas
 from numoe.engine.experts.store import DecayedCounts, ExpertStore, Key
 from numoe.engine.layers.bank import Formula
 from numoe.engine.layers.ops import Floats, Ids
@@ -44,8 +45,12 @@ class Node(Protocol):
         """These are its own from now on, those first that are used most. Waits for nothing."""
         ...
 
-    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Floats]:
+    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Applied]:
         """Begin `Share.apply`, and give what waits for its result."""
+        ...
+
+    def confirm(self, keys: Sequence[Key]) -> None:
+        """As `Share.confirm`. Waits for nothing."""
         ...
 
     def prefetch(self, layer: int, experts: Ids) -> None: ...
@@ -60,15 +65,16 @@ class RemoteBank:
     def __init__(
         self,
         store: ExpertStore,
+        written: Written,
         room: int,
         nodes: Sequence[Node],
         hottest: Sequence[Key] = (),
         tell: Callable[[str], None] | None = None,
     ):
         """store: has all experts, from disk if need be, and `room` bytes; those of lost nodes come from it when no
-        other is left. hottest: see `heat`."""
+        other is left. written: of the same. hottest: see `heat`."""
         self._local = LocalBank(store)
-        self._store = store
+        self._store, self._written = store, written
         self._sizes = store.sizes()
         self._used = uses(list(self._sizes), hottest)
         self._room = max(1, room)  # who is left when all others are lost
@@ -178,7 +184,9 @@ class RemoteBank:
             waiting = time.perf_counter()
             for number, pairs, answer in asked:
                 try:
-                    outputs[pairs] = answer()
+                    made, hashes = answer()
+                    self._compare(number, hashes)
+                    outputs[pairs] = made
                 except Lost as lost:
                     self._lose(number, lost)
                     missing.append(pairs)
@@ -187,9 +195,17 @@ class RemoteBank:
         self._times.append((time.perf_counter() - begun, waited))
         return outputs
 
+    def _compare(self, number: int, hashes: Mapping[Key, str]) -> None:
+        """Raises Lost where an expert that a node has pulled is another one than here."""
+        for (layer, expert), found in hashes.items():
+            if found != self._written.hash((layer, expert)):
+                raise Lost(f"expert {expert} of layer {layer}, as the hub gave it, is another one than here")
+        if hashes and (node := self._nodes[number]):
+            node.confirm(list(hashes))
+
     def _ask(
         self, layer: int, x: Floats, k: int, experts: Ids, left: Ids, owners: Ids
-    ) -> tuple[list[tuple[int, Ids, Callable[[], Floats]]], list[Ids]]:
+    ) -> tuple[list[tuple[int, Ids, Callable[[], Applied]]], list[Ids]]:
         """Begin one call a node for its choices among those `left`: those begun, and the choices of lost nodes."""
         asked, missing = [], []
         for number in np.unique(owners[owners != HERE]).tolist():

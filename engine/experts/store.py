@@ -24,7 +24,7 @@ from numoe.quant.compute import workers
 from numoe.quant.compute.memory import ALIGNMENT, lasting
 from numoe.quant.compute.slots import Slots
 from numoe.quant.dtypes import UInt8
-from numoe.quant.files import PAGE, Extent, Files
+from numoe.quant.files import PAGE, Extent, Files, joined
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import apart, fastest, settled
 from numoe.quant.stored.handle import Stored
@@ -616,18 +616,10 @@ def _page_end(at: int) -> int:
 
 def _lay_out(stored: Mapping[str, Stored]) -> _Unit:
     extents = {part: one.extents() for part, one in stored.items()}
-    flat = sorted({extent for parts in extents.values() for extent in parts}, key=lambda e: (str(e.path), e.offset))
+    flat = {extent for parts in extents.values() for extent in parts}
     gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
-    joined: list[Extent] = []
-    for extent in flat:
-        end = joined[-1].offset + joined[-1].nbytes if joined else 0
-        if joined and extent.path == joined[-1].path and extent.offset <= end + gap:
-            end = max(end, extent.offset + extent.nbytes)
-            joined[-1] = joined[-1]._replace(nbytes=end - joined[-1].offset)
-        else:
-            joined.append(extent)
     runs, used = [], 0
-    for run in joined:
+    for run in joined(flat, gap):
         if run.nbytes < _PAGED:
             used += (run.offset - used) % ALIGNMENT  # as aligned as in the file
             runs.append((run, used))

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
 from numoe.engine.hub import network
+from numoe.engine.hub.distant import Distant
 from numoe.engine.hub.repository import Repository
 from numoe.quant.errors import InputError
-from numoe.quant.files import Files, plain_names
+from numoe.quant.files import plain_names
 from numoe.quant.stored.checkpoint import Checkpoint, distant_gguf
 from numoe.quant.stored.gguf_sets import GgufSet, gguf_set, gguf_sets
-
-
-class _Distant(Files):
-    """The files of a repository, by paths that begin with its id."""
-
-    def __init__(self, repository: Repository) -> None:
-        super().__init__()
-        self._repository = repository
-
-    def read_range(
-        self, path: Path, offset: int, nbytes: int, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        name = path.relative_to(self._repository.repo_id).as_posix()
-        data = np.frombuffer(self._repository.read_range(name, offset, offset + nbytes), np.uint8)
-        if out is None:
-            return data
-        out[:nbytes] = data
-        return out[:nbytes]
 
 
 def chosen(repository: Repository, wanted: str) -> GgufSet | None:
@@ -85,4 +65,4 @@ def distant_checkpoint(repository: Repository, model: GgufSet) -> Checkpoint:
     def size(path: Path) -> int:
         return repository.files[path.relative_to(folder).as_posix()].size
 
-    return distant_gguf(folder / model.files[0], _Distant(repository), size)
+    return distant_gguf(folder / model.files[0], Distant(repository), size)

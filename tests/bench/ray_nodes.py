@@ -3,8 +3,9 @@
     python tests/bench/ray_nodes.py MODEL [--nodes 3] [--ram 2GB] [--kills 20] [--tokens 24] [--only bits kills speed]
 
 MODEL is a folder of mixtures whose experts do not fit into one node; `flagship.write_checkpoint(folder, 144)` makes one
-of 6 GB. The nodes are processes of this machine, each on one core: what they gain on a network of several is not seen
-here, and not more than the cores give.
+of 6 GB, and `speed` takes one that fits into each node twice, such as that of 36 experts. The nodes are processes of
+this machine, each on one core: what they gain on a network of several is not seen here, and not more than the cores
+give.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,41 +87,93 @@ def bits(load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, ram: 
 
 
 def kills(cluster: Any, load_shared: Callable[[], Model], alone: np.ndarray, tokens: int, count: int) -> dict[str, Any]:
-    """A process of a node is killed, or all of a node, at random moments of an answer; a new one joins afterwards."""
+    """The process of a node that computes, or every second time all of the node, is killed at a random moment of an
+    answer; a new node joins afterwards."""
     model, chance = load_shared(), random.Random(1)
-    wrong, slowest = 0, 0.0
+    begun = time.perf_counter()
+    wrong = int(not np.array_equal(logits(model, tokens), alone))
+    usual = time.perf_counter() - begun
+    wait, slowest = usual, 0.0
     for number in range(count):
         while len(nodes_of(model)) < 2:  # those that are added below join by themselves
             time.sleep(0.5)
         node = chance.choice(nodes_of(model))
+        of_ray = next(one for one in cluster.list_all_nodes() if one.node_id == node.id)
+        kill = (
+            partial(os.kill, node.pid(), signal.SIGKILL) if number % 2 else partial(cluster.remove_node, of_ray, False)
+        )
         begun = time.perf_counter()
-        timer = threading.Timer(chance.uniform(0, 6), os.kill, (node.pid(), signal.SIGKILL))
+        timer = threading.Timer(moment := chance.uniform(0, wait), kill)
         timer.start()
-        while timer.is_alive():
+        answers = 0
+        while timer.is_alive() or not answers:
             wrong += not np.array_equal(logits(model, tokens), alone)
-        wrong += not np.array_equal(logits(model, tokens), alone)
-        slowest = max(slowest, time.perf_counter() - begun)
-        say(f"{number + 1} of {count} killed: {wrong} answers changed")
+            answers += 1
+        took = time.perf_counter() - begun
+        wait, slowest = took / answers, max(slowest, took / answers)
+        what = "process" if number % 2 else "node"
+        say(f"{number + 1} of {count}: a {what} killed after {moment:.1f} of {took:.1f} s, {wrong} answers changed")
+        if number % 2:
+            cluster.remove_node(of_ray, False)
         cluster.add_node(num_cpus=1, **MEMORY)
-    return {"killed": count, "answers lost or changed": wrong, "slowest round, s": round(slowest, 1)}
+    wrong += not np.array_equal(logits(model, tokens), alone)
+    return {
+        "killed": count,
+        "answers lost or changed": wrong,
+        "an answer, s": round(usual, 1),
+        "slowest with a kill, s": round(slowest, 1),
+    }
 
 
-def speed(load_shared: Callable[[], Model], tokens: int) -> dict[str, Any]:
-    """The experts' part of a chunk on the nodes that there are: all in their memory, a core each."""
-    model = load_shared()
+def reduced(model: Model, count: int) -> Model:
+    """All experts on so many nodes and none here, when nothing more is read."""
+    bank = model.shared
+    assert bank is not None
+    bank._nodes[count + 1 :] = [None] * (len(bank._nodes) - count - 1)
+    bank._room = 1
+    bank._place()
+    bank._hold()
     pinned(model)
     warmed(model)
-    logits(model, tokens)
-    assert model.shared is not None
-    model.shared._times.clear()
-    with model.session(ctx=1024) as session:
-        session.feed([n % 4000 for n in range(512)])
-        reading = sum(call for call, _ in model.shared._times)
-        model.shared._times.clear()
-        for n in range(tokens):
-            session.feed([n])
-    stats = model.shared.stats()
-    return {"experts of 512 tokens, s": reading, "experts of a token, s": stats["call_p50_s"], **stats}
+    return model
+
+
+def speed(load_shared: Callable[[], Model], tokens: int, rounds: int) -> dict[str, Any]:
+    """The experts' part on one node and on two, all in their memory and a core each, in turn."""
+    models = {count: reduced(load_shared(), count) for count in (1, 2)}
+    sessions = {count: model.session(ctx=1024) for count, model in models.items()}
+    times: dict[tuple[int, str], list[float]] = defaultdict(list)
+    waited: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    say("measuring")
+    for turn in range(rounds + 1):
+        for count, session in sessions.items():
+            bank = models[count].shared
+            assert bank is not None
+            session.rewind(session.position)
+            bank._times.clear()
+            session.feed([n % 4000 for n in range(512)], last=True)
+            read = sum(call for call, _ in bank._times)
+            bank._times.clear()
+            for n in range(tokens):
+                session.feed([7 * n])
+            if turn:  # the first one finds its way
+                times[count, "512 tokens"].append(read)
+                times[count, "a token"].append(sum(call for call, _ in bank._times) / tokens)
+                waited[count] += bank._times
+    made: dict[str, Any] = {}
+    for what in ("512 tokens", "a token"):
+        one, two = (np.array(times[count, what]) for count in (1, 2))
+        made[f"experts of {what}, s"] = [round(float(np.median(one)), 4), round(float(np.median(two)), 4)]
+        made[f"times as fast, {what}"] = [round(float(q), 2) for q in np.quantile(one / two, (0.5, 0, 1))]
+    for count, calls in waited.items():
+        whole, wait = np.array(calls).T
+        half, most = (round(float(1000 * np.quantile(whole, q)), 2) for q in (0.5, 0.99))
+        made[f"a layer on {count}"] = {
+            "p50_ms": half,
+            "p99_ms": most,
+            "waiting": round(float(wait.sum() / whole.sum()), 2),
+        }
+    return made
 
 
 def main() -> None:
@@ -128,23 +183,27 @@ def main() -> None:
     parser.add_argument("--ram", default="2GB", help="of a node")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=("bits", "kills", "speed"), default=("bits", "kills", "speed"))
     given = parser.parse_args()
     say(f"{processor()}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f}")
-    alone = logits(load(given.model, ram=given.ram, threads=1, ctx=256), given.tokens)
+    alone = np.empty(0)
+    if {"bits", "kills"} & {*given.only}:
+        alone = logits(load(given.model, ram=given.ram, threads=1, ctx=256), given.tokens)
     cluster = started(given.nodes)
 
     def load_shared() -> Model:
         return load(given.model, ram=given.ram, threads=1, ctx=256, ray=cluster.address, tell=say)
 
-    numoe_cluster.connect(cluster.address)
+    ray = numoe_cluster.connect(cluster.address)
     if "bits" in given.only:
         report = bits(load_shared, alone, given.tokens, parse_bytes(given.ram))
         print(json.dumps(report), flush=True)
     if "speed" in given.only:
-        print(json.dumps(speed(load_shared, given.tokens)), flush=True)
+        print(json.dumps(speed(load_shared, given.tokens, given.rounds)), flush=True)
     if "kills" in given.only:
         print(json.dumps(kills(cluster, load_shared, alone, given.tokens, given.kills)), flush=True)
+    ray.shutdown()
     cluster.shutdown()
 
 

@@ -1,5 +1,6 @@
 """Batches by replicas: order, replicas that are lost or silent, prompts that end them. Ray is played by a few lines."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numoe.cli.replicas import MOST_LOSSES, Replicas
+from numoe.engine.experts.cluster import OPENING, SILENT, STARTING, answered
+from numoe.engine.experts.remote import Lost
 from numoe.quant.errors import InputError
 
 ERRORS = SimpleNamespace(
@@ -91,6 +94,31 @@ def test_what_silent_replicas_were_asked_is_asked_of_others() -> None:
     assert [line["text"] for line in cluster.replicas.lines(requests)] == requests
     assert len(cluster.told) == 2 and all("no sign of life for 10 s" in told for told in cluster.told)
     assert cluster.replicas.count == 1
+
+
+@pytest.mark.parametrize(
+    ("loads", "alive", "lost"),
+    [
+        (3, True, None),
+        (10**6, False, "no sign of life for 125 s"),
+        (10**6, True, "it takes more than 600 s"),
+    ],
+)
+def test_a_replica_is_waited_for_while_it_shows_signs_of_life(
+    loads: int, alive: bool, lost: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("numoe.engine.experts.cluster.time.monotonic", lambda: clock[0])
+
+    def get(asked: str, timeout: float) -> str:
+        clock[0] += timeout
+        if (asked == "sign" and not alive) or (asked == "load" and clock[0] < loads * SILENT):
+            raise ERRORS.GetTimeoutError("late")
+        return f"{asked} done"
+
+    ray = SimpleNamespace(exceptions=ERRORS, get=get)
+    with pytest.raises(Lost, match=lost) if lost else nullcontext():
+        assert answered(ray, "load", lambda: "sign", OPENING, STARTING) == "load done"
 
 
 def test_nobody_left_keeps_what_there_is() -> None:

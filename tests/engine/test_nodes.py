@@ -2,32 +2,27 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from near_nodes import Near, load_near
 
 from numoe.engine import InputError, Model, describe, load
 from numoe.engine.experts import heat
 from numoe.engine.experts.cluster import connect
 from numoe.engine.experts.place import place, uses
-from numoe.engine.experts.remote import Lost, RemoteBank
-from numoe.engine.experts.share import Formulas, Settings, Share
+from numoe.engine.experts.share import Settings, Share
 from numoe.engine.experts.store import Key
-from numoe.engine.layers.ops import Floats, Ids
 from numoe.quant.compute import threads
 from numoe.quant.compute.kernels import block_elements
 
-LOAD = import_module("numoe.engine.load")
 LAYERS, EXPERTS = 2, 8
 KEYS = [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
 ROOMS = st.lists(st.integers(0, 1000), min_size=1, max_size=6).filter(any)
@@ -93,61 +88,6 @@ def test_to_a_node_that_joins_experts_move_and_to_no_other(
 # ---------------------------------------------------------------------------------------------- the bank, and models
 
 
-class Near:
-    """A node in this process. It goes off in a call: `off` says how many it answers before."""
-
-    def __init__(self, number: int, settings: Settings, room: int, off: float = inf):
-        self.name, self.room, self.left = f"node{number}", room, off
-        self.share = Share()
-        self.identity, _ = self.share.open(settings, 1)
-        self.asked: list[tuple[int, int]] = []
-        self.held: set[Key] = set()
-
-    def define(self, formulas: Formulas) -> None:
-        self.share.define(formulas)
-
-    def hold(self, keys: Sequence[Key]) -> None:
-        self.held = set(keys)
-        self.share.hold(keys)
-
-    def ask(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Callable[[], Floats]:
-        self.asked.append((layer, len(rows)))
-        assert rows.dtype == np.float32 and len(rows) == len(set(places.tolist()))
-        assert {(layer, expert) for expert in experts.tolist()} <= self.held
-        if self.left <= 0:
-            raise Lost("it is off")
-        self.left -= 1
-        return lambda: self._answer(layer, rows, places, experts)
-
-    def _answer(self, layer: int, rows: Floats, places: Ids, experts: Ids) -> Floats:
-        if 0 < self.left < 1:
-            self.left = 0
-            raise Lost("it went off")
-        return self.share.apply(layer, rows, places, experts)
-
-    def prefetch(self, layer: int, experts: Ids) -> None:
-        if self.left <= 0:
-            raise Lost("it is off")
-        self.share.prefetch(layer, experts)
-
-
-class NearCluster:
-    """In place of `Cluster`. `offs`: of each node, see `Near`."""
-
-    offs: Sequence[float] = (inf, inf)
-
-    def __init__(self, address: str, settings: Settings, identity: str, tell: Callable[[str], None] | None):
-        self.settings = replace(settings, ram=None, threads=1)
-        self.nodes = [self.node(number, off) for number, off in enumerate(self.offs)]
-        assert all(node.identity == identity for node in self.nodes)
-
-    def node(self, number: int, off: float = inf) -> Near:
-        return Near(number, self.settings, 1 << 40, off)
-
-    def watch(self, bank: RemoteBank) -> None:
-        self.bank = bank
-
-
 Loads = Callable[..., tuple[Model, list[Near], list[str]]]
 
 
@@ -155,22 +95,7 @@ Loads = Callable[..., tuple[Model, list[Near], list[str]]]
 def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
     """A model whose experts nodes have, which go off after so many calls; the nodes; and what is told."""
     before = threads.in_use()
-
-    def loaded(path: Path, offs: Sequence[float] = (inf, inf)) -> tuple[Model, list[Near], list[str]]:
-        told: list[str] = []
-        made: list[NearCluster] = []
-
-        class Made(NearCluster):
-            def __init__(self, *given: Any):
-                super().__init__(*given)
-                made.append(self)
-
-        monkeypatch.setattr(Made, "offs", offs)
-        monkeypatch.setattr(LOAD, "Cluster", Made)
-        model = load(path, ray="local", tell=told.append)
-        return model, made[0].nodes, told
-
-    yield loaded
+    yield lambda path, offs=(inf, inf): load_near(path, monkeypatch, offs)
     threads.use(before)
 
 
@@ -225,7 +150,7 @@ def test_a_node_that_joins_takes_its_share(checkpoint: Callable[[str], Path], sh
     path = checkpoint("v4_a")
     model, nodes, told = shared(path)
     before = [set(node.held) for node in nodes]
-    settings = Settings(str(path), None, 1, block_elements())
+    settings = Settings(str(path), describe(path).identity, None, None, 1, block_elements())
     late = Near(2, settings, 1 << 40)
     assert model.shared is not None
     model.shared.join(late)
@@ -265,7 +190,7 @@ def test_ray_without_experts_or_without_ray_is_refused(
 
 def test_a_node_without_the_model_is_told_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither .*absent nor .*models.absent; copy"):
-        Share().open(Settings(str(tmp_path / "absent"), None, 1, block_elements()), 1)
+        Share().open(Settings(str(tmp_path / "absent"), "", None, None, 1, block_elements()), 1)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

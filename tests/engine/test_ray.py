@@ -3,12 +3,15 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from helpers import reshard
+from hub_server import Hub
 from machines import a_machine, keep
 
 from numoe.engine import InputError, Model, load
@@ -16,13 +19,21 @@ from numoe.engine.experts import cluster as cluster_module
 from numoe.engine.experts.cluster import connect
 from numoe.engine.measure.calls import measure_calls
 from numoe.engine.measure.machine import known
+from numoe.engine.pull import pull
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'numoe[ray]'")
 CASE = "v4_a"
 
 
 @pytest.fixture(scope="module")
-def cluster(numoe_home: Path) -> Iterator[Any]:
+def hub() -> Iterator[Hub]:
+    with Hub() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", made.url)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(numoe_home: Path, hub: Hub) -> Iterator[Any]:
     """One for all tests of this file, for it takes seconds to start: a head without cores, and two nodes."""
     from ray.cluster_utils import Cluster
 
@@ -47,7 +58,7 @@ def actors(model: Model) -> list[Any]:
 
 
 def test_nodes_that_die_freeze_and_join(
-    cluster: Any, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    cluster: Any, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cluster_module, "SILENT", 1.0)
     path, told = checkpoint(CASE), list[str]()
@@ -76,6 +87,7 @@ def test_nodes_that_die_freeze_and_join(
     (third,) = actors(model)
     assert np.array_equal(logits(model), alone)
     assert third.peak_bytes() < 1.1e9 and "joined" in told[2]
+    assert capfd.readouterr().out == ""  # which is the answer's
 
 
 def test_another_model_is_found_before_the_first_token(
@@ -84,6 +96,23 @@ def test_another_model_is_found_before_the_first_token(
     monkeypatch.setattr("numoe.engine.description.Description.identity", "another")
     with pytest.raises(InputError, match="has another model under this name; copy the same one"):
         load(checkpoint(CASE), ram="1GB", threads=1, ray=cluster.address)
+
+
+def test_nodes_without_a_copy_pull_their_experts(
+    cluster: Any, hub: Hub, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = reshard(checkpoint(CASE), tmp_path / "source", 3)
+    (source / "tokenizer.json").write_text("{}")
+    hub.add("owner/Model-1", source)
+    monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "home"))  # which the nodes do not have
+    path, told = pull("owner/Model-1").path, list[str]()
+    alone = logits(load(path))
+    module, at = import_module("numoe.engine.load"), cluster_module.Settings
+    monkeypatch.setattr(module, "Settings", lambda model, *others: at(f"{model}-that-is-not-here", *others))
+    model = load(path, ram="1GB", threads=1, ray=cluster.address, tell=told.append)
+    assert np.array_equal(logits(model), alone)
+    assert len(told) == len(actors(model)) > 0
+    assert all(line.endswith("has no copy of the model, and pulls its experts from owner/Model-1") for line in told)
 
 
 def test_calls_are_measured_between_processes(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
