@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numoe.cli.output import Output
 from numoe.cli.serve.fields import Refused
+from numoe.cli.serve.post import Post
 from numoe.cli.serve.question import sentence
 from numoe.cli.settings import Options
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
@@ -64,6 +65,7 @@ class Hub:
     ) -> None:
         """seconds: after so many without a question a model is unloaded; None: never. told: of what is loaded."""
         self.names = names
+        self.post = Post()
         self._options, self._seconds, self._told = options, seconds, told
         self._turn = asyncio.Lock()
         self._free = asyncio.Event()
@@ -119,7 +121,7 @@ class Hub:
         self._told(f"loading {name}")
         try:
             description = await self.describe(name)
-            return await asyncio.to_thread(_loaded, name, description, self._options)
+            return await asyncio.to_thread(_loaded, name, description, self._options, self.post)
         except DoesNotFit as error:
             raise Refused(503, sentence(error), "model") from None
         except InputError as error:
@@ -180,7 +182,7 @@ def _options_of(description: Description, options: Options) -> Options:
     return own
 
 
-def _loaded(name: str, description: Description, options: Options) -> Loaded:
+def _loaded(name: str, description: Description, options: Options, post: Post) -> Loaded:
     from numoe.cli.batch import PARALLEL
     from numoe.cli.serve.places import Places
     from numoe.engine import load
@@ -188,7 +190,7 @@ def _loaded(name: str, description: Description, options: Options) -> Loaded:
     context, most = options["ctx"], options["parallel"] or PARALLEL
     room = description.plan(context).context
     model = load(description, ram=options.memory, ctx=room, tell=Output(options["quiet"]).note, **options.loading)
-    places = Places(model, context, most, options["save"], options["prompt_cache"])
+    places = Places(model, context, most, options["save"], options["prompt_cache"], post.send)
     own = _options_of(description, options)
     return Loaded(name, model, own, places, ThreadPoolExecutor(most, f"numoe {name}"))
 

@@ -13,6 +13,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant.compute.memory import scratch
 from numoe.quant.errors import InputError, WrongUsage
 
 _FIRST_SORTED = 1024  # candidates sorted at first; nearly every draw and every top-p cut falls among them
@@ -150,14 +151,16 @@ def _made(logits: NDArray[np.float32], made: Sequence[int], sampling: Sampling) 
 
 
 def _weights(logits: NDArray[np.float32], best: float, temperature: float) -> NDArray[np.float64]:
-    """exp((logits - best) / temperature), of which the best one is exactly 1.
+    """exp((logits - best) / temperature), of which the best one is exactly 1; scratch that the next call overwrites.
 
     float64, for then the rounding of a sum over the vocabulary is far below any probability that a draw notices.
     """
-    weights = logits.astype(np.float64)
+    weights = scratch("weights", logits.shape, np.float64)
+    np.copyto(weights, logits)
     weights -= best
-    with np.errstate(over="ignore"):  # to -inf, which means a weight of nothing
-        weights /= temperature
+    if temperature != 1:
+        with np.errstate(over="ignore"):  # to -inf, which means a weight of nothing
+            weights /= temperature
     return _exp(weights)
 
 
@@ -186,37 +189,39 @@ def _descending(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     return ids[np.argsort(-logits[ids], kind="stable")[:count]]
 
 
-_BLOCK, _ROWS = 1 << 14, 16
+_BLOCK, _ROWS = 1 << 13, 16
 _LN2 = math.log(2)
-_STEPS = 1 << 11  # of a power of two
+_BITS = 12
+_STEPS = 1 << _BITS  # from 1 to 2
 _TERMS = [1 / math.factorial(n) for n in range(20, -1, -1)]
 _POWERS = reduce(lambda sums, term: sums * (np.arange(_STEPS) * (_LN2 / _STEPS)) + term, _TERMS, np.zeros(_STEPS))
-_POWER_BITS = _POWERS.view(np.int64)  # of 2^(n / _STEPS), from 1 to 2
+_POWER_BITS = _POWERS.view(np.int64)  # of 2^(n / _STEPS)
 
 
 def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """exp(x) for x <= 0, which it overwrites, by exp(n ln 2 / 2048 + r) = 2^(n / 2048) * Taylor(r); relative error below
-    1e-12.
+    """exp(x) for x <= 0, in its place: exp(n ln 2 / 4096 + r) = 2^(n / 4096) (1 + r + r^2 / 2), to 1e-12 of it.
 
     Only operations that IEEE 754 rounds exactly: the library's exp differs in the last bit between machines.
     """
+    steps = scratch("steps of powers", x.shape, np.float64)
+    bits, power = (scratch(use, x.shape, np.int64) for use in ("bits of powers", "powers"))
     np.maximum(x, -700.0, out=x)
-    steps = x * (_STEPS / _LN2)
+    np.multiply(x, _STEPS / _LN2, out=steps)
     np.rint(steps, out=steps)
-    bits = steps.astype(np.int64)
+    np.copyto(bits, steps, casting="unsafe")
     steps *= _LN2 / _STEPS
-    x -= steps  # r, at most ln(2) / 4096
-    result = x * (1 / 6)
-    for term in (0.5, 1.0):
-        result += term
-        result *= x
-    result += 1.0
-    power = _POWER_BITS.take(bits & (_STEPS - 1))
-    bits >>= _STEPS.bit_length() - 1
+    x -= steps  # r, at most ln(2) / 8192
+    np.multiply(x, 0.5, out=steps)
+    steps += 1.0
+    x *= steps
+    x += 1.0
+    np.bitwise_and(bits, _STEPS - 1, out=power)
+    bits >>= _BITS
     bits <<= 52  # where a float64 has its exponent
-    power += bits
-    result *= power.view(np.float64)
-    return result
+    _POWER_BITS.take(power, out=power, mode="clip")
+    bits += power
+    x *= bits.view(np.float64)
+    return x
 
 
 def logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:

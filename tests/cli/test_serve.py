@@ -24,8 +24,9 @@ from openai.types.responses import response_create_params
 from serving import MODEL, application, on_loopback
 
 from numoe.cli.serve import fields, guard, question
-from numoe.cli.serve.app import APIS, App, _Inbox, tables
+from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
+from numoe.cli.serve.post import Inbox, Post
 from numoe.cli.serve.question import Piece
 from numoe.cli.serve.shelf import KEPT, Shelf
 from numoe.engine import InputError, load
@@ -613,8 +614,13 @@ def test_who_leaves_while_a_piece_comes_has_left(turns: int) -> None:
     """However many turns of the loop lie between the two."""
 
     async def left() -> bool:
-        told = _Inbox()
-        tell = told.teller(asyncio.get_running_loop(), 0)
+        told, post = Inbox(), Post()
+        teller = post.teller(told.put, 0)
+
+        def tell(piece: Piece) -> None:
+            teller(piece)
+            post.send()
+
         writer: Any = SimpleNamespace(begin=lambda begun: [], piece=lambda number, piece: [("", {})])
         events = App._events(application(), SimpleNamespace(path="/"), writer, [], told, 1)  # type: ignore[arg-type]
 
