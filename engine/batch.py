@@ -22,6 +22,7 @@ from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rows import RowForm
 from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.speculation import Drafter, Pass
 
 PROMPT_SHARE = CHUNK // 2
 """Tokens of prompts in a pass, at most, that others wait for to go on with their answers."""
@@ -57,7 +58,7 @@ class Passes:
         self._decoder = decoder
         self._rest = rest
         self._change = threading.Lock()
-        self._members = 0
+        self.members = 0
         self._waiting: list[_Part] = []
         self._over: deque[_Part] = deque()  # whose threads have not gone on yet
         self._passing = False
@@ -70,12 +71,12 @@ class Passes:
     def member(self) -> Iterator[None]:
         """To be entered by a thread before it feeds, and left when it feeds no more: until then others wait for it."""
         with self._change:
-            self._members += 1
+            self.members += 1
         try:
             yield
         finally:
             with self._change:
-                self._members -= 1
+                self.members -= 1
                 self._next()
             self._rest()
 
@@ -106,7 +107,7 @@ class Passes:
 
     @property
     def _ready(self) -> bool:
-        return len(self._waiting) == self._members and not self._passing
+        return len(self._waiting) == self.members and not self._passing
 
     def _next(self) -> None:
         """Have the next one go on: one whose part is over, or where nobody is missing, one that makes a pass."""
@@ -146,6 +147,24 @@ class Passes:
             if part.over and part is not own:
                 self._over.append(part)
         self._waiting = [part for part in self._waiting if not part.over]
+
+
+class Alone:
+    """The guesses of a drafter, for sessions while each is the only member: beside others, a pass has enough to do."""
+
+    def __init__(self, drafter: Drafter, passes: Passes):
+        self._drafter, self._passes = drafter, passes
+        self._asked = False
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        self._asked = self._passes.members == 1
+        return self._drafter.propose(tokens, most) if self._asked else ()
+
+    def told(self, one: Pass) -> None:
+        """What came of a pass, which tells nothing of one alone where others were in it."""
+        told = getattr(self._drafter, "told", None)
+        if told and self._asked and self._passes.members == 1:
+            told(one)
 
 
 def counts(sizes: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.cli.serve.shelf import Shelf
-from numoe.engine.batch import Passes
+from numoe.engine.batch import Alone, Passes
 from numoe.engine.prompt_cache import known
 from numoe.engine.session import shared_length
 from numoe.quant.errors import DoesNotFit, InputError
@@ -75,6 +75,7 @@ class Places:
             InputError: there is no memory for one, or the file is none that sessions of this model can begin with.
         """
         self.passes = Passes(model.decoder, rest)
+        self.drafter = Alone(model.drafter, self.passes) if model.drafter else None
         self._model, self.context, self._most = model, context, most
         self._shelf = Shelf(model, keeps, {prompt_cache: known(prompt_cache, model, context)} if prompt_cache else {})
         self._change = threading.Condition()

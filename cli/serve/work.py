@@ -80,7 +80,8 @@ class Work:
         with places.taken(ids, self._left.is_set) as place:
             unread = place.align(ids)
             reused = len(ids) - len(unread)
-            answer = request.ask(place.session, unread, opened, cancelled=self._gone, progress=self._reading(place))
+            hooks = {"cancelled": self._gone, "progress": self._reading(place), "drafter": places.drafter}
+            answer = request.ask(place.session, unread, opened, **hooks)
             self._tell(Begun(len(ids), reused))
             with places.passes.member():
                 try:

@@ -23,6 +23,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 from serving import MODEL, application, on_loopback
 
+from numoe.cli.reply import SHED
 from numoe.cli.serve import fields, guard, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
@@ -676,6 +677,27 @@ def test_conversations_begin_with_what_a_prompt_cache_has(tmp_path: Path) -> Non
         Places(model, 64, 2, False, path)
     with pytest.raises(InputError, match="there is no session file"):
         Places(model, 256, 2, False, tmp_path / "none")
+
+
+def test_something_guesses_ahead_where_that_may_pay_and_experts_are_told_of_that_had_to_go() -> None:
+    app = application()
+
+    async def ask() -> None:
+        async with app.hub.lease(MODEL) as loaded:
+            assert loaded.places.drafter is not None
+            monkey = SimpleNamespace(stats=lambda: {"shed": True})
+            loaded.model.experts = monkey  # type: ignore[assignment]
+
+    asyncio.run(ask())
+    asyncio.run(ask())
+    assert app.lines.count(SHED) == 1  # type: ignore[attr-defined]
+    refused = application(draft="none")
+
+    async def look() -> None:
+        async with refused.hub.lease(MODEL) as loaded:
+            assert loaded.places.drafter is None
+
+    asyncio.run(look())
 
 
 def test_what_conversations_share_is_read_once() -> None:
