@@ -42,7 +42,7 @@ def refuse_endless(schema: Any, what: str) -> None:
     if not _ends(root, ending, targets):
         endless = shown(min(targets.keys() - ending))
         raise InputError(
-            f"{what} cannot be used: $ref {endless} leads to itself without an end; give it one, such as anyOf with null"
+            f"{what} cannot be used: $ref {endless} leads to itself without an end; give it one, say anyOf with null"
         )
 
 
