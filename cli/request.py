@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from numoe.cli.output import Output
 from numoe.cli.settings import filled, in_group
 from numoe.quant.errors import InputError, WrongUsage
 
@@ -85,7 +84,7 @@ class Request:
         Args:
             unread: what the session has not read yet of the ids that `encode` gave.
             opened: what it gave beside them.
-            hooks: `cancelled` and `progress` of `Session.generate`.
+            hooks: `cancelled`, `progress` and `drafter` of `Session.generate`.
 
         Raises:
             InputError: the vocabulary cannot follow the grammar; and as `Session.feed` while the answer is made.
@@ -96,9 +95,15 @@ class Request:
 
 
 def load_drafted(
-    described: Description, ctx: int, options: Options, progress: Callable[[int, int], None] | None = None
+    described: Description,
+    ctx: int,
+    options: Options,
+    tell: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """A model for contexts of so many tokens, for which something guesses ahead where that may pay.
+
+    tell, progress: as in `load`.
 
     Raises:
         InputError: it does not fit, or the model of --draft does not go with it.
@@ -107,9 +112,7 @@ def load_drafted(
     from numoe.engine.drafting import drafting
 
     memory, draft = options.memory, options["draft"]
-    model = load(
-        described, ram=memory, ctx=ctx, progress=progress, tell=Output(options["quiet"]).note, **options.loading
-    )
+    model = load(described, ram=memory, ctx=ctx, progress=progress, tell=tell, **options.loading)
     if draft == "none":
         return model
     small = None

@@ -287,7 +287,7 @@ class _Asked:
             require_folder(self.options["trace"])
         begun = time.perf_counter()
         context = self.description.plan(room).context
-        made = load_drafted(self.description, context, self.options, self.output.loading(self.model))
+        made = load_drafted(self.description, context, self.options, self.output.note, self.output.loading(self.model))
         self.load_seconds = time.perf_counter() - begun
         if self.options["trace"] is not None:
             trace = RouteTrace(self.options["trace"], made.spec.routed_experts)

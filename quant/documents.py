@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, shown
 
 LARGEST_DOCUMENT = 256 << 20
 """Bytes. The largest tokenizer.json that people use has about 35 MB, the index of the largest model 10 MB."""
@@ -23,20 +23,22 @@ LARGEST_DOCUMENT = 256 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def parse_json(data: bytes | str, name: str | Path, remedy: str = "fetch it again") -> Any:
+def parse_json(data: bytes | str, name: str | Path, remedy: str = "fetch it again", *, alike: bool = True) -> Any:
     """The value of a JSON text.
 
     Args:
         data: UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
         name: what to call it in an error.
         remedy: the next step that an error tells.
+        alike: an object may have a key twice, of which the last counts.
 
     Raises:
         InputError: it is not JSON, or nested too deeply.
     """
 
     def decode() -> Any:
-        return json.loads(data if isinstance(data, str) else data.decode(json.detect_encoding(data)))
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+        return json.loads(text, object_pairs_hook=None if alike else _once)
 
     return _parsed(decode, data, name, "JSON", remedy)
 
@@ -96,6 +98,14 @@ def refuse_lfs_pointer(
         raise InputError(f"{name} is a Git LFS pointer in place of the file itself; {remedy}")
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(max(keys, key=keys.count))} is there twice")
+    return found
+
+
 def _parsed(decode: Callable[[], Any], data: bytes | str, name: str | Path, kind: str, remedy: str) -> Any:
     try:
         return decode()
@@ -104,4 +114,4 @@ def _parsed(decode: Callable[[], Any], data: bytes | str, name: str | Path, kind
     except ValueError as error:
         if isinstance(data, bytes):
             refuse_lfs_pointer(data, name)
-        raise InputError(f"{name} is not valid {kind} ({error}); {remedy}") from None
+        raise InputError(f"{name} is not valid {kind} ({str(error).partition(';')[0]}); {remedy}") from None

@@ -158,7 +158,7 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
         progress = output.loading(chat.model)
         described = describe(chat.model, check=options["check"])
         room = described.plan(chat.settings.context).context
-        made = load_drafted(described, room, options, progress)
+        made = load_drafted(described, room, options, output.note, progress)
         output.clear_status()
         for told in made.tokenizer.notes:
             output.note(told)

@@ -7,10 +7,9 @@ import json
 import os
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,9 @@ from numoe.cli.serve.fields import Refused, table
 from numoe.cli.serve.guard import Guard, once, read_body
 from numoe.cli.serve.metrics import Metrics
 from numoe.cli.serve.models import Hub, Loaded
+from numoe.cli.serve.post import Inbox
 from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event, sentence
-from numoe.cli.serve.work import Told, Work
+from numoe.cli.serve.work import Work
 from numoe.quant.errors import InputError
 
 APIS: Sequence[Api] = (openai_chat.API, openai_completions.API, openai_responses.API, anthropic_messages.API)
@@ -153,7 +153,7 @@ class App:
         try:
             asked = api.read(body)
         except InputError as error:
-            raise Refused(400, sentence(error)) from None
+            raise _refused(error, api) from None
         if api is anthropic_messages.COUNT:
             count = await self._counted(asked)
             await JSONResponse({"input_tokens": count})(scope, receive, send)
@@ -183,8 +183,8 @@ class App:
     async def _answer(
         self, api: Api, asked: Asked, loaded: Loaded, stack: AsyncExitStack, scope: Any, receive: Any, send: Any
     ) -> None:
-        told: _Inbox = _Inbox()
-        await self._begin(asked, loaded, told, stack)
+        told = Inbox()
+        await self._begin(api, asked, loaded, told, stack)
         writer = asked.writer(loaded.model.tokenizer)
         begun = await _all_begun(told, asked.count)
         if not asked.stream:
@@ -193,23 +193,26 @@ class App:
             return
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for data in self._events(api, writer, begun, told, asked.count):
-            try:
-                async with asyncio.timeout(_SEND):
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(None) as patience:
+                async for data in self._events(api, writer, begun, told, asked.count):
+                    patience.reschedule(now() + _SEND)
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-            except TimeoutError:  # who does not read what was asked for has left
-                return
+                    patience.reschedule(None)
+        except TimeoutError:  # who does not read what was asked for has left
+            return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _begin(self, asked: Asked, loaded: Loaded, told: _Inbox, stack: AsyncExitStack) -> None:
+    async def _begin(self, api: Api, asked: Asked, loaded: Loaded, told: Inbox, stack: AsyncExitStack) -> None:
         """Begin the answers, which end when the stack is left, and are over when that is."""
-        loop = asyncio.get_running_loop()
         try:
             requests = await asyncio.to_thread(asked.requests, loaded.options)
         except InputError as error:
-            raise Refused(400, sentence(error)) from None
+            raise _refused(error, api) from None
+        post = self.hub.post
         for number, request in enumerate(requests):
-            work = Work(request, told.teller(loop, number), self.seconds)
+            work = Work(request, post.teller(told.put, number), post.send, self.seconds)
             self._works.add(work)
             future = loaded.threads.submit(work.run, loaded.model, loaded.places)
             stack.push_async_callback(self._over, work, future)
@@ -226,85 +229,67 @@ class App:
         self.metrics.completion_tokens += len(made.tokens)
         return made
 
-    async def _made(self, told: _Inbox, count: int) -> AsyncIterator[Made]:
+    async def _made(self, told: Inbox, count: int) -> AsyncIterator[Made]:
         """The answers in order, once all are made."""
         made: dict[int, Made] = {}
         while len(made) < count:
-            number, one = await told.get()
-            if isinstance(one, Refused):
-                raise one
-            if isinstance(one, Made):
-                made[number] = self._count(one)
+            for number, one in await told.take():
+                if isinstance(one, Refused):
+                    raise one
+                if isinstance(one, Made):
+                    made[number] = self._count(one)
         for number in range(count):
             yield made[number]
 
     async def _events(
-        self, api: Api, writer: Writer, begun: Sequence[Begun], told: _Inbox, count: int
+        self, api: Api, writer: Writer, begun: Sequence[Begun], told: Inbox, count: int
     ) -> AsyncIterator[bytes]:
+        """A stream of events, what is told at a time together."""
         named = api.path in _NAMED
-        for name, said in writer.begin(begun):
-            yield event(name, said, named)
         made: dict[int, Made] = {}
-        while len(made) < count:
-            try:  # `wait_for` of Python 3.11 forgets that the client has left where a piece comes at the same time
-                async with asyncio.timeout(_PING):
-                    number, one = await told.get()
-            except TimeoutError:
-                yield b": still at it\n\n"
-                continue
-            if isinstance(one, Refused):
-                yield event("error", {"type": "error", **api.error(one)}, named)
-                return
+        written = writer.begin(begun)
+        while True:
+            if written:
+                yield b"".join(event(name, said, named) for name, said in written)
+            if len(made) == count:
+                break
             written = []
-            if isinstance(one, Piece):
-                written = writer.piece(number, one)
-            elif isinstance(one, Made):
-                made[number] = self._count(one)
-                written = writer.end(number, one)
-            for name, said in written:
-                yield event(name, said, named)
-        for name, said in writer.close([made[number] for number in range(count)]):
-            yield event(name, said, named)
-        if api.done():
-            yield api.done()
+            for number, one in (news := await told.take(_PING)):
+                if isinstance(one, Refused):
+                    written.append(("error", {"type": "error", **api.error(one)}))
+                    yield b"".join(event(name, said, named) for name, said in written)
+                    return
+                if isinstance(one, Piece):
+                    written += writer.piece(number, one)
+                elif isinstance(one, Made):
+                    made[number] = self._count(one)
+                    written += writer.end(number, one)
+            if not news:
+                yield b": still at it\n\n"
+        closing = writer.close([made[number] for number in range(count)])
+        if ends := b"".join(event(name, said, named) for name, said in closing) + api.done():
+            yield ends
 
 
-class _Inbox:
-    """What answers tell, in order."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[tuple[int, Told]] = asyncio.Queue()
-        self._first: deque[tuple[int, Told]] = deque()
-
-    def teller(self, loop: asyncio.AbstractEventLoop, number: int) -> Callable[[Told], None]:
-        """What an answer of this number tells, on any thread, is put here."""
-
-        def tell(one: Told) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self._queue.put_nowait, (number, one))
-
-        return tell
-
-    def again(self, ones: Sequence[tuple[int, Told]]) -> None:
-        """What was taken too early comes before all else."""
-        self._first.extend(ones)
-
-    async def get(self) -> tuple[int, Told]:
-        return self._first.popleft() if self._first else await self._queue.get()
+def _refused(error: InputError, api: Api) -> Refused:
+    """What the engine says is wrong, with the field that it begins with the name of, if it does."""
+    said = sentence(error)
+    first = said.partition(" ")[0]
+    return Refused(400, said, first if any(field.name == first for field in api.fields) else "")
 
 
-async def _all_begun(told: _Inbox, count: int) -> list[Begun]:
+async def _all_begun(told: Inbox, count: int) -> list[Begun]:
     """That every answer has begun; what is told meanwhile stays to be told. Raises Refused where one does not begin."""
     begun: dict[int, Begun] = {}
     later = []
     while len(begun) < count:
-        number, one = await told.get()
-        if isinstance(one, Refused):
-            raise one
-        if isinstance(one, Begun):
-            begun[number] = one
-        else:
-            later.append((number, one))
+        for number, one in await told.take():
+            if isinstance(one, Refused):
+                raise one
+            if isinstance(one, Begun):
+                begun[number] = one
+            else:
+                later.append((number, one))
     told.again(later)
     return [begun[number] for number in range(count)]
 

@@ -28,7 +28,7 @@ Models = Annotated[
 
 @takes(
     "host", "port", "api_key", "origin", "parallel", "queue", "idle_unload", "timeout", "log_prompts", "fields",
-    "system", "reasoning", "ending", "sampling", "ctx", "kv", "prompt_cache", "ram", "threads", "ray", "check",
+    "system", "reasoning", "ending", "sampling", "ctx", "kv", "draft", "prompt_cache", "ram", "threads", "ray", "check",
     "save", "quiet",
     parallel=None,
 )  # fmt: skip
@@ -70,8 +70,9 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     if not is_loopback(host) and not key:
         raise WrongUsage(f"{host} can be reached from other machines, so that an API key is needed; give `api_key`")
     names = served(models)
-    if options["prompt_cache"] is not None and len(names) > 1:
-        raise WrongUsage("--prompt-cache is of one model; name the one to serve")
+    for name, given in (("--prompt-cache", options["prompt_cache"]), ("--draft", options["draft"])):
+        if given not in (None, "none") and len(names) > 1:
+            raise WrongUsage(f"{name} is of one model; name the one to serve")
     if options["ray"] is not None:
         connect(options["ray"])  # in the main thread, whose signals Ray changes, and before anybody asks
     hub = Hub(names, options, options["idle_unload"], output.note)

@@ -76,6 +76,8 @@ def once(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
         if name in found and name in _DECIDING:
             raise Refused(403, f"the request has two headers {name}")
         found[name] = value.decode("latin-1")
+    if "content-length" in found and "transfer-encoding" in found:
+        raise Refused(403, "the request has both Content-Length and Transfer-Encoding, which say where it ends")
     return found
 
 
@@ -110,6 +112,6 @@ async def read_body(receive: Any, headers: dict[str, str]) -> Any:
     except TimeoutError:
         raise Refused(408, f"the request did not come within {BODY_SECONDS:g} seconds") from None
     try:
-        return parse_json(bytes(data), "the request", "send a JSON object")
+        return parse_json(bytes(data), "the request", "send a JSON object", alike=False)
     except InputError as error:
         raise Refused(400, str(error)) from None

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.cli.output import Output
+from numoe.cli.reply import SHED
 from numoe.cli.serve.fields import Refused
+from numoe.cli.serve.post import Post
 from numoe.cli.serve.question import sentence
 from numoe.cli.settings import Options
 from numoe.quant.errors import DoesNotFit, InputError, WrongUsage
@@ -32,6 +33,8 @@ class Loaded:
     options: Options
     places: Places
     threads: ThreadPoolExecutor
+    shed: bool = False
+    """Whether it was told that experts were, see `ExpertStore.stats`."""
 
 
 def served(models: Sequence[str]) -> dict[str, str]:
@@ -64,6 +67,7 @@ class Hub:
     ) -> None:
         """seconds: after so many without a question a model is unloaded; None: never. told: of what is loaded."""
         self.names = names
+        self.post = Post()
         self._options, self._seconds, self._told = options, seconds, told
         self._turn = asyncio.Lock()
         self._free = asyncio.Event()
@@ -110,6 +114,13 @@ class Hub:
             self._used = time.monotonic()
             if not self._users:
                 self._free.set()
+                self._tell_shed(loaded)
+
+    def _tell_shed(self, loaded: Loaded) -> None:
+        experts = loaded.model.experts
+        if experts and not loaded.shed and experts.stats()["shed"]:
+            loaded.shed = True
+            self._told(SHED)
 
     async def _switch(self, name: str) -> None:
         await self._unload()
@@ -119,7 +130,7 @@ class Hub:
         self._told(f"loading {name}")
         try:
             description = await self.describe(name)
-            return await asyncio.to_thread(_loaded, name, description, self._options)
+            return await asyncio.to_thread(_loaded, name, description, self._options, self._told, self.post)
         except DoesNotFit as error:
             raise Refused(503, sentence(error), "model") from None
         except InputError as error:
@@ -180,15 +191,15 @@ def _options_of(description: Description, options: Options) -> Options:
     return own
 
 
-def _loaded(name: str, description: Description, options: Options) -> Loaded:
+def _loaded(name: str, description: Description, options: Options, tell: Callable[[str], None], post: Post) -> Loaded:
     from numoe.cli.batch import PARALLEL
+    from numoe.cli.request import load_drafted
     from numoe.cli.serve.places import Places
-    from numoe.engine import load
 
     context, most = options["ctx"], options["parallel"] or PARALLEL
     room = description.plan(context).context
-    model = load(description, ram=options.memory, ctx=room, tell=Output(options["quiet"]).note, **options.loading)
-    places = Places(model, context, most, options["save"], options["prompt_cache"])
+    model = load_drafted(description, room, options, tell)
+    places = Places(model, context, most, options["save"], options["prompt_cache"], post.send)
     own = _options_of(description, options)
     return Loaded(name, model, own, places, ThreadPoolExecutor(most, f"numoe {name}"))
 

@@ -105,7 +105,9 @@ def biases(given: Any) -> Mapping[str, float]:
     if len(found) > MOST_BIASES:
         raise Refused(400, f"logit_bias has {len(found)} tokens; give up to {MOST_BIASES}", "logit_bias")
     for key, value in found.items():
-        if not (key.isdecimal() and len(key) < 10 and type(value) in (int, float) and -100 <= value <= 100):
+        if not (
+            key.isascii() and key.isdecimal() and len(key) < 10 and type(value) in (int, float) and -100 <= value <= 100
+        ):
             raise Refused(400, "logit_bias takes numbers from -100 to 100 by token ids", "logit_bias")
     return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numoe.cli.serve.shelf import Shelf
-from numoe.engine.batch import Passes
+from numoe.engine.batch import Alone, Passes
 from numoe.engine.prompt_cache import known
 from numoe.engine.session import shared_length
 from numoe.quant.errors import DoesNotFit, InputError
@@ -56,18 +56,26 @@ class Places:
     """The sessions of a model, which read together what is asked at the same time."""
 
     def __init__(
-        self, model: Model, context: int | None, most: int, keeps: bool, prompt_cache: Path | None = None
+        self,
+        model: Model,
+        context: int | None,
+        most: int,
+        keeps: bool,
+        prompt_cache: Path | None = None,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             context: tokens of each. most: as many of them; fewer where memory ends before.
             keeps: conversations that have no session any more are kept on the disk.
             prompt_cache: a file that conversations can begin with.
+            rest: as in `Passes`.
 
         Raises:
             InputError: there is no memory for one, or the file is none that sessions of this model can begin with.
         """
-        self.passes = Passes(model.decoder)
+        self.passes = Passes(model.decoder, rest)
+        self.drafter = Alone(model.drafter, self.passes) if model.drafter else None
         self._model, self.context, self._most = model, context, most
         self._shelf = Shelf(model, keeps, {prompt_cache: known(prompt_cache, model, context)} if prompt_cache else {})
         self._change = threading.Condition()

@@ -242,5 +242,7 @@ def sentence(error: Exception) -> str:
 
 def event(name: str, said: Mapping[str, Any], named: bool) -> bytes:
     """A server-sent event. named: with its name in front, as Anthropic's and Responses' are."""
-    data = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
-    return f"{f'event: {name}' + chr(10) if named else ''}data: {data}\n\n".encode("utf-8", "backslashreplace")
+    return f"{f'event: {name}' + chr(10) if named else ''}data: {_json(said)}\n\n".encode("utf-8", "backslashreplace")
+
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

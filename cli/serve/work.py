@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numoe.cli.request import Request
 from numoe.cli.serve.fields import Refused
 from numoe.cli.serve.places import Left, Place, Places
+from numoe.cli.serve.post import Told
 from numoe.cli.serve.question import Begun, Made, Piece, sentence
 from numoe.engine.session import require_room
 from numoe.quant.errors import DoesNotFit, InputError
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
     from numoe.engine.chat.answer import Answer
     from numoe.engine.generation import Token
 
-Told = Begun | Piece | Made | Refused
-
 
 class Work:
     """An answer that is being made. `leave` ends it wherever it is."""
 
-    def __init__(self, request: Request, tell: Callable[[Told], None], seconds: float) -> None:
+    def __init__(
+        self, request: Request, tell: Callable[[Told], None], send: Callable[[], None], seconds: float
+    ) -> None:
         """
         Args:
-            tell: called on the answer's thread with all that comes of it:
-            Begun, pieces and Made, or Refused at any time.
+            tell: called on the answer's thread with all that comes of it: Begun, pieces and Made, or Refused at any
+                time. send: called when it was told for the last time.
             seconds: the answer is cut off after so many.
         """
-        self._request, self._tell = request, tell
+        self._request, self._tell, self._send = request, tell, send
         self._left = threading.Event()
         self._ends = time.monotonic() + seconds
         self._late = False
@@ -63,6 +64,7 @@ class Work:
                 traceback.print_exc()
             what = "there is not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}"
             self._tell(Refused(500, f"the answer failed in numoe ({what}); NUMOE_DEBUG=1 shows where, in its log"))
+        self._send()
 
     def _gone(self) -> bool:
         self._late = self._late or time.monotonic() > self._ends
@@ -78,7 +80,8 @@ class Work:
         with places.taken(ids, self._left.is_set) as place:
             unread = place.align(ids)
             reused = len(ids) - len(unread)
-            answer = request.ask(place.session, unread, opened, cancelled=self._gone, progress=self._reading(place))
+            hooks = {"cancelled": self._gone, "progress": self._reading(place), "drafter": places.drafter}
+            answer = request.ask(place.session, unread, opened, **hooks)
             self._tell(Begun(len(ids), reused))
             with places.passes.member():
                 try:

@@ -19,6 +19,7 @@ import numpy as np
 
 from numoe.engine.layers.ops import Floats
 from numoe.engine.text.library import library
+from numoe.engine.text.references import refuse_endless
 from numoe.engine.text.tags import TAGS
 from numoe.quant.errors import InputError, shown
 
@@ -57,6 +58,7 @@ def json_rule(schema: Mapping[str, Any] | bool, what: str) -> str:
         schema = {}
     try:
         _refuse_numbers(schema)
+        refuse_endless(schema, what)
         _refuse_long(_pattern_length(schema), f"{what} cannot be used: its patterns have")
         if isinstance(schema, Mapping):
             schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE}}
@@ -185,8 +187,19 @@ def _sentence(error: str) -> str:
     first, *others = error.splitlines()
     causes = [line.removeprefix("error: ") for line in others if line.startswith("error: ")]
     said = " ".join([re.sub(r"^(at )?\d+\(\d+\): ", "", first), *causes])
+    for theirs, ours in _OURS.items():
+        said = said.replace(theirs, ours)
     said = said if len(said) <= 300 else f"{said[:300]}..."
     return said.replace("`", "'")  # which are around parameters of ours
+
+
+_OURS = {
+    "failed to compile JSON schema: ": "",
+    "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf": (
+        "oneOf has schemas that one value may fit together; give anyOf"
+    ),
+    "Unimplemented keys": "it has keywords that cannot be guaranteed",
+}
 
 
 class Matcher:

@@ -8,10 +8,12 @@ import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numoe.quant.compute.memory import scratch
 from numoe.quant.errors import InputError, WrongUsage
 
 _FIRST_SORTED = 1024  # candidates sorted at first; nearly every draw and every top-p cut falls among them
@@ -93,10 +95,10 @@ class Sampler:
         if chosen.temperature == 0:
             return int(logits.argmax())
         limit = min(chosen.top_k or logits.size, logits.size)
-        total = None if chosen.top_k else float(_weights(logits, best, chosen.temperature).cumsum()[-1])
         uniform = (self._bits.random_raw() >> 11) * 2.0**-53  # in [0, 1)
         filtered = chosen.top_p < 1 or chosen.min_p > 0
         count = limit if chosen.top_k else min(limit, _FIRST_SORTED)
+        total = None if count == limit else _total(logits, best, chosen.temperature)
         while True:
             order = _descending(logits, count)  # (count,)
             weights = _weights(logits[order], best, chosen.temperature)
@@ -149,40 +151,77 @@ def _made(logits: NDArray[np.float32], made: Sequence[int], sampling: Sampling) 
 
 
 def _weights(logits: NDArray[np.float32], best: float, temperature: float) -> NDArray[np.float64]:
-    """exp((logits - best) / temperature), of which the best one is exactly 1.
+    """exp((logits - best) / temperature), of which the best one is exactly 1; scratch that the next call overwrites.
 
     float64, for then the rounding of a sum over the vocabulary is far below any probability that a draw notices.
     """
-    with np.errstate(over="ignore"):  # to -inf, which means a weight of nothing
-        return _exp((logits.astype(np.float64) - best) / temperature)
+    weights = scratch("weights", logits.shape, np.float64)
+    np.copyto(weights, logits)
+    weights -= best
+    if temperature != 1:
+        with np.errstate(over="ignore"):  # to -inf, which means a weight of nothing
+            weights /= temperature
+    return _exp(weights)
+
+
+def _total(logits: NDArray[np.float32], best: float, temperature: float) -> float:
+    """The sum of all weights. Blocks of them stay in the processor's cache, and are added by halves: in an order that
+    is the same on every machine."""
+    total = 0.0
+    for start in range(0, logits.size, _BLOCK):
+        sums = _weights(logits[start : start + _BLOCK], best, temperature)
+        while sums.size > 1:
+            half = sums.size // 2
+            sums[:half] += sums[-half:]
+            sums = sums[: sums.size - half]
+        total += float(sums[0])
+    return total
 
 
 def _descending(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Ids of the `count` highest logits, highest first, equal logits by id."""
     ids = np.arange(logits.size)
     if count < logits.size:
-        threshold = np.partition(logits, logits.size - count)[logits.size - count]
-        ids = np.flatnonzero(logits >= threshold)
+        # So many logits at least reach what as many columns of a table of them do: the few that do are looked at.
+        columns = logits.size // _ROWS
+        highest = logits[: columns * _ROWS].reshape(_ROWS, columns).max(axis=0) if columns > count else logits
+        ids = np.flatnonzero(logits >= np.partition(highest, highest.size - count)[highest.size - count])
     return ids[np.argsort(-logits[ids], kind="stable")[:count]]
 
 
+_BLOCK, _ROWS = 1 << 13, 16
 _LN2 = math.log(2)
-_EXP_TERMS = [1 / math.factorial(n) for n in range(13, -1, -1)]
+_BITS = 12
+_STEPS = 1 << _BITS  # from 1 to 2
+_TERMS = [1 / math.factorial(n) for n in range(20, -1, -1)]
+_POWERS = reduce(lambda sums, term: sums * (np.arange(_STEPS) * (_LN2 / _STEPS)) + term, _TERMS, np.zeros(_STEPS))
+_POWER_BITS = _POWERS.view(np.int64)  # of 2^(n / _STEPS)
 
 
 def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """exp(x) for x <= 0 by exp(k ln 2 + r) = 2^k * Taylor(r), |r| <= ln(2)/2; relative error below 1e-12.
+    """exp(x) for x <= 0, in its place: exp(n ln 2 / 4096 + r) = 2^(n / 4096) (1 + r + r^2 / 2), to 1e-12 of it.
 
     Only operations that IEEE 754 rounds exactly: the library's exp differs in the last bit between machines.
     """
-    x = np.maximum(x, -700.0)
-    exponent = np.rint(x / _LN2)
-    rest = x - exponent * _LN2
-    result = np.full_like(x, _EXP_TERMS[0])
-    for term in _EXP_TERMS[1:]:
-        result *= rest
-        result += term
-    return np.ldexp(result, exponent.astype(np.int32))
+    steps = scratch("steps of powers", x.shape, np.float64)
+    bits, power = (scratch(use, x.shape, np.int64) for use in ("bits of powers", "powers"))
+    np.maximum(x, -700.0, out=x)
+    np.multiply(x, _STEPS / _LN2, out=steps)
+    np.rint(steps, out=steps)
+    np.copyto(bits, steps, casting="unsafe")
+    steps *= _LN2 / _STEPS
+    x -= steps  # r, at most ln(2) / 8192
+    np.multiply(x, 0.5, out=steps)
+    steps += 1.0
+    x *= steps
+    x += 1.0
+    np.bitwise_and(bits, _STEPS - 1, out=power)
+    bits >>= _BITS
+    bits <<= 52  # where a float64 has its exponent
+    _POWER_BITS.take(power, out=power, mode="clip")
+    bits += power
+    x *= bits.view(np.float64)
+    return x
 
 
 def logprobs(logits: NDArray[np.float32], k: int) -> list[tuple[int, float]]:
@@ -202,7 +241,7 @@ def logprob(logits: NDArray[np.float32], token_id: int) -> float:
 
 def _log_sum_exp(logits: NDArray[np.float32]) -> float:
     best = float(logits.max())
-    return best + math.log(float(_weights(logits, best, 1.0).cumsum()[-1]))
+    return best + math.log(_total(logits, best, 1.0))
 
 
 def partial_match(text: str, strings: Iterable[str]) -> int:

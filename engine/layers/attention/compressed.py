@@ -14,7 +14,16 @@ import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer, LightningIndexer, WindowCompressor
-from numoe.engine.layers.attention.softmax import Part, Queries, attend, first_visible, hidden_keys
+from numoe.engine.layers.attention.softmax import (
+    SHORT,
+    TOGETHER,
+    Part,
+    Queries,
+    attend,
+    attend_together,
+    first_visible,
+    hidden_keys,
+)
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
@@ -124,12 +133,21 @@ class Compressed:
 
         out = np.empty_like(q)
         queries = Queries()
+        short: list[tuple[int, list[Part]]] = []
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["window"].write(row[None, own], segment.start)
             asked = None if index is None else (index[0][own], index[1][own])
-            self._attend(q[own], states, segment, asked, out[own], queries)
+            chosen = self._choose(states, segment, asked) if self.indexer and asked is not None else None
+            if segment.count == 1 < len(step.segments) and self._is_short(segment):
+                short.append((segment.first, self._parts(states, segment.start, segment.start + 1, chosen)))
+            else:
+                self._attend(q[own], states, segment, chosen, out[own], queries)
         queries.run()
+        for at in range(0, len(short), TOGETHER):
+            rows, parts = zip(*short[at : at + TOGETHER], strict=True)
+            asking = q[list(rows)][:, None]
+            out[list(rows)] = attend_together(asking, parts, spec.head_dim**-0.5, self.sink)[:, 0]
         # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.
         self.rotation.apply(out, turned.inverse())
         return self._project_out(out)
@@ -139,22 +157,29 @@ class Compressed:
         q: Floats,
         states: Mapping[str, KeptRows],
         segment: Segment,
-        index: tuple[Floats, Floats] | None,
+        chosen: Ids | None,
         out: Floats,
         queries: Queries,
     ) -> None:
-        """q and out (T, H, C) of one sequence, which `queries` is to fill; index: what the indexer asks for it."""
+        """q and out (T, H, C) of one sequence, which `queries` is to fill; chosen: as `_choose` gave."""
         spec, count, start = self.spec, segment.count, segment.start
-        chosen = self._choose(states, segment, index) if self.indexer and index is not None else None
         width = spec.heads if chosen is None else max(spec.heads, spec.head_dim)
 
         def block(a: int, b: int) -> None:
-            parts = [self._window(states, start + a, start + b)]
-            if self.compress and (beyond := self._beyond(states, start + a, start + b)):
-                parts.append(self._entries(*beyond, None if chosen is None else chosen[a:b]))
+            parts = self._parts(states, start + a, start + b, None if chosen is None else chosen[a:b])
             out[a:b] = attend(q[None, a:b], parts, spec.head_dim**-0.5, self.sink)[0]
 
         queries.add(block, count, width, self._most_keys(start + count, count), spec.head_dim)
+
+    def _parts(self, states: Mapping[str, KeptRows], start: int, stop: int, chosen: Ids | None) -> list[Part]:
+        """What the tokens from start on attend to."""
+        parts = [self._window(states, start, stop)]
+        if self.compress and (beyond := self._beyond(states, start, stop)):
+            parts.append(self._entries(*beyond, chosen))
+        return parts
+
+    def _is_short(self, segment: Segment) -> bool:
+        return self._most_keys(segment.stop_position, segment.count) * self.spec.head_dim <= SHORT
 
     def _project_out(self, out: Floats) -> Floats:
         """(T, H, C) -> (T, D)."""

@@ -10,7 +10,16 @@ import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import BlockIndexer, BlockLightningIndexer
-from numoe.engine.layers.attention.softmax import Queries, attend, attend_together, first_visible, hidden_keys
+from numoe.engine.layers.attention.softmax import (
+    SHORT,
+    TOGETHER,
+    Part,
+    Queries,
+    attend,
+    attend_together,
+    first_visible,
+    hidden_keys,
+)
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rope import Rope, Temperature
@@ -20,11 +29,6 @@ from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
 from numoe.quant.formats.qtensor import matmul_all
-
-_SHORT = 1 << 16
-"""Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
-_TOGETHER = 16
-"""So many sequences at a time, which bounds their scores."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,8 @@ class GroupedQuery:
                 index = None if asked is None else (asked[0][own], asked[1][own])
                 self._attend(q[own], states, segment, index, out[own], queries)
         queries.run()
-        for at in range(0, len(short), _TOGETHER):
-            self._attend_together(q, short[at : at + _TOGETHER], out)
+        for at in range(0, len(short), TOGETHER):
+            self._attend_together(q, short[at : at + TOGETHER], out)
         if gate is not None:
             soft = spec.output_gate and spec.output_gate.score == "softplus"
             out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
@@ -220,15 +224,15 @@ class GroupedQuery:
 
     def _is_short(self, segment: Segment) -> bool:
         channels = self.spec.kv_heads * self.spec.head_dim
-        return self.indexer is None and self._rows(segment) * channels <= _SHORT
+        return self.indexer is None and self._rows(segment) * channels <= SHORT
 
     def _attend_together(self, q: Floats, segments: Sequence[Segment], out: Floats) -> None:
         """Of q (T, H, C) and out (T, H, Cv), the rows of sequences that have one token and few keys each."""
-        sequences = []
+        sequences: list[list[Part]] = []
         for segment in segments:
             states, stop = self.states(segment), segment.stop_position
             first = stop - self._rows(segment)
-            sequences.append((states["k"].view(first, stop), states["v"].view(first, stop)))
+            sequences.append([(states["k"].view(first, stop), states["v"].view(first, stop), None)])
         asking = [segment.first for segment in segments]
         groups = self.spec.kv_heads
         mixed = attend_together(
