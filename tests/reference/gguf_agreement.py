@@ -28,7 +28,7 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
-from ggml_blocks import random_blocks, reference
+from ggml_blocks import blocks_like
 
 from numoe.engine import load
 from numoe.engine.layers.ngram import NgramEmbedding
@@ -364,8 +364,7 @@ def mixed(path: Path, out: Path) -> tuple[Path, Counter[str]]:
             continue
         choice = SHORT if values.shape[-1] % 256 else TYPES
         kind = choice[kinds.total() % len(choice)]
-        spread = values.std() / reference(random_blocks(kind, 1, 4096), kind).std()
-        raw = random_blocks(kind, *values.shape, spread=float(spread), seed=kinds.total())
+        raw = blocks_like(values, kind, kinds.total())
         kinds[kind] += 1
         writer.add_tensor(one.name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
     ended(writer)
