@@ -190,8 +190,8 @@ def corrected_sigmoid(config: Config) -> Router:
     return Router(
         "sigmoid",
         bias=True,
-        groups=config.size("n_group"),
-        top_groups=config.size("topk_group"),
+        groups=config.size("n_group", null=1),
+        top_groups=config.size("topk_group", null=1),
         group_score="top2",
         normalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor", null=1.0),
