@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, describe, families, load
 from numoe.engine.families import family, found
-from numoe.engine.families.config import HARMLESS
+from numoe.engine.families.harmless import HARMLESS
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.mixture import MixtureOfExperts
 from numoe.engine.layers.rope import frequencies
@@ -94,6 +94,10 @@ def spec(values: dict[str, Any]) -> ModelSpec:
         ("Qwen__Qwen2.5-7B", "7.61B", "7.61B+"),
         ("Qwen__Qwen3-8B", "8.2B", "8.2B+"),
         ("meta-llama__Llama-3.1-8B", "8.03B", "8.03B+"),
+        ("LGAI-EXAONE__EXAONE-4.0-32B", "32B", "32B+"),
+        ("LGAI-EXAONE__K-EXAONE-236B-A23B", "236B", "23B"),
+        ("allenai__Olmo-3-1025-7B", "7B", "7B+"),
+        ("ibm-granite__granite-4.1-3b-base", "3B", "3B"),
     ],
 )
 def test_real_configs_have_their_cards_parameter_counts(name: str, total: str, active: str) -> None:
@@ -108,10 +112,12 @@ def test_real_configs_have_their_cards_parameter_counts(name: str, total: str, a
         ("bailing_hybrid", "124B", "5.1B"),
         ("ernie4_5_moe", "21.8B", "3.3B"),
         ("flint", "40B", "2.5B"),
+        ("glm4", "9.4B", "9.4B+"),
         ("hy_v3", "295B", "21B+"),
         ("laguna", "33B", "2.6B"),
         ("mellum", "12B", "2.4B+"),
         ("mistral", "7.24B", "7.24B+"),
+        ("phi3", "3.8B", "3.8B+"),
         ("phimoe", "41.9B", "6.6B+"),
         ("qwen2_moe", "14.3B", "2.7B+"),
         ("smollm3", "3.08B", "3.08B"),
