@@ -51,6 +51,12 @@ def reference(raw: np.ndarray, dtype: str) -> np.ndarray:
     return (d * codes).reshape(*raw.shape[:-1], -1)
 
 
+def blocks_like(values: np.ndarray, dtype: str, seed: int) -> np.ndarray:
+    """Random bytes of a tensor of the shape of these, whose values are about as large."""
+    spread = values.std() / reference(random_blocks(dtype, 1, 4096), dtype).std()
+    return random_blocks(dtype, *values.shape, spread=float(spread), seed=seed)
+
+
 def add_blocks(writer: gguf.GGUFWriter, name: str, dtype: str, data: np.ndarray) -> None:
     """Add a tensor in bytes, or in one of the plain dtypes."""
     if dtype not in NUMBERS:

@@ -30,7 +30,8 @@ NAMES = {
     "self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b", "self_attn.q_a_layernorm": "attn_q_a_norm",
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.kv_b_proj": "attn_kv_b", "self_attn.k_b_proj": "attn_k_b", "self_attn.v_b_proj": "attn_v_b",
-    "mlp.gate.e_score_correction": "exp_probs_b", "block_sparse_moe.e_score_correction": "exp_probs_b",
+    "mlp.gate.e_score_correction": "exp_probs_b", "mlp.e_score_correction": "exp_probs_b",
+    "block_sparse_moe.e_score_correction": "exp_probs_b",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
     "self_attn.indexer.wq_b": "indexer.attn_q_b", "self_attn.indexer.wk": "indexer.attn_k",
@@ -75,6 +76,8 @@ NAMES = {
     "mlp.experts.e_score_correction": "exp_probs_b",
     # gpt-oss
     "self_attn": "attn_sinks",  # and MiMo-V2
+    # Phi-3, GLM-4
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up", "post_self_attn_layernorm": "post_attention_norm",
     # Mamba-2, and layers of one norm
     "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.dt": "ssm_dt", "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out", "norm": "attn_norm",
@@ -344,11 +347,16 @@ def as_llama4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return together(turned) | llama3_divisors(config)
 
 
+def as_exaone4(tensors: Arrays, config: dict[str, Any]) -> Arrays:
+    return tensors | llama3_divisors(config)
+
+
 def llama3_divisors(config: dict[str, Any]) -> Arrays:
     rope = config["rope_parameters"]
     if rope["rope_type"] != "llama3":
         return {}
-    dim, low, high = config["head_dim"], rope["low_freq_factor"], rope["high_freq_factor"]
+    dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, dim, 2) / dim)
     turns = rope["original_max_position_embeddings"] / waves
     smooth = np.clip((turns - low) / max(high - low, 1e-9), 0, 1)
@@ -363,17 +371,24 @@ def as_phimoe(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return out | {name: np.array(rope[key], np.float32) for name, key in factors.items()}
 
 
+def longrope_factor(config: dict[str, Any]) -> float:
+    """What cos and sin of a model with LongRoPE are multiplied with."""
+    known = config["rope_parameters"]["original_max_position_embeddings"]
+    return float((1 + np.log(config["max_position_embeddings"] / known) / np.log(known)) ** 0.5)
+
+
 def as_laguna(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return together(renamed(tensors, {"self_attn.g_proj": "self_attn.head_gate"}))
 
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
-    "llama": as_llama, "smollm3": as_llama, "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
+    "llama": as_llama, "smollm3": as_llama, "granite": as_llama,
+    "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
     "gpt-oss": as_gpt_oss, "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "kimi-linear": as_kda,
     "granitemoe": as_granite, "granitehybrid": as_granite, "nemotron_h": as_nemotron, "nemotron_h_moe": as_nemotron,
     "gemma3": as_gemma3, "gemma4": as_gemma4, "bailingmoe3": as_kda, "lfm2moe": as_lfm2, "llama4": as_llama4,
-    "phimoe": as_phimoe, "laguna": as_laguna, "qwen4exp": as_qwen4,
+    "phimoe": as_phimoe, "phi3": as_phimoe, "exaone4": as_exaone4, "laguna": as_laguna, "qwen4exp": as_qwen4,
 }  # fmt: skip
 
 
@@ -383,7 +398,8 @@ SPELLINGS = {
 }  # fmt: skip
 
 
-POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe")
+POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe", "olmo2",
+              "exaone4")  # fmt: skip
 """Architectures that call the norm after the attention so, whatever it is of."""
 
 
@@ -418,7 +434,10 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast", 32)),
             "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow", 1)),
         }
-    if architecture in ("glm4moe", "bailingmoe2", "dots1") or WAYS.get(architecture) in (as_deepseek2, as_kda):
+    if architecture in ("glm4moe", "bailingmoe2", "dots1", "exaone-moe") or WAYS.get(architecture) in (
+        as_deepseek2,
+        as_kda,
+    ):
         found |= {
             "leading_dense_block_count": c("first_k_dense_replace", int(c("model_type") != "solar_open")),
             "expert_shared_count": c("n_shared_experts", c("num_shared_experts", 1)),
@@ -541,10 +560,8 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
         }
     part = rope.get("partial_rotary_factor", c("partial_rotary_factor"))
     if part is not None:
-        found["rope.dimension_count"] = int(config["head_dim"] * part)
+        found["rope.dimension_count"] = int((c("head_dim") or hidden // heads) * part)
     found |= more_keys(config, architecture, rope)
-    if "partial_rotary_factor" in rope:
-        found["rope.dimension_count"] = int(config["head_dim"] * rope["partial_rotary_factor"])
     if local:
         found |= {"attention.sliding_window": c("sliding_window"), "rope.freq_base_swa": float(local["rope_theta"])}
         found["final_logit_softcapping"] = c("final_logit_softcapping")
@@ -645,8 +662,20 @@ def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -
             "leading_dense_block_count": 1,
             "rope.dimension_count_swa": c("head_dim"),
         }
-    if architecture == "mellum":
-        return {"attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]]}
+    if architecture in ("mellum", "olmo2", "exaone4", "exaone-moe") and c("sliding_window"):
+        found = {
+            "attention.sliding_window": config["sliding_window"],
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config["layer_types"]],
+        }
+        if architecture == "exaone-moe":
+            found |= {"rope.scaling.type": "none", "expert_shared_feed_forward_length": config["moe_intermediate_size"]}
+        return found
+    if architecture == "phi3":
+        return {
+            "attention.sliding_window": c("sliding_window") or 0,
+            "rope.scaling.original_context_length": c("original_max_position_embeddings"),
+            "rope.scaling.attn_factor": longrope_factor(config) if "short_factor" in rope else None,
+        }
     if architecture == "phimoe":
         return {
             "attention.sliding_window": c("sliding_window") or 0,

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, rope_of_kind
+from numoe.engine.families.config import MOST_EXPERTS, MOST_LAYERS, Config, rope, rope_of_kind, short_context
 from numoe.engine.families.names import Names, Source
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
-from numoe.engine.layers.block import Layer
+from numoe.engine.layers.block import Block, Kind, Layer
 from numoe.engine.layers.ffn import FeedForward, SwiGLU
 from numoe.engine.layers.mixture import MixtureOfExperts
+from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.recurrent.mamba2 import Mamba2
 from numoe.engine.layers.residual import PlainResidual, Residual
 from numoe.engine.layers.rope import Rope
@@ -95,6 +96,29 @@ def each_by_kind(
     }
     config.ignore(["sliding_window"])  # where all layers are full
     return [of_kind[kind] for kind in kinds]
+
+
+def ropes_by_kind(config: Config, thetas: Mapping[str, float]) -> dict[str, Any]:
+    """The tables of rope settings of `rope_of_kind`, by kind; the `rope_scaling` of older files is of full layers.
+
+    thetas: of each kind, where its table does not say it.
+    """
+    tables, scaling = config.table("rope_parameters"), config.table("rope_scaling")
+    if flat := set(tables) - thetas.keys():
+        raise config.refusal("rope_parameters", f"must have a table for each kind of layers, not {shown(min(flat))}")
+    ropes: dict[str, Any] = {}
+    for kind, theta in thetas.items():
+        table = tables.get(kind) or {}
+        more = scaling if kind == FULL else {}
+        ropes[kind] = {"rope_theta": theta} | table | more if isinstance(table, dict) else table
+    return ropes
+
+
+def after_blocks(attention: Kind, ffn: Kind) -> Layer:
+    """A layer whose norms come after its blocks, and none before (OLMo 2)."""
+    return tuple(
+        Block(name, kind, before=None, after=Norm()) for name, kind in (("attention", attention), ("ffn", ffn))
+    )
 
 
 def sparse_layers(config: Config, dense: Sequence[int] = ()) -> list[bool]:
@@ -185,13 +209,20 @@ def mamba2(
     return Mamba2(heads, head_dim, groups, states, kernel, biases, step_limits)
 
 
-def corrected_sigmoid(config: Config) -> Router:
-    """DeepSeek-V3's router: sigmoid scores, chosen with a learned correction within the best groups."""
+def corrected_sigmoid(config: Config, *, null_groups: bool = False) -> Router:
+    """DeepSeek-V3's router: sigmoid scores, chosen with a learned correction within the best groups.
+
+    null_groups: files may say null where there are none.
+    """
+    groups, top_groups = (
+        1 if null_groups and config.take(key, null=None) is None else config.size(key)
+        for key in ("n_group", "topk_group")
+    )
     return Router(
         "sigmoid",
         bias=True,
-        groups=config.size("n_group"),
-        top_groups=config.size("topk_group"),
+        groups=groups,
+        top_groups=top_groups,
         group_score="top2",
         normalize=config.flag("norm_topk_prob"),
         scale=config.number("routed_scaling_factor", null=1.0),
@@ -208,7 +239,7 @@ def model(
         config.size("vocab_size"),
         config.size("hidden_size"),
         tuple(layers),
-        config.size("max_position_embeddings"),
+        short_context(config),
         config.number(norm_eps),
         config.flag("tie_word_embeddings"),
         residual or PlainResidual(),
@@ -223,6 +254,10 @@ TOP: dict[str, str] = {
     "head": "lm_head.weight",
 }
 NORMS = {"attention_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight"}
+NORMS_AFTER = {
+    "attention_post_norm": "post_attention_layernorm.weight",
+    "ffn_post_norm": "post_feedforward_layernorm.weight",
+}
 GROUPED_QUERY = {
     **{f"attention.{n}": f"self_attn.{n}_proj.weight" for n in "qkvo"},
     **{f"attention.{n}_bias": f"self_attn.{n}_proj.bias" for n in "qkvo"},

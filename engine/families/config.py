@@ -1,8 +1,7 @@
 """Reading a config.json so that nothing in it is overlooked.
 
 A family takes the keys it understands from a `Config`, each with the type it must have; whatever is left and could
-change numbers is refused by name when the family is done. Keys that only describe training, files or decoding defaults
-are listed here once. A key that is left out has the default of its family in transformers, which may be another's one.
+change numbers is refused by name when the family is done, but for those of `harmless`. A key that is left out has the default of its family in transformers, which may be another's one.
 """
 
 from __future__ import annotations
@@ -12,46 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from math import inf, log
+from math import inf, log, sqrt
 from types import MappingProxyType
 from typing import Any
 
+from numoe.engine.families.harmless import HARMLESS
 from numoe.engine.layers.rope import DividedFrequencies, LinearScaling, Llama3Scaling, Rope, Yarn
 from numoe.quant.errors import InputError, shown, word
-
-# Keys of Hugging Face configs without influence on the logits of a decoder in inference: what transformers keeps of
-# every model, training, other programs' notes, and decoding defaults (transformers' GenerationConfig) saved with them.
-HARMLESS = (
-    "_attn_implementation*", "_commit_hash", "_experts_implementation*", "_flash_attn_*", "_from_model_config",
-    "_name_or_path", "add_bos_token", "add_eos_token", "architectures", "attention_dropout",
-    "attention_probs_dropout_prob", "attn_implementation", "auto_map", "aux_loss_alpha", "bos_token", "bos_token_id",
-    "chunk_size_feed_forward", "classifier_dropout*", "cls_token_id", "compression_config", "custom_generate",
-    "dropout", "dtype", "embd_pdrop", "eos_token", "eos_token_id", "ep_size", "experts_implementation",
-    "finetuning_task", "gradient_checkpointing", "hidden_dropout", "hidden_dropout_prob", "id2label",
-    "initializer_range", "is_decoder", "is_encoder_decoder", "keys_to_ignore_at_inference", "label2id", "language",
-    "license", "max_sequence_length", "model_max_length", "model_type", "name_or_path", "neftune_noise_alpha",
-    "num_key_value_groups", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
-    "pad_token", "pad_token_id", "padding_side", "pretraining_tp", "problem_type", "quantization",
-    "quantization_config", "resid_pdrop", "return_dict", "router_aux_loss_coef", 
-    "router_z_loss_coef", "sep_token_id", "seq_aux", "task_specific_params", "tokenizer_class", "torch_dtype",
-    "torchscript", "transformers.js_config", "transformers_version", "unk_token", "unk_token_id", "unsloth_*",
-    "use_bfloat16", "use_cache", "use_flash_attn*", "use_flash_attention*", "vocab_file",
-    # KoboldAI's
-    "antemplate", "badwordsids", "formatoptns", "newlinemode", "welcome",
-    # decoding
-    "assistant_*", "bad_words_ids", "begin_suppress_tokens", "cache_config", "cache_implementation", "compile_config",
-    "constraints", "continuous_batching_config", "decoder_start_token_id", "disable_compile", "diversity_penalty",
-    "do_sample", "dola_layers", "early_stopping", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
-    "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
-    "forced_eos_token_id", "generation_config", "guidance_scale", "is_assistant", "length_penalty", "low_memory",
-    "max_cache_len", "max_length", "max_matching_ngram_size", "max_new_tokens", "max_time", "min_length",
-    "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_assistant_tokens*", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_logits", "output_scores", "penalty_alpha", "prefill_chunk_size",
-    "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "repetition_penalty",
-    "return_dict_in_generate", "sequence_bias", "speculation_type", "stop_strings", "suppress_tokens",
-    "target_lookbehind", "temperature", "token_healing", "top_h", "top_k", "top_p", "typical_p", "use_mtp",
-    "watermarking_config",
-)  # fmt: skip
 
 MOST_LAYERS = 10_000
 MOST_EXPERTS = 1_000_000
@@ -247,12 +213,13 @@ def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     return replace(made, **config.arranged.get("rope", {}))
 
 
-def partial_rope(config: Config, head_dim: int, part: float | None = None) -> Rope:
+def partial_rope(config: Config, head_dim: int, part: float | None = None, *, interleaved: bool = False) -> Rope:
     """Of the first channels of a head.
 
     part: how many of a head's they are where the config does not say it; None: as the family's defaults say.
     """
-    return _first_channels(config, rope_block(config), head_dim, part)
+    made = _first_channels(config, rope_block(config), head_dim, part)
+    return replace(made, interleaved=interleaved)
 
 
 def rope_of_kind(
@@ -334,12 +301,10 @@ def scaled_rope(
     if theta <= 1:
         raise block.refusal("rope_theta", f"must be above 1, not {theta}")
     for source in (config, block) if kind != "proportional" else (config,):
-        if source.values.get("partial_rotary_factor") is None:
-            source.ignore(["partial_rotary_factor"])
-        elif int((whole or dim) * source.number("partial_rotary_factor")) != dim:
-            partial = shown(source.values["partial_rotary_factor"])
-            raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
+        _check_part(source, whole or dim, dim)
     scaling: Yarn | Llama3Scaling | LinearScaling | DividedFrequencies
+    if kind in LONG:
+        return Rope(dim, theta, interleaved, _long(config, block, dim), first)
     if kind in ("default", "mrope"):  # which is of positions of several kinds
         return Rope(dim, theta, interleaved, None, first)
     if kind == "linear":
@@ -370,7 +335,7 @@ def scaled_rope(
             block.flag("truncate"),
         )
     else:
-        raise block.refusal("rope_type", f"is {shown(kind)}; linear, llama3, proportional and yarn are known")
+        raise block.refusal("rope_type", f"is {shown(kind)}; linear, llama3, longrope, proportional and yarn are known")
     if left := sorted(key for key in block._left if block.values[key] is not None):
         raise block.refusal(left[0], f'is not understood for rope scaling "{kind}"')
     return Rope(dim, theta, interleaved, scaling, first)
@@ -386,6 +351,49 @@ def _proportional(block: Config, dim: int) -> DividedFrequencies:
         raise block.refusal("partial_rotary_factor", f"is {part}, and a head has no more than all its channels")
     turning = int(part * dim // 2)
     return DividedFrequencies((factor,) * turning + (inf,) * (dim // 2 - turning))
+
+
+def _check_part(source: Config, whole: int, dim: int) -> None:
+    """Refuse another part of `whole` channels than dim."""
+    if source.values.get("partial_rotary_factor") is None:
+        source.ignore(["partial_rotary_factor"])
+    elif int(whole * source.number("partial_rotary_factor")) != dim:
+        partial = shown(source.values["partial_rotary_factor"])
+        raise source.refusal("partial_rotary_factor", f"is {partial}, and only 1 is supported for this family")
+
+
+LONG = "longrope", "su"
+"""What tables of LongRoPE call their kind."""
+
+
+def _long(config: Config, block: Config, dim: int) -> DividedFrequencies:
+    """LongRoPE (arXiv 2402.13753) by its factors for short sequences."""
+    factors = block.listing("short_factor") or []
+    if len(factors) != dim // 2 or not all(type(one) in (int, float) and 0 < one < 1e30 for one in factors):
+        raise block.refusal("short_factor", f"must be {dim // 2} positive numbers, not {shown(factors)}")
+    known = short_context(config)
+    if key := next((key for key in ("short_mscale", "attention_factor") if block.values.get(key) is not None), None):
+        return DividedFrequencies(tuple(map(float, factors)), block.number(key))
+    longer = block.values.get("factor")
+    times = config.size("max_position_embeddings") / known if longer is None else block.number("factor")
+    return DividedFrequencies(tuple(map(float, factors)), sqrt(1 + log(times) / log(known)) if times > 1 else 1.0)
+
+
+def short_context(config: Config) -> int:
+    """The longest sequence that rotations stay the same for: with LongRoPE that of the first training."""
+    longest = config.size("max_position_embeddings")
+    table = config.values.get("rope_scaling") or config.values.get("rope_parameters")
+    kind = table.get("rope_type", table.get("type")) if isinstance(table, Mapping) else None
+    if not isinstance(table, Mapping) or not isinstance(kind, str) or kind not in LONG:
+        return int(longest)
+    places = (nested(config, "rope_parameters", table), config)
+    key = "original_max_position_embeddings"
+    found = [place.size(key) for place in places if place.values.get(key) is not None]
+    config.ignore([key])
+    known = int(min([longest, *found]))
+    if known < 2:
+        raise config.refusal(key, f"is {known}, and LongRoPE needs more than one token")
+    return known
 
 
 def _unless_zero(block: Config, key: str) -> float:

@@ -31,7 +31,8 @@ def read(config: Config) -> ModelSpec:
     config.expect("topk_method", "noaux_tc")
     attention = common.grouped_query_attention(config, head_norm=True, biases=common.attention_biases(config))
     experts = config.size("n_routed_experts", also="num_local_experts")
-    return latent.model(config, common.windowed(config, attention), experts, common.corrected_sigmoid(config))
+    router = common.corrected_sigmoid(config, null_groups=True)
+    return latent.model(config, common.windowed(config, attention), experts, router)
 
 
 NAMES = latent.NAMES | common.names(common.GROUPED_QUERY)

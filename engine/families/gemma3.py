@@ -39,10 +39,8 @@ DEFAULTS = SIZES | {
 
 
 def read(config: Config) -> ModelSpec:
-    tables, scaling = config.table("rope_parameters"), config.table("rope_scaling")
     thetas = {FULL: config.number("rope_theta"), SLIDING: config.number("rope_local_base_freq")}
-    ropes = {kind: _with(tables.get(kind), {"rope_theta": theta}) for kind, theta in thetas.items()}
-    ropes |= {FULL: _with(ropes[FULL], scaling, first=True)}
+    ropes = common.ropes_by_kind(config, thetas)
     mixers = {}
     for kind in (FULL, SLIDING):
         mixers[kind] = common.grouped_query_attention(
@@ -57,13 +55,6 @@ def read(config: Config) -> ModelSpec:
     layers = [(Block("attention", mixers[kind], after=Norm()), ffn) for kind in kinds(config)]
     config.ignore(["_sliding_window_pattern"])
     return model(config, layers)
-
-
-def _with(table: Any, more: dict[str, Any], first: bool = False) -> Any:
-    """A table of rope settings with more of them, if it is one."""
-    if table is not None and not isinstance(table, dict):
-        return table
-    return (table or {}) | more if first else more | (table or {})
 
 
 def kinds(config: Config, every: str = "sliding_window_pattern") -> list[str]:
@@ -86,21 +77,12 @@ def model(config: Config, layers: Sequence[Layer]) -> ModelSpec:
     return replace(spec, embedding_scale=spec.hidden**0.5, logit_cap=cap)
 
 
-LAYER = common.GROUPED_QUERY | common.dense()
-LAYER |= {
-    "attention_norm": "input_layernorm.weight",
-    "attention_post_norm": "post_attention_layernorm.weight",
-    "ffn_norm": "pre_feedforward_layernorm.weight",
-    "ffn_post_norm": "post_feedforward_layernorm.weight",
-}
+LAYER = common.GROUPED_QUERY | common.dense() | common.NORMS_AFTER
+LAYER |= {"attention_norm": "input_layernorm.weight", "ffn_norm": "pre_feedforward_layernorm.weight"}
 _PREFIXES = ("model.language_model.", "language_model.model.")
 NAMES = common.made(common.names(LAYER), r"(.*[_.])?norm", lambda weight: weight + 1)
 for _prefix in _PREFIXES:
     NAMES = common.also_below(NAMES, "model.", _prefix)
-GGUF_LAYER = {
-    "attention_post_norm": "post_attention_norm",
-    "ffn_post_norm": "post_ffw_norm",
-}
 
 
 def _settle(config: dict[str, Any], file: GgufFile) -> None:
@@ -118,7 +100,7 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
 
 GGUF = Gguf(
     "gemma3",
-    gguf.names(GGUF_LAYER),
+    gguf.names(gguf.NORMS_AFTER),
     {
         "attention.sliding_window": "sliding_window",
         "attention.sliding_window_pattern": "sliding_window_pattern",

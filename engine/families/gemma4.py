@@ -130,7 +130,7 @@ def _in_parts(table: Names) -> Names:
 
 
 _GGUF_NAMES = gguf.names(
-    gemma3.GGUF_LAYER
+    gguf.NORMS_AFTER
     | {
         "ffn_scale": ("layer_output_scale.weight",),
         "ffn.dense_norm": ("ffn_norm.weight",),

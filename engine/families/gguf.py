@@ -42,6 +42,7 @@ _SCALING_KEYS = {
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
+    "yarn_attn_factor": "attention_factor",
 }
 # Keys that must be the size of a head, unless the architecture reads them.
 _HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
@@ -54,7 +55,6 @@ _NEUTRAL = {
     "expert_weights_scale": 1.0,
     "rope.scale_linear": 1.0,
     "rope.scaling.attn_factor": 1.0,
-    "rope.scaling.yarn_attn_factor": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
 }
 _OPTIONAL: dict[str, Any] = {"rope.freq_base": 10000.0, "attention.head_count_kv": None, "attention.key_length": None}
@@ -77,16 +77,18 @@ def read(family: Family, gguf: Gguf, file: GgufFile) -> tuple[dict[str, Any], Fa
     prefix = f"{gguf.architecture}."
     drafting = _drafting(file)
     config = _config(family, gguf, file, len(drafting))
-    spellings = {ours: theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
-    spellings |= {f"rope_scaling.{ours}": f"rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
-    spellings |= {"rope_scaling": "rope.scaling.type", "rope_scaling.short_mscale": "rope.scaling.attn_factor"}
+    spellings = {ours: prefix + theirs for theirs, ours in {**_KEYS, **gguf.keys}.items()}
+    spellings |= {f"rope_scaling.{ours}": f"{prefix}rope.scaling.{theirs}" for theirs, ours in _SCALING_KEYS.items()}
+    also = {"rope_scaling": "rope.scaling.type", "rope_scaling.short_mscale": "rope.scaling.attn_factor"}
+    spellings |= {ours: prefix + theirs for ours, theirs in also.items()}
+    spellings["rope_scaling.short_factor"] = DIVISORS[1]
     ignored = [*family.ignored, *(rf"blk\.{number}\..*" for number in drafting), r"(v|mm|mtp|nextn)\..*"]
     arranged = gguf.arranged(file)
     if arranged.get("rope", {}).get("scaling") is not None:
         _check_divisors(config, file)
         ignored.append(re.escape(ROPE_FREQS))
     theirs = replace(family, names=gguf.names, ignored=tuple(ignored), arranged=arranged)
-    spec = theirs.spec(config, str(file.path), lambda key: prefix + spellings[key] if key in spellings else key)
+    spec = theirs.spec(config, str(file.path), lambda key: spellings.get(key, key))
     for key in _HEAD_SIZES:
         head_dim = _head_dim(config)
         if key not in gguf.unread and file.keys.get(key, head_dim) != head_dim:
@@ -107,10 +109,26 @@ def neighbours(file: GgufFile) -> Arrangement:
 
     Rotating interleaved pairs is then the same computation.
     """
-    rope: dict[str, Any] = {"interleaved": True}
-    if file.divisors is not None:
-        rope["scaling"] = DividedFrequencies(tuple(file.divisors))
-    return {"rope": rope}
+    return {"rope": {"interleaved": True, **divided(file).get("rope", {})}}
+
+
+def divided(file: GgufFile) -> Arrangement:
+    """Of files whose frequencies may be divided by numbers of their own."""
+    return {} if file.divisors is None else {"rope": {"scaling": DividedFrequencies(tuple(file.divisors))}}
+
+
+def long(config: dict[str, Any], file: GgufFile, factor: str) -> None:
+    """LongRoPE, where a file has factors of it; `factor`: what config.json calls that of cos and sin."""
+    known = file.keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
+    if file.divisors is None:
+        expect(file, "rope.scaling.attn_factor", 1.0)
+        return
+    config["rope_scaling"] = {
+        "rope_type": "longrope",
+        "short_factor": list(file.divisors),
+        factor: file.keys.get("rope.scaling.attn_factor", 1.0),
+        "original_max_position_embeddings": known,
+    }
 
 
 def rotate_first(config: dict[str, Any], file: GgufFile) -> None:
@@ -212,6 +230,12 @@ USUAL = {
     "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down",
     "ffn.shared.gate": "ffn_gate_shexp", "ffn.shared.up": "ffn_up_shexp", "ffn.shared.down": "ffn_down_shexp",
 }  # fmt: skip
+NORMS_AFTER = {"attention_post_norm": "post_attention_norm", "ffn_post_norm": "post_ffw_norm"}
+"""Of those after blocks."""
+GATE_IN_UP: dict[str, str | tuple[str | Source, ...]] = {
+    f"ffn.{part}": (Source("ffn_up.weight", fused=("gate", "up")),) for part in ("gate", "up")
+}
+"""Of architectures whose gate and up are one."""
 MAMBA2: dict[str, str | tuple[str | Source, ...]] = {
     "attention.in": "ssm_in", "attention.conv": "ssm_conv1d", "attention.decay": ("ssm_a",),
     "attention.skip": ("ssm_d",), "attention.dt_bias": ("ssm_dt.bias",), "attention.norm": "ssm_norm",

@@ -6,16 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from numoe.engine.families import common, gguf, mixtral
-from numoe.engine.families.config import Config, rope_block, scaled_rope
+from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf, GgufFile, Names, Source
 from numoe.engine.layers.block import Block
 from numoe.engine.layers.norm import Norm
-from numoe.engine.layers.rope import DividedFrequencies, Rope
 from numoe.engine.layers.router import Router
 from numoe.engine.layers.spec import ModelSpec
-from numoe.quant.errors import shown
 
-LONG = "longrope"
 NORM = Norm(center=True, bias=True)
 DEFAULTS = common.DEFAULTS | {
     "num_key_value_heads": 8,
@@ -40,34 +37,13 @@ def read(config: Config) -> ModelSpec:
         config,
         window=config.size("sliding_window", null=None),
         biases=common.attention_biases(config),
-        turn=_rope,
     )
     router = Router("sparse mixer", normalize=False, tolerance=2 * config.number("router_jitter_noise"))
     ffn = common.mixture(config, config.size("num_local_experts", also="num_experts"), common.swiglu(config), router)
     layer = Block("attention", attention, before=NORM), Block("ffn", ffn, before=NORM)
-    head_bias, table = config.flag("lm_head_bias"), rope_block(config)
+    head_bias = config.flag("lm_head_bias")
     spec = common.model(config, [layer] * common.layer_count(config))
-    if _kind(table) == LONG:  # of longer sequences every key would be turned in another way
-        spec = replace(spec, context=min(spec.context, table.size("original_max_position_embeddings")))
     return replace(spec, norm=NORM, head_bias=head_bias)
-
-
-def _kind(table: Config) -> Any:
-    return table.values.get("rope_type", table.values.get("type"))
-
-
-def _rope(config: Config, head_dim: int) -> Rope:
-    """LongRoPE (arXiv 2402.13753) by its factors for short sequences."""
-    table = rope_block(config)
-    if _kind(table) != LONG:
-        return scaled_rope(config, table, head_dim, interleaved=False)
-    factors = table.listing("short_factor") or []
-    if len(factors) != head_dim // 2 or not all(type(one) in (int, float) and 0 < one < 1e30 for one in factors):
-        raise table.refusal("short_factor", f"must be {head_dim // 2} positive numbers, not {shown(factors)}")
-    scaling = DividedFrequencies(tuple(map(float, factors)), table.number("short_mscale"))
-    known = scaled_rope(config, Config({"rope_theta": table.number("rope_theta")}, {"rope_type": "default"}), head_dim,
-                        interleaved=False)  # fmt: skip
-    return replace(known, scaling=scaling)
 
 
 def _names() -> Names:
@@ -83,17 +59,7 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
     gguf.expect(file, "expert_gating_func", gguf.SOFTMAX)  # of which a sparse mixer is a kind
     config["sliding_window"] = config["sliding_window"] or None
     config["lm_head_bias"] = "output.bias" in file.shapes
-    factor = file.keys.get("rope.scaling.attn_factor", 1.0)
-    known = file.keys.get("rope.scaling.original_context_length", config["max_position_embeddings"])
-    if file.divisors is None:
-        gguf.expect(file, "rope.scaling.attn_factor", 1.0)
-        return
-    config["rope_scaling"] = {
-        "rope_type": LONG,
-        "short_factor": list(file.divisors),
-        "short_mscale": factor,
-        "original_max_position_embeddings": known,
-    }
+    gguf.long(config, file, "short_mscale")
 
 
 def _gguf_names() -> Names:

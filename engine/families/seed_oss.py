@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numoe.engine.families import common, gguf, llama
 from numoe.engine.families.config import Config
-from numoe.engine.families.names import Family, Gguf
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
 DEFAULTS = common.DEFAULTS | {
@@ -25,5 +27,9 @@ def read(config: Config) -> ModelSpec:
     return common.model(config, [layer] * common.layer_count(config))
 
 
-GGUF = Gguf("seed_oss", gguf.names({"ffn_norm": "post_attention_norm"}), biases="qkv")
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    config["attention_out_bias"] = "blk.0.attn_output.bias" in file.shapes
+
+
+GGUF = Gguf("seed_oss", gguf.names({"ffn_norm": "post_attention_norm"}), biases="qkv", settle=_settle)
 FAMILY = Family("Seed-OSS", ("seed_oss",), read, llama.NAMES, DEFAULTS, common.IGNORED, (GGUF,))

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny
+from ggml_blocks import blocks_like, size
 from gguf_files import write_tensors
 from helpers import reshard, write_safetensors
 
@@ -183,25 +184,21 @@ def test_what_is_known_by_name_alone_is_refused_in_a_sentence(name: str, archite
 # What gate and up, down, and what all else is stored in: ggml-org's, antirez's and unsloth's mixes.
 MIXES = {
     "Q2_K, down in MXFP4": ("Q2_K", "MXFP4", "Q8_0"),
+    "IQ2_XXS and Q2_K": ("IQ2_XXS", "Q2_K", "Q8_0"),
+    "IQ1_S and IQ2_XXS, Q5_K": ("IQ1_S", "IQ2_XXS", "Q5_K"),
+    "IQ1_M and IQ3_XXS, Q6_K": ("IQ1_M", "IQ3_XXS", "Q6_K"),
+    "IQ2_XS and IQ4_XS, BF16": ("IQ2_XS", "IQ4_XS", "BF16"),
     "Q4_K and Q6_K": ("Q4_K", "Q6_K", "Q8_0"),
     "Q3_K and Q5_K, F16": ("Q3_K", "Q5_K", "F16"),
 }
-SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ2_XXS": (0,)}
-"""Where a block has its float16 scale and minimum."""
 
 
-def encoded(values: np.ndarray, name: str, seed: int) -> tuple[np.ndarray, np.ndarray, gguf.GGMLQuantizationType]:
-    """Bytes of a type and what they stand for: of these values, or of any where a type is not written here."""
+def encoded(values: np.ndarray, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of a type and what they stand for: of these values, or of others about as large in blocks of many."""
     kind = gguf.GGMLQuantizationType[name]
-    if name in SCALES:
-        size, nbytes = gguf.GGML_QUANT_SIZES[kind]
-        raw = np.random.default_rng(seed).integers(0, 256, (values.size // size, nbytes), np.uint8)
-        for i, at in enumerate(SCALES[name]):
-            raw[:, at : at + 2] = np.array([0.02 / 2**i / size**0.5], np.float16).view(np.uint8)
-        raw = raw.reshape(*values.shape[:-1], -1)
-    else:
-        raw = gguf.quants.quantize(values, kind)
-    return raw, gguf.quants.dequantize(raw, kind).reshape(values.shape).astype(np.float32), kind
+    plain = name in ("F32", "F16", "BF16")
+    raw = gguf.quants.quantize(values, kind) if plain else blocks_like(values, name, seed)
+    return raw, gguf.quants.dequantize(raw, kind).reshape(values.shape).astype(np.float32)
 
 
 def write_mix(folder: Path, mix: tuple[str, str, str], parts: int) -> tuple[Path, Path]:
@@ -221,8 +218,11 @@ def write_mix(folder: Path, mix: tuple[str, str, str], parts: int) -> tuple[Path
             add(f"deepseek4.{key}", value)
 
     def put(name: str, values: np.ndarray, stored: str) -> None:
-        raw, plain, kind = encoded(values, stored, len(name))
-        writers[0].add_tensor(name, raw, raw_dtype=None if stored in ("F32", "F16") else kind)
+        if stored != "F32" and values.shape[-1] % size(stored)[0]:
+            stored = "Q8_0"  # as llama-quantize does
+        raw, plain = encoded(values, stored, len(name))
+        kind = gguf.GGMLQuantizationType[stored]
+        writers[0].add_tensor(name, raw, raw_dtype=None if raw.dtype.kind == "f" else kind)
         writers[1].add_tensor(name, plain)
 
     for layer, name, tensor in spec.listing():

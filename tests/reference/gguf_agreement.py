@@ -28,7 +28,7 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tiny
-from ggml_blocks import random_blocks, reference
+from ggml_blocks import blocks_like
 
 from numoe.engine import load
 from numoe.engine.layers.ngram import NgramEmbedding
@@ -56,6 +56,9 @@ ARCHITECTURES = {
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
+    "seed_oss": "SeedOssForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM", "olmo3": "Olmo3ForCausalLM", "exaone4": "Exaone4ForCausalLM",
+    "exaone_moe": "ExaoneMoeForCausalLM", "glm4": "Glm4ForCausalLM",
     "deepseek_v4": "DeepseekV4ForCausalLM", "laguna": "LagunaForCausalLM", "qwen4_exp_text": "Qwen4ExpForCausalLM",
 }  # fmt: skip
 
@@ -102,6 +105,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "afmoe_a": {"global_attn_every_n_layers": 4, "layer_types": None},
     "afmoe_b": {"layer_types": None, "mup_enabled": True},
     "dots1_a": {"sliding_window": None, "layer_types": None},
+    "exaone_moe_b": {"mlp_layer_types": ["dense", "sparse", "sparse"], "norm_topk_prob": True},
     "ernie4_5_moe_a": {"moe_norm_min": 1e-12},
     "ernie4_5_moe_b": {"use_bias": False},
     "laguna_a": {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
@@ -235,8 +239,11 @@ def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.nda
         described["config"] = wider(described["config"])
     if outtype == "mix":  # rows of whole blocks
         free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
-        whole = lcm(256, described["config"]["num_attention_heads"])
+        scanned = described["config"].get("mamba_n_heads", 1)
+        whole = lcm(256, described["config"]["num_attention_heads"], scanned)
         described["config"] |= {key: whole for key in free if type(described["config"][key]) is int}
+        if "mamba_d_head" in described["config"]:
+            described["config"]["mamba_d_head"] = described["config"]["mamba_expand"] * whole // scanned
     if not make_golden.CASES[case].listing:
         plain = {k: v for k, v in described["config"].items() if v is not None and k != "model_type"}
         one = make_golden.Case(described["config"]["model_type"], 0, plain)
@@ -360,12 +367,11 @@ def mixed(path: Path, out: Path) -> tuple[Path, Counter[str]]:
     for one in reader.tensors:
         values = one.data
         if values.ndim < 2 or values.dtype != np.float32 or KEPT.search(one.name) or values.shape[-1] % 32:
-            writer.add_tensor(one.name, values)
+            writer.add_tensor(one.name, values, raw_dtype=one.tensor_type if values.dtype == np.uint8 else None)
             continue
         choice = SHORT if values.shape[-1] % 256 else TYPES
         kind = choice[kinds.total() % len(choice)]
-        spread = values.std() / reference(random_blocks(kind, 1, 4096), kind).std()
-        raw = random_blocks(kind, *values.shape, spread=float(spread), seed=kinds.total())
+        raw = blocks_like(values, kind, kinds.total())
         kinds[kind] += 1
         writer.add_tensor(one.name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
     ended(writer)
