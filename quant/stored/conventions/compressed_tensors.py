@@ -11,7 +11,7 @@ along a column. Source: compressed-tensors' `compressors`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,6 +65,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
     packings: list[_Packing] = []
     blocks: list[tuple[int, int]] = []
     forms: set[str] = set()
+    scaled: set[str] = set()
     whole: list[bool] = []
     for _, group in config.each("config_groups"):
         group.only("targets", "weights", "input_activations", "output_activations", "format")
@@ -76,12 +77,14 @@ def read_compressed_tensors(config: Announced) -> Convention:
             continue
         _check_weights(weights)
         integer = weights.values.get("type", "int") == "int"
+        strategy = _FORMS.get(weights.values.get("strategy") or "tensor", "")
         if integer and not format.startswith("pack"):
             whole.append(weights.get("symmetric", bool, True) or format in ("mixed-precision", "dense"))
+            scaled.add(strategy)
         if integer and format in ("pack-quantized", "mixed-precision", "dense"):
             packings.append(_packing(weights))
         if not integer:
-            forms.add(_FORMS.get(weights.values.get("strategy") or "tensor", ""))
+            forms.add(strategy)
         structure = weights.values.get("block_structure")
         if isinstance(structure, str):  # as old files have it: "128x128"
             structure = [int(part) if part.isdigit() else 0 for part in structure.split("x")]
@@ -95,7 +98,7 @@ def read_compressed_tensors(config: Announced) -> Convention:
             blocks.append((1, weights.size("group_size")))
     spellings = [
         *(fp8.spellings(tuple(blocks) or ((128, 128),), _SCALE, forms) if forms else ()),
-        *([int8_rows(all(whole))] if whole else []),
+        *([int8_rows(all(whole), scaled)] if whole else []),
         nvfp4(_CODES, "U8", _SCALE, "{weight}_global_scale", divides=True),
         mxfp4(_CODES, "U8", _SCALE),
         *([_packed_spelling(list(dict.fromkeys(packings)))] if packings else []),
@@ -123,9 +126,9 @@ def _packed_spelling(packings: Sequence[_Packing]) -> Spelling:
     return Spelling(_CODES, ("I32",), needs, partial(_packed, packings), may)
 
 
-def int8_rows(symmetric: bool = True) -> Spelling:
+def int8_rows(symmetric: bool = True, forms: Collection[str] = ("tensor", "row")) -> Spelling:
     """int8 with a scale a row or tensor, and a zero point where it is not symmetric."""
-    return Spelling(_PLAIN, ("I8",), (_SCALE,) if symmetric else (_SCALE, _ZERO), _bytes)
+    return Spelling(_PLAIN, ("I8",), (_SCALE,) if symmetric else (_SCALE, _ZERO), partial(_bytes, forms))
 
 
 def _check_weights(weights: Announced) -> None:
@@ -225,7 +228,7 @@ def _zero_points(stored: NDArray[Any], bits: int, rows: int) -> NDArray[Any]:
     return fields(np.ascontiguousarray(stored.T), bits, rows).T
 
 
-def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
+def _bytes(forms: Collection[str], files: Files, weight: str, parts: Parts) -> Stored:
     """int8 with a scale a row, or one for all."""
     codes = parts[_PLAIN]
     if len(codes.shape) < 2:
@@ -234,7 +237,10 @@ def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
     check_group(codes, width, width)
     lead = tuple(stack)
     each, one = ((*lead, rows, 1), (*lead, rows)), ((*lead, 1, 1), (*lead, 1), lead)
-    scale = check(parts, _SCALE, codes, FLOATS, [*each, *one])
+    shapes = [*(each if "row" in forms else ()), *(one if "tensor" in forms else ())]
+    if not shapes:
+        raise misfit(codes, "it is int8, and the config has a strategy for it that no such weights have")
+    scale = check(parts, _SCALE, codes, FLOATS, shapes)
     found = [codes, scale]
     if _ZERO in parts:
         found.append(check(parts, _ZERO, codes, ("I8",), each if scale.shape in each else one))

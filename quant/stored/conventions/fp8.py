@@ -94,4 +94,6 @@ def read_fp8(config: Announced) -> Convention:
     )  # fmt: skip
     blocks = ((block[0], block[1]),)
     forms = ("block",) if config.values.get("weight_block_size") else FORMS
+    if config.values.get("quant_method") == "fbgemm_fp8":
+        forms = ("row",)
     return Convention("FP8", spellings(blocks, forms=forms), DROPPED)
