@@ -396,8 +396,9 @@ def test_a_pull_that_was_killed_goes_on(quant: str, hub: Hub, files: dict[str, b
             process.send_signal(signal.SIGKILL)
 
     hub.on_sent = kill
-    process = subprocess.Popen([sys.executable, "-m", "numoe.cli", "pull", f"{ID}:Q8_0", "--quant", quant], stderr=subprocess.PIPE,
-                               env=os.environ | {"HF_HUB_CACHE": str(home.home() / "cache")})  # fmt: skip
+    words = [sys.executable, "-m", "numoe.cli", "pull", f"{ID}:Q8_0", "--quant", quant]
+    env = os.environ | {"HF_HUB_CACHE": str(home.home() / "cache")}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=env)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     hub.on_sent = lambda sent: None
