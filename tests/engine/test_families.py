@@ -767,7 +767,7 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         ),
         ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}, "ModelOpt W4A8_AWQ"),
         ({"quant_method": "someone's"}, "someone's"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv_fast"}, "AWQ gemv_fast"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
         (
             {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
