@@ -77,11 +77,11 @@ def gguf_sets(names: Iterable[str]) -> list[GgufSet]:
     for (stem, count), parts in split.items():
         missing = (f"{stem}-{k:05d}-of-{count}.gguf" for k in range(1, min(int(count), 1000) + 1) if k not in parts)
         found.append(GgufSet(tuple(parts[k] for k in sorted(parts)), tuple(missing)))
-    names: list[list[str]] = [[one.quant, one.stem, one.files[0].removesuffix(".gguf")] for one in found]
-    taken = Counter(name.lower() for ways in names for name in ways[:2])
+    ways: list[list[str]] = [[one.quant, one.stem, one.files[0].removesuffix(".gguf")] for one in found]
+    taken = Counter(name.lower() for each in ways for name in each[:2])
     told = [
-        replace(one, name=next((name for name in ways if taken[name.lower()] == 1), ways[-1]).replace("/", "."))
-        for one, ways in zip(found, names, strict=True)
+        replace(one, name=next((name for name in each if taken[name.lower()] == 1), each[-1]).replace("/", "."))
+        for one, each in zip(found, ways, strict=True)
     ]
     return sorted(told, key=lambda one: one.files)
 
