@@ -140,6 +140,20 @@ def awq(group: int | None = 64) -> Made:
     return tensors, ((q - np.repeat(z, group, 0)) * np.repeat(s, group, 0)).T
 
 
+def gemv(group: int | None, words: int) -> Made:
+    """words: of a row of zero points, filled up."""
+    group = group or WIDTH
+    groups = WIDTH // group
+    q, z = rng(1).integers(0, 16, (ROWS, WIDTH)), np.zeros((ROWS, 8 * words), np.int64)
+    z[:, :groups] = rng(2).integers(0, 16, (ROWS, groups))
+    (dtype, _, data), s = scales(3, ROWS, groups)
+    filled = np.zeros((ROWS, 8 * words), np.float16)
+    filled[:, :groups] = np.frombuffer(data, np.float16).reshape(ROWS, groups)
+    tensors = {"a.qweight": raw("I32", bits_of(q, 4)), "a.qzeros": raw("I32", bits_of(z, 4))}
+    tensors["a.scales"] = raw(dtype, filled)
+    return tensors, (q - np.repeat(z[:, :groups], group, 1)) * np.repeat(s, group, 1)
+
+
 def gptq(bits: int, *, sym: bool, less: int, order: bool = False, index: bool = True, group: int | None = 64) -> Made:
     group = group or WIDTH
     q = rng(1).integers(0, 1 << bits, (WIDTH, ROWS))
@@ -385,6 +399,14 @@ CASES = {
         "fp8",
     ),
     "awq of a row": Case({"quant_method": "awq", "w_bit": 4, "q_group_size": -1}, lambda: awq(None), "int4"),
+    **{
+        f"awq gemv g{group}": Case(
+            {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv", "zero_point": True},
+            lambda group=group, words=words: gemv(group if group > 0 else None, words),
+            "int4",
+        )
+        for group, words in ((32, 4), (64, 2), (128, 1), (-1, 1))
+    },
     "awq of gptqmodel": Case(
         {
             "quant_method": "awq",

@@ -16,9 +16,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def named(text: str) -> tuple[str, str | None]:
-    """A name as `is_hub_id` knows it, and the revision that is said with it, of an address of the hub.
+    """A name as `parted` knows it, and the revision that is said with it, of an address of the hub.
 
-    Such as https://huggingface.co/OWNER/NAME/tree/main or hf.co/OWNER/NAME. What is no such address stays as it is.
+    Such as https://huggingface.co/OWNER/NAME/tree/main, hf.co/OWNER/NAME or that of a GGUF file. What is no such
+    address stays as it is.
     """
     scheme, host, path = _parts(text.strip())
     words = [unquote(word) for word in path.split("/") if word]
@@ -28,6 +29,8 @@ def named(text: str) -> tuple[str, str | None]:
         return text, None
     name = f"{words[0]}/{words[1].removesuffix('.git')}"
     revision = words[3] if len(words) > 3 and words[2] in ("tree", "blob", "resolve", "commit") else None
+    if revision and words[-1].lower().endswith(".gguf"):
+        name += f":{'/'.join(words[4:])}"
     return name, revision
 
 

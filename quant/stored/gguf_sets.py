@@ -6,7 +6,7 @@ A model is one file, or the parts NAME-00001-of-0000N.gguf of a split one, often
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
@@ -29,8 +29,8 @@ class GgufSet:
     """Its file, or the parts that are there in order; paths from the folder or repository."""
     missing: tuple[str, ...] = ()
     """The parts of a split one that are not there."""
-    distinct: bool = True
-    """Whether no other model beside it has its `quant`."""
+    name: str = ""
+    """What tells it from the others."""
 
     @cached_property
     def stem(self) -> str:
@@ -45,24 +45,19 @@ class GgufSet:
         found = _QUANT.findall(path.name) or _QUANT.findall(path.parent.name)
         return str(found[-1]) if found else path.name
 
-    @property
-    def name(self) -> str:
-        """What tells it from the others."""
-        return self.quant if self.distinct else self.stem.replace("/", ".")
-
     def ranks(self) -> Sequence[Callable[[str], bool]]:
         """Whether a text in lower case means it, in ways from the most to the least certain."""
         stem, quant = self.stem.lower(), self.quant.lower()
         path = PurePosixPath(stem)
         files = {name.lower() for name in (*self.files, *self.missing)}
         exact = {stem, path.name, self.name.lower(), *files, *(PurePosixPath(name).name for name in files)}
-        words = re.compile(r"[-._]")
+        words = re.compile(r"[-.]")
         return (
             lambda wanted: wanted in exact,
             lambda wanted: wanted == quant,
             lambda wanted: wanted.strip("/") in ({str(path.parent), path.parent.name} - {"", "."}),
             lambda wanted: path.name.endswith(wanted) and bool(words.match(path.name[-len(wanted) - 1 :])),
-            lambda wanted: re.search(rf"(^|[-._]){re.escape(wanted)}([-.]|$)", path.name) is not None,
+            lambda wanted: re.search(rf"(^|[-.]){re.escape(wanted)}([-.]|$)", path.name) is not None,
         )
 
 
@@ -72,17 +67,22 @@ def gguf_sets(names: Iterable[str]) -> list[GgufSet]:
     found = []
     for name in sorted(names):
         path = PurePosixPath(name)
-        if path.suffix.lower() != ".gguf" or path.name.startswith(".") or _is_no_model(path.stem):
+        if path.suffix.lower() != ".gguf" or path.name.startswith(".") or _is_no_model(path):
             continue
-        if part := _PART.fullmatch(name):
+        part = _PART.fullmatch(name)
+        if part and 1 <= int(part[2]) <= int(part[3]):
             split.setdefault((part[1], part[3]), {})[int(part[2])] = name
         else:
             found.append(GgufSet((name,)))
     for (stem, count), parts in split.items():
         missing = (f"{stem}-{k:05d}-of-{count}.gguf" for k in range(1, min(int(count), 1000) + 1) if k not in parts)
         found.append(GgufSet(tuple(parts[k] for k in sorted(parts)), tuple(missing)))
-    taken = Counter(one.quant.lower() for one in found)
-    told = [GgufSet(one.files, one.missing, taken[one.quant.lower()] == 1) for one in found]
+    ways: list[list[str]] = [[one.quant, one.stem, one.files[0].removesuffix(".gguf")] for one in found]
+    taken = Counter(name.lower() for each in ways for name in each[:2])
+    told = [
+        replace(one, name=next((name for name in each if taken[name.lower()] == 1), each[-1]).replace("/", "."))
+        for one, each in zip(found, ways, strict=True)
+    ]
     return sorted(told, key=lambda one: one.files)
 
 
@@ -117,7 +117,7 @@ def gguf_set(sets: Sequence[GgufSet], wanted: str, where: str) -> GgufSet:
     return one
 
 
-def _is_no_model(stem: str) -> bool:
-    """Whether it is what sees or hears for a model, or what was measured to quantize it."""
-    words = re.split(r"[-._]", stem.lower())
-    return "mmproj" in words or ("imatrix" in words and not _QUANT.search(stem))
+def _is_no_model(path: PurePosixPath) -> bool:
+    """Whether it is what sees or hears for a model, or what was measured to quantize it, by its name or folder's."""
+    words = re.split(r"[-._/]", str(path).lower())
+    return "mmproj" in words or ("imatrix" in words and not _QUANT.search(path.stem))

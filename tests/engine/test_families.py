@@ -704,7 +704,7 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         ),
         ({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "W4A8_AWQ"}}, "ModelOpt W4A8_AWQ"),
         ({"quant_method": "someone's"}, "someone's"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ gemv"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv_fast"}, "AWQ gemv_fast"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "GPTQ marlin 4-bit"),
         (
             {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}},
@@ -713,6 +713,13 @@ def test_two_tables_of_rope_settings_that_would_lose_a_theta_are_refused() -> No
         (
             {"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"u": {}}}},
             "compressed-tensors with tr",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"type": "float", "strategy": "channel", "symmetric": False}}},
+            },
+            "compressed-tensors float with zero points",
         ),
         (
             {"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {}}},
@@ -757,6 +764,21 @@ def test_unknown_keys_of_a_quantization_are_refused_by_name(method: str) -> None
     assert read_quantization({"text_config": {"quantization_config": table}}).spellings
     with pytest.raises(InputError, match='"turned_by" is not known'):
         read_quantization({"text_config": {"quantization_config": table | {"turned_by": 3}}})
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"rotation": "hadamard"}}}, "rotation"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"codebook": [1]}}}}, "codebook"),
+        ({"quant_method": "compressed-tensors", "transform_config": {"type": "hadamard"}}, "type"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"adapter": "lora"}}}, "adapter"),
+        ({"quant_method": "gptq", "bits": 4, "dynamic": {".*": {"format": "gptq_v2"}}}, "format"),
+    ],
+)
+def test_unknown_keys_inside_a_quantization_are_refused_by_name(table: dict[str, Any], key: str) -> None:
+    with pytest.raises(InputError, match=f'"{key}" is not known'):
+        read_quantization({"quantization_config": table})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,47 @@ def test_a_model_is_told_by_its_quantization_a_file_or_a_folder(wanted: str, fir
 def test_what_means_none_or_several_is_said(wanted: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         gguf_set(gguf_sets(NAMES), wanted, ID)
+
+
+@pytest.mark.parametrize(
+    "wanted", ["latest", "LATEST", "M", "0", "K_M", "XS", "Q4_K_M.gguf", "/Q8_0", "8_0", "*", "..", " "]
+)
+def test_a_tag_that_is_none_means_no_model(wanted: str) -> None:
+    sets = gguf_sets(["Some-Q4_K_M.gguf", "Some-Q8_0.gguf", "Some-IQ4_XS.gguf"])
+    with pytest.raises(InputError, match=re.escape(f'has no "{wanted}"; it has IQ4_XS, Q4_K_M, Q8_0')):
+        gguf_set(sets, wanted, ID)
+
+
+def test_models_that_differ_in_their_number_of_parts_have_names_of_their_own() -> None:
+    names = [f"M-Q8_0-0000{k}-of-0000{n}.gguf" for n in (2, 3) for k in range(1, n + 1)]
+    sets = gguf_sets(names)
+    assert [one.name for one in sets] == ["M-Q8_0-00001-of-00002", "M-Q8_0-00001-of-00003"]
+    for one in sets:
+        assert gguf_set(sets, one.name, ID) == one
+    with pytest.raises(InputError, match="say which after a colon"):
+        gguf_set(sets, "Q8_0", ID)
+
+
+def test_what_no_model_is_may_lie_in_folders() -> None:
+    names = [
+        "mmproj/M.gguf",
+        "M-F16.mmproj.gguf",
+        "imatrix/M.gguf",
+        "imatrix/M-Q4_K_M.GGUF",
+        "M-Q8_0-00003-of-00002.gguf",
+    ]
+    assert [one.files for one in gguf_sets(names)] == [("M-Q8_0-00003-of-00002.gguf",), ("imatrix/M-Q4_K_M.GGUF",)]
+
+
+@pytest.mark.parametrize("address", [
+    "https://huggingface.co/owner/Model-GGUF/blob/main/Q8_0/Model-Q8_0-00001-of-00003.gguf",
+    "https://huggingface.co/owner/Model-GGUF/resolve/main/Q8_0/Model-Q8_0-00001-of-00003.gguf?download=true",
+    "hf.co/owner/Model-GGUF/blob/main/Q8_0/Model-Q8_0-00002-of-00003.gguf",
+])  # fmt: skip
+def test_the_address_of_a_file_means_its_model(address: str, hub: Hub, files: dict[str, bytes], command: Run) -> None:
+    hub.add(ID, files)
+    assert command("pull", address)[0] == 0
+    assert [one.name for one in home.models()] == [f"{ID}:Q8_0"]
 
 
 @pytest.mark.parametrize("there", [{1, 3}, {2, 3}, {1, 2}])
@@ -343,7 +385,8 @@ def test_a_pull_that_was_stopped_goes_on(hub: Hub, files: dict[str, bytes], monk
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_a_pull_that_was_killed_goes_on(hub: Hub, files: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("quant", ["native", "int8"])
+def test_a_pull_that_was_killed_goes_on(quant: str, hub: Hub, files: dict[str, bytes]) -> None:
     hub.add(ID, files)
     total = sum(len(data) for name, data in files.items() if name.startswith("Q8_0/"))
     process = None
@@ -353,14 +396,15 @@ def test_a_pull_that_was_killed_goes_on(hub: Hub, files: dict[str, bytes]) -> No
             process.send_signal(signal.SIGKILL)
 
     hub.on_sent = kill
-    process = subprocess.Popen([sys.executable, "-m", "numoe.cli", "pull", f"{ID}:Q8_0"], stderr=subprocess.PIPE,
-                               env=os.environ | {"HF_HUB_CACHE": str(home.home() / "cache")})  # fmt: skip
+    words = [sys.executable, "-m", "numoe.cli", "pull", f"{ID}:Q8_0", "--quant", quant]
+    env = os.environ | {"HF_HUB_CACHE": str(home.home() / "cache")}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=env)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     hub.on_sent = lambda sent: None
-    path = pull(f"{ID}:Q8_0").path
-    assert verify(path).whole and path.name == "owner--Model-GGUF-Q8_0"
-    assert [one.name for one in home.models()] == [f"{ID}:Q8_0"]
+    path = pull(f"{ID}:Q8_0", quant).path
+    assert verify(path).whole and path == home.folder_for(ID, home.called("Q8_0", quant))
+    assert [one.name for one in home.models()] == [f"{ID}:{home.called('Q8_0', quant)}"]
 
 
 def test_what_is_damaged_is_fetched_anew(hub: Hub, files: dict[str, bytes], command: Run) -> None:

@@ -93,6 +93,39 @@ def test_no_part_is_taken_for_something_else(name: str, part: str, how: str, tmp
             assert set(checkpoint.names()) > {"a.weight"}
 
 
+LIKE = {
+    "F8_E4M3": "I8",
+    "I8": "U8",
+    "U8": "F8_E4M3",
+    "I32": "F32",
+    "U32": "I32",
+    "F32": "I32",
+    "BF16": "I16",
+    "F16": "I16",
+}
+
+
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name in CASES for part in parts(name)])
+@pytest.mark.parametrize("how", ["scalar", "row", "like"])
+def test_a_part_of_another_kind_is_refused_or_means_the_same(name: str, part: str, how: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    tensors, wanted = case.make()
+    dtype, shape, data = tensors[part]
+    size = int(np.prod(shape))
+    if how == "like":
+        tensors[part] = (LIKE.get(dtype, "I16"), shape, data)
+    else:
+        tensors[part] = (dtype, (), data[: len(data) // size]) if how == "scalar" else (dtype, (1, size), data)
+    with opened(tmp_path, case, tensors) as checkpoint:
+        try:
+            matrix = checkpoint["a.weight"].fitted((ROWS, WIDTH)).matrix()
+        except InputError as error:
+            assert "\n" not in str(error) and "a." in str(error)
+        else:
+            if set(checkpoint.names()) == {"a.weight"} and matrix.shape == (ROWS, WIDTH):
+                close(case, matrix.dequantize(), wanted)
+
+
 def test_packings_that_shapes_do_not_tell_apart_are_refused(tmp_path: Path) -> None:
     groups = {
         str(n): {"weights": packers.PACKED | {"num_bits": 4, "group_size": 32, "symmetric": bool(n)}} for n in (0, 1)

@@ -1,10 +1,12 @@
-"""AWQ, as AutoAWQ's "gemm" version writes it.
+"""AWQ, as AutoAWQ's "gemm" and "gemv" versions write it.
 
-    X.qweight (I32: in, out / 8) + X.scales (groups, out) + X.qzeros (I32: groups, out / 8)
+    gemm    X.qweight (I32: in, out / 8) + X.scales (groups, out)    + X.qzeros (I32: groups, out / 8)
+    gemv    X.qweight (I32: out, in / 8) + X.scales (out, 8 columns) + X.qzeros (I32: out, columns)
 
-The fields of a word, least significant first, are those of the outputs 0, 2, 4, 6, 1, 3, 5 and 7 of its eight. Where a
-config has no zero points ("zero_point": false, as GPTQModel writes by itself) they are stored all the same, the middle.
-Source: AutoAWQ 0.2.9, `packing_utils`; GPTQModel 7.7.0, `awq_processor`.
+The fields of a word, least significant first, are those of its eight inputs (gemv), or of the outputs 0, 2, 4, 6, 1, 3,
+5 and 7 of its eight (gemm). gemv fills rows of scales and zero points up. Where a config has no zero points
+("zero_point": false, as GPTQModel writes by itself) they are stored all the same, the middle.
+Source: AutoAWQ 0.2.9, `packing_utils` and `gemv`; GPTQModel 7.7.0, `awq_processor`.
 """
 
 from __future__ import annotations
@@ -39,13 +41,42 @@ def read_awq(config: Announced) -> Convention:
     )  # fmt: skip
     version = (config.get("version", str) or config.get("format", str, "gemm")).lower()
     config.size("bits" if "bits" in config.values else "w_bit", (_BITS,), _BITS)
-    if version != "gemm":
+    if version not in ("gemm", "gemv"):
         raise config.unsupported(f"AWQ {version}")
     if (order := config.get("pack_method", str, "reorder")) != "reorder":  # Quark's word for the order below
         raise config.unsupported(f"AWQ with pack_method {word(order)}")
     key = "group_size" if "group_size" in config.values else "q_group_size"
     group = None if config.get(key, int, -1) == -1 else config.size(key)
-    return Convention("AWQ", (awq(group),))
+    return Convention("AWQ", (awq(group) if version == "gemm" else gemv(group),))
+
+
+def gemv(group: int | None) -> Spelling:
+    """The same codes by rows."""
+    return Spelling(_CODES, ("I32",), (_SCALES, _ZEROS), partial(_stored_by_rows, group))
+
+
+def _stored_by_rows(group: int | None, files: Files, weight: str, parts: Parts) -> Stored:
+    codes = parts[_CODES]
+    if len(codes.shape) != 2:
+        raise misfit(codes, "it is no matrix")
+    rows, width = codes.shape[0], 8 * codes.shape[1]
+    groups = check_group(codes, width, group or width)
+    words = _FILLED.get(width // groups, 1)  # of zero points, to a multiple of which rows are filled up
+    words *= -(-groups // (8 * words))
+    scales = check(parts, _SCALES, codes, FLOATS, [(rows, 8 * words)])
+    zeros = check(parts, _ZEROS, codes, ("I32",), [(rows, words)])
+
+    def unpack(arrays: Sequence[NDArray[Any]]) -> INT4 | INT8:
+        packed, factors, middle = arrays
+        factors = np.ascontiguousarray(factors[:, :groups])
+        return integers(fields(packed, _BITS, width), _BITS, factors, fields(middle, _BITS, groups))
+
+    format = integers_format(_BITS, width // groups, scales.dtype, True)
+    shape, by_rows, found = (rows, width), (True, True, True), (codes, scales, zeros)
+    return Packed(files, weight, found, shape, format, unpack=unpack, by_rows=by_rows)
+
+
+_FILLED = {32: 4, 64: 2}
 
 
 def awq(group: int | None) -> Spelling:

@@ -79,7 +79,7 @@ def _four_bits(kind: str, files: Files, weight: str, parts: Parts) -> Stored:
     check(parts, _MAP, codes, ("F32",), [(16,)])
     check(parts, f"{{weight}}.quant_state.bitsandbytes__{kind}", codes, ("U8",), [])
     if _NESTED[0] in parts:
-        check(parts, _NESTED[0], codes, ("F32",), [])
+        check(parts, _NESTED[0], codes, ("F32",), [(math.prod(parts[_NESTED[0]].shape),)])
         check(parts, _NESTED[1], codes, ("F32",), [(256,)])
     count = 2 * math.prod(codes.shape)
     found = tuple(parts.values())

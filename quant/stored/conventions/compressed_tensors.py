@@ -11,7 +11,7 @@ along a column. Source: compressed-tensors' `compressors`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -58,12 +58,17 @@ def read_compressed_tensors(config: Announced) -> Convention:
     sparsity = config.below("sparsity_config").values.get("format", "dense")
     if sparsity != "dense":
         raise config.unsupported(f"compressed-tensors with {sparsity} sparsity")
-    if config.below("transform_config").values.get("config_groups"):
+    transforms = config.below("transform_config")
+    if transforms.values.get("config_groups"):
         raise config.unsupported("compressed-tensors with transforms (rotated weights)")
+    transforms.only()
     packings: list[_Packing] = []
     blocks: list[tuple[int, int]] = []
-    symmetric = True
+    forms: set[str] = set()
+    scaled: set[str] = set()
+    whole: list[bool] = []
     for _, group in config.each("config_groups"):
+        group.only("targets", "weights", "input_activations", "output_activations", "format")
         format = group.get("format", str) or config.get("format", str) or "dense"
         if format not in _FORMATS:
             raise config.unsupported(f"compressed-tensors {format}")
@@ -71,8 +76,15 @@ def read_compressed_tensors(config: Announced) -> Convention:
         if not weights.values:
             continue
         _check_weights(weights)
-        if weights.values.get("type", "int") == "int" and format in ("int-quantized", "naive-quantized"):
-            symmetric = symmetric and weights.get("symmetric", bool, True)
+        integer = weights.values.get("type", "int") == "int"
+        strategy = _FORMS.get(weights.values.get("strategy") or "tensor", "")
+        if integer and not format.startswith("pack"):
+            whole.append(weights.get("symmetric", bool, True) or format in ("mixed-precision", "dense"))
+            scaled.add(strategy)
+        if integer and format in ("pack-quantized", "mixed-precision", "dense"):
+            packings.append(_packing(weights))
+        if not integer:
+            forms.add(strategy)
         structure = weights.values.get("block_structure")
         if isinstance(structure, str):  # as old files have it: "128x128"
             structure = [int(part) if part.isdigit() else 0 for part in structure.split("x")]
@@ -82,11 +94,20 @@ def read_compressed_tensors(config: Announced) -> Convention:
             ):
                 raise weights.error(f'"block_structure" must be two positive integers, not {structure!r:.60}')
             blocks.append((structure[0], structure[1]))
-        elif weights.values.get("type") == "float" and weights.values.get("strategy") == "group":
+        elif not integer and weights.values.get("strategy") == "group":
             blocks.append((1, weights.size("group_size")))
-        if weights.values.get("type", "int") == "int" and format in ("pack-quantized", "mixed-precision", "dense"):
-            packings.append(_packing(weights))
-    return _convention(tuple(blocks) or ((128, 128),), list(dict.fromkeys(packings)), symmetric)
+    spellings = [
+        *(fp8.spellings(tuple(blocks) or ((128, 128),), _SCALE, forms) if forms else ()),
+        *([int8_rows(all(whole), scaled)] if whole else []),
+        nvfp4(_CODES, "U8", _SCALE, "{weight}_global_scale", divides=True),
+        mxfp4(_CODES, "U8", _SCALE),
+        *([_packed_spelling(list(dict.fromkeys(packings)))] if packings else []),
+    ]
+    return Convention("compressed-tensors", tuple(spellings), _DROPPED)
+
+
+_FORMS = {"tensor": "tensor", "channel": "row", "block": "block", "group": "block"}
+"""Strategy -> what has one scale of fp8, see `fp8.FORMS`."""
 
 
 def _packing(weights: Announced) -> _Packing:
@@ -98,29 +119,16 @@ def _packing(weights: Announced) -> _Packing:
     )
 
 
-def _convention(blocks: tuple[tuple[int, int], ...], packings: Sequence[_Packing], symmetric: bool) -> Convention:
-    """All spellings.
-
-    packings: of packed integers.
-    symmetric: whether those that are not packed are.
-    """
-    spellings = [
-        *fp8.spellings(blocks, _SCALE),
-        int8_rows(symmetric),
-        nvfp4(_CODES, "U8", _SCALE, "{weight}_global_scale", divides=True),
-        mxfp4(_CODES, "U8", _SCALE),
-    ]
-    if packings:
-        centred, unordered = any(one.symmetric for one in packings), any(not one.ordered for one in packings)
-        needs = (_SCALE, *(() if centred else (_ZERO,)), *(() if unordered else (_GROUPS,)))
-        may = (*((_ZERO,) if centred else ()), *((_GROUPS,) if unordered and len(packings) > 1 else ()))
-        spellings.append(Spelling(_CODES, ("I32",), needs, partial(_packed, packings), may))
-    return Convention("compressed-tensors", tuple(spellings), _DROPPED)
+def _packed_spelling(packings: Sequence[_Packing]) -> Spelling:
+    centred, unordered = any(one.symmetric for one in packings), any(not one.ordered for one in packings)
+    needs = (_SCALE, *(() if centred else (_ZERO,)), *(() if unordered else (_GROUPS,)))
+    may = (*((_ZERO,) if centred else ()), *((_GROUPS,) if unordered and len(packings) > 1 else ()))
+    return Spelling(_CODES, ("I32",), needs, partial(_packed, packings), may)
 
 
-def int8_rows(symmetric: bool = True) -> Spelling:
+def int8_rows(symmetric: bool = True, forms: Collection[str] = ("tensor", "row")) -> Spelling:
     """int8 with a scale a row or tensor, and a zero point where it is not symmetric."""
-    return Spelling(_PLAIN, ("I8",), (_SCALE,) if symmetric else (_SCALE, _ZERO), _bytes)
+    return Spelling(_PLAIN, ("I8",), (_SCALE,) if symmetric else (_SCALE, _ZERO), partial(_bytes, forms))
 
 
 def _check_weights(weights: Announced) -> None:
@@ -131,6 +139,8 @@ def _check_weights(weights: Announced) -> None:
     kind, strategy = weights.values.get("type", "int"), weights.values.get("strategy") or "tensor"
     if kind not in ("int", "float") or strategy not in ("tensor", "channel", "group", "block", "tensor_group"):
         raise weights.unsupported(f"compressed-tensors {kind} by {strategy}")
+    if kind == "float" and not weights.get("symmetric", bool, True):
+        raise weights.unsupported("compressed-tensors float with zero points")
     if weights.values.get("dynamic") not in (None, False):
         raise weights.error('"dynamic" weights have no scales; use a checkpoint with stored ones')
     if weights.values.get("actorder") not in (None, False, True, "group", "weight", "static"):
@@ -218,7 +228,7 @@ def _zero_points(stored: NDArray[Any], bits: int, rows: int) -> NDArray[Any]:
     return fields(np.ascontiguousarray(stored.T), bits, rows).T
 
 
-def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
+def _bytes(forms: Collection[str], files: Files, weight: str, parts: Parts) -> Stored:
     """int8 with a scale a row, or one for all."""
     codes = parts[_PLAIN]
     if len(codes.shape) < 2:
@@ -227,7 +237,10 @@ def _bytes(files: Files, weight: str, parts: Parts) -> Stored:
     check_group(codes, width, width)
     lead = tuple(stack)
     each, one = ((*lead, rows, 1), (*lead, rows)), ((*lead, 1, 1), (*lead, 1), lead)
-    scale = check(parts, _SCALE, codes, FLOATS, [*each, *one])
+    shapes = [*(each if "row" in forms else ()), *(one if "tensor" in forms else ())]
+    if not shapes:
+        raise misfit(codes, "it is int8, and the config has a strategy for it that no such weights have")
+    scale = check(parts, _SCALE, codes, FLOATS, shapes)
     found = [codes, scale]
     if _ZERO in parts:
         found.append(check(parts, _ZERO, codes, ("I8",), each if scale.shape in each else one))

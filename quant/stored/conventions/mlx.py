@@ -67,7 +67,7 @@ def _affine(config: Announced, files: Files, weight: str, parts: Parts) -> Store
     own, codes = _of(config, weight), parts[_CODES]
     if (mode := _mode(own)) != "affine":
         raise misfit(codes, f"{parts[_BIASES].name!r} is there, which the mode {mode} has not")
-    bits, group = own.size("bits", range(2, 9), 4), own.size("group_size", default=64)
+    bits, group = own.size("bits", (2, 3, 4, 5, 6, 8), 4), own.size("group_size", default=64)
     if len(codes.shape) < 2:
         raise misfit(codes, "it is no matrix")
     *stack, rows, words = codes.shape

@@ -16,8 +16,11 @@ from numoe.quant.stored.conventions.mxfp4 import mxfp4
 from numoe.quant.stored.conventions.nvfp4 import nvfp4
 from numoe.quant.stored.conventions.spelling import Convention
 
-_FP8 = "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "FP8_PB_REAL"
-_ALGORITHMS = (*_FP8, "NVFP4", "W4A16_NVFP4", "NVFP4_FP8", "MXFP4", "W4A8_MXFP4_FP8", "MXFP8")
+_FP8 = {
+    "FP8": "tensor", "FP8_PER_CHANNEL_PER_TOKEN": "row", "FP8_PB_WO": "block", "FP8_PB_REAL": "block", "MXFP8": "block",
+}  # fmt: skip
+"""Algorithm -> what has one scale of fp8, see `fp8.FORMS`."""
+_ALGORITHMS = (*_FP8, "NVFP4", "W4A16_NVFP4", "NVFP4_FP8", "MXFP4", "W4A8_MXFP4_FP8")
 
 
 def read_modelopt(config: Announced) -> Convention:
@@ -39,10 +42,13 @@ def read_modelopt(config: Announced) -> Convention:
     if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and 0 < n < 1 << 20 for n in block)):
         raise config.error(f'"weight_block_size" must be two positive integers, not {block!r:.60}')
     blocks = ((block[0], block[1]), *(((1, MX_GROUP),) if "MXFP8" in map(str.upper, _algorithms(config)) else ()))
+    forms = {_FP8[name.upper()] for name in _algorithms(config) if name.upper() in _FP8}
+    if config.values.get("weight_block_size"):
+        forms.add("block")
     spellings = (
         nvfp4("{weight}", "U8", "{weight}_scale", "{weight}_scale_2"),
         mxfp4("{weight}", "U8", "{weight}_scale"),
-        *fp8.spellings(blocks, "{weight}_scale"),
+        *fp8.spellings(blocks, "{weight}_scale", forms or fp8.FORMS),
     )
     return Convention("ModelOpt", spellings, fp8.DROPPED)
 

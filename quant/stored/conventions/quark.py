@@ -14,6 +14,8 @@ from numoe.quant.stored.conventions.mxfp4 import mxfp4
 from numoe.quant.stored.conventions.spelling import Convention
 
 _DTYPES = "fp8_e4m3", "fp4", "int8"
+_SCHEMES = {"per_tensor": ("tensor",), "per_channel": ("row",)}
+"""What has one scale of fp8 and int8, see `fp8.FORMS`."""
 
 
 def read_quark(config: Announced) -> Convention:
@@ -29,7 +31,7 @@ def read_quark(config: Announced) -> Convention:
     tables = [config.below("global_quant_config")]
     for key in ("layer_quant_config", "layer_type_quant_config"):
         tables += [table for _, table in config.each(key)]
-    symmetric = True
+    symmetric, scaled = True, dict[str, set[str]]()
     for weight in (table.below("weight") for table in tables):
         dtype, group = weight.get("dtype", str), weight.values.get("group_size")
         if dtype is None:
@@ -40,10 +42,10 @@ def read_quark(config: Announced) -> Convention:
         symmetric = symmetric and (dtype != "int8" or weight.get("symmetric", bool, True))
         if dtype != "fp4" and weight.values.get("qscheme") not in ("per_tensor", "per_channel", None):
             raise weight.unsupported(f"Quark {dtype} {weight.values['qscheme']}")
+        scaled.setdefault(dtype, set()).update(_SCHEMES.get(str(weight.values.get("qscheme")), ("tensor", "row")))
     spellings = (
-        *fp8.spellings(((128, 128),), "{weight}_scale"),
-        int8_rows(symmetric=False),
-        *([int8_rows()] if symmetric else []),
+        *(fp8.spellings(((128, 128),), "{weight}_scale", scaled["fp8_e4m3"]) if "fp8_e4m3" in scaled else ()),
+        *(int8_rows(centred, scaled["int8"]) for centred in (False, True)[: 1 + symmetric] if "int8" in scaled),
         mxfp4("{weight}", "U8", "{weight}_scale"),
     )
     return Convention("Quark", spellings, dropped=fp8.DROPPED)
