@@ -183,6 +183,8 @@ class Cluster:
             try:
                 joined = self.joined()
             except Exception as error:  # Ray's head is gone: who is there is seen by calls
+                if not self._ray.is_initialized():  # this program ends
+                    return
                 self.tell(f"nodes that join are not looked for any more: {sentence(error)}")
                 return
             for node in joined:

@@ -5,22 +5,27 @@
 
 `check` starts clusters of 1 to --most nodes, which are processes of this machine on one core each, runs MODEL (tiny) on
 them, and prints tokens a second as they were predicted from this machine's figures and as they are. Nodes share the
-machine's cores and no wire is between them, which is what the forecast is given too. `table` prints the table of the
-README for what `numoe fit` can read, here or on the hub.
+machine's cores and no wire is between them, which is what the forecast is given too. `table` prints the table of
+`engine/measure/README.md` for what `numoe fit` can read, here or on the hub, and this machine's figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reference.cluster_table import rows
 
 from numoe.engine import Description, describe, load
 from numoe.engine.experts.heat import kept
-from numoe.engine.measure.cluster import SIMULATED, Cluster, linked
+from numoe.engine.measure.cluster import Cluster, linked
 from numoe.engine.measure.machine import calibrate
-from numoe.engine.plan import parse_bytes
 
 MOST_BYTES = 1 << 50
 
@@ -72,21 +77,8 @@ def table(model: str, ram: str, links: list[str]) -> None:
     plan = description.plan()
     machine = calibrate([plan.largest_expert], kinds={stored.kind for _, stored in plan.sizes})
     hottest = kept(description.identity) if description.path.exists() else []
-    print(
-        f"| machines of {ram} | experts in memory | "
-        + " | ".join(f"{link}, tokens/s" for link in links)
-        + " | decides |"
-    )
-    print("| ---: | ---: |" + " ---: |" * len(links) + " --- |", flush=True)
-    for count in SIMULATED:
-        made = [
-            Cluster(machine, (parse_bytes(ram),) * count, linked(machine, link)).forecast(
-                description.spec, plan, hottest
-            )
-            for link in links
-        ]
-        cells = " | ".join(f"{one.decode[0]:.2g}-{one.decode[1]:.2g}" for one in made)
-        print(f"| {count} | {made[0].expert_share:.0%} | {cells} | {made[0].decides} |")
+    for row in rows(description, machine, ram, links, hottest=hottest):
+        print(row, flush=True)
 
 
 def described(model: str) -> Description:
