@@ -137,8 +137,7 @@ class Talk:
             full = session.position == session.context
             self.output.note(("The context is full." if full else "Cut off at max_tokens.") + " /more goes on.")
         used = f"context {session.position}/{session.context}"
-        now = self._experts()
-        names = "hits", "misses", "wait_s", "shed"
+        now, names = self._experts(), ("hits", "misses", "wait_s", "shed")
         asked: dict[str, Any] = {name: now[name] - before.get(name, 0) for name in names if name in now}
         asked["hit_rate"] = asked.get("hits", 0) / max(1, asked.get("hits", 0) + asked.get("misses", 0))
         self.output.note(f"{statistics(answer.generation, asked)}, {used}")

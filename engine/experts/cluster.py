@@ -103,16 +103,18 @@ def actor(ray: Any, plain: Any, **options: Any) -> Any:
     return ray.remote(num_cpus=0, concurrency_groups={"life": 1}, **options)(made).remote()
 
 
-def answered(ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = math.inf, starting: float = SILENT) -> Any:
+def answered(
+    ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = math.inf, starting: float | None = None
+) -> Any:
     """What an actor was asked for, however long that takes, up to some seconds, while it shows signs of life.
 
-    sign: asks it for one. starting: seconds until the first, where it may not be there yet.
+    sign: asks it for one. starting: seconds until the first, where it may not be there yet; None: as for all.
 
     Raises:
         Lost: it is gone, stalls or takes too long.
         RayTaskError: what it raises.
     """
-    until = time.monotonic() + seconds
+    until, patience = time.monotonic() + seconds, starting or SILENT
     while True:
         try:
             return ray.get(asked, timeout=SILENT)
@@ -124,10 +126,10 @@ def answered(ray: Any, asked: Any, sign: Callable[[], Any], seconds: float = mat
         except ray.exceptions.RayError as error:
             raise Lost(sentence(error)) from None
         try:
-            ray.get(sign(), timeout=starting)
-            starting = SILENT
+            ray.get(sign(), timeout=patience)
+            patience = SILENT
         except ray.exceptions.GetTimeoutError:
-            raise Lost(f"no sign of life for {SILENT + starting:.0f} s") from None
+            raise Lost(f"no sign of life for {SILENT + patience:.0f} s") from None
         except ray.exceptions.RayError as error:
             raise Lost(sentence(error)) from None
 
@@ -183,6 +185,8 @@ class Cluster:
             try:
                 joined = self.joined()
             except Exception as error:  # Ray's head is gone: who is there is seen by calls
+                if not self._ray.is_initialized():  # this program ends
+                    return
                 self.tell(f"nodes that join are not looked for any more: {sentence(error)}")
                 return
             for node in joined:

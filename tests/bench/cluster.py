@@ -5,22 +5,28 @@
 
 `check` starts clusters of 1 to --most nodes, which are processes of this machine on one core each, runs MODEL (tiny) on
 them, and prints tokens a second as they were predicted from this machine's figures and as they are. Nodes share the
-machine's cores and no wire is between them, which is what the forecast is given too. `table` prints the table of the
-README for what `numoe fit` can read, here or on the hub.
+machine's cores and no wire is between them, which is what the forecast is given too. `table` prints the table of
+`engine/measure/README.md` for what `numoe fit` can read, here or on the hub, and this machine's figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reference.cluster_table import rows
 
 from numoe.engine import Description, describe, load
 from numoe.engine.experts.heat import kept
-from numoe.engine.measure.cluster import SIMULATED, Cluster, linked
+from numoe.engine.measure.cluster import Cluster, linked
 from numoe.engine.measure.machine import calibrate
-from numoe.engine.plan import parse_bytes
 
 MOST_BYTES = 1 << 50
 
@@ -30,18 +36,22 @@ def check(model: str, most: int, tokens: int) -> None:
 
     description = describe(model)
     plan = description.plan(256)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # what one core does is not half of what two do
     machine = calibrate([plan.largest_expert], kinds={stored.kind for _, stored in plan.sizes}, calls=True)
+    os.sched_setaffinity(0, cores)
+    link = replace(linked(machine, "1Tbit"), wire_s=0.0)
     print("| nodes | predicted, tokens/s | measured | within |")
     print("| ---: | ---: | ---: | --- |")
     for count in range(1, most + 1):
-        # This process has experts too: it is the first node. All compute on one core, as far as there are so many.
-        cores = min(1.0, machine.cores / (count + 1))
-        one = replace(
-            machine.with_cores(1),
-            weights_per_s={kind: cores * rate / machine.cores for kind, rate in machine.weights_per_s.items()},
+        # This process has experts too: it is the first node. All compute on one core, as far as there are so many at a
+        # time, which they are not always.
+        part = min(1.0, len(cores) / (count + 1))
+        shared = replace(machine, weights_per_s={kind: part * rate for kind, rate in machine.weights_per_s.items()})
+        (low, _), (_, high) = (
+            Cluster(one, (MOST_BYTES,) * (count + 1), link).forecast(description.spec, plan).decode
+            for one in (shared, machine)
         )
-        link = replace(linked(machine, "1Tbit"), wire_s=0.0)
-        made = Cluster(one, (MOST_BYTES,) * (count + 1), link).forecast(description.spec, plan)
         nodes = started(count)
         try:
             import ray
@@ -50,13 +60,15 @@ def check(model: str, most: int, tokens: int) -> None:
         finally:
             ray.shutdown()
             nodes.shutdown()
-        low, high = made.decode
         print(f"| {count} | {low:.3g}-{high:.3g} | {rate:.3g} | {'yes' if low <= rate <= high else 'no'} |")
 
 
 def measured(model: str, address: str, tokens: int) -> float:
-    """Tokens a second, the median's."""
+    """Tokens a second, the median's, when all experts are in memory."""
+    from ray_nodes import warmed
+
     loaded = load(model, threads=1, ctx=256, ray=address)
+    warmed(loaded)
     times = []
     with loaded.session(ctx=256) as session:
         session.feed([1, 2, 3], last=True)
@@ -72,21 +84,8 @@ def table(model: str, ram: str, links: list[str]) -> None:
     plan = description.plan()
     machine = calibrate([plan.largest_expert], kinds={stored.kind for _, stored in plan.sizes})
     hottest = kept(description.identity) if description.path.exists() else []
-    print(
-        f"| machines of {ram} | experts in memory | "
-        + " | ".join(f"{link}, tokens/s" for link in links)
-        + " | decides |"
-    )
-    print("| ---: | ---: |" + " ---: |" * len(links) + " --- |", flush=True)
-    for count in SIMULATED:
-        made = [
-            Cluster(machine, (parse_bytes(ram),) * count, linked(machine, link)).forecast(
-                description.spec, plan, hottest
-            )
-            for link in links
-        ]
-        cells = " | ".join(f"{one.decode[0]:.2g}-{one.decode[1]:.2g}" for one in made)
-        print(f"| {count} | {made[0].expert_share:.0%} | {cells} | {made[0].decides} |")
+    for row in rows(description, machine, ram, links, hottest=hottest):
+        print(row, flush=True)
 
 
 def described(model: str) -> Description:

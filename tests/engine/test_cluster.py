@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from machines import a_machine
+from reference import cluster_table
 
 from numoe.engine import Plan, describe
 from numoe.engine.layers.spec import ModelSpec
@@ -188,3 +189,11 @@ def test_calls_are_those_that_were_measured() -> None:
     assert linked(replace(machine(), calls=own), "1Gbit").calls == own
     assert linked(replace(machine(), calls=None), "1Gbit").calls == USUAL_CALLS
     assert [own.percentile(at) for at in (0, 25, 50, 100)] == pytest.approx([0.1, 0.15, 0.2, 0.4])
+
+
+def test_the_table_of_the_readme_is_what_is_forecast() -> None:
+    """The row in the middle: all take half a minute."""
+    of = cluster_table.model(), cluster_table.machine(), cluster_table.RAM, cluster_table.LINKS
+    written = cluster_table.README.read_text(encoding="utf-8").splitlines()
+    head, line, row = cluster_table.rows(*of, [16])
+    assert written.index(head) + 1 == written.index(line) < written.index(row)

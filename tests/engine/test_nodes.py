@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -191,6 +192,14 @@ def test_ray_without_experts_or_without_ray_is_refused(
 def test_a_node_without_the_model_is_told_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neither .*absent nor .*models.absent; copy"):
         Share().open(Settings(str(tmp_path / "absent"), "", None, None, 1, block_elements()), 1)
+
+
+def test_a_node_with_another_model_or_numoe_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    other = Settings(str(checkpoint("mixtral_a")), "another", None, None, 1, block_elements())
+    with pytest.raises(InputError, match="has another model under this name; copy the same one to all nodes"):
+        Share().open(other, 1)
+    with pytest.raises(InputError, match=r"it has numoe \S+, and the one that asks 0.0.1; install the same one"):
+        Share().open(replace(other, version="0.0.1"), 1)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

@@ -26,16 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from helpers import Listing, released_v4_listing
 from hub_server import Content, Hub, virtual_release
-from machines import FORMATS, a_machine
+from machines import idle_epyc
 
 ROOT = Path(__file__).parents[2]
 READMES = {ROOT / "README.md": 80, ROOT / "tests" / "README.md": 800}
 """And how wide the terminal is."""
 _LINES = 250
-_BILLIONS = {"f32": 10.1, "f16": 5.2, "bf16": 8.1, "fp8": 6.6, "mxfp4": 4.1, "nvfp4": 1.8, "nf4": 2.8}
-_BILLIONS |= {"int8": 9.7, "int4": 6.1}
-_WIDE = {"mxfp4": 8.9, "int8": 9.8, "int4": 9.2}
-_READS = {str(1 << power): 2.1e9 for power in range(16, 25)}
 # As on a disk with room, whatever this one has, and with no neighbours.
 _NUMOE = """#!{python}
 import collections, shutil
@@ -59,13 +55,7 @@ def surroundings() -> Iterator[dict[str, str]]:
         (home / "bin" / "numoe").chmod(0o755)
         kept = home / ".local" / "share" / "numoe"
         kept.mkdir(parents=True)
-        rates = {kind: 1e9 * _BILLIONS.get(kind, 2.0) for kind in FORMATS}
-        wide = {kind: 1e9 * rate for kind, rate in _WIDE.items()}
-        machine = replace(
-            a_machine(layer_s=0.00058), weights_per_s=rates, wide_weights_per_s=wide, macs_per_s=84e9,
-            expert_macs_per_s=47e9, process_bytes=86_000_000, read_bytes_per_s=_READS,
-        )  # fmt: skip
-        (kept / "machine.json").write_text(json.dumps(asdict(machine)))
+        (kept / "machine.json").write_text(json.dumps(asdict(idle_epyc())))
         with Hub() as hub:
             name = "deepseek-ai/DeepSeek-V4-Flash"
             config = json.loads((ROOT / "tests" / "configs" / f"{name.replace('/', '__')}.json").read_text())
