@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from numoe.cli.serve import command as command  # whose settings become known by it
 from numoe.cli.serve.app import App
 from numoe.cli.serve.guard import Guard
 from numoe.cli.serve.models import Hub, served
 from numoe.cli.serve.server import listening, server
-from numoe.cli.settings import SETTINGS, Options
+from numoe.cli.settings import TAKEN, Options
 from numoe.quant.compute import threads
 
 MODEL = "tiny"
@@ -24,9 +25,9 @@ def application(
     prompts: list[str] | None = None,
     **given: Any,
 ) -> App:
-    """The application with numoe's own settings but for these."""
+    """The application with the settings that the command has, and their own values but for these."""
     options = Options(
-        {one.name: one.value(None if one.default is ... else one.default) for one in SETTINGS}
+        {name: one.value(None if one.default is ... else one.default) for name, one in TAKEN["serve"].items()}
         | {"save": False, "threads": 1}
         | given
     )

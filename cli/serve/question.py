@@ -138,7 +138,7 @@ def made_request(
     Raises:
         InputError: a value is out of range, or the form of the answer is not possible.
     """
-    values = {**options, "schema": schema, "choices": None, "regex": None, **given}
+    values = {**options, "logprobs": 0, "schema": schema, "choices": None, "regex": None, **given}
     if effort is not None:
         values["think"] = effort != "none"
     biased = tuple((int(key), float(value)) for key, value in (logit_bias or {}).items())

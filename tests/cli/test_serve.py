@@ -631,6 +631,27 @@ def test_a_client_that_leaves_frees_its_place() -> None:
         assert single.metrics.answering <= 1  # the first is over, or about to be
 
 
+def test_the_loop_is_woken_once_for_all_that_is_told_in_a_pass() -> None:
+    async def told() -> tuple[int, list[list[tuple[int, Any]]]]:
+        loop, post, inboxes, woken = asyncio.get_running_loop(), Post(), [Inbox(), Inbox()], []
+        tellers = [post.teller(inbox.put, number) for number, inbox in enumerate(inboxes)]
+        usual = loop.call_soon_threadsafe
+        loop.call_soon_threadsafe = lambda *call: woken.append(usual(*call))  # type: ignore[assignment, method-assign]
+        for text in "ab":
+            for teller in tellers:
+                teller(Piece("text", text))
+        post.send()
+        taken = [await inbox.take() for inbox in inboxes]
+        assert await inboxes[0].take(0.0) == []
+        return len(woken), taken
+
+    woken, taken = asyncio.run(told())
+    assert woken == 1 and [[(number, one.text) for number, one in some] for some in taken] == [
+        [(0, "a"), (0, "b")],
+        [(1, "a"), (1, "b")],
+    ]
+
+
 @pytest.mark.parametrize("turns", range(5))
 def test_who_leaves_while_a_piece_comes_has_left(turns: int) -> None:
     """However many turns of the loop lie between the two."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from os import sched_yield
 from threading import Barrier
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +76,36 @@ def test_sessions_together_get_what_they_get_alone(case: str, model: Models, mon
     # The long prompt goes beside the answers of the others; who has ended is not waited for.
     assert made[0] == [1, 3, 41, PROMPT_SHARE - 45]
     assert len(made) == max(ANSWERS) and made[-1] == [1]
+
+
+def test_members_go_on_in_turn_and_rest_while_a_pass_is_made() -> None:
+    """Nobody goes on beside another: of five, who are not of one length, one leaves early."""
+    going, most, rests, begin = 0, 0, 0, Barrier(5)
+
+    def rest() -> None:
+        nonlocal rests
+        rests += 1
+
+    def forward_all(parts: list, wanted: list) -> np.ndarray:
+        assert not going
+        return np.zeros((len(parts), 1), np.float32)
+
+    passes = Passes(SimpleNamespace(forward_all=forward_all), rest)  # type: ignore[arg-type]
+
+    def one(number: int) -> None:
+        nonlocal going, most
+        with passes.member():
+            begin.wait()
+            for _ in range(4 + number):
+                passes.forward(np.arange(1 + 300 * number), None, last=True)  # type: ignore[arg-type]
+                going += 1
+                most = max(most, going)
+                sched_yield()
+                going -= 1
+
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(one, range(5)))
+    assert most == 1 and rests > 5 + 8
 
 
 def test_a_drafter_guesses_for_a_session_that_is_alone(model: Models) -> None:

@@ -93,6 +93,8 @@ WRITTEN = [
      '```json\n{"city": "Rome", "days": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'),
     ("<tool_calls>```json", '<tool_calls><tool_call>get_weather\n```json\n{"city": "Rome", "days": 3}\n```</tool_call>'
      "</tool_calls>"),
+    ('{"name": <tool-name>, "arguments": <args-json-object>}\n...\n</tool_calls>',
+     '<tool_calls>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_calls>'),
     ('"parameters": dictionary of argument', '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@
     </tool_call>
 
 Qwen, Hermes, Granite 4 and many others; lists of such objects in Granite 3, Mistral 7B and Nemo, Nemotron and Apriel;
-without marks in Llama 3. Sources: the models' chat templates.
+lines of one block in MiniMax-M1; without marks in Llama 3. Sources: the models' chat templates.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ from numoe.engine.chat.tools.call import (
 
 @dataclass(frozen=True)
 class JsonCalls(Usual):
-    """opening, closing: around a block. listed: it is a list of calls. bare: it comes first in an answer, or not at
-    all. name, arguments: the keys of a call. sign: what a template that writes calls so has in it."""
+    """opening, closing: around a block. listed: it is a list of calls. lines: it has a call a line. bare: it comes
+    first in an answer, or not at all. name, arguments: the keys of a call. sign: what a template that writes calls so
+    has in it."""
 
     opening: str
     closing: str = ""
     listed: bool = False
+    lines: bool = False
     bare: bool = False
     name: str = "name"
     arguments: str = "arguments"
@@ -75,6 +77,8 @@ class JsonCalls(Usual):
             at = skip(text, end)
             if self.listed and at < len(text) and text[at] == ",":
                 at += 1
+                continue
+            if self.lines and text[at : at + 1] == "{":
                 continue
             closing = expect(text, at, "]", ended) if self.listed else at
             if closing is not None and self.closing:
@@ -132,6 +136,8 @@ class JsonCalls(Usual):
         written = [self._written(call.name, call.arguments) for call in calls]
         if self.listed:
             return f"{self.opening}[{', '.join(written)}]{self.closing}"
+        if self.lines:
+            return self.opening + "\n".join(written) + self.closing
         return "\n".join(f"{self.opening}{one}{self.closing}" for one in written)
 
     def grammar(self, use: Use) -> str:
@@ -144,6 +150,9 @@ class JsonCalls(Usual):
         if self.listed:
             listed = repeated(one, f'", " {one}', use.several)
             whole = f'{opening} "[" {listed} "]" {closing}'
+        elif self.lines:
+            listed = repeated(one, f'"\\n" {one}', use.several)
+            whole = f"{opening} {listed} {closing}"
         else:
             whole = f"{opening} {one} {closing}"
             whole = whole if self.bare else repeated(whole, f'"\\n" {whole}', use.several)
@@ -154,6 +163,7 @@ SYNTAXES = (
     JsonCalls("<tool_call>\n", "\n</tool_call>"),
     JsonCalls("<TOOLCALL>", "</TOOLCALL>", listed=True),
     JsonCalls("<tool_calls>", "</tool_calls>", listed=True),
+    JsonCalls("<tool_calls>\n", "\n</tool_calls>", lines=True, sign='"arguments": <args-json-object>}'),
     JsonCalls("<|tool_call|>", listed=True),
     JsonCalls("[TOOL_CALLS]", listed=True, ids="short"),
     JsonCalls("<|START_ACTION|>", "<|END_ACTION|>", listed=True, name="tool_name", arguments="parameters"),
