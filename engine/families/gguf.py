@@ -44,6 +44,7 @@ _SCALING_KEYS = {
     "yarn_beta_slow": "beta_slow",
     "yarn_attn_factor": "attention_factor",
 }
+YARN_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 # Keys that must be the size of a head, unless the architecture reads them.
 _HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
 # Keys that restate others, and what others say when they say nothing: llama.cpp's defaults.
