@@ -400,7 +400,7 @@ SPELLINGS = {
 
 
 POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe", "olmo2",
-              "exaone4")  # fmt: skip
+              "exaone4", "seed_oss")  # fmt: skip
 """Architectures that call the norm after the attention so, whatever it is of."""
 
 

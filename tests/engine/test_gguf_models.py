@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "afmoe": "afmoe", "ernie4_5_moe": "ernie4_5-moe", "laguna": "laguna", "mellum": "mellum", "olmoe": "olmoe",
     "granite": "granite", "phi3": "phi3", "olmo2": "olmo2", "olmo3": "olmo2", "exaone4": "exaone4",
     "exaone_moe": "exaone-moe", "glm4": "glm4",
-    "ministral3": "mistral3", "mistral4": "mistral4",
+    "ministral3": "mistral3", "mistral4": "mistral4", "seed_oss": "seed_oss",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
@@ -46,7 +46,8 @@ CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_li
          "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",
          "gemma3_a", "gemma4_a", "kimi_linear_a", "bailing_hybrid_a", "lfm2_moe_a", "phimoe_b",
          "cohere2_moe_a", "dots1_b", "granite_a", "phi3_a", "olmo2_a", "olmo3_a", "exaone4_a",
-         "exaone_moe_a", "glm4_a", "ministral3_b", "mistral4_a")  # fmt: skip
+         "exaone_moe_a", "glm4_a", "ministral3_b", "mistral4_a",
+         "seed_oss_a", "seed_oss_b")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -82,7 +83,7 @@ def whole(tensors: Arrays) -> Arrays:
 
 def one_of_each_architecture() -> list[str]:
     """Cases of which files are written here, one of each architecture."""
-    others = ("llama4_a", "afmoe_b", "ernie4_5_moe_a", "laguna_a", "mellum_a", "olmoe_b", "qwen3_moe_a")
+    others = ("llama4_b", "afmoe_b", "ernie4_5_moe_a", "laguna_a", "mellum_a", "olmoe_b", "qwen3_moe_b")
     first = {ARCHITECTURES.get(tiny.load_golden(c).config["model_type"], "llama"): c for c in (*others, *CASES[::-1])}
     return sorted(first.values())
 
