@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from numoe.cli.answers import Answers, Item, Lines
 from numoe.cli.reply import Interrupt, document, show
 from numoe.cli.request import Request
-from numoe.cli.settings import SETTINGS, May, in_group, settings_in, spelled
+from numoe.cli.setting import May
+from numoe.cli.settings import SETTINGS, in_group, settings_in, spelled
 from numoe.cli.text import read_text
 from numoe.engine.batch import Passes
 from numoe.engine.session import require_room, shared_length

@@ -16,7 +16,8 @@ import typer
 
 from numoe.cli.config_file import TABLES, TOOLS, changed, check_table, check_tools, path, read
 from numoe.cli.output import Output, print_error
-from numoe.cli.settings import TAKEN, May, Options, Setting, settings_in
+from numoe.cli.setting import May, Setting
+from numoe.cli.settings import TAKEN, Options, settings_in
 from numoe.cli.usage import Command, Group, refuse_rest
 from numoe.quant.errors import InputError, WrongUsage
 

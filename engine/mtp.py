@@ -90,8 +90,9 @@ def load_mtp(model: Model) -> MTP | None:
         if tensor.expert is not None:
             experts.setdefault((0, tensor.expert), {})[name.rpartition(".")[2]] = places[name].stored
     store = ExpertStore(model.description.checkpoint.files, experts) if experts else None
-    nbytes = sum(_held_nbytes(tensor, places[name]) for name, tensor in tensors.items() if tensor.expert is None)
-    nbytes += kv_bytes(spec, spec.context) + (store.total_bytes if store else 0)
+    wide = bool(model.wide_bytes)
+    nbytes = sum(_held_nbytes(tensor, places[name], wide) for name, tensor in tensors.items())
+    nbytes += kv_bytes(spec, spec.context)
     memory = None
     with suppress(DoesNotFit):
         memory = model.memory.sessions.budget.reserve("the head that predicts further", nbytes)
@@ -102,19 +103,23 @@ def load_mtp(model: Model) -> MTP | None:
             weights.arrays[name] = places[name].array(tensor.shape)
         elif tensor.expert is None:
             multiplied = tensor.held == "matrix"
-            weights.matrices[name] = hold(places[name].stored.matrix(), multiplied=multiplied, wide=False)
+            weights.matrices[name] = hold(places[name].stored.matrix(), multiplied=multiplied, wide=wide)
     workers.know(weights.matrices.values())
     if store:
         store.allow(store.total_bytes)
+        if wide:
+            store.widen()
     normed = model.description.family.mtp.normed
     return MTP(model, _Head(spec, weights, LocalBank(store) if store else None, normed), memory)
 
 
-def _held_nbytes(tensor: Tensor, place: Place) -> int:
+def _held_nbytes(tensor: Tensor, place: Place, wide: bool) -> int:
     if tensor.held == "array":
         return 4 * tensor.size
+    if tensor.held != "matrix":
+        return place.stored.nbytes
     rows, columns = tensor.shape
-    return held_nbytes(place.stored.format, (rows, columns))[0] if tensor.held == "matrix" else place.stored.nbytes
+    return held_nbytes(place.stored.format, (rows, columns), routed=tensor.expert is not None)[wide]
 
 
 class _Head(Decoder):

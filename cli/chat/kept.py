@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numoe.cli.arguments import meant
 from numoe.cli.output import as_json
 from numoe.cli.reply import calls
 from numoe.cli.settings import spelled
+from numoe.engine.home import TINY, expanded
 from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,3 +128,10 @@ def write(chat: Chat, path: Path) -> None:
         raise InputError(f"{path} is there already; give another name, or remove it first") from None
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give another file") from None
+
+
+def model_name(model: str) -> str:
+    """A model's name as a chat keeps it: one that means the same in every folder."""
+    model = meant(model) or model
+    path = expanded(model, "there is no folder or file")
+    return str(path.absolute()) if model != TINY and os.path.lexists(path) else model

@@ -19,8 +19,8 @@ from numoe.cli.text import typed
 from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
-    from numoe.cli.chat.commands import Talk
     from numoe.cli.chat.prompt import Prompt
+    from numoe.cli.chat.talk import Talk
     from numoe.engine import Model
     from numoe.engine.chat.files import Chat
 
@@ -68,7 +68,7 @@ def converse(model: str | None, options: Options) -> None:
     typed_in = typed() and sys.stderr.isatty()
     with ExitStack() as stack:
         output = stack.enter_context(_screen(options) if typed_in else Output(options["quiet"]))
-        from numoe.cli.chat.commands import Talk
+        from numoe.cli.chat.talk import Talk
         from numoe.cli.chat.tools import commands_of
         from numoe.engine.chat.files import alone, chat_path, chats
 
@@ -130,7 +130,7 @@ def _begun(path: Path | None, model: str | None, options: Options, note: Callabl
 
     path: its file, which need not be there yet. model: another one than it had.
     """
-    from numoe.cli.chat.commands import model_name
+    from numoe.cli.chat.kept import model_name
     from numoe.engine import describe
     from numoe.engine.chat.files import Chat, chats
     from numoe.engine.home import lookup
@@ -169,7 +169,8 @@ def _loader(options: Options, output: Output) -> Callable[[Chat], Model]:
 
 def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
     """Do what every line says, to the last. Of lines that are typed in, one that fails is told of."""
-    from numoe.cli.chat.commands import SPELLINGS
+    from numoe.cli.chat.commands import completions, hear
+    from numoe.cli.chat.talk import SPELLINGS
 
     lines = _piped_lines()
     if typed_in:
@@ -179,11 +180,11 @@ def _talk(talk: Talk, stack: ExitStack, typed_in: bool, saves: bool) -> None:
         if hasattr(signal, "SIGHUP"):  # the terminal is closed
             signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(128 + number))
         _introduce(talk)
-        prompt = Prompt(home() / "history" if saves else None, talk.completions, lambda: talk.keeps)
+        prompt = Prompt(home() / "history" if saves else None, completions, lambda: talk.keeps)
         lines = _typed_lines(stack.enter_context(prompt), talk)
     for line in lines:
         try:
-            talk.hear(line)
+            hear(talk, line)
         except EOFError:
             return
         except (InputError, KeyboardInterrupt) as error:

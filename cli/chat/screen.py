@@ -21,7 +21,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from numoe.cli.output import Output, printable
-from numoe.cli.settings import Background
+from numoe.cli.setting import Background
 
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 _MATH = re.compile(r"\\\(.*?\\\)|\\\[.*?\\\]|\\[()\[\]]", re.DOTALL)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numoe.cli.settings import Setting, in_group, number
+from numoe.cli.setting import Setting, number
+from numoe.cli.settings import in_group
 
 _WANTED = {
     str: "a text",

@@ -28,6 +28,7 @@ from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.integer import INT4, INT8, integer_format
 from numoe.quant.formats.mxfp4 import MXFP4
+from numoe.quant.formats.plain import F32
 from numoe.quant.formats.qtensor import QTensor, finite_scales
 
 SLAB_ROWS = 1024
@@ -36,6 +37,10 @@ SLAB_ROWS = 1024
 SMALL = 1 << 19
 """A resident matrix of fewer weights is held as float32: more calls than computing went into its product otherwise.
 One of more has two slabs at least."""
+
+WHOLE = 1 << 14
+"""A matrix of no more weights, such as a small model's expert, is made float32 as a whole when it is multiplied, and
+kept as float32 where there is room: the calls for its groups would take several times as long as their computing."""
 
 
 class Slab(NamedTuple):
@@ -222,6 +227,8 @@ class Columns(QTensor):
             yield start * group, block.reshape(-1, slab.rows)
 
     def products(self, x: Activations, out: Float32) -> list[Task]:
+        if is_small(self.shape):
+            return super().products(x, out)
         multiply = self._multiply_few if len(out) <= 2 * FEW else self._multiply_many
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
@@ -387,7 +394,10 @@ class MXFP4Wide(MXFP4Columns):
 
 def widened(matrix: QTensor) -> QTensor:
     """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
-    is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32."""
+    is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32; what is small is
+    all float32."""
+    if isinstance(matrix, Columns) and is_small(matrix.shape):
+        return F32(QTensor.dequantize(matrix))
     if isinstance(matrix, INT4Wide | MXFP4Wide) or not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
         return matrix.wider() if isinstance(matrix, Columns) else matrix
     integers = not isinstance(matrix, MXFP4Columns)
@@ -397,6 +407,11 @@ def widened(matrix: QTensor) -> QTensor:
         return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
     codes = matrix._unpacked()
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
+
+
+def is_small(shape: tuple[int, int]) -> bool:
+    """Whether a matrix is multiplied as a float32 one, see `WHOLE`."""
+    return shape[0] * shape[1] <= WHOLE
 
 
 def slab_spans(rows: int, columns: int) -> list[tuple[int, int]]:

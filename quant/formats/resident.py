@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from numoe.quant.compute import memory
-from numoe.quant.formats.columns import SMALL, laid_out, widened
+from numoe.quant.formats.columns import SMALL, is_small, laid_out, widened
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.plain import F32
 from numoe.quant.formats.qtensor import QTensor
@@ -47,7 +47,9 @@ def held_nbytes(format: Format, shape: tuple[int, int], *, routed: bool = False)
     rows, columns = shape
     if not routed and rows * columns < SMALL:
         return 4 * rows * columns, 4 * rows * columns
-    return format.nbytes(*shape), (format.wide if format.by_columns(rows) else format).nbytes(*shape)
+    if not format.by_columns(rows):
+        return format.nbytes(*shape), format.nbytes(*shape)
+    return format.nbytes(*shape), 4 * rows * columns if is_small(shape) else format.wide.nbytes(*shape)
 
 
 def settled(matrix: QTensor) -> QTensor:

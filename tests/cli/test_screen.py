@@ -14,7 +14,7 @@ from numoe.cli.chat import screen as screens
 from numoe.cli.chat.screen import Screen
 from numoe.cli.output import Output
 from numoe.cli.pull import _Display
-from numoe.cli.settings import Background
+from numoe.cli.setting import Background
 from numoe.engine.pull import Progress
 
 pyte = pytest.importorskip("pyte", exc_type=ImportError)

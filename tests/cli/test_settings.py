@@ -15,8 +15,9 @@ import pytest
 from test_cli import refused
 from tiny import write_model
 
-from numoe.cli.chat.commands import SPELLINGS
-from numoe.cli.settings import SETTINGS, May, Options, filled, settings_in, spelled, takes
+from numoe.cli.chat.talk import SPELLINGS
+from numoe.cli.setting import May
+from numoe.cli.settings import SETTINGS, Options, filled, settings_in, spelled, takes
 from numoe.engine import Sampling, Session, load
 from numoe.engine.chat.answer import Settings
 

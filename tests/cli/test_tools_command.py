@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from numoe.cli.chat.commands import Talk
+from numoe.cli.chat.commands import hear
+from numoe.cli.chat.talk import Talk
 from numoe.cli.chat.tools import Commands
 from numoe.cli.config_file import path, tool_tables
 from numoe.cli.output import Output
@@ -123,7 +124,7 @@ def test_a_chat_runs_what_the_model_calls_and_goes_on(monkeypatch: pytest.Monkey
     with ExitStack() as held, Output(True) as output:
         talk = Talk(output, lambda chat: model, Chat("tiny", Settings()), None, held, keeps=False)
         talk.offer(made)
-        talk.hear("What is the weather?")
+        hear(talk, "What is the weather?")
     called, told = talk.conversation.chat.turns
     assert called.calls == (Call("weather", '{"city": "Rome"}'),) and called.results == ("sunny\n",)
     assert (told.question, told.text) == ("", "Sunny.") and len(asked) == 1

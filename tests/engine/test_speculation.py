@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from numoe.engine import InputError, Model, describe, load
+from numoe.engine import InputError, Model, describe, load, speculation
 from numoe.engine.chat.prompt import encode
 from numoe.engine.drafting import drafting
 from numoe.engine.mtp import find_mtp, load_mtp
@@ -79,6 +79,32 @@ def test_one_bad_measurement_counts_for_nothing() -> None:
         paying.told(one)
     tokens, seconds = run(paying, draws(1.0), 0.06, 100)
     assert tokens / seconds > 4
+
+
+def test_reading_a_prompt_makes_no_drafter_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has its own states reads what is new to it first: a whole prompt, and then a few tokens each time."""
+    clock = [0.0]
+    monkeypatch.setattr(speculation.time, "perf_counter", lambda: clock[0])
+
+    @dataclass
+    class Reads(Guess):
+        read: int = 0
+
+        def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+            clock[0] += 0.1 * max(0, len(tokens) - self.read - 9) + 0.05 * most
+            self.read = len(tokens)
+            return [1] * most
+
+    paying = Paying(Reads(free=False))
+    text, come, tokens, seconds = [1] * 500, draws(0.9), 0, 0.0
+    for _ in range(100):
+        begun = clock[0]
+        proposed = len(paying.propose(text, 99))
+        accepted = next((i for i in range(proposed) if not next(come)), proposed)
+        paying.told(Pass(proposed, accepted, 1 + 0.06 * proposed))
+        text += [1] * (1 + accepted)
+        tokens, seconds = tokens + 1 + accepted, seconds + 1 + 0.06 * proposed + (clock[0] - begun)
+    assert tokens / (seconds - 0.1 * 491) > 1.8
 
 
 def test_tokens_that_a_form_forces_are_nobodys_guesses() -> None:

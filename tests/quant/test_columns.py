@@ -18,6 +18,7 @@ from numoe.quant.formats.integer import INT4
 from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.formats.nvfp4 import NVFP4
 from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
+from numoe.quant.formats.plain import F32
 from numoe.quant.formats.qtensor import QTensor, matmul_all
 
 Pack = Callable[..., QTensor]
@@ -35,6 +36,14 @@ def threads_as_before() -> Iterator[None]:
     before = threads.in_use()
     yield
     threads.use(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def none_is_small() -> Iterator[None]:
+    """Small ones are multiplied as float32, see `test_small_matrices_are_multiplied_as_float32`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "WHOLE", 0)
+        yield
 
 
 def weights_of(rows: int, size: int, seed: int = 0) -> np.ndarray:
@@ -140,6 +149,26 @@ def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
         np.testing.assert_array_equal(several[0], alone)
         if tokens <= FEW:
             np.testing.assert_array_equal(several[1], alone[::-1])
+
+
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
+@pytest.mark.parametrize(("rows", "size"), [(64, 128), (4, 4096), (256, 64)])
+def test_small_matrices_are_multiplied_as_float32(kind: str, rows: int, size: int) -> None:
+    """Their values are float32 ones where there is room, to the same digits."""
+    weights = weights_of(rows, size)
+    dense = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "WHOLE", rows * size)
+        wide = widened(dense)
+        assert isinstance(wide, F32)
+        np.testing.assert_array_equal(wide.values, dense.dequantize())
+        for tokens in (1, 3, 70):
+            x = np.random.default_rng(tokens).standard_normal((tokens, size), np.float32)
+            wanted = wide.matmul(x)
+            np.testing.assert_array_equal(dense.matmul(x), wanted)
+            np.testing.assert_allclose(wanted, x @ dense.dequantize().T, rtol=1e-4, atol=1e-4)
+        patch.setattr(columns, "WHOLE", rows * size - 1)
+        assert isinstance(widened(dense), Columns)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,5 +1,7 @@
 """ggml's block types: the values of the gguf package, in the file's bytes, however they are laid out and cut."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from ggml_blocks import random_blocks, reference, size
@@ -13,6 +15,14 @@ from numoe.quant.formats.ggml_types import TYPES
 from numoe.quant.formats.qtensor import matmul_all
 from numoe.quant.formats.resident import fastest, held_nbytes, hold
 from numoe.quant.formats.samples import blocks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def none_is_small() -> Iterator[None]:
+    """Small matrices are multiplied as float32 ones, see `test_columns`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "WHOLE", 0)
+        yield
 
 
 def made(kind: str, rows: int, width: int, seed: int = 0) -> tuple[GGML, np.ndarray]:
