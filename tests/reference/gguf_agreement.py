@@ -243,7 +243,7 @@ def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.nda
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
     described["config"] |= CHANGES.get(case, {})
     if wide := outtype != "f32":
-        described["config"] = wider(described["config"])
+        described["config"] = wider(described["config"]) | {"pad_token_id": 0}
     if outtype == "mix":  # rows of whole blocks
         free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
         scanned = described["config"].get("mamba_n_heads", 1)
