@@ -217,6 +217,8 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     # A factor without a kind is linear, as in llama.cpp.
     kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
     scaling = {name: left.pop(f"rope.scaling.{key}", None) for key, name in _SCALING_KEYS.items()}
+    if scaling["attention_factor"] is None:
+        del scaling["attention_factor"]  # what is left out differs between families
     if kind != "none":
         config["rope_scaling"] = scaling | {"rope_type": kind}
         if kind == "linear":
