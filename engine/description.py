@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numoe.engine.families import family, from_gguf
+from numoe.engine.families import family_of, from_gguf
 from numoe.engine.families.common import drafting_layers
 from numoe.engine.families.gguf import DIVISORS
 from numoe.engine.families.names import Family, Source
@@ -239,7 +239,7 @@ def _of_gguf(
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
     try:
-        kind = family(config.get("model_type"))
+        kind = family_of(config)
     except InputError as error:
         if stored := announced_name(config, side):
             raise InputError(f"{error}; its weights are {stored}") from None

@@ -382,7 +382,8 @@ def as_laguna(tensors: Arrays, config: dict[str, Any]) -> Arrays:
 
 
 WAYS: dict[str, Callable[[Arrays, dict[str, Any]], Arrays]] = {
-    "llama": as_llama, "smollm3": as_llama, "granite": as_llama,
+    "llama": as_llama, "smollm3": as_llama, "mistral3": as_llama, "mistral4": as_deepseek2,
+    "granite": as_llama,
     "deepseek2": as_deepseek2, "qwen35": as_qwen35, "qwen35moe": as_qwen35,
     "gpt-oss": as_gpt_oss, "qwen3next": as_qwen3next, "deepseek32": as_deepseek2, "glm-dsa": as_deepseek2,
     "kimi-linear": as_kda,
@@ -399,7 +400,7 @@ SPELLINGS = {
 
 
 POST_NORMS = ("gpt-oss", "glm4moe", "qwen35", "qwen35moe", "qwen3next", "gemma3", "gemma4", "afmoe", "olmo2",
-              "exaone4")  # fmt: skip
+              "exaone4", "seed_oss")  # fmt: skip
 """Architectures that call the norm after the attention so, whatever it is of."""
 
 
@@ -445,7 +446,7 @@ def keys(config: dict[str, Any], architecture: str) -> dict[str, Any]:
             "expert_weights_norm": c("norm_topk_prob") or None,
             "expert_group_count": c("n_group"),
             "expert_group_used_count": c("topk_group"),
-            "expert_gating_func": 1 if c("model_type") == "deepseek_v2" else 2,
+            "expert_gating_func": 1 if c("model_type") in ("deepseek_v2", "mistral4") else 2,
         }
     if WAYS.get(architecture) in (as_deepseek2, as_kda):
         rank, rotary, value = config["kv_lora_rank"], config["qk_rope_head_dim"], config["v_head_dim"]
@@ -652,6 +653,13 @@ def more_keys(config: dict[str, Any], architecture: str, rope: dict[str, Any]) -
             "leading_dense_block_count": config["moe_layer_start_index"],
             "expert_shared_count": config["moe_num_shared_experts"],
             "expert_shared_feed_forward_length": config["intermediate_size"] // 2,
+        }
+    if architecture in ("mistral3", "mistral4"):
+        multiplier = rope.get("mscale_all_dim", 0) * (0.1 if architecture == "mistral4" else 1)
+        return {
+            "rope.scaling.yarn_log_multiplier": multiplier or None,
+            "attention.temperature_scale": rope.get("llama_4_scaling_beta"),
+            "rope.dimension_count": c("qk_rope_head_dim"),
         }
     if architecture == "laguna":
         return {

@@ -19,6 +19,8 @@ _LACKING = {
     "inkling2_loop": "Inkling 2 with looped layers, which numoe does not compute yet; take another model",
 }
 """The `model_type`s that are known by name and not run, and what numoe lacks."""
+_OTHER_DECODERS = {("mistral3", "mistral4")}
+"""What models of several parts are called, and their decoders that are no family of the whole's name."""
 _LACKING_GGUF = {"deepseek41": "deepseek_v41"}
 
 
@@ -61,6 +63,17 @@ def family(model_type: Any) -> Family:
             raise InputError(f'config.json: model_type "{model_type}" is {lacking}')
     known = ", ".join(name for name in found() if name.removesuffix("_text") not in found().keys() - {name})
     raise InputError(f'config.json: model_type "{word(model_type)}" is not supported yet; known are {known}')
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json; of a model of several parts that may have one of several decoders, the decoder's.
+
+    Raises:
+        InputError: as `family`.
+    """
+    text = config.get("text_config")
+    whole, part = config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None
+    return family(part if isinstance(part, str) and (whole, part) in _OTHER_DECODERS else whole)
 
 
 def gguf_architectures() -> set[str]:

@@ -1,7 +1,8 @@
 """Reading a config.json so that nothing in it is overlooked.
 
 A family takes the keys it understands from a `Config`, each with the type it must have; whatever is left and could
-change numbers is refused by name when the family is done, but for those of `harmless`. A key that is left out has the default of its family in transformers, which may be another's one.
+change numbers is refused by name when the family is done, but for those of `harmless`. A key that is left out has the
+default of its family in transformers, which may be another's one.
 """
 
 from __future__ import annotations
@@ -209,7 +210,12 @@ class Config:
 
 def rope(config: Config, dim: int, *, interleaved: bool = False) -> Rope:
     """The rotary embedding of a config; see `rope_block`."""
-    made = scaled_rope(config, rope_block(config), dim, interleaved=interleaved)
+    return arranged_rope(config, rope_block(config), dim, interleaved=interleaved)
+
+
+def arranged_rope(config: Config, block: Config, dim: int, *, interleaved: bool = False) -> Rope:
+    """The same of a table, as the weights are arranged."""
+    made = scaled_rope(config, block, dim, interleaved=interleaved)
     return replace(made, **config.arranged.get("rope", {}))
 
 

@@ -44,6 +44,7 @@ _SCALING_KEYS = {
     "yarn_beta_slow": "beta_slow",
     "yarn_attn_factor": "attention_factor",
 }
+YARN_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 # Keys that must be the size of a head, unless the architecture reads them.
 _HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
 # Keys that restate others, and what others say when they say nothing: llama.cpp's defaults.
@@ -57,6 +58,8 @@ _NEUTRAL = {
     "rope.scaling.attn_factor": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
 }
+_OF_EACH_LAYER = "attention.head_count", "attention.head_count_kv", "feed_forward_length"
+"""What llama.cpp reads as one number or as one for each layer, whatever the architecture."""
 _OPTIONAL: dict[str, Any] = {"rope.freq_base": 10000.0, "attention.head_count_kv": None, "attention.key_length": None}
 """Where a file leaves these out, llama.cpp takes the same for every architecture."""
 
@@ -183,6 +186,12 @@ def _drafting(file: GgufFile) -> Sequence[int]:
     return range(blocks - count, blocks)
 
 
+def _alike(value: Any, layers: int) -> Any:
+    """What a list says of every layer, if that is one number; else the value itself."""
+    numbers = isinstance(value, list) and len(value) >= layers and all(type(one) is int for one in value)
+    return value[0] if numbers and len(set(value[:layers])) == 1 else value
+
+
 def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[str, Any]:
     path, shapes, left = file.path, file.shapes, dict(file.keys)
     config: dict[str, Any] = {"model_type": family.model_types[0], **gguf.given}
@@ -208,11 +217,16 @@ def _config(family: Family, gguf: Gguf, file: GgufFile, drafting: int) -> dict[s
     # A factor without a kind is linear, as in llama.cpp.
     kind = left.get("rope.scaling.type", "linear" if "rope.scaling.factor" in left else "none")
     scaling = {name: left.pop(f"rope.scaling.{key}", None) for key, name in _SCALING_KEYS.items()}
+    if scaling["attention_factor"] is None:
+        del scaling["attention_factor"]  # what is left out differs between families
     if kind != "none":
         config["rope_scaling"] = scaling | {"rope_type": kind}
         if kind == "linear":
             del config["rope_scaling"]["original_max_position_embeddings"]
     gguf.settle(config, file)
+    for name in ({**_KEYS, **gguf.keys}[key] for key in _OF_EACH_LAYER):
+        if name in config:
+            config[name] = _alike(config[name], config["num_hidden_layers"])
     read_elsewhere = (*_UNREAD, *_HEAD_SIZES, *gguf.unread)
     for key, value in left.items():
         values = value if isinstance(value, list) else [value]  # of each layer

@@ -27,15 +27,21 @@ DEFAULTS = common.DEFAULTS | {
 }
 
 
-def attention(config: Config, *, interleaved: bool, rotated: bool = True) -> MultiHeadLatentAttention:
-    """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax."""
+def attention(
+    config: Config, *, interleaved: bool, rotated: bool = True, block: Config | None = None
+) -> MultiHeadLatentAttention:
+    """MLA as V2 and V3 configure it. Where YaRN has `mscale_all_dim`, its square scales the softmax.
+
+    block: the table of rope settings, where more than the usual is read of it; its part of a head is the rotated one.
+    """
     heads, nope, rotary = (config.size(key) for key in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
     config.expect("num_key_value_heads", heads)
     config.ignore(["head_dim", "qk_head_dim"])  # restate the sizes above
     rope, scale = None, (nope + rotary) ** -0.5
     if rotated:
-        block = rope_block(config)
-        rope = scaled_rope(config, block, rotary, interleaved=interleaved)
+        whole = None if block is None else nope + rotary
+        block = block or rope_block(config)
+        rope = scaled_rope(config, block, rotary, interleaved=interleaved, whole=whole)
         if isinstance(rope.scaling, Yarn) and block.values.get("mscale_all_dim"):
             scale *= yarn_mscale(rope.scaling.factor, block.values["mscale_all_dim"]) ** 2
     made = MultiHeadLatentAttention(
@@ -179,7 +185,7 @@ def deepseek2(
         optional={"attention.q_lora_rank": None} | EXPERT_OPTIONAL,
         unread=("attention.key_length", "attention.value_length", "attention.key_length_mla",
                 "attention.value_length_mla", "attention.head_count_kv", "rope.dimension_count",
-                "rope.scaling.yarn_log_multiplier"),
+                gguf.YARN_MULTIPLIER),
         settle=_settle,
         arranged=_arranged,
         marks=marks,
@@ -210,10 +216,10 @@ def _settle(config: dict[str, Any], file: GgufFile) -> None:
     )
     config |= {"qk_rope_head_dim": rotary, "qk_nope_head_dim": whole - rotary, "v_head_dim": value}
     name_gating(config)
-    multiplier = file.keys.get("rope.scaling.yarn_log_multiplier")
+    multiplier = file.keys.get(gguf.YARN_MULTIPLIER)
     if multiplier and "rope_scaling" in config:  # the converter writes a tenth of `mscale_all_dim`
         if not isinstance(multiplier, float):
-            raise InputError(f"{file.path}: rope.scaling.yarn_log_multiplier is no number")
+            raise InputError(f"{file.path}: {gguf.YARN_MULTIPLIER} is no number")
         config["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), 10 * multiplier)
 
 

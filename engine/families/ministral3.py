@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from numoe.engine.families import common, llama
-from numoe.engine.families.config import Config, nested, rope_block, scaled_rope
-from numoe.engine.families.names import Family
+from numoe.engine.families import common, gguf, llama
+from numoe.engine.families.config import Config, arranged_rope, nested, rope_block
+from numoe.engine.families.names import Family, Gguf, GgufFile
 from numoe.engine.layers.rope import Temperature
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
@@ -34,7 +34,7 @@ def read(config: Config) -> ModelSpec:
     attention = common.grouped_query_attention(
         config,
         window=config.size("sliding_window", null=None),
-        turn=lambda config, head_dim: scaled_rope(config, block, head_dim, interleaved=False),
+        turn=lambda config, head_dim: arranged_rope(config, block, head_dim),
     )
     layer = decoder_layer(replace(attention, temperature=temperature), common.swiglu(config))
     return common.model(config, [layer] * common.layer_count(config))
@@ -53,6 +53,28 @@ def growing(config: Config, otherwise: Mapping[str, Any]) -> tuple[Config, Tempe
 
 
 NAMES = common.also_below(common.also_below(llama.NAMES, "", "language_model."), "model.", "model.language_model.")
+STRENGTH = "attention.temperature_scale"
+
+
+def grow(config: dict[str, Any], file: GgufFile) -> None:
+    """How queries grow, in the table of rope settings."""
+    table = config.setdefault("rope_scaling", {"rope_type": "default", "rope_theta": config["rope_theta"]})
+    table["llama_4_scaling_beta"] = file.keys.get(STRENGTH) or None
+
+
+def _settle(config: dict[str, Any], file: GgufFile) -> None:
+    grow(config, file)
+    if multiplier := file.keys.get(gguf.YARN_MULTIPLIER):
+        config["rope_scaling"] |= dict.fromkeys(("mscale", "mscale_all_dim"), multiplier)
+
+
+GGUF = Gguf(
+    "mistral3",
+    gguf.NAMES,
+    unread=(gguf.YARN_MULTIPLIER, STRENGTH),
+    settle=_settle,
+    arranged=gguf.neighbours,
+)
 IGNORED = (r"(model\.)?(vision_tower|multi_modal_projector)\..*", *common.IGNORED)
 FAMILY = Family(
     "Ministral 3, Devstral 2, Mistral Small 3.1 and 3.2 (text)",
@@ -61,4 +83,5 @@ FAMILY = Family(
     NAMES,
     DEFAULTS,
     IGNORED,
+    (GGUF,),
 )

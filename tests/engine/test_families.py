@@ -21,7 +21,7 @@ from helpers import dequantized
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, describe, families, load
-from numoe.engine.families import family, found
+from numoe.engine.families import family, family_of, found
 from numoe.engine.families.harmless import HARMLESS
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.mixture import MixtureOfExperts
@@ -41,7 +41,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def spec(values: dict[str, Any]) -> ModelSpec:
-    return family(values.get("model_type")).spec(values)
+    return family_of(values).spec(values)
 
 
 # Parameters as the model cards give them, all and active (V4: without the multi-token prediction layers). Cards differ
@@ -117,6 +117,7 @@ def test_real_configs_have_their_cards_parameter_counts(name: str, total: str, a
         ("laguna", "33B", "2.6B"),
         ("mellum", "12B", "2.4B+"),
         ("mistral", "7.24B", "7.24B+"),
+        ("mistral4", "119B", "6B"),
         ("phi3", "3.8B", "3.8B+"),
         ("phimoe", "41.9B", "6.6B+"),
         ("qwen2_moe", "14.3B", "2.7B+"),
@@ -813,6 +814,7 @@ def test_the_readme_lists_the_families_that_there_are() -> None:
         ("qwen3_vl_moe_a", "model.", ("model.visual.merger.norm.weight",)),
         ("qwen2_5_vl_a", "model.", ("model.visual.merger.norm.weight", "visual.blocks.0.norm1.weight")),
         ("glm4v_moe_a", "model.", ("model.visual.merger.norm.weight",)),
+        ("mistral4_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
         ("ministral3_a", "language_model.model.", ("vision_tower.a.weight", "multi_modal_projector.b.weight")),
         ("mistral_b", "model.language_model.", ("model.vision_tower.a.weight", "model.multi_modal_projector.b.weight")),
     ],

@@ -1,6 +1,7 @@
 """Models in GGUF files: golden checkpoints rewritten as converters do, and settings that are refused."""
 
 import json
+import re
 import shutil
 from collections import UserDict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny
-from gguf_files import Arrays, write_gguf
+from gguf_files import Arrays, keys, write_gguf
 
 from numoe.engine import InputError, load
 from numoe.engine.families import from_gguf
@@ -35,6 +36,7 @@ ARCHITECTURES = {
     "afmoe": "afmoe", "ernie4_5_moe": "ernie4_5-moe", "laguna": "laguna", "mellum": "mellum", "olmoe": "olmoe",
     "granite": "granite", "phi3": "phi3", "olmo2": "olmo2", "olmo3": "olmo2", "exaone4": "exaone4",
     "exaone_moe": "exaone-moe", "glm4": "glm4",
+    "ministral3": "mistral3", "mistral4": "mistral4", "seed_oss": "seed_oss",
     "gpt_oss": "gpt-oss", "glm4_moe_lite": "deepseek2", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_lite_a", "gpt_oss_a", "qwen3_5_a",
@@ -44,7 +46,8 @@ CASES = ("llama_a", "mixtral_a", "qwen3_a", "v2_a", "v3_a", "v3_b", "glm4_moe_li
          "hunyuan_v1_moe_b", "mimo_v2_flash_a", "smollm3_a", "qwen3_vl_a", "qwen3_vl_moe_b", "bailing_moe_b",
          "gemma3_a", "gemma4_a", "kimi_linear_a", "bailing_hybrid_a", "lfm2_moe_a", "phimoe_b",
          "cohere2_moe_a", "dots1_b", "granite_a", "phi3_a", "olmo2_a", "olmo3_a", "exaone4_a",
-         "exaone_moe_a", "glm4_a")  # fmt: skip
+         "exaone_moe_a", "glm4_a", "ministral3_b", "mistral4_a",
+         "seed_oss_a", "seed_oss_b")  # fmt: skip
 
 
 def written(checkpoint: Checkpoints, case: str, path: Path, *arguments: Any, **more: Any) -> Path:
@@ -75,6 +78,56 @@ def whole(tensors: Arrays) -> Arrays:
             out |= {name.replace("_exps", f".{e}"): one for e, one in enumerate(values)}
         elif not name.endswith("attn_v_b.weight"):
             out[name.replace("probs_b.bias", "probs_b")] = values
+    return out
+
+
+def one_of_each_architecture() -> list[str]:
+    """Cases of which files are written here, one of each architecture."""
+    others = ("llama4_b", "afmoe_b", "ernie4_5_moe_a", "laguna_a", "mellum_a", "olmoe_b", "qwen3_moe_b")
+    first = {ARCHITECTURES.get(tiny.load_golden(c).config["model_type"], "llama"): c for c in (*others, *CASES[::-1])}
+    return sorted(first.values())
+
+
+LISTED = "attention.head_count", "attention.head_count_kv", "feed_forward_length"
+
+
+@pytest.mark.parametrize("case", one_of_each_architecture())
+def test_what_converters_write_otherwise_changes_nothing(checkpoint: Checkpoints, tmp_path: Path, case: str) -> None:
+    """Experts one by one, matrices in F16 and BF16, lists for numbers, keys that say nothing, towers and heads."""
+    config = tiny.load_golden(case).config
+    architecture = ARCHITECTURES.get(config["model_type"], "llama")
+    said = keys(config, architecture)
+    kinds = [np.float16, np.float32]
+
+    def rounded(tensors: Arrays, half: bool) -> Arrays:
+        floats = [n for n, v in tensors.items() if v.dtype == np.float32 and v.ndim > 1 and n.startswith("blk.")]
+        chosen = {name: kinds[i % 2] for i, name in enumerate(floats) if re.search("attn|ffn_(gate|up|down)", name)}
+        out = {name: values.astype(chosen.get(name, values.dtype)) for name, values in tensors.items()}
+        return out if half else {n: v.astype(np.float32) if n in chosen else v for n, v in out.items()}
+
+    def otherwise(tensors: Arrays) -> Arrays:
+        out = rounded(tensors, half=True)
+        out.setdefault("output.weight", out["token_embd.weight"])
+        return out if architecture in ("gpt-oss", "qwen4exp") else alone(out)
+
+    ones = np.ones((3, 4), np.float32)
+    besides = dict.fromkeys(("v.patch_embd.weight", "mm.0.weight", "mtp.0.fc.weight", "nextn.norm.weight"), ones)
+    more = {key: [said[key]] * said["block_count"] for key in LISTED if type(said.get(key)) is int}
+    more |= {"rope.scale_linear": 1.0, "vocab_size": None, "attention.causal": True}
+    more.setdefault("rope.scaling.finetuned", said.get("rope.scaling.finetuned", False))
+    usual = written(checkpoint, case, tmp_path / "usual.gguf", {}, lambda tensors: rounded(tensors, half=False))
+    other = written(checkpoint, case, tmp_path / "other.gguf", besides, otherwise, **more)
+    ids = tiny.load_golden(case).ids[:24]
+    logits = [load(path).session(64).feed(ids) for path in (usual, other)]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def alone(tensors: Arrays) -> Arrays:
+    """Every expert's matrices in tensors of their own."""
+    out: Arrays = {}
+    for name, values in tensors.items():
+        stacked = name.endswith("_exps.weight") and "gate_up" not in name
+        out |= {name.replace("_exps", f".{e}"): one for e, one in enumerate(values)} if stacked else {name: values}
     return out
 
 

@@ -56,6 +56,7 @@ ARCHITECTURES = {
     "cohere2_moe": "Cohere2MoeForCausalLM",
     "dots1": "Dots1ForCausalLM", "olmoe": "OlmoeForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM", "mellum": "MellumForCausalLM", "afmoe": "AfmoeForCausalLM",
+    "ministral3": "Ministral3ForCausalLM", "mistral4": "Mistral3ForConditionalGeneration",
     "seed_oss": "SeedOssForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM",
     "olmo2": "Olmo2ForCausalLM", "olmo3": "Olmo3ForCausalLM", "exaone4": "Exaone4ForCausalLM",
     "exaone_moe": "ExaoneMoeForCausalLM", "glm4": "Glm4ForCausalLM",
@@ -113,6 +114,12 @@ CHANGES: dict[str, dict[str, Any]] = {
                  "layer_types": ["full_attention", *["sliding_attention"] * 2]},
     "mellum_a": {"mlp_layer_types": ["sparse"] * 4},
     "mellum_b": {"norm_topk_prob": True},
+    "ministral3_a": {"sliding_window": None},
+    "mistral4_a": {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 9000.0, "factor": 8.0, "original_max_position_embeddings": 29,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 1e-20,
+        "partial_rotary_factor": 0.375}},
+    "mistral4_b": {"rope_interleave": True, "norm_topk_prob": True},
     "mistral_a": {"sliding_window": None},
     "olmoe_a": {"clip_qkv": None, "rms_norm_eps": 1e-5},
     "olmoe_b": {"norm_topk_prob": False, "rms_norm_eps": 1e-5},
@@ -236,7 +243,7 @@ def changed(case: str, folder: Path, outtype: str = "f32") -> tuple[Path, np.nda
     described = json.loads((tiny.GOLDEN / f"{case}.json").read_text())
     described["config"] |= CHANGES.get(case, {})
     if wide := outtype != "f32":
-        described["config"] = wider(described["config"])
+        described["config"] = wider(described["config"]) | {"pad_token_id": 0}
     if outtype == "mix":  # rows of whole blocks
         free = [key for key in described["config"] if re.search(r"hidden_size$|intermediate_size$", key)]
         scanned = described["config"].get("mamba_n_heads", 1)

@@ -41,6 +41,8 @@ RECURRENT = (*tiny.RECURRENT, "nemotron_h", "granitemoehybrid")  # of which the 
 
 ALIASES = {"kimi_k2": "deepseek_v3", "bailing_moe": "glm4_moe"}
 """What transformers calls a family that config.json calls otherwise."""
+MODELS = {"mistral4": transformers.Mistral4ForCausalLM}
+"""Decoders that its AutoModelForCausalLM does not know."""
 PARTS = ("qwen3_vl_text", "qwen3_vl_moe_text", "qwen2_5_vl_text", "qwen2_vl_text", "glm4v_moe_text")
 """Decoders that transformers has in models of several parts alone."""
 VISION = {
@@ -769,6 +771,23 @@ CASES = {
         max_position_embeddings=1024, pad_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.86},
     ),
+    "mistral4_a": define("mistral4", 150,
+        vocab_size=81, hidden_size=60, intermediate_size=84, moe_intermediate_size=28, num_hidden_layers=4,
+        num_attention_heads=5, num_key_value_heads=5, q_lora_rank=22, kv_lora_rank=18, qk_nope_head_dim=10,
+        qk_rope_head_dim=6, v_head_dim=14, n_routed_experts=12, num_experts_per_tok=3, n_shared_experts=2, n_group=4,
+        topk_group=2, first_k_dense_replace=1, routed_scaling_factor=1.7, max_position_embeddings=2048,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 9000.0, "factor": 8.0, "original_max_position_embeddings": 29,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4,
+            "partial_rotary_factor": 0.375,
+        },
+    ),
+    "mistral4_b": define("mistral4", 120,
+        vocab_size=64, hidden_size=44, intermediate_size=52, moe_intermediate_size=36, num_hidden_layers=3,
+        num_attention_heads=3, num_key_value_heads=3, q_lora_rank=None, kv_lora_rank=26, qk_nope_head_dim=12,
+        qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=7, num_experts_per_tok=2, norm_topk_prob=False,
+        rope_interleave=False, tie_word_embeddings=True, max_position_embeddings=1024,
+    ),
     "seed_oss_a": define("seed_oss", 160,
         vocab_size=78, hidden_size=60, intermediate_size=84, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, head_dim=14, max_position_embeddings=1024,
@@ -1228,7 +1247,9 @@ def saved_listing(case: Case) -> tuple[dict[str, Any], Listing]:
     if case.model_type in PARTS:
         return saved_part(case)
     config = transformers.AutoConfig.for_model(case.model_type, **case.config)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    kind = MODELS.get(case.model_type)
+    make = kind._from_config if kind else transformers.AutoModelForCausalLM.from_config
+    model = make(config, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved = json.loads((Path(folder) / "config.json").read_text())
@@ -1279,8 +1300,9 @@ def dequantized(folder: Path, target: Path, layers: int) -> Path:
 
 def load_reference(folder: Path) -> transformers.PreTrainedModel:
     """The model in float32 with eager attention; every tensor of the folder is used and none is missing."""
-    kind = transformers.AutoModelForCausalLM
-    if json.loads((folder / "config.json").read_text())["model_type"] in PARTS:
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    kind = MODELS.get(model_type, transformers.AutoModelForCausalLM)
+    if model_type in PARTS:
         folder = put_into_whole(folder)
         kind = transformers.AutoModelForImageTextToText
     model, info = kind.from_pretrained(

@@ -21,7 +21,7 @@ from numoe.engine.layers.attention.indexer import TokenIndexer, TokenLightningIn
 from numoe.engine.layers.attention.softmax import Queries, attend, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
-from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rope import Rope, Temperature
 from numoe.engine.layers.rows import stretch
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Segment, Step
@@ -55,6 +55,8 @@ class MultiHeadLatentAttention(Kind):
     """It attends to what the last indexer of the layers before chose (GLM-5.2)."""
     gate: bool = False
     """Each head's output is multiplied with the sigmoid of one projection of x (Ling 3.0)."""
+    temperature: Temperature | None = None
+    """What queries are multiplied with (Mistral Small 4)."""
 
     @property
     def label(self) -> str:
@@ -129,6 +131,8 @@ class Latent:
             turned = angles(self.rotation, step)
             self.rotation.apply(q, turned)
             self.rotation.apply(row[:, None], turned)
+        if spec.temperature:
+            q *= spec.temperature.of(step.positions)[:, None, None]
 
         query = np.empty((count, spec.heads, spec.kv_rank + spec.shared_dim), np.float32)
         query[..., spec.kv_rank :] = q[..., spec.nope_dim :]
