@@ -32,6 +32,8 @@ class _Built:
         self.compute = block.build(weights, shared)
         self.scale = weights.arrays[f"{block.name}_scale"] if block.scale else None
         self.mixer = mixer
+        self.ends: int | None = None
+        """The layer of which it is the last."""
 
     def __call__(self, state: Floats, step: Step) -> Floats:
         x, carried = self.mixer.enter(state)
@@ -56,8 +58,8 @@ class Decoder:
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps) if spec.norm else None
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
-        self.watch: Callable[[Step, Floats], None] | None = None
-        """Called with what the last layer gives, in every pass; not to be kept without a copy."""
+        self.watch: dict[int, Callable[[Step, Floats], None]] = {}
+        """Called with what a layer gives, by its number, in every pass; not to be kept without a copy."""
         parts = weights.numbered("layers.", len(spec.layers))
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
@@ -65,6 +67,8 @@ class Decoder:
                 join = block.join or spec.residual
                 mixer = join.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
                 self.blocks.append(_Built(block, part, mixer, self.shared))
+            if blocks:
+                self.blocks[-1].ends = number
         self.collapse: Callable[[Floats], Floats] = spec.residual.collapse(
             weights.below("head_residual."), spec.norm_eps
         )
@@ -153,8 +157,8 @@ class Decoder:
                 raise ops.NotFinite(block.where) from None
             if watched and not all_finite(state):
                 raise ops.NotFinite(block.where)
-        if not all_finite(state):
-            raise ops.NotFinite("the last layer")
-        if self.watch:
-            self.watch(step, state)
+            if block is self.blocks[-1] and not all_finite(state):
+                raise ops.NotFinite("the last layer")
+            if block.ends in self.watch:
+                self.watch[block.ends](step, state)
         return state
