@@ -1,15 +1,15 @@
-"""A model's own head that guesses a block of tokens at once: DSpark (arXiv 2607.05147), as dated releases of V4 have it.
+"""A model's own head that guesses a block of tokens at once: DSpark (arXiv 2607.05147), as V4's dated releases have it.
 
 Its layers read, of the latest tokens, what some of the model's layers gave, the mean of their residual streams:
-main_norm(main_proj [layer, layer, ...]). The block is the last token and noise after it, all denoised in one pass, whose
-attention goes both ways. Logits of its tokens are then corrected one after the other by the token before, of low rank:
-logits + head embed[token]. How likely each comes where those before it do, says
-sigmoid(confidence [state, embed[token]]): a token that is not likely to be reached is not proposed.
+main_norm(main_proj [layer, layer, ...]). The block is the last token and noise after it, all denoised in one pass,
+whose attention goes both ways. Its logits are then corrected one after the other by the token before, of low rank:
+logits + head embed[token]. How likely a token comes where those before it do, says
+sigmoid(confidence [state, embed[token before]]): one that is not likely to be reached is not proposed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -100,7 +100,7 @@ class _Head(Decoder):
     def guess(self, before: Floats, token: int, cache: Cache) -> tuple[list[int], Floats, list[float]]:
         """The block that follows a token: its tokens, their logits (T, vocab), and how likely each is reached.
 
-        before: (S, D), what was read of the last S tokens before that one; the cache stands before them, and then after.
+        before: (S, D), what was read of the last S tokens before that one; the cache stands before them, then after.
         """
         drafts, table, correction = self._drafts, self._matrices["markov.embed"], self._matrices["markov.head"]
         position = cache.position + len(before)
@@ -133,7 +133,7 @@ class DSpark(Following):
         for layer in {*drafts.targets, self._last}:
             model.decoder.watch[layer] = self._watching(layer)
 
-    def _watching(self, layer: int):
+    def _watching(self, layer: int) -> Callable[[Step, Floats], None]:
         def see(step: Step, state: Floats) -> None:
             if layer in self._targets and len(step.segments) == 1:
                 self._given[layer] = state[-self._latest :].mean(axis=1)
@@ -142,7 +142,7 @@ class DSpark(Following):
 
         return see
 
-    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+    def _guess(self, tokens: Sequence[int], most: int) -> list[int]:
         known = len(tokens) - 1  # tokens that the model has read
         before = self._unread(known, self.at_once)
         if before is None:

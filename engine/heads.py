@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from numoe.engine.description import Description, place
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.families.names import Source
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, NotFinite
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import Cache
 from numoe.engine.layers.step import Step
@@ -40,7 +41,10 @@ class FoundHead(NamedTuple):
 
 
 def find_head(
-    description: Description, spec: ModelSpec, own: Mapping[str, Tensor], source: Callable[[str, int | None], Source | None]
+    description: Description,
+    spec: ModelSpec,
+    own: Mapping[str, Tensor],
+    source: Callable[[str, int | None], Source | None],
 ) -> FoundHead | None:
     """One whose decoder is `spec`, with `own` weights besides; None where a checkpoint lacks one of them, or has one of
     another size.
@@ -116,7 +120,7 @@ def _held_nbytes(tensor: Tensor, place: Place, wide: bool) -> int:
     return held_nbytes(place.stored.format, (rows, columns), routed=tensor.expert is not None)[wide]
 
 
-class Following:
+class Following(ABC):
     """What a head reads of the passes of a model's sessions, one at a time.
 
     Only the latest states are kept. Its own sequence begins at the first that it has, for positions count only relative
@@ -133,6 +137,19 @@ class Following:
         """Positions: of its own first token, of the first state that is kept, and how far it has read."""
         self._states: Floats | None = None
         self._blocks: Sequence[Mapping[str, object]] | None = None
+        self._finite = True
+
+    @abstractmethod
+    def _guess(self, tokens: Sequence[int], most: int) -> list[int]:
+        """What `propose` gives."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """As a `Drafter`. One whose damaged weights give no numbers guesses nothing any more: the text needs none."""
+        try:
+            return self._guess(tokens, most) if self._finite else []
+        except NotFinite:
+            self._finite = False
+            return []
 
     def _see(self, step: Step, read: Callable[[], Floats]) -> None:
         """Keep what a pass of one sequence gave. read: makes what is read of its tokens, of the latest where there are
@@ -161,8 +178,8 @@ class Following:
         self._origin = self._done = self._base
 
     def _unread(self, known: int, room: int) -> Floats | None:
-        """The states that it has not read, of tokens below `known`, where its cache stands now; None: there are none, or
-        not all of them. room: tokens that it is to guess further."""
+        """The states that it has not read, of tokens below `known`, where its cache stands now; None: there are none,
+        or not all of them. room: tokens that it is to guess further."""
         if self._blocks is None or self._states is None or not self._done < known <= self._end:
             return None
         own = self._done - self._origin

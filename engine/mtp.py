@@ -110,7 +110,7 @@ class MTP(Following):
 
         decoder.watch[len(decoder.spec.layers) - 1] = see
 
-    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+    def _guess(self, tokens: Sequence[int], most: int) -> list[int]:
         known = len(tokens) - 1  # tokens whose successor is known too
         most = min(most, self._latest)
         states = self._unread(known, most)

@@ -131,9 +131,8 @@ def _drafts(config: Config, spec: ModelSpec, count: int) -> Drafts:
         raise config.refusal(unknown[0], "is not known")
     if any((config.listing("compress_ratios") or [])[layers : layers + count]):
         raise config.refusal("compress_ratios", "has windows for drafting layers")
-    size, noise, targets, rank = (
-        config.size(known[0], most=_MOST_DRAFTS), config.count(known[1]), config.listing(known[2]), config.size(known[3])
-    )  # fmt: skip
+    size, noise = config.size(known[0], most=_MOST_DRAFTS), config.count(known[1])
+    targets, rank = config.listing(known[2]), config.size(known[3])
     if noise >= spec.vocab:
         raise config.refusal(known[1], f"is {noise}, and there are {spec.vocab} tokens")
     if not targets or any(type(target) is not int or not 0 <= target < layers for target in targets):
