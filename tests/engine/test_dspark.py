@@ -19,6 +19,7 @@ from numoe.engine.drafting import drafting
 from numoe.engine.dspark import DSpark, find_dspark, load_dspark
 from numoe.engine.families import family
 from numoe.engine.mtp import find_mtp
+from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo
 from numoe.quant.stored.checkpoint import Checkpoint as Stored
 
@@ -288,3 +289,12 @@ def test_it_is_in_memory_where_there_is_room(folder: Path) -> None:
     assert stored < before - budget.room
     rest = budget.reserve("all the rest", budget.room)
     assert load_dspark(model) is None and rest.nbytes
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3DSparkModel", "Gemma4DSparkModel", "DFlashDraftModel", "LlamaForCausalLMEagle3"]
+)
+def test_heads_in_checkpoints_of_their_own_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name], "model_type": "qwen3"}))
+    with pytest.raises(InputError, match=rf"config\.json: {name} is a head that guesses tokens for one other model"):
+        describe(tmp_path)
