@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
 _WHOLE, _SAMPLE = 1 << 14, 256
-_DRAFTER = re.compile("dspark|dflash|eagle|medusa", re.IGNORECASE)
+_DRAFTER = re.compile("dspark|dflash|eagle3|medusa", re.IGNORECASE)
 _MOST_EXPERTS = 256  # of whose tensors it samples so many: a disk takes up to ten milliseconds for each
 
 
@@ -242,9 +242,8 @@ def _in_gguf(checkpoint: Checkpoint) -> bool:
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
     names = config.get("architectures")
-    if isinstance(names, list) and (
-        drafters := [one for one in names if isinstance(one, str) and _DRAFTER.search(one)]
-    ):
+    drafters = [name for name in names if _DRAFTER.search(str(name))] if isinstance(names, list) else []
+    if drafters:
         raise InputError(
             f"config.json: {word(drafters[0])} is a head that guesses tokens for one other model, which numoe does not "
             "use; give a whole model of the same vocabulary, a smaller one"
