@@ -32,8 +32,6 @@ class _Built:
         self.compute = block.build(weights, shared)
         self.scale = weights.arrays[f"{block.name}_scale"] if block.scale else None
         self.mixer = mixer
-        self.ends: int | None = None
-        """The layer of which it is the last."""
 
     def __call__(self, state: Floats, step: Step) -> Floats:
         x, carried = self.mixer.enter(state)
@@ -58,6 +56,7 @@ class Decoder:
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps) if spec.norm else None
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
+        self._ends: dict[int, int] = {}  # the layer of which a block is the last
         self.watch: dict[int, Callable[[Step, Floats], None]] = {}
         """Called with what a layer gives, by its number, in every pass; not to be kept without a copy."""
         parts = weights.numbered("layers.", len(spec.layers))
@@ -67,8 +66,7 @@ class Decoder:
                 join = block.join or spec.residual
                 mixer = join.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
                 self.blocks.append(_Built(block, part, mixer, self.shared))
-            if blocks:
-                self.blocks[-1].ends = number
+            self._ends[len(self.blocks) - 1] = number
         self.collapse: Callable[[Floats], Floats] = spec.residual.collapse(
             weights.below("head_residual."), spec.norm_eps
         )
@@ -150,15 +148,15 @@ class Decoder:
         state = self._open(step)
         for begin in self.shared.beginnings:
             begin(step)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             try:
                 state = block(state, step)
             except ops.NotFinite:
                 raise ops.NotFinite(block.where) from None
             if watched and not all_finite(state):
                 raise ops.NotFinite(block.where)
-            if block is self.blocks[-1] and not all_finite(state):
+            if number == len(self.blocks) - 1 and not all_finite(state):
                 raise ops.NotFinite("the last layer")
-            if block.ends in self.watch:
-                self.watch[block.ends](step, state)
+            if watch := self.watch.get(self._ends.get(number, -1)):
+                watch(step, state)
         return state
