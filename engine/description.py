@@ -28,7 +28,7 @@ from numoe.engine.plan import Plan, plan
 from numoe.engine.totals import aside
 from numoe.quant.convert.recipe import target
 from numoe.quant.documents import parse_json, read_object
-from numoe.quant.errors import InputError, WrongUsage
+from numoe.quant.errors import InputError, WrongUsage, word
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.pack import Moments
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 8192
 # Bytes of the tensors that `Model.identity` reads as a whole, and of its samples of others.
 _WHOLE, _SAMPLE = 1 << 14, 256
+_DRAFTER = re.compile("dspark|dflash|eagle3|medusa", re.IGNORECASE)
 _MOST_EXPERTS = 256  # of whose tensors it samples so many: a disk takes up to ten milliseconds for each
 
 
@@ -238,6 +239,13 @@ def _of_gguf(
 
 def _read(config: dict[str, Any], side: dict[str, Any] | None) -> tuple[Family, ModelSpec, Convention]:
     """The family and spec of a config.json, and how its weights are quantized; side: what `SIDE_FILE` holds."""
+    names = config.get("architectures")
+    drafters = [name for name in names if _DRAFTER.search(str(name))] if isinstance(names, list) else []
+    if drafters:
+        raise InputError(
+            f"config.json: {word(drafters[0])} is a head that guesses tokens for one other model, which numoe does not "
+            "use; give a whole model of the same vocabulary, a smaller one"
+        )
     try:
         kind = family_of(config)
     except InputError as error:

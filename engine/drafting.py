@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numoe.engine.dspark import load_dspark
 from numoe.engine.model import Model
 from numoe.engine.mtp import load_mtp
 from numoe.engine.speculation import COUNTS, Drafting, Paying, PromptLookup, Sorted
@@ -10,7 +11,7 @@ from numoe.quant.errors import InputError
 
 
 def drafting(model: Model, small: Model | None = None, ctx: int | None = None) -> Paying | None:
-    """What was said before; where that has nothing, a small model, or the model's own head that predicts further.
+    """What was said before; where that has nothing, a small model, or the model's own head that guesses tokens.
 
     None where experts come from disk, for a wrong guess has others read.
 
@@ -26,7 +27,7 @@ def drafting(model: Model, small: Model | None = None, ctx: int | None = None) -
     if small is not None:
         _require_same(model.tokenizer, small.tokenizer)
         drafters.append(Drafting(small.session(ctx and min(ctx, small.spec.context))))
-    elif head := load_mtp(model):
+    elif head := load_mtp(model) or load_dspark(model):
         drafters.append(head)
     return Paying(*drafters)
 

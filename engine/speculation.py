@@ -43,6 +43,11 @@ class Sorted(Drafter, Protocol):
         """Whether a proposal takes next to no time, and its sort is known only when it is there."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many tokens it guesses in the time of one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -81,6 +86,7 @@ class PromptLookup:
     sort: int = field(default=0, init=False)
     """Of the last proposal, how long a run it follows from, up to `_LONG`."""
     free = True
+    at_once = 1
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         known = array("i", tokens)
@@ -103,6 +109,7 @@ class Drafting:
 
     sort = 0
     free = False
+    at_once = 1
 
     def __init__(self, session: Guessing):
         """session: one of that model, which nobody else reads with."""
@@ -208,9 +215,10 @@ class Paying:
         self._drafters = drafters
         self._shares: dict[tuple[int, int], _Share] = {}
         self._asked: tuple[int, int] | None = None
+        self._wanted = 0  # tokens that it was asked for
         self._seconds = {count: _Latest() for count in COUNTS}  # of passes, by the tokens that they proposed
         self._again = _Latest()  # of passes that read tokens once more
-        self._drafted = [_Latest() for _ in drafters]  # of a token
+        self._drafted = [_Latest() for _ in drafters]  # of as many tokens as each guesses at once
         self._read = [0 for _ in drafters]  # tokens that there were when each was asked last
         self._now = 0  # passes so far
 
@@ -232,7 +240,7 @@ class Paying:
                 offers.append((gain, -number, min(most, count), known))
         for _, number, count, known in sorted(offers, reverse=True, key=lambda offer: offer[:2]):
             if proposed := self._offered(-number, count, known, tokens):
-                self._asked = -number, self._drafters[-number].sort
+                self._asked, self._wanted = (-number, self._drafters[-number].sort), count
                 return proposed
         return []
 
@@ -244,7 +252,7 @@ class Paying:
         proposed = self._drafters[number].propose(tokens, count)
         # One that has a prompt to read first is no slower at what comes after it.
         if proposed and 0 <= len(tokens) - self._read[number] <= COUNTS[-1] + 1:
-            self._drafted[number].add((time.perf_counter() - begun) / len(proposed), self._now)
+            self._drafted[number].add((time.perf_counter() - begun) / self._turns(number, len(proposed)), self._now)
         self._read[number] = len(tokens)
         return proposed
 
@@ -257,7 +265,9 @@ class Paying:
             self._seconds[next(count for count in COUNTS if count >= one.proposed)].add(one.seconds, self._now)
         asked, self._asked = self._asked, None  # a form's own tokens are nobody's guesses
         if one.proposed and asked:
-            self._shares.setdefault(asked, _Share()).learn(one.proposed, one.accepted, self._now)
+            # What a drafter leaves out, for it does not trust it, comes no more than what is wrong.
+            wanted = max(one.proposed, self._wanted)
+            self._shares.setdefault(asked, _Share()).learn(wanted, one.accepted, self._now)
 
     def _best(self, number: int, sort: int, passes: Sequence[float]) -> tuple[int, float]:
         """How many tokens of a sort are worth reading, and what that gains: tokens in the time of a pass of one."""
@@ -268,10 +278,15 @@ class Paying:
         come = list(accumulate(likely, initial=1.0))
         best = 0, 1.0
         for count, taken in zip(COUNTS[1:], passes[1:], strict=True):
-            gain = come[count] / (taken + count * each + (1 - likely[count - 1]) * again)
+            drafted = self._turns(number, count) * each
+            gain = come[count] / (taken + drafted + (1 - likely[count - 1]) * again)
             if gain > max(best[1], _GAIN):
                 best = count, gain
         return best
+
+    def _turns(self, number: int, count: int) -> int:
+        """How often a drafter guesses for so many tokens."""
+        return -(-count // self._drafters[number].at_once)
 
     def _passes(self) -> list[float]:
         """How many passes of one token one takes that proposes so many, of `COUNTS`: as measured, where it was more

@@ -108,11 +108,11 @@ Listing = dict[str, tuple[str, tuple[int, ...]]]
 """Stored name -> (dtype as safetensors spells it, shape)."""
 
 ITEM_BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "I64": 8}
-_FP8 = ("wq_a", "wq_b", "attn.wkv", "wo_a", "wo_b", "e_proj", "h_proj", "w1", "w2", "w3")
+_FP8 = ("wq_a", "wq_b", "attn.wkv", "wo_a", "wo_b", "e_proj", "h_proj", "main_proj", "w1", "w2", "w3")
 
 
 def released_v4_listing(config: dict[str, Any]) -> Listing:
-    """The tensors of a released DeepSeek-V4 checkpoint with this config.json, multi-token prediction included.
+    """The tensors of a released DeepSeek-V4 checkpoint with this config.json, the heads that draft tokens included.
 
     Written from the tensor table of the model cards and not from the engine's own specification, to check it.
     """
@@ -181,6 +181,18 @@ def released_v4_listing(config: dict[str, Any]) -> Listing:
     mixing("hc_head", streams, 1)
     for layer in range(c["num_hidden_layers"]):
         block(f"layers.{layer}", c["compress_ratios"][layer], layer < c["num_hash_layers"])
+    if "dspark_block_size" in c:  # instead of multi-token prediction
+        last, targets = len(c["compress_ratios"]) - c["num_hidden_layers"] - 1, len(c["dspark_target_layer_ids"])
+        for layer in range(last + 1):
+            block(f"mtp.{layer}", 0, False)
+        weight("mtp.0.main_proj.weight", hidden, targets * hidden)
+        weight("mtp.0.main_norm.weight", hidden)
+        mixing(f"mtp.{last}.hc_head", streams, 1)
+        weight(f"mtp.{last}.norm.weight", hidden)
+        for number in (1, 2):
+            weight(f"mtp.{last}.markov_head.markov_w{number}.weight", vocab, c["dspark_markov_rank"])
+        weight(f"mtp.{last}.confidence_head.proj.weight", 1, hidden + c["dspark_markov_rank"])
+        return listing
     for layer in range(c["num_nextn_predict_layers"]):
         prefix = f"mtp.{layer}"
         block(prefix, 0, False)

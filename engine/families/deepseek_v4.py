@@ -12,8 +12,9 @@ from typing import Any
 
 from numoe.engine.families import common, gguf, latent
 from numoe.engine.families.config import Config, nested, scaled_rope
-from numoe.engine.families.names import Family, Gguf, GgufFile, Mtp, Names, Source
+from numoe.engine.families.names import Drafts, DSpark, Family, Gguf, GgufFile, Mtp, Names, Source
 from numoe.engine.layers.attention.compressed import CompressedAttention
+from numoe.engine.layers.attention.drafts import DraftAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
 from numoe.engine.layers.block import Layer
 from numoe.engine.layers.ffn import SwiGLU
@@ -49,6 +50,7 @@ DEFAULTS = common.DEFAULTS | {
     "partial_rotary_factor": 0.125,
 }
 _MOST_ITERATIONS = 1000
+_MOST_DRAFTS = 64
 _BLOCKS = {"attention": "attn", "ffn": "ffn"}
 
 
@@ -75,7 +77,7 @@ def _blocks(config: Config) -> tuple[Callable[[str, int], CompressedAttention], 
     config.expect("topk_method", "noaux_tc")
     config.expect("n_shared_experts", 1)
     common.drafting_layers(config)
-    config.ignore(["dspark_*", "expert_dtype"])  # dated releases' own heads that only draft tokens
+    config.ignore(["dspark_*", "expert_dtype"])  # of a head that only drafts tokens, see `_drafts`
     config.ignore(["vision_*", "image_*"])  # of towers, and of the markers where they put what they see
 
     plain, compressed = _ropes(config, head_dim)
@@ -117,6 +119,25 @@ def _blocks(config: Config) -> tuple[Callable[[str, int], CompressedAttention], 
 def _mtp_layer(config: Config, spec: ModelSpec) -> Layer:
     attention, ffn, _ = _blocks(config)
     return decoder_layer(attention(SLIDING, 0), ffn)
+
+
+def _drafts(config: Config, spec: ModelSpec, count: int) -> Drafts:
+    """A DSpark head of so many layers, where what the config says of it is all known."""
+    attention, ffn, _ = _blocks(config)
+    kind = DraftAttention(**vars(attention(SLIDING, 0)))
+    layers = len(spec.layers)
+    known = ("dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids", "dspark_markov_rank")
+    if unknown := [key for key in config.values if key.startswith("dspark_") and key not in known]:
+        raise config.refusal(unknown[0], "is not known")
+    if any((config.listing("compress_ratios") or [])[layers : layers + count]):
+        raise config.refusal("compress_ratios", "has windows for drafting layers")
+    size, noise = config.size(known[0], most=_MOST_DRAFTS), config.count(known[1])
+    targets, rank = config.listing(known[2]), config.size(known[3])
+    if noise >= spec.vocab:
+        raise config.refusal(known[1], f"is {noise}, and there are {spec.vocab} tokens")
+    if not targets or any(type(target) is not int or not 0 <= target < layers for target in targets):
+        raise config.refusal(known[2], f"must be numbers of layers, not {shown(targets)}")
+    return Drafts((decoder_layer(kind, ffn),) * count, size, noise, tuple(targets), rank, kind.window)
 
 
 def _ropes(config: Config, head_dim: int) -> tuple[Rope, Rope]:
@@ -281,6 +302,19 @@ _MTP = Mtp(
     _mtp_layer,
     normed=False,
 )
+_DSPARK = DSpark(
+    {
+        "main_proj": (Source("mtp.0.main_proj.weight"),),
+        "main_norm": (Source("mtp.0.main_norm.weight"),),
+        "norm": (Source("mtp.{last}.norm.weight"),),
+        **{f"head_residual.{part}": (Source(f"mtp.{{last}}.hc_head_{part}"),) for part in ("fn", "base", "scale")},
+        "markov.embed": (Source("mtp.{last}.markov_head.markov_w1.weight"),),
+        "markov.head": (Source("mtp.{last}.markov_head.markov_w2.weight"),),
+        "confidence": (Source("mtp.{last}.confidence_head.proj.weight"),),
+    },
+    ("layers.{layer}.", "mtp.{number}."),
+    drafts=_drafts,
+)
 FAMILY = Family(
     "DeepSeek-V4-Flash, V4-Pro: sliding, CSA and HCA attention, hyper-connections, hash and score routing",
     ("deepseek_v4",),
@@ -298,4 +332,5 @@ FAMILY = Family(
     ),
     (GGUF,),
     mtp=_MTP,
+    dspark=_DSPARK,
 )

@@ -108,20 +108,68 @@ def _usual_layer(config: Config, spec: ModelSpec) -> Layer:
 
 
 @dataclass(frozen=True)
-class Mtp:
-    """A head that predicts one token further, see `numoe.engine.mtp`, where a checkpoint has one.
+class Head:
+    """A model's own head that only guesses tokens, where a checkpoint has one.
 
-    `names`: of its own weights, {layer} the number after the last layer: `eh_proj`, or `e_proj` and `h_proj`; `enorm`,
-    `hnorm`, and `norm` (else the model's); and those of its layer, `layers.0`, that have names of their own.
-    `place`: what names of its layer begin with by the model's table, and what they do.
-    `layer`: what its layer is.
-    `normed`: it reads states after the model's last norm, and its own after its own.
+    `names`: of its own weights, {layer} the number after the last layer, {last} that of its last layer; and those of
+    its layers, `layers.0` and so on, that have names of their own.
+    `place`: what names of its layers begin with by the model's table, and what they do, {number} from 0.
     """
 
     names: Names = field(default_factory=lambda: NEXT)
     place: tuple[str, str] = ("", "")
+
+    def sources(self, family: Family, canonical: str, layers: int, count: int, expert: int | None) -> Iterator[Source]:
+        """The places where a tensor of the head may be, which is of `count` layers after so many of the model."""
+        own = self.names.get(canonical, ())
+        yield from (replace(source, name=source.name.format(layer=layers, last=count - 1)) for source in own)
+        if canonical.startswith("layers."):
+            _, number, rest = canonical.split(".", 2)
+            layer = layers + int(number)
+            usual, here = (place.format(layer=layer, number=number) for place in self.place)
+            for source in family.sources(f"layers.{layer}.{rest}", layer, expert):
+                yield replace(source, name=source.name.replace(usual, here, 1))
+
+
+@dataclass(frozen=True)
+class Mtp(Head):
+    """One that predicts one token further, see `numoe.engine.mtp`.
+
+    Its own weights are `eh_proj`, or `e_proj` and `h_proj`; `enorm`, `hnorm`, and `norm` (else the model's).
+    `layer`: what its layer is.
+    `normed`: it reads states after the model's last norm, and its own after its own.
+    """
+
     layer: Callable[[Config, ModelSpec], Layer] = _usual_layer
     normed: bool = True
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """A head that guesses a block of tokens at once, as data, see `numoe.engine.dspark`."""
+
+    layers: tuple[Layer, ...]
+    size: int
+    """Tokens of a block."""
+    noise: int
+    """The token that stands for those that are not known."""
+    targets: tuple[int, ...]
+    """The model's layers that it reads."""
+    rank: int
+    """Channels of the token before, from which a token is corrected."""
+    window: int
+    """How many of the latest tokens it attends to."""
+
+
+@dataclass(frozen=True)
+class DSpark(Head):
+    """One that guesses a block, see `numoe.engine.dspark`.
+
+    Its own weights are `main_proj`, `main_norm`, `markov.embed`, `markov.head`, `confidence` and `norm`.
+    `drafts`: what one of so many layers is; raises InputError where the config says nothing of it, or something else.
+    """
+
+    drafts: Callable[[Config, ModelSpec, int], Drafts] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -136,7 +184,7 @@ class Family:
     `gguf`: the architectures that GGUF files of it have.
     `arranged`: as in `Config`.
     `mlx`: whether mlx-lm stores its weights as they are, but for their codes: of others it moves or shifts some.
-    `mtp`: where checkpoints keep a head that predicts further.
+    `mtp`, `dspark`: where checkpoints keep a head that guesses tokens.
     """
 
     title: str
@@ -149,6 +197,7 @@ class Family:
     arranged: Arrangement = field(default_factory=dict)
     mlx: bool = False
     mtp: Mtp = field(default_factory=Mtp)
+    dspark: DSpark | None = None
 
     def spec(
         self, values: Mapping[str, Any], where: str = "config.json", spelt: Callable[[str], str] = str
@@ -175,17 +224,6 @@ class Family:
         if values.get("tie_word_embeddings") is not None:  # transformers saves that of the text with its default
             merged["tie_word_embeddings"] = values["tie_word_embeddings"]
         return Config(merged, self.defaults, where, lambda key: spelt(f"text_config.{key}"))
-
-    def mtp_sources(self, canonical: str, layers: int, expert: int | None = None) -> Iterator[Source]:
-        """The places where a tensor of the head may be that predicts further, after so many layers."""
-        own = self.mtp.names.get(canonical, ())
-        yield from (replace(source, name=source.name.format(layer=layers)) for source in own)
-        if canonical == "norm":
-            yield from self.sources(canonical)
-        if canonical.startswith("layers.0."):
-            usual, here = (place.format(layer=layers) for place in self.mtp.place)
-            for source in self.sources(canonical.replace("layers.0.", f"layers.{layers}.", 1), layers, expert):
-                yield replace(source, name=source.name.replace(usual, here, 1))
 
     def sources(self, canonical: str, layer: int | None = None, expert: int | None = None) -> Iterator[Source]:
         """The places where a tensor may be, names filled in; after the family's own its canonical name, in conversions.

@@ -120,6 +120,8 @@ class Shared:
     """The last mixture that was built."""
     beginnings: list[Callable[[Step], None]] = field(default_factory=list)
     """Called before a pass."""
+    before: Floats | None = None
+    """What a block of drafts follows, (S, D), see `DraftAttention`."""
     trace: Callable[[int, int, Ids], None] | None = None
     """Called with (position of the first token, layer, chosen experts (T, K)) of each sequence by every mixture."""
     _rotations: dict[Rope, Rotation] = field(default_factory=dict)

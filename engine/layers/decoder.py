@@ -56,8 +56,9 @@ class Decoder:
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps) if spec.norm else None
         self.shared = Shared(spec.norm_eps, bank)
         self.blocks: list[_Built] = []
-        self.watch: Callable[[Step, Floats], None] | None = None
-        """Called with what the last layer gives, in every pass; not to be kept without a copy."""
+        self._ends: dict[int, int] = {}  # the layer of which a block is the last
+        self.watch: dict[int, Callable[[Step, Floats], None]] = {}
+        """Called with what a layer gives, by its number, in every pass; not to be kept without a copy."""
         parts = weights.numbered("layers.", len(spec.layers))
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
@@ -65,6 +66,7 @@ class Decoder:
                 join = block.join or spec.residual
                 mixer = join.connect(part.below(f"{block.name}_residual."), spec.norm_eps)
                 self.blocks.append(_Built(block, part, mixer, self.shared))
+            self._ends[len(self.blocks) - 1] = number
         self.collapse: Callable[[Floats], Floats] = spec.residual.collapse(
             weights.below("head_residual."), spec.norm_eps
         )
@@ -146,15 +148,15 @@ class Decoder:
         state = self._open(step)
         for begin in self.shared.beginnings:
             begin(step)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             try:
                 state = block(state, step)
             except ops.NotFinite:
                 raise ops.NotFinite(block.where) from None
             if watched and not all_finite(state):
                 raise ops.NotFinite(block.where)
-        if not all_finite(state):
-            raise ops.NotFinite("the last layer")
-        if self.watch:
-            self.watch(step, state)
+            if number == len(self.blocks) - 1 and not all_finite(state):
+                raise ops.NotFinite("the last layer")
+            if watch := self.watch.get(self._ends.get(number, -1)):
+                watch(step, state)
         return state

@@ -100,7 +100,7 @@ def states(model: Model, ids: list[int]) -> tuple[Floats, Floats]:
     def keep(step: Step, state: Floats) -> None:
         seen.append(state.copy())
 
-    model.decoder.watch = keep
+    model.decoder.watch[len(model.spec.layers) - 1] = keep
     logits = model.session(256).feed(ids, last=True)[0]
     return np.concatenate(seen), logits
 

@@ -24,6 +24,7 @@ class Guess:
 
     sort: int = 0
     free: bool = True
+    at_once: int = 1
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         return [1] * most
@@ -129,6 +130,31 @@ def test_of_several_drafters_the_one_that_pays_most_is_asked() -> None:
         assert sum(asked[50:]) > 230
 
 
+def test_what_guesses_a_block_at_once_is_asked_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is that of the block. What it leaves out of one counts as what does not come."""
+    clock = [0.0]
+    monkeypatch.setattr(speculation.time, "perf_counter", lambda: clock[0])
+
+    @dataclass
+    class Blocks(Guess):
+        trusted: int = 5
+
+        def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+            clock[0] += 0.4
+            return [1] * min(most, self.trusted)
+
+    for trusted, least, most in ((5, 2.2, 4.0), (1, 0.95, 1.35)):
+        paying, come, tokens, seconds = Paying(Blocks(free=False, at_once=5, trusted=trusted)), draws(0.95), 0, 0.0
+        for _ in range(300):
+            begun = clock[0]
+            proposed = len(paying.propose([1] * tokens, 99))
+            accepted = next((i for i in range(proposed) if not next(come)), proposed)
+            paying.told(Pass(proposed, accepted, 1 + 0.06 * proposed))
+            tokens, seconds = tokens + 1 + accepted, seconds + 1 + 0.06 * proposed + (clock[0] - begun)
+        assert least < tokens / seconds < most
+        assert paying._shares[0, 0].expected(paying._now)[4] > 0.5 or trusted == 1
+
+
 def test_sorts_are_told_apart() -> None:
     good, bad = Guess(sort=8), Guess(sort=2)
     for rate, which in ((draws(1.0), good), (draws(0.0), bad)):
@@ -194,7 +220,7 @@ def test_the_head_guesses_the_token_after_the_next(shipped: Model) -> None:
         rates.append(generation.passes)
         drafted = session.generate([5], max_tokens=9, drafter=head)
         assert len("".join(drafted)) > 0
-    shipped.decoder.watch = None
+    shipped.decoder.watch.clear()
     assert all(passes < 27 for passes in rates)
 
 
