@@ -59,7 +59,7 @@ class Origin:
 def origin(description: Description) -> Origin | None:
     """Where a model can be had again; None of one that nobody pulled, a GGUF file, and one rounded by a text."""
     path = description.path.resolve()
-    if description.in_gguf:
+    if description.metadata is not None:
         return None
     manifest = read_manifest(path)
     if manifest is None:

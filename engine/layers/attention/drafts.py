@@ -14,7 +14,7 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.attention.compressed import Compressed, CompressedAttention
 from numoe.engine.layers.attention.softmax import Queries, attend
 from numoe.engine.layers.block import Compute, Shared
-from numoe.engine.layers.ops import Floats
+from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.state import KeptRows
 from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.weights import Weights
@@ -52,7 +52,7 @@ class _Drafting(Compressed):
         q: Floats,
         states: Mapping[str, KeptRows],
         segment: Segment,
-        index: tuple[Floats, Floats] | None,
+        chosen: Ids | None,
         out: Floats,
         queries: Queries,
     ) -> None:
