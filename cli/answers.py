@@ -24,7 +24,7 @@ from numoe.cli.output import Output
 from numoe.cli.request import Request
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import InputError
-from numoe.quant.files import locked, write_whole
+from numoe.quant.files import locked, require_folder, write_whole
 
 Lines = Generator[dict[str, Any], None, None]
 """What is said of one answer after another."""
@@ -135,6 +135,7 @@ class Answers:
 
     def _refuse_other_files(self, out: Path) -> None:
         if not out.exists():
+            require_folder(out)
             return
         if not out.is_file():
             raise InputError(f"--out {out} is not an ordinary file; name another, or leave --out out and use >")

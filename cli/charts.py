@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from numoe.cli.output import Output, Segment, decimal
 from numoe.quant.errors import InputError, WrongUsage
-from numoe.quant.files import write_whole
+from numoe.quant.files import require_folder, write_whole
 
 SCREEN = "-"
 _ROWS, _COLUMNS = 10, 64  # of a chart on the screen, at most
@@ -78,12 +78,15 @@ def check(where: str | None, json: bool) -> None:
     """Refuse a chart that there is no place for; None: none is asked for.
 
     Raises:
-        WrongUsage: the file is of another kind, or standard output has one JSON document, and no room for it.
+        WrongUsage: the file is of another kind, there is no folder for it, or standard output has one JSON document
+            and no room for it.
     """
     if where == SCREEN and json:
         raise WrongUsage("--json prints one document and no chart; give --chart a file")
     if where not in (None, SCREEN) and Path(str(where)).suffix.lower() not in _SHEETS:
         raise WrongUsage(f"{where} names no kind of picture that numoe draws; end it in .svg or .png")
+    if where not in (None, SCREEN):
+        require_folder(Path(where))
 
 
 def draw(output: Output, pictures: Sequence[Chart | Heat], where: str) -> None:

@@ -281,7 +281,10 @@ class _Asked:
 
     def _load(self, room: int | None) -> Model:
         from numoe.engine.measure.replay import RouteTrace
+        from numoe.quant.files import require_folder
 
+        if self.options["trace"] is not None:
+            require_folder(self.options["trace"])
         begun = time.perf_counter()
         context = self.description.plan(room).context
         made = load_drafted(self.description, context, self.options, self.output.loading(self.model))
@@ -300,10 +303,11 @@ class _Asked:
         context = self.options["ctx"]
         ids, opened = request.encode(self.description)
         require_room(len(ids), self.description.plan(context).context, self.description.spec.context)
+        file = self.options["prompt_cache"]
+        cache = None if file is None else PromptCache(file)
         model = self._load(context)
-        if self.options["prompt_cache"] is None:
+        if cache is None:
             return (session := model.session(context)), request.ask(session, ids, opened, **hooks)
-        cache = PromptCache(self.options["prompt_cache"])
         session = cache.open(model, context)
         unread = cache.begin(session, ids)
         self.stack.callback(cache.close)

@@ -15,6 +15,7 @@ from numoe.engine import session_file
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.session import require_room, shared_length
 from numoe.quant.errors import InputError
+from numoe.quant.files import require_folder
 
 if TYPE_CHECKING:
     from numoe.engine.model import Model
@@ -33,6 +34,8 @@ class PromptCache:
     """
 
     def __init__(self, path: Path):
+        """Raises WrongUsage where there is no folder for the file."""
+        require_folder(path)
         self.path = path
         self.restored = 0
         self._kept: list[int] = []  # the file's tokens

@@ -22,7 +22,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -240,6 +240,12 @@ def shortened(value: object) -> str:
     """What to print of a foreign value: its beginning, on one line."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:76]}..."
+
+
+def require_folder(path: Path) -> None:
+    """Raises WrongUsage unless there is a folder for a file or folder to be made: before hours of work go into it."""
+    if not path.parent.is_dir():
+        raise WrongUsage(f"there is no folder {path.parent} to put {path.name} into; make it first")
 
 
 def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = False) -> None:

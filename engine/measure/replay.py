@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine.experts.store import DecayedCounts, Key
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
+from numoe.quant.files import require_folder
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Parts of all experts that caches of the table hold."""
@@ -40,6 +41,7 @@ class RouteTrace:
         """`experts`: routed experts of all layers together."""
         if experts == 0:
             raise InputError("the model has no routed experts to trace; leave out `trace`")
+        require_folder(path)
         try:
             # Nobody else reads it, for it tells of what was asked.
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -80,11 +82,12 @@ def read_trace(path: Path) -> Trace:
     """
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file; make a trace with `numoe run trace=FILE`")
+            raise WrongUsage(f"{path} is not a file; make a trace with `numoe run trace=FILE`")
         head, *lines = path.read_text(encoding="ascii").splitlines() or [""]
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise InputError(f"{path} cannot be read as a trace ({why}); make one with `numoe run trace=FILE`") from None
+        refusal = WrongUsage if isinstance(error, FileNotFoundError) else InputError
+        raise refusal(f"{path} cannot be read as a trace ({why}); make one with `numoe run trace=FILE`") from None
     count = re.fullmatch(r"# ([1-9]\d{0,8}) routed experts", head)
     if not count:
         raise InputError(f"{path} does not begin as a trace does; make one with `numoe run trace=FILE`")

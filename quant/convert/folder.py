@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.errors import InputError
-from numoe.quant.files import held
+from numoe.quant.files import held, require_folder
 from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Hashing, Manifest, read_manifest
 
 PART_SUFFIX = ".part"
@@ -161,8 +161,7 @@ class Part:
 def unfinished(destination: Path, manifest: Manifest) -> Iterator[Part]:
     """DESTINATION.part, which nobody else writes meanwhile. Errors of the disk become sentences."""
     refuse_existing(destination)
-    if not destination.parent.is_dir():
-        raise InputError(f"there is no folder {destination.parent} to put {destination.name} into; make it first")
+    require_folder(destination)
     path = destination.with_name(destination.name + PART_SUFFIX)
     with ExitStack() as stack:
         try:

@@ -73,7 +73,7 @@ def test_charts_that_cannot_be_drawn_are_refused_first(
         code, out, err = command(*asked, "--json", "--chart")
         assert (code, out) == (2, "") and "--chart a file" in " ".join(err.split())
         code, _, err = command(*asked, "--chart", str(tmp_path / "none" / "x.svg"))
-        assert code == 1 and "cannot be written" in err and err.count("\n") == 1
+        assert code == 2 and "/none to put x.svg into; make it first" in err and err.count("\n") == 1
         monkeypatch.setitem(__import__("sys").modules, "PIL", None)
         code, _, err = command(*asked, "--chart", str(tmp_path / "x.png"))
         assert code == 1 and "pip install pillow" in err

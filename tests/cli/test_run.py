@@ -562,7 +562,7 @@ def test_answers_go_to_a_file_of_their_own(batch: Batch, monkeypatch: pytest.Mon
         batch.out = batch.folder / name
         refused(batch({"prompt": "a"}), "the file of the prompts itself")
     batch.out = batch.folder / "nowhere" / "out"
-    refused(batch({"prompt": "a"}), "nowhere", "cannot be written")
+    refused(batch({"prompt": "a"}), "nowhere", "make it first", code=2)
     with locked(batch.folder / "out", "it"):
         batch.out = batch.folder / "out"
         refused(batch({"prompt": "a"}), "the file of answers", "in use by another process")
