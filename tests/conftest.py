@@ -34,8 +34,10 @@ def pytest_configure() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def pytest_collection_finish() -> None:
-    """Modules and tests stay to the end: no collection, of which each start of the workers makes one, looks at them."""
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> None:
+    """No collection, of which each start of the workers and each refusal makes one, looks at what is there before a
+    module begins and stays to the end: libraries, tests, models that others have loaded."""
     gc.collect()
     gc.freeze()
 

@@ -351,7 +351,7 @@ def test_a_named_chat_keeps_its_settings(
     assert command("chat", "-c") == (2, "", "error: no chat is kept yet; `numoe chat` begins one\n")
     options = ("--session", "mine", "-q")
     assert command("chat", model, *options, "-n", "5", "--temp", "0", "-s", "be", stdin="hi\n")[0] == 0
-    assert command("chat", *options, "--temp", "0.5", stdin="and\n")[0] == 0  # model and -n as they were
+    assert command("chat", *options, "--temp", "0.5", "--seed", "1", stdin="and\n")[0] == 0  # model and -n as before
     assert command("chat", "-c", "-q", stdin="/set max_tokens 2\nlast\n")[0] == 0
     document = kept(tmp_path)
     assert (document["model"], document["settings"]["system"]) == (model, "be")
