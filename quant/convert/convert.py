@@ -30,7 +30,7 @@ from numoe.quant.convert.layout import Layout, lay_out
 from numoe.quant.documents import read_document
 from numoe.quant.files import Files, TensorInfo, is_plain_name
 from numoe.quant.stored.checkpoint import Checkpoint, gguf_header, open_checkpoint
-from numoe.quant.stored.conventions.native import LAYOUT
+from numoe.quant.stored.conventions.native import WRITTEN
 from numoe.quant.stored.gguf_sets import HEADER
 from numoe.quant.stored.manifest import MANIFEST_NAME, Manifest
 from numoe.quant.stored.safetensors import file_start, read_header
@@ -242,7 +242,7 @@ class _Shards:
         outputs = [output for job in jobs for output in job.outputs]
         self._sizes[number] = sum(output.nbytes for output in outputs)
         self._part.require_space(self._sizes[number])
-        start = file_start(((one.name, one.dtype, one.shape) for one in outputs), LAYOUT)
+        start = file_start(((one.name, one.dtype, one.shape) for one in outputs), WRITTEN)
         self._part.write(self._layout.names[number], chain([start], self._pieces(jobs)))
         self._undone.discard(number)
 

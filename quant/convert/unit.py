@@ -14,7 +14,7 @@ from numoe.quant.dtypes import UInt8
 from numoe.quant.errors import InputError
 from numoe.quant.files import Extent, Files, TensorInfo
 from numoe.quant.stored.checkpoint import Checkpoint
-from numoe.quant.stored.conventions.native import LAYOUT
+from numoe.quant.stored.conventions.native import LAYOUT, WRITTEN
 from numoe.quant.stored.handle import Stored
 from numoe.quant.stored.safetensors import file_start
 
@@ -34,7 +34,7 @@ class Unit:
     @property
     def start(self) -> bytes:
         """The file up to its tensors."""
-        return file_start(((one.name, one.dtype, one.shape) for one in self._outputs(self._jobs())), LAYOUT)
+        return file_start(((one.name, one.dtype, one.shape) for one in self._outputs(self._jobs())), WRITTEN)
 
     def pieces(self, reader: Reader) -> Iterator[UInt8]:
         """The rest of it.

@@ -79,7 +79,7 @@ def test_a_family_s_reasoning_is_told_from_its_answer_however_it_is_cut(model_ty
 # How released models of a family call tools: marks of `test_tools.WRITTEN`, or what they write, where that is not it.
 HARMONY_CALL = '<|channel|>commentary to=functions.get_weather <|message|>{"city": "Rome", "days": 3}<|call|>'
 CALLS = {
-    "<tool_call>": "afmoe bailing_moe granitemoehybrid mellum qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next qwen3_vl "
+    "<tool_call>": "afmoe bailing_moe exaone4 exaone_moe granitemoehybrid mellum qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next qwen3_vl "
     "qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text smollm3",
     "<tool_call><function=": "afmoe mimo_v2_flash nemotron_h qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text "
     "qwen3_moe qwen3_next qwen4_exp qwen4_exp_text",
@@ -89,8 +89,8 @@ CALLS = {
     "<|tool_calls_section_begin|>": "kimi_k2 kimi_k25 kimi_linear",
     "<|tool_call>": "gemma4 gemma4_text",
     "<|tool_call_start|>": "lfm2_moe",
-    "<|tool_call|>": "granitemoe granitemoeshared",
-    "[TOOL_CALLS][ARGS]": "mistral ministral3 mistral3",
+    "<|tool_call|>": "granite granitemoe granitemoeshared",
+    "[TOOL_CALLS][ARGS]": "mistral ministral3 mistral3 mistral4",
     "[TOOL_CALLS]": "mistral mixtral",
     "<｜tool▁calls▁begin｜>": "deepseek_v3",
     "<｜tool▁calls▁begin｜>```json": "deepseek_v2 deepseek_v3",
@@ -102,9 +102,9 @@ CALLS = {
     "<seed:tool_call>": "seed_oss",
     HARMONY: "gpt_oss",
 }
-WITHOUT_CALLS = {"dots1", "ernie4_5_moe", "flint", "gemma3", "gemma3_text", "olmoe", "phimoe", "qwen2_5_vl",
-                 "qwen2_5_vl_text", "qwen2_vl", "qwen2_vl_text"}  # fmt: skip
-"""Their released templates tell of no calls, or there is none."""
+WITHOUT_CALLS = {"dots1", "ernie4_5_moe", "flint", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3", "olmoe", "phi3",
+                 "phimoe", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_vl", "qwen2_vl_text"}  # fmt: skip
+"""Their released templates tell of no calls, or there is none; those of glm4 and olmo3 are not read."""
 WRITTEN_CALLS = dict(WRITTEN) | {
     "<|START_ACTION|>": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": '
     '{"city": "Rome", "days": 3}}]<|END_ACTION|>',

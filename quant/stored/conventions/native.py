@@ -29,6 +29,8 @@ from numoe.quant.stored.safetensors import DTYPE_BITS
 
 LAYOUT = {"numoe": "columns"}
 """The entry of the metadata of a folder whose matrices are by columns."""
+WRITTEN = {"format": "pt", **LAYOUT}
+"""All the metadata of what numoe writes; other readers of safetensors ask for a format."""
 
 _INTEGERS = {
     "BOOL": "?",
