@@ -79,8 +79,8 @@ def test_a_family_s_reasoning_is_told_from_its_answer_however_it_is_cut(model_ty
 # How released models of a family call tools: marks of `test_tools.WRITTEN`, or what they write, where that is not it.
 HARMONY_CALL = '<|channel|>commentary to=functions.get_weather <|message|>{"city": "Rome", "days": 3}<|call|>'
 CALLS = {
-    "<tool_call>": "afmoe bailing_moe exaone4 exaone_moe granitemoehybrid mellum qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next qwen3_vl "
-    "qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text smollm3",
+    "<tool_call>": "afmoe bailing_moe exaone4 exaone_moe granitemoehybrid mellum qwen2 qwen2_moe qwen3 qwen3_moe "
+    "qwen3_next qwen3_vl qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text smollm3",
     "<tool_call><function=": "afmoe mimo_v2_flash nemotron_h qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text "
     "qwen3_moe qwen3_next qwen4_exp qwen4_exp_text",
     "<tool_call><arg_key>": "bailing_hybrid glm4_moe glm4v_moe glm4v_moe_text glm4_moe_lite glm_moe_dsa laguna",
