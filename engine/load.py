@@ -13,7 +13,6 @@ from numoe.engine.budget import Budget, free_memory
 from numoe.engine.description import Description, describe
 from numoe.engine.experts import heat
 from numoe.engine.experts.cluster import Cluster
-from numoe.engine.experts.pulled import Written, origin
 from numoe.engine.experts.remote import RemoteBank
 from numoe.engine.experts.share import LEFT_TO_OTHERS, Settings, experts_on_disk
 from numoe.engine.experts.store import ExpertStore
@@ -116,6 +115,8 @@ def _spread(
     """
     if experts is None:
         raise WrongUsage(f"{description.path.name} has no routed experts, which are what `ray` shares out")
+    from numoe.engine.experts.pulled import Written, origin  # and all that reaches the hub
+
     budget.require(description.path.name, planned.least_bytes)
     identity, pulled = description.identity, origin(description)
     ram = budget.allowed if budget.given else None

@@ -11,17 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.place import place, uses
-from numoe.engine.experts.pulled import Written
 from numoe.engine.experts.share import Applied, Formulas
 from numoe.engine.experts.store import DecayedCounts, ExpertStore, Key
 from numoe.engine.layers.bank import Formula
 from numoe.engine.layers.ops import Floats, Ids
+
+if TYPE_CHECKING:
+    from numoe.engine.experts.pulled import Written
 
 HERE = 0
 """The number of this process among the nodes."""

@@ -7,16 +7,16 @@ it pulls these from the hub.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numoe.engine.budget import Budget, available_memory, free_memory, peak_rss
 from numoe.engine.description import Description, describe
 from numoe.engine.experts.local import LocalBank
-from numoe.engine.experts.pulled import Origin, PulledExperts
 from numoe.engine.experts.store import ExpertStore, Key
 from numoe.engine.home import models_folder
 from numoe.engine.layers.bank import Formula
@@ -29,6 +29,9 @@ from numoe.quant.compute.threads import use as use_threads
 from numoe.quant.errors import DoesNotFit, InputError
 from numoe.quant.stored.handle import Stored
 
+if TYPE_CHECKING:
+    from numoe.engine.experts.pulled import Origin
+
 Formulas = Mapping[int, tuple[Formula, Mapping[str, Floats]]]
 """What `ExpertBank.define` was told, by layer."""
 
@@ -36,7 +39,13 @@ Applied = tuple[Floats, Mapping[Key, str]]
 """Rows that experts made, and the hashes of those of them that were pulled and nobody has compared yet: see
 `pulled.Written.hash`."""
 
-VERSION = version("numoe")
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version  # takes 2 MB, and most runs share nothing
+
+    return version("numoe")
+
 
 LEFT_TO_OTHERS = 32  # which part of a budget stays free in the machine, whatever they take
 _COPIES = 4  # of a chunk's rows: as they arrive, an expert each, what comes out, and that on its way
@@ -54,7 +63,7 @@ class Settings:
     ram: int | None
     threads: int | None
     block: int
-    version: str = VERSION
+    version: str = field(default_factory=_version)
 
 
 class Share:
@@ -69,8 +78,10 @@ class Share:
             InputError: it is not here and cannot be had, is another one or damaged, or not even one expert fits; or
                 this is another version of numoe.
         """
-        if settings.version != VERSION:
-            raise InputError(f"it has numoe {VERSION}, and the one that asks {settings.version}; install the same one")
+        if settings.version != _version():
+            raise InputError(
+                f"it has numoe {_version()}, and the one that asks {settings.version}; install the same one"
+            )
         use_threads(settings.threads or usable_cores())
         use_block(settings.block)
         self._pulled = None
@@ -82,6 +93,8 @@ class Share:
             assert store is not None  # else nobody shares them
             self._store = store
         elif settings.origin:
+            from numoe.engine.experts.pulled import PulledExperts  # and all that reaches the hub
+
             self._pulled = PulledExperts(settings.origin)
             description, self._store = self._pulled.description, self._pulled.store
         else:
