@@ -7,12 +7,7 @@ from numoe.engine.families.config import Config
 from numoe.engine.families.names import Family, Gguf
 from numoe.engine.layers.spec import ModelSpec, decoder_layer
 
-DEFAULTS = common.DEFAULTS | {
-    "max_position_embeddings": 2048,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "attention_bias": False,
-    "mlp_bias": False,
+DEFAULTS = llama.DEFAULTS | {
     "embedding_multiplier": 1.0,
     "logits_scaling": 1.0,
     "residual_multiplier": 1.0,

@@ -323,11 +323,8 @@ def test_a_gguf_file_is_converted_on_the_way(hub: Hub, files: dict[str, bytes], 
     assert command("rm", "-y", f"{ID}:Q8_0+int4")[0] == 0 and not one.path.exists()
 
 
-def test_a_stopped_conversion_goes_on(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("numoe.quant.stored.gguf._FIRST_BYTES", 512)
-    hub.add(ID, files)
-    pull(f"{ID}:Q8_0", "int8")
-    whole = home.locate(f"{ID}:Q8_0+int8").rename(home.home() / "whole")
+def pull_first_part(quant: str) -> None:
+    """A pull of two parts that ends after the first."""
 
     class Stop(Exception):
         pass
@@ -337,7 +334,16 @@ def test_a_stopped_conversion_goes_on(hub: Hub, files: dict[str, bytes], monkeyp
             raise Stop
 
     with pytest.raises(Stop):
-        pull(f"{ID}:Q8_0", "int8", report=stop)
+        pull(f"{ID}:Q8_0", quant, report=stop)
+
+
+def test_a_stopped_conversion_goes_on(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numoe.quant.stored.gguf._FIRST_BYTES", 512)
+    hub.add(ID, files)
+    pull(f"{ID}:Q8_0", "int8")
+    whole = home.locate(f"{ID}:Q8_0+int8").rename(home.home() / "whole")
+
+    pull_first_part("int8")
     with pytest.raises(InputError, match=f"`numoe pull {ID}:Q8_0 quant=int8` goes on"):
         load(f"{ID}:Q8_0+int8")
     hub.log.clear()
@@ -366,15 +372,7 @@ def test_a_pull_that_was_stopped_goes_on(hub: Hub, files: dict[str, bytes], monk
     monkeypatch.setattr("numoe.quant.stored.gguf._FIRST_BYTES", 512)
     hub.add(ID, files)
 
-    class Stop(Exception):
-        pass
-
-    def stop(at: Progress) -> None:
-        if at.shards == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        pull(f"{ID}:Q8_0", report=stop)
+    pull_first_part("native")
     [unfinished] = home.models()
     assert (unfinished.complete, unfinished.name) == (False, f"{ID}:Q8_0")
     with pytest.raises(InputError, match=f"`numoe pull {ID}:Q8_0` goes on"):
