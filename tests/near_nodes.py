@@ -12,7 +12,7 @@ import pytest
 from numoe.engine import InputError, Model, load
 from numoe.engine.experts.remote import Lost, RemoteBank
 from numoe.engine.experts.share import Applied, Formulas, Settings, Share
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.engine.layers.ops import Floats, Ids
 
 LOAD = import_module("numoe.engine.load")

@@ -16,7 +16,7 @@ from typing import Any
 
 from numoe.engine.experts.remote import Lost, RemoteBank
 from numoe.engine.experts.share import Applied, Formulas, Settings, Share
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.quant.errors import InputError
 

@@ -18,7 +18,7 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import write_whole
 
 if TYPE_CHECKING:
-    from numoe.engine.experts.store import Key
+    from numoe.engine.experts.unit import Key
     from numoe.engine.model import Model
 
 MOST_FILES = 32

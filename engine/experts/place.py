@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 
 _UNKNOWN = 1.0
 _KNOWN = 4.0, 2.0

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine.description import Description, describe_repository
-from numoe.engine.experts.store import READERS, ExpertStore, Key
+from numoe.engine.experts.store import READERS, ExpertStore
+from numoe.engine.experts.unit import Key
 from numoe.engine.home import home, make
 from numoe.engine.hub.distant import Fetched
 from numoe.engine.hub.hub_id import is_hub_id

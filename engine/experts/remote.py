@@ -18,7 +18,9 @@ import numpy as np
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.place import place, uses
 from numoe.engine.experts.share import Applied, Formulas
-from numoe.engine.experts.store import DecayedCounts, ExpertStore, Key
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.experts.unit import Key
+from numoe.engine.experts.uses import DecayedCounts
 from numoe.engine.layers.bank import Formula
 from numoe.engine.layers.ops import Floats, Ids
 

@@ -17,7 +17,8 @@ import numpy as np
 from numoe.engine.budget import Budget, available_memory, free_memory, peak_rss
 from numoe.engine.description import Description, describe
 from numoe.engine.experts.local import LocalBank
-from numoe.engine.experts.store import ExpertStore, Key
+from numoe.engine.experts.store import ExpertStore
+from numoe.engine.experts.unit import Key
 from numoe.engine.home import models_folder
 from numoe.engine.layers.bank import Formula
 from numoe.engine.layers.ops import Floats, Ids

@@ -20,90 +20,26 @@ from dataclasses import dataclass, field
 from threading import Condition
 from typing import Any
 
+from numoe.engine.experts.unit import Key, Unit, lay_out, read_once
+from numoe.engine.experts.uses import DecayedCounts
 from numoe.quant.compute import workers
-from numoe.quant.compute.memory import ALIGNMENT, lasting
+from numoe.quant.compute.memory import lasting
 from numoe.quant.compute.slots import Slots
 from numoe.quant.dtypes import UInt8
-from numoe.quant.files import PAGE, Extent, Files, joined
+from numoe.quant.files import Files
 from numoe.quant.formats.qtensor import QTensor
 from numoe.quant.formats.resident import apart, fastest, settled
 from numoe.quant.stored.handle import Stored
 
-Key = tuple[int, int]
-"""(layer, expert)."""
-
 READERS = 4
 """Threads that read: a disk gives its full speed only to several reads at a time."""
 
-# Ranges of so many bytes have whole pages of the buffer, to be read past the system's cache.
-_PAGED = 1 << 20
 # Bytes of addresses for units that come and go, taken at once.
 _REGION = 1 << 30
-# Bytes between two ranges that are read through instead of starting another read, as a share of the unit.
-_GAP_SHARE = 1 / 128
 # A guess is tried on so many units before it is judged, and must be right this often.
 _GUESS_TRIALS = 32
 _GUESS_PAYS = 0.5
 _PATIENCE = 0.5  # seconds from one look at what is free to the next, which takes up to some milliseconds
-
-
-HALF_LIFE = 4
-"""A use counts half as much after this many times as many uses as the cache holds units.
-
-Of 1 to 64, on traces of `tiny`, this gave the most hits at nearly every size; see `numoe.engine.measure.replay`.
-"""
-
-
-class DecayedCounts:
-    """How often keys were used, in logarithms: what orders them is known at their last use and never changes."""
-
-    def __init__(self, capacity: int):
-        """capacity: units that the cache holds."""
-        self._half_life = HALF_LIFE * max(1, capacity)
-        self._uses = 0
-        self._counts: dict[Key, float] = {}
-
-    def use(self, key: Key) -> float:
-        """Count a use, and give the key's worth from now on."""
-        # A use at time t counts 2^(t / half-life) for good, instead of all others less and less.
-        now = self._uses / self._half_life
-        count = self.worth(key)
-        self._counts[key] = now + math.log2(1 + 2 ** (count - now)) if count > -math.inf else now
-        self._uses += 1
-        return self._counts[key]
-
-    def worth(self, key: Key) -> float:
-        return self._counts.get(key, -math.inf)
-
-    def assume(self, keys: Sequence[Key]) -> None:
-        """Have keys that were not used yet be worth less than a use, and the first the most."""
-        for rank, key in enumerate(keys):
-            self._counts.setdefault(key, -1 - rank / len(keys))
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What to read for an expert, and where it goes in a buffer of `buffer_bytes`."""
-
-    runs: tuple[tuple[Extent, int], ...]
-    """Ranges to read, and the place of each in the buffer."""
-    matrices: Mapping[str, tuple[Stored, tuple[slice, ...]]]
-    """gate, up and down: codes, scales and minimums in the buffer."""
-    buffer_bytes: int
-    decoded_bytes: int
-    """Memory of the matrices that are made anew, from GGUF's block types for one."""
-    keeps_buffer: bool
-    """Whether some matrix is a view of the buffer."""
-
-    @property
-    def needed(self) -> int:
-        """Most memory it takes, which is while it is read."""
-        return self.buffer_bytes + self.decoded_bytes
-
-    @property
-    def kept(self) -> int:
-        """Memory it takes afterwards."""
-        return self.decoded_bytes + (self.buffer_bytes if self.keeps_buffer else 0)
 
 
 @dataclass(eq=False)
@@ -118,7 +54,7 @@ class _Entry:
     """A unit that is queued, being read, or resident. It stays while it has users or is expected."""
 
     key: Key
-    unit: _Unit
+    unit: Unit
     users: set[_Request] = field(default_factory=set)
     expected: bool = False
     buffer: UInt8 | None = None
@@ -164,7 +100,7 @@ class ExpertStore:
         self._shed = False
         self._asked = -math.inf  # when it was asked what is free
         self._files = files
-        self._units = {key: _lay_out(stored) for key, stored in experts.items()}
+        self._units = {key: lay_out(stored) for key, stored in experts.items()}
         self.largest: dict[int, int] = {}
         """For each layer, the most bytes that one of its units takes."""
         for (layer, _), unit in self._units.items():
@@ -599,43 +535,3 @@ class ExpertStore:
         if self.budget == self.total_bytes:
             return {part: settled(matrix) for part, matrix in used.items()}
         return apart(used)
-
-
-def read_once(files: Files, extent: Extent, buffer: UInt8, at: int) -> None:
-    """Read a range to its place in a buffer, as `_lay_out` gave it one; the system keeps no copy where it listens."""
-    if extent.nbytes >= _PAGED:
-        files.read_once(*extent, buffer[at - at % PAGE : _page_end(at + extent.nbytes)])
-    else:
-        files.read_range(*extent, out=buffer[at : at + extent.nbytes])
-        files.drop_cached(*extent)
-
-
-def _page_end(at: int) -> int:
-    return -(-at // PAGE) * PAGE
-
-
-def _lay_out(stored: Mapping[str, Stored]) -> _Unit:
-    extents = {part: one.extents() for part, one in stored.items()}
-    flat = {extent for parts in extents.values() for extent in parts}
-    gap = int(_GAP_SHARE * sum(extent.nbytes for extent in flat))
-    runs, used = [], 0
-    for run in joined(flat, gap):
-        if run.nbytes < _PAGED:
-            used += (run.offset - used) % ALIGNMENT  # as aligned as in the file
-            runs.append((run, used))
-            used += run.nbytes
-        else:
-            runs.append((run, _page_end(used) + run.offset % PAGE))
-            used = _page_end(runs[-1][1] + run.nbytes)
-
-    def place(extent: Extent) -> slice:
-        for run, at in runs:
-            first = at + extent.offset - run.offset
-            if run.path == extent.path and at <= first < at + run.nbytes:
-                return slice(first, first + extent.nbytes)
-        raise AssertionError("every range is part of a run")
-
-    matrices = {part: (stored[part], tuple(map(place, parts))) for part, parts in extents.items()}
-    decoded = sum(one.read_nbytes for one in stored.values() if not one.stays_as_read)
-    keeps = any(one.stays_as_read for one in stored.values())
-    return _Unit(tuple(runs), matrices, used, decoded, keeps)

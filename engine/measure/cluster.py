@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.engine.experts.place import place, uses
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.engine.layers.ops import Ids
 from numoe.engine.layers.spec import ModelSpec
 from numoe.engine.layers.state import CHUNK

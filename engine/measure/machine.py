@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numoe.engine.budget import free_memory
-from numoe.engine.experts.store import READERS, read_once
+from numoe.engine.experts.store import READERS
+from numoe.engine.experts.unit import read_once
 from numoe.engine.home import home, make
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.measure.forecast import Calls, Machine, Run

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.experts.store import DecayedCounts, Key
+from numoe.engine.experts.unit import Key
+from numoe.engine.experts.uses import DecayedCounts
 from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import require_folder
 

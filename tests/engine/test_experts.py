@@ -32,6 +32,7 @@ from numoe.engine import Description, InputError, Model, describe, load
 from numoe.engine.experts import heat
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
+from numoe.engine.experts.uses import HALF_LIFE
 from numoe.engine.measure.machine import process_bytes
 from numoe.quant.compute import threads
 from numoe.quant.convert.convert import Folder, convert
@@ -428,7 +429,7 @@ def test_what_was_used_least_lately_goes_first(equal: Path, capacity: int, reque
     hits = 0
     for time, key in enumerate(requests):
         take(store, key[0], [key[1]])
-        uses[key] = uses.get(key, 0) + 2 ** (time / (experts.HALF_LIFE * capacity))
+        uses[key] = uses.get(key, 0) + 2 ** (time / (HALF_LIFE * capacity))
         hits += key in cache
         if key not in cache and len(cache) == capacity:
             cache.remove(min(cache, key=uses.__getitem__))

@@ -20,7 +20,7 @@ from numoe.engine.experts import heat
 from numoe.engine.experts.cluster import connect
 from numoe.engine.experts.place import place, uses
 from numoe.engine.experts.share import Settings, Share
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.quant.compute import threads
 from numoe.quant.compute.kernels import block_elements
 

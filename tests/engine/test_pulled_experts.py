@@ -18,7 +18,7 @@ from numoe.engine import InputError, Model, describe, load
 from numoe.engine.description import Description
 from numoe.engine.experts.pulled import Origin, origin
 from numoe.engine.experts.share import Settings
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.engine.hub.repository import repository
 from numoe.engine.pull import pull
 from numoe.quant.compute import threads

@@ -111,7 +111,7 @@ def test_what_is_read_is_compared_with_its_hash(blocks: Path, paged: bool, monke
     past: list[Path] = []
     read_once = Files.read_once
     monkeypatch.setattr(Files, "read_once", lambda files, path, *of: past.append(path) or read_once(files, path, *of))
-    monkeypatch.setattr("numoe.engine.experts.store._PAGED", 1 if paged else 1 << 40)
+    monkeypatch.setattr("numoe.engine.experts.unit._PAGED", 1 if paged else 1 << 40)
     path = blocks / "model.safetensors"
     size = path.stat().st_size
     use_all(blocks)

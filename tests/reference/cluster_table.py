@@ -21,7 +21,7 @@ from machines import idle_epyc
 
 from numoe.engine import Description
 from numoe.engine.description import arrange
-from numoe.engine.experts.store import Key
+from numoe.engine.experts.unit import Key
 from numoe.engine.families import family
 from numoe.engine.measure.cluster import SIMULATED, Cluster, linked
 from numoe.engine.measure.machine import Machine
