@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import Description, InputError, Model, describe, load
-from numoe.engine.experts import heat
+from numoe.engine.experts import heat, unit
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.experts.uses import HALF_LIFE
@@ -199,7 +199,7 @@ def test_no_digit_depends_on_reads_past_the_cache(
     """These experts are too small for them otherwise."""
     ids = tiny.load_golden(name).ids.tolist()[:44]
     expected = load(checkpoint(name)).session(64).feed(ids)
-    monkeypatch.setattr(experts, "_PAGED", 1)
+    monkeypatch.setattr(unit, "_PAGED", 1)
     model = load_with(monkeypatch, checkpoint(name), lambda store: store.total_bytes // 2)
     np.testing.assert_array_equal(model.session(64).feed(ids), expected)
 
