@@ -70,6 +70,8 @@ def read_tools(value: str) -> Any:
         WrongUsage: it is neither.
     """
     tools = _read_json(value, "[{", "--tools", "give a list of tools")
+    if tools == []:
+        raise WrongUsage("--tools lists none; give one at least, or leave it out")
     return tools if isinstance(tools, list) else [tools]
 
 

@@ -56,16 +56,12 @@ def hear(talk: Talk, line: str) -> None:
         InputError: what the line asks for is not possible; everything is as it was.
         KeyboardInterrupt: before the answer began. The question is forgotten.
     """
-    if not line.startswith("/"):
-        talk.ask(line)
-    elif line.startswith("//"):
-        if not line[2:].strip():
-            raise WrongUsage("// begins a question with a slash, and nothing follows it; /help lists the commands")
-        talk.ask(line[1:])
-    else:
-        talk.draft = None
-        typed, *rest = re.split(r"\s+", line[1:], maxsplit=1)
-        _do(talk, typed, "".join(rest).strip())
+    if not line.startswith("/") or line.startswith("//"):
+        talk.ask(line[1:] if line.startswith("//") else line)
+        return
+    talk.draft = None
+    typed, *rest = re.split(r"\s+", line[1:], maxsplit=1)
+    _do(talk, typed, "".join(rest).strip())
 
 
 def _do(talk: Talk, typed: str, text: str) -> None:

@@ -44,6 +44,10 @@ def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> N
     numoe chat --show trip > trip.txt
     """
     if options["show"] is not None or options["list"] or options["search"] is not None:
+        if model_argument is not None:
+            raise WrongUsage(f'--list, --search and --show are of all chats; leave out "{model_argument}"')
+        if options["show"] is not None and (options["list"] or options["search"] is not None):
+            raise WrongUsage("--show prints one chat, and --list and --search list them; choose one")
         with Output(options["quiet"]) as output:
             if options["show"] is not None:
                 _show(options["show"], options["json"], output)

@@ -439,7 +439,6 @@ def test_a_full_context_ends_an_answer(command: Run, model: str) -> None:
         ),
         ("/think_budge 5", "there is no command /think_budge; did you mean /think_budget?"),
         ("/modle x", "there is no command /modle; did you mean /model?"),
-        ("//", "// begins a question with a slash, and nothing follows it"),
         ("/undo all", '/undo stands alone, and "all" is left over'),
         ("/q x", '/bye stands alone, and "x" is left over'),
         ("/help jump", "there is no command /jump; /help lists them"),
