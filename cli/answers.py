@@ -23,7 +23,7 @@ from typing import Any
 from numoe.cli.output import Output
 from numoe.cli.request import Request
 from numoe.quant.documents import parse_json
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import locked, require_folder, write_whole
 
 Lines = Generator[dict[str, Any], None, None]
@@ -138,10 +138,10 @@ class Answers:
             require_folder(out)
             return
         if not out.is_file():
-            raise InputError(f"--out {out} is not an ordinary file; name another, or leave --out out and use >")
+            raise WrongUsage(f"--out {out} is not an ordinary file; name another, or leave --out out and use >")
         prompts = os.fstat(0) if self._batch == "-" else Path(self._batch).stat()
         if os.path.samestat(prompts, out.stat()):
-            raise InputError(f"--out {out} is the file of the prompts itself; name another")
+            raise WrongUsage(f"--out {out} is the file of the prompts itself; name another")
 
     def _read(self, out: Path) -> None:
         """Find the answers that the file has. Raises InputError where it has something else."""

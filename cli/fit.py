@@ -13,7 +13,7 @@ from numoe.cli.ggufs import tell_ggufs
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, spelled, takes
 from numoe.cli.unsupported import opened, tell_totals
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 
 if TYPE_CHECKING:
     from numoe.engine import Description, Plan
@@ -112,6 +112,8 @@ def _distant(
         time.sleep(seconds)
 
     where = parted(name)
+    if where is None and home.lookup(name) is not None:
+        raise WrongUsage(f'`revision` is of a repository of the hub, and "{name}" is here; leave it out')
     if where is None:
         raise home.unknown(name)
     remote = repository(where[0], revision, wait)

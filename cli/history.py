@@ -14,16 +14,28 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numoe.cli.output import as_json
 from numoe.engine.home import home, make
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
+
+if TYPE_CHECKING:
+    from numoe.engine.chat.files import Chat
 
 
 def last_path() -> Path:
     """The file of the last prompt, whether it is there or not."""
     return home() / "last.json"
+
+
+def read_last() -> Chat:
+    """The last prompt and its answer. Raises WrongUsage where none was kept."""
+    from numoe.engine.chat.files import Chat
+
+    if not last_path().exists():
+        raise WrongUsage("there is nothing to go on with: no prompt of `numoe run` was kept; ask without -c first")
+    return Chat.read(last_path())
 
 
 def log_path() -> Path:

@@ -75,14 +75,15 @@ def _completing(install: bool) -> Any:
 
 
 @app.command("help", cls=Command)
-def help_(name: Annotated[str | None, typer.Argument(metavar="COMMAND")] = None) -> None:
+def help_(names: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None) -> None:
     """Tell what numoe does, or one of its commands.
 
     Examples:
     numoe help
     numoe help run
+    numoe help config set
     """
-    app([*([name] if name else []), "--help"], prog_name="numoe", standalone_mode=False)
+    app([*(names or []), "--help"], prog_name="numoe", standalone_mode=False)
 
 
 @app.callback()

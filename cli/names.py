@@ -42,16 +42,21 @@ def template(pairs: _Pairs = None, *, options: Options) -> None:
 
 def _change(kind: str, pairs: list[str] | None, json: bool) -> None:
     from numoe.engine.chat.answer import is_text
+    from numoe.engine.home import TINY
 
     output = Output()
-    for pair in pairs or ():
-        name, equals, value = pair.partition("=")
+    named = [pair.partition("=") for pair in pairs or ()]
+    for name, equals, value in named:
         if not equals or not re.fullmatch(r"\w[\w.-]*", name):
             raise WrongUsage(
-                f'`numoe {kind}` takes NAME=VALUE, the name in letters, digits, ".", "-" and "_", not "{pair}"'
+                f'`numoe {kind}` takes NAME=VALUE, the name in letters, digits, ".", "-" and "_", not '
+                f'"{name}{equals}{value}"'
             )
         if not is_text(value):
             raise WrongUsage(f"numoe {kind} takes texts, and {value!a} is not UTF-8")
+        if kind == "alias" and name == TINY and value:
+            raise WrongUsage(f"{TINY} is the name of a model of its own; choose another one")
+    for name, _, value in named:
         change_table(kind, name, value)
         output.note(f"{name} is {value}" if value else f"{name} is removed")
     if pairs:

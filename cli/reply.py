@@ -170,3 +170,35 @@ class Interrupt:
         if self._pressed or not self._answering:
             raise KeyboardInterrupt
         self._pressed = True
+
+
+class Lines(Output):
+    """An answer as JSON lines, one a piece."""
+
+    def answer(self, text: str) -> None:
+        self.line({"text": text})
+
+    def thinking(self, text: str) -> None:
+        self.line({"thinking": text})
+
+    def call(self, call: dict[str, Any]) -> None:
+        self.line({"tool_call": call})
+
+    def end_answer(self) -> None:
+        pass
+
+
+class Aloud(Output):
+    """Reasoning goes where the answer goes, between its tags."""
+
+    _open = False
+
+    def answer(self, text: str) -> None:
+        if self._open and text:
+            self._open = False
+            text = f"\n</think>\n\n{text}"
+        super().answer(text)
+
+    def thinking(self, text: str) -> None:
+        super().answer(text if self._open else f"<think>\n{text}")
+        self._open = True

@@ -168,6 +168,8 @@ def _made_grammar(options: Mapping[str, Any]) -> str | None:
         return grammar.json_grammar(options["schema"])
     if options["choices"] is not None:
         return grammar.choice_grammar(options["choices"])
+    if options["regex"] == "":
+        raise InputError("--regex is empty, which only an empty answer matches; give a pattern")
     if options["regex"] is not None:
         return grammar.regex_grammar(options["regex"])
     return None

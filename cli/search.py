@@ -9,6 +9,7 @@ import typer
 
 from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
+from numoe.quant.errors import WrongUsage
 
 Text = Annotated[str, typer.Argument(help="Part of a repository's name.", show_default=False)]
 
@@ -21,6 +22,8 @@ def search(text: Text, options: Options) -> None:
     numoe search qwen3
     numoe search "deepseek v4" --ram 64GB
     """
+    if not text.strip():
+        raise WrongUsage("TEXT is empty; give a part of a repository's name")
     with Output() as output:
         from numoe.engine.hub.search import search as find
         from numoe.engine.plan import format_bytes
@@ -58,4 +61,6 @@ def search(text: Text, options: Options) -> None:
             return
         first = next((one for one, best in rows if best.runs), found[0])
         given = f"{format_bytes(memory.allowed)} of memory {'allowed' if memory.given else 'that can be taken now'}"
-        output.note(f"{left}About, for {given}; exactly: numoe fit {first.repo_id}")
+        open_ = any(best.verdict is None for _, best in rows)
+        untold = "?: it is larger than that, and runs from the disk if it has experts. " if open_ else ""
+        output.note(f"{left}{untold}About, for {given}; exactly: numoe fit {first.repo_id}")

@@ -284,8 +284,8 @@ def filled(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 
 _BARE = {
-    "--chart": ("-", re.compile(r"-|.+\.(svg|png|jpe?g|gif|webp|pdf|bmp|tiff?)", re.IGNORECASE)),
-    "--ray": ("local", re.compile(r"local|auto|ray://\S+|[^\s/]+:\d+")),
+    "--chart": ("-", re.compile(r"-|.+\.(?!gguf)[a-z]{2,4}", re.IGNORECASE)),
+    "--ray": ("local", re.compile(r"local|auto|ray://\S+|[^\s/]+:\d+|\d+(\.\d+){3}")),
 }
 """Options that need no value: what they mean then, and what is one where it follows."""
 

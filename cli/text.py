@@ -41,7 +41,7 @@ def read_text(name: str, largest: int = LARGEST) -> str:
         raise InputError(f"{what} is not UTF-8 (byte {error.start}); convert it first") from None
     except OSError as error:
         kind = WrongUsage if isinstance(error, FileNotFoundError | IsADirectoryError) else InputError
-        raise kind(f"{name} cannot be read ({error.strerror}); give a text file, or - for piped text") from None
+        raise kind(f"{name} cannot be read ({error.strerror}); give a text file") from None
     except ValueError as error:  # an InputError, or a name that no file can have
         raise InputError(str(error)) from None
 
@@ -70,6 +70,8 @@ def read_tools(value: str) -> Any:
         WrongUsage: it is neither.
     """
     tools = _read_json(value, "[{", "--tools", "give a list of tools")
+    if tools == []:
+        raise WrongUsage("--tools lists none; give one at least, or leave it out")
     return tools if isinstance(tools, list) else [tools]
 
 

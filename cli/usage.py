@@ -110,7 +110,9 @@ def sentence(error: Any) -> str:
         return str(error.message)
     help_ = f"`{context.command_path} --help` tells what it takes"
     if kind == "NoSuchOption":
-        flags = [flag for parameter in context.command.params for flag in parameter.opts if flag[:2] == "--"]
+        flags = [
+            flag for parameter in context.command.get_params(context) for flag in parameter.opts if flag[:2] == "--"
+        ]
         close = get_close_matches(name, flags, n=1)
         return f"there is no option {_quoted(name)}{f'; did you mean {close[0]}?' if close else f'; {help_}'}"
     if kind == "MissingParameter":

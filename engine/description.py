@@ -199,7 +199,7 @@ def describe(model: str | Path, *, check: bool = False) -> Description:
     if listing := gguf_listing(path, files):
         return _of_gguf(path, open_checkpoint(path, files=files), *listing)
     if not (path / "config.json").exists():
-        raise InputError(f"{path} has no config.json; a model folder needs one beside its safetensors")
+        raise WrongUsage(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
     side = path / SIDE_FILE
     kind, spec, convention = _read(config, read_object(side) if side.exists() else None)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from numoe.engine.layers.rows import FLOAT32, ROW_FORMS
 from numoe.quant.documents import parse_json
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import TensorInfo
 from numoe.quant.stored.arrays import dtype_of, fill, listing, pieces, write_arrays
 
@@ -112,7 +112,7 @@ def read(path: Path, model: str, vocab: int, limit: int) -> Kept:
     if not path.exists():
         raise InputError(f"there is no session file {path}")
     if not path.is_file():
-        raise InputError(f"{path} is not a session file; give another name")
+        raise WrongUsage(f"{path} is not a session file; give another name")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read; check its permissions")
     try:

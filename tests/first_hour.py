@@ -217,7 +217,7 @@ def _machine(home: Path, columns: int, env: Mapping[str, str] = {}) -> Iterator[
         patch.setattr(threads, "usable_cores", lambda: 2)
         patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=4000 * _GB, used=0, free=2000 * _GB))
         patch.setattr("numoe.engine.budget.machine_memory", lambda: (25 * _GB, None))
-        patch.setattr("numoe.cli.run.statistics", _statistics)
+        patch.setattr("numoe.cli.asking.statistics", _statistics)
         patch.setattr("numoe.engine.measure.busy.taken_by_others", lambda *samples: 0.0)
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
         keep(replace(a_machine(), read_bytes_per_s={str(1 << power): 1e9 for power in range(12, 25)}))

@@ -231,4 +231,4 @@ def test_a_wheel_tells_what_it_is(wheel: dict[str, bytes]) -> None:
     assert versions == {f"3.{minor}" for minor in range(11, 15)}
     assert told["Requires-Python"] == ">=3.11"
     entry_points = next(data for name, data in wheel.items() if name.endswith(".dist-info/entry_points.txt"))
-    assert b"numoe = numoe.cli.main:main" in entry_points
+    assert b"numoe = numoe.cli.start:start" in entry_points

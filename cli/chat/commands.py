@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from numoe.cli.arguments import models_here
+from numoe.cli.chat import values
 from numoe.cli.chat.kept import kept, model_name, said, write
 from numoe.cli.chat.talk import Talk, cache_of
 from numoe.cli.output import printable
-from numoe.cli.reply import NO_SWITCH
-from numoe.cli.setting import May, Setting
-from numoe.cli.settings import settings_in
 from numoe.cli.text import attachment
 from numoe.engine import Model
 from numoe.engine.chat.files import Chat, alone, cache_path, chat_path, chats, chats_folder
@@ -42,8 +42,10 @@ KEYS = (
     ("Ctrl-G", "opens the editor"),
     ("Tab", "completes commands, settings, models, chats and files"),
 )
-_SETTINGS = settings_in(May.TALK)
-_OTHERWISE = {"exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help"}
+_OTHERWISE = {
+    "exit": "bye", "quit": "bye", "q": "bye", "?": "help", "h": "help", "new": "clear", "reset": "clear",
+    "search": "list", "regen": "retry", "regenerate": "retry", "continue": "more",
+}  # fmt: skip
 """What else people type for a command."""
 
 
@@ -58,21 +60,44 @@ def hear(talk: Talk, line: str) -> None:
         talk.ask(line[1:] if line.startswith("//") else line)
         return
     talk.draft = None
-    typed, _, text = line[1:].partition(" ")
-    name = _OTHERWISE.get(typed.lower(), typed.lower())
-    if name in COMMANDS:
-        COMMANDS[name].run(talk, text.strip())
-    elif _setting(name):
-        _set(talk, line[1:])
+    typed, *rest = re.split(r"\s+", line[1:], maxsplit=1)
+    _do(talk, typed, "".join(rest).strip())
+
+
+def _do(talk: Talk, typed: str, text: str) -> None:
+    """Do what a command says."""
+    name = _meant(typed)
+    if name is None and values.meant(typed.partition("=")[0]):
+        values.change(talk, f"{typed} {text}".strip())
+    elif name is None:
+        raise _unknown(typed)
+    elif text and not COMMANDS[name].takes:
+        raise WrongUsage(f'/{name} stands alone, and "{printable(text)[:60]}" is left over')
     else:
-        raise WrongUsage(f"there is no command /{printable(typed)[:40]}; /help lists them")
+        COMMANDS[name].run(talk, text)
+
+
+def _meant(typed: str) -> str | None:
+    """The command that a word means, None: none."""
+    name = _OTHERWISE.get(typed.lower(), typed.lower())
+    return name if name in COMMANDS else None
+
+
+def _unknown(typed: str) -> WrongUsage:
+    close = get_close_matches(typed.lower(), [*COMMANDS, *values.NAMES], n=1, cutoff=0.7)
+    hint = f"did you mean /{close[0]}?" if close else "/help lists them"
+    return WrongUsage(f"there is no command /{printable(typed)[:40]}; {hint}")
 
 
 def completions() -> dict[str, tuple[list[str], bool]]:
     """The commands; the words that may follow each, and whether a file may."""
     names = [path.stem for path in chats()]
     words: dict[str, tuple[list[str], bool]] = {name: ([], False) for name in (*COMMANDS, "exit")}
-    words |= {"set": (["system", "history", *_SETTINGS], False), "think": (["on", "off", "show", "hide"], False)}
+    words |= {
+        "set": ([*values.NAMES], False),
+        "help": ([*COMMANDS], False),
+        "think": (["on", "off", "show", "hide"], False),
+    }
     return words | {
         "save": (names, True),
         "load": (names, True),
@@ -94,51 +119,25 @@ def _command(takes: str, does: str) -> Callable[[Callable[[Talk, str], None]], C
     return made
 
 
-@_command("", "list the commands")
+@_command("NAME", "tell of a command (without NAME: of all)")
 def _help(talk: Talk, text: str) -> None:
-    rows = [(f"/{name} {what}".rstrip(), does) for name, (what, does, _) in COMMANDS.items()]
-    talk.output.notes([*rows, *KEYS])
+    typed = text.removeprefix("/")
+    name = _meant(typed) if typed else None
+    if typed and name is None:
+        raise _unknown(typed)
+    told = [name] if name else COMMANDS
+    rows = [(f"/{one} {COMMANDS[one].takes}".rstrip(), COMMANDS[one].does) for one in told]
+    talk.output.notes(rows if name else [*rows, *KEYS])
 
 
 @_command("TEXT", "set the instructions (without TEXT: none)")
 def _system(talk: Talk, text: str) -> None:
-    talk.change({"system": text or None})
-    talk.output.note("The instructions are set." if text else "There are no instructions now.")
+    values.change_system(talk, text)
 
 
-@_command("NAME VALUE", "change a setting (without NAME: list them, their ranges and what they do)")
+@_command("NAME VALUE", "change a setting (without VALUE: tell of it; without NAME: of all)")
 def _set(talk: Talk, text: str) -> None:
-    if not text:
-        settings = zip(_values(talk), _SETTINGS.values(), strict=True)
-        rows = [(f"{name} {value}", setting.help + setting.bounds) for (name, value), setting in settings]
-        kept = f"history {'on' if talk.keeps else 'off'}", "Keep what is said and typed."
-        talk.output.notes([*rows, kept])
-        return
-    name, _, value = text.replace("=", " ", "=" in text.partition(" ")[0]).partition(" ")
-    if name.lstrip("-").lower() == "system":
-        _system(talk, value.strip())
-        return
-    if name.lower() == "history":
-        _set_history(talk, value.strip())
-        return
-    setting = _setting(name)
-    if setting is None:
-        raise WrongUsage(f"there is no setting {name}; there are system, history, {', '.join(_SETTINGS)}")
-    if not value.strip():
-        raise WrongUsage(f"/set {setting.name} needs a value: {setting.help}{setting.bounds}")
-    parsed = setting.read(value.strip(), setting.name, none="none")
-    if parsed is not None and not isinstance(parsed, tuple):
-        setting.check(parsed, setting.name, value.strip())
-    talk.change({setting.name: parsed})
-    talk.output.note(f"{setting.name} is {dict(_values(talk))[setting.name]}.")
-
-
-def _set_history(talk: Talk, value: str) -> None:
-    if value not in ("on", "off"):
-        raise WrongUsage(f'history takes on or off, not "{value}"')
-    talk.keeps = value == "on"
-    talk.output.note("What is said is kept." if talk.keeps else "What is said and typed from here on is not kept.")
-    talk.keep()
+    values.change(talk, text)
 
 
 @_command("", "the model, the chat and its settings")
@@ -154,18 +153,14 @@ def _show(talk: Talk, text: str) -> None:
         ("think", ("on" if chat.settings.think else "off") + (", folded" if talk.output.folds else "")),
         ("files", ", ".join(talk.files) or "none"),
     ]
-    talk.output.notes(rows + _values(talk))
+    talk.output.notes(rows + values.values(talk))
 
 
 @_command("on|off", "ask for reasoning or not; show|hide unfolds or folds it")
 def _think(talk: Talk, text: str) -> None:
     match text:
         case "on" | "off":
-            talk.change({"think": text == "on"})
-            said = f"Reasoning is {'asked for' if text == 'on' else 'not asked for'}."
-            if not talk.conversation.session.model.description.chat_format.asks_for_reasoning:
-                said += f" {NO_SWITCH} /think_budget 0 ends it at once."
-            talk.output.note(said)
+            values.change_thinking(talk, text)
         case "show" | "hide":
             talk.output.folds = text == "hide"
             turns = talk.conversation.chat.turns
@@ -349,23 +344,6 @@ def _model(talk: Talk, text: str) -> None:
 @_command("", "leave, as /exit and Ctrl-D do")
 def _bye(talk: Talk, text: str) -> None:
     raise EOFError
-
-
-def _setting(name: str) -> Setting | None:
-    """The setting that a name means: its own, that of its flag, or the engine's."""
-    plain = name.lstrip("-").lower().replace("-", "_")
-    return next((one for one in _SETTINGS.values() if plain in (one.name, one.field)), None)
-
-
-def _values(talk: Talk) -> list[tuple[str, str]]:
-    """The settings of a chat and their values."""
-    settings = talk.conversation.chat.settings
-    values = {**asdict(settings), **asdict(settings.sampling)}
-    return [(name, _shown(values[setting.field])) for name, setting in _SETTINGS.items()]
-
-
-def _shown(value: Any) -> str:
-    return (", ".join(value) or "none") if isinstance(value, (tuple, list)) else str(value).lower()
 
 
 def _named(text: str) -> Path:

@@ -44,6 +44,10 @@ def chat(model_argument: arguments.ModelOrLast = None, *, options: Options) -> N
     numoe chat --show trip > trip.txt
     """
     if options["show"] is not None or options["list"] or options["search"] is not None:
+        if model_argument is not None:
+            raise WrongUsage(f'--list, --search and --show are of all chats; leave out "{model_argument}"')
+        if options["show"] is not None and (options["list"] or options["search"] is not None):
+            raise WrongUsage("--show prints one chat, and --list and --search list them; choose one")
         with Output(options["quiet"]) as output:
             if options["show"] is not None:
                 _show(options["show"], options["json"], output)
@@ -233,17 +237,17 @@ def _introduce(talk: Talk) -> None:
         memory = _memory()
         talk.output.note(
             "A demonstration: it knows a few animals, colours and numbers. Whether a larger model runs in the "
-            f"{memory or 'memory'} of this machine, before it is downloaded:"
+            f"{memory} of this machine, before it is downloaded:"
         )
-        talk.output.note("numoe fit Qwen/Qwen3-30B-A3B" + (f" --ram {memory}" if memory else ""))
+        talk.output.note(f"numoe fit Qwen/Qwen3-30B-A3B --ram {memory}")
 
 
 def _memory() -> str:
-    """What the machine has, as --ram takes it; "" where Python cannot tell."""
-    try:
-        nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return ""
+    """What the machine has, or its container allows, as --ram takes it."""
+    from numoe.engine.budget import machine_memory
+
+    total, limit = machine_memory()
+    nbytes = total if limit is None else limit
     return f"{nbytes // 10**9}GB" if nbytes >= 10**9 else f"{nbytes // 10**6}MB"
 
 

@@ -27,7 +27,12 @@ from numoe.quant.errors import InputError
 SPELLINGS = {one.name: f"{one.flag} of numoe chat" for one in SETTINGS} | {
     name: f"/set {one.name}" for one in settings_in(May.TALK).values() for name in (one.name, one.field)
 }
-SPELLINGS |= {"system": "/system", "think": "/think", "numoe chat list=true": "/list"}
+SPELLINGS |= {
+    "system": "/system",
+    "think": "/think",
+    "numoe chat list=true": "/list",
+    "numoe run pull=true": "`numoe chat --pull`",
+}
 """How settings are given here, for `spelled`."""
 
 

@@ -1,5 +1,5 @@
 """`python -m numoe` is `numoe`."""
 
-from numoe.cli.main import main
+from numoe.cli.start import start
 
-main()
+start()

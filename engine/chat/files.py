@@ -164,7 +164,8 @@ def chat_path(name: str) -> Path:
     """
     if not re.fullmatch(r"\w[\w .-]*", name) or len(name.encode()) > 200:  # of 255, for it gets endings
         raise WrongUsage(
-            f'"{name}" cannot be the name of a chat; use letters, digits, spaces, ".", "-" and "_", at most 200'
+            f'"{name}" cannot be the name of a chat; begin with a letter or digit and use letters, digits, spaces, '
+            '".", "-" and "_", at most 200'
         )
     return chats_folder() / f"{name}.json"
 

@@ -41,13 +41,14 @@ class RouteTrace:
     def __init__(self, path: Path, experts: int):
         """`experts`: routed experts of all layers together."""
         if experts == 0:
-            raise InputError("the model has no routed experts to trace; leave out `trace`")
+            raise WrongUsage("the model has no routed experts to trace; leave out `trace`")
         require_folder(path)
         try:
             # Nobody else reads it, for it tells of what was asked.
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise InputError(f"the trace {path} cannot be made ({error.strerror}); choose another name") from None
+            kind = WrongUsage if isinstance(error, FileExistsError) else InputError
+            raise kind(f"the trace {path} cannot be made ({error.strerror}); choose another name") from None
         self._file = os.fdopen(handle, "w", encoding="ascii")
         self._file.write(f"# {experts} routed experts\n")
         self._layer = -1

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import held, require_folder
 from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Hashing, Manifest, read_manifest
 
@@ -186,7 +186,7 @@ def unfinished(destination: Path, manifest: Manifest) -> Iterator[Part]:
 def refuse_existing(destination: Path) -> None:
     """Raises InputError when there is something by the name of the folder to make."""
     if os.path.lexists(destination):
-        raise InputError(f"{destination} is there already and is not overwritten; choose another name or remove it")
+        raise WrongUsage(f"{destination} is there already and is not overwritten; choose another name or remove it")
 
 
 def _sync(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.quant.errors import InputError
+from numoe.quant.errors import InputError, WrongUsage
 from numoe.quant.files import Files, is_left, shortened
 from numoe.quant.stored.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 
@@ -22,7 +22,7 @@ def require_manifest(folder: Path) -> Manifest:
     """The manifest of a folder. Raises InputError when it has none, or a damaged one."""
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
-        raise InputError(
+        raise WrongUsage(
             f"{folder} has no {MANIFEST_NAME} with the hashes to compare with; "
             "only what `numoe pull` and `numoe quantize` made can be verified"
         )

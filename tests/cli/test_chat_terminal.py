@@ -430,11 +430,23 @@ def test_a_full_context_ends_an_answer(command: Run, model: str) -> None:
     assert "has room for 60; shorten it or raise /set ctx" in err
 
 
-@pytest.mark.parametrize("line", ["/", "/jump", "/think_budge 5", "/etc/passwd?", "/set-temp 5", "/<x>"])
-def test_what_begins_with_a_slash_is_never_asked(command: Run, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        *(
+            (f"{line} 5", f"there is no command {line}; /help lists them")
+            for line in ("/", "/jump", "/etc/passwd?", "/<x>")
+        ),
+        ("/think_budge 5", "there is no command /think_budge; did you mean /think_budget?"),
+        ("/modle x", "there is no command /modle; did you mean /model?"),
+        ("/undo all", '/undo stands alone, and "all" is left over'),
+        ("/q x", '/bye stands alone, and "x" is left over'),
+        ("/help jump", "there is no command /jump; /help lists them"),
+    ],
+)
+def test_what_begins_with_a_slash_is_never_asked(command: Run, line: str, told: str) -> None:
     code, out, err = command("chat", "tiny", stdin=f"{line}\n")
-    assert (code, out) == (2, "")
-    assert err.endswith(f"error: there is no command {line.split()[0]}; /help lists them\n")
+    assert (code, out) == (2, "") and f"error: {told}" in err
 
 
 @pytest.mark.parametrize("line", ["/q", "/quit", "/BYE", "/exit"])
@@ -446,13 +458,22 @@ def test_ways_to_leave(command: Run, line: str) -> None:
     ("line", "told"),
     [
         ("/set temperature 0.5", "temp is 0.5."),
-        ("/set temp=0.5", "temp is 0.5."),
+        ("/set\ttemp=0.5", "temp is 0.5."),
         ("/set --top-p 0.5", "top_p is 0.5."),
         ("/think_budget 5", "think_budget is 5."),
         ("/set stop END", "stop is END."),
         ("/set stop none", "stop is none."),
+        ("/set temp = 0.5", "temp is 0.5."),
         ("/set system Be brief.", "The instructions are set."),
+        ("/set system none", "There are no instructions now."),
+        ("/set think on", "Reasoning is asked for."),
+        ("/history off", "is not kept."),
         ("/set", "temp 0.6"),
+        ("/set temp", "temp 0.6  Randomness; 0 takes the likeliest token. From 0 to 1000000."),
+        ("/seed", "seed none  The same seed"),
+        ("/set system", "system none  Instructions"),
+        ("/help /undo", "/undo  forget the last question"),
+        ("/new", "A new chat."),
         ("/?", "/help"),
         ("/Help", "/help"),
     ],
@@ -475,8 +496,10 @@ def test_where_reasoning_has_no_switch_that_is_told(command: Run, tmp_path: Path
     [
         ("/set temp -1", 'temp takes a number from 0 to 1000000, not "-1"'),
         ("/set top_p 2", 'top_p takes a number from 0 to 1, not "2"'),
-        ("/set temp", "/set temp needs a value: Randomness"),
-        ("/set colour=3", "there is no setting colour; there are system, history, "),
+        ("/set colour=3", "there is no setting colour; there are system, think, history, "),
+        ("/set ram 4GB", "--ram is given where a chat begins; leave, and go on with numoe chat -c and that"),
+        ("/set model tiny", "another model is chosen with /model NAME"),
+        ("/set history maybe", 'history takes on or off, not "maybe"'),
     ],
 )
 def test_settings_that_are_refused_say_what_is_allowed(command: Run, line: str, told: str) -> None:

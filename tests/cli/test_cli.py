@@ -17,6 +17,7 @@ from tiny import write_checkpoint, write_model
 
 from numoe.cli.output import Output, print_error
 from numoe.cli.reply import Interrupt, show, statistics
+from numoe.cli.start import start
 from numoe.engine import load
 from numoe.engine.chat.answer import Answer
 from numoe.engine.chat.prompt import encode
@@ -380,3 +381,15 @@ def test_show_reads_no_weights(command: Run, tmp_path: Path, monkeypatch: pytest
     assert document["active_parameters"] < document["parameters"]
     assert document["kv_bytes"]["100"] > 0
     assert document["tokenizer"] and document["chat_format"]
+
+
+def test_ctrl_c_while_commands_are_imported_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unfinished:
+        @property
+        def main(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "numoe.cli.main", Unfinished())  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as left:
+        start()
+    assert left.value.code == 130

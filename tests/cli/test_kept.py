@@ -123,7 +123,7 @@ def test_a_chat_that_is_read_again_says_why_in_plain_words(command: Run) -> None
 
 
 def test_history_is_switched_within_a_chat(command: Run) -> None:
-    lines = "one\n/set history off\ntwo\n/set history on\n/set history\n"
+    lines = "one\n/set history off\ntwo\n/set history on\n/set history no\n"
     code, _, err = command("chat", "tiny", "--session", "new", "-n", "1", stdin=lines)
     assert code == 2 and "history takes on or off" in err and "from here on is not kept" in err
     assert [turn.question for turn in Chat.read(chat_path("new")).turns] == ["one", "two"]

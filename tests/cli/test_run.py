@@ -284,7 +284,7 @@ def test_a_session_is_answered_by_one_at_a_time(
     path = numoe_home / "chats" / "shared.json"
     assert sorted(turn["question"] for turn in json.loads(path.read_text())["turns"]) == ["a", "b", "c"]
     assert path.stat().st_mode & 0o077 == path.parent.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr("numoe.cli.run._PATIENCE", 0)
+    monkeypatch.setattr("numoe.cli.asking._PATIENCE", 0)
     before = path.read_bytes()
     with locked(path, "it"):
         refused(command("run", model, "d", "--session", "shared"), 'the chat "shared" is in use by another process')
@@ -554,13 +554,13 @@ def test_answers_go_to_a_file_of_their_own(batch: Batch, monkeypatch: pytest.Mon
     os.mkfifo(batch.folder / "pipe")
     for name in ("/dev/full", "/dev/zero", "/dev/null", str(batch.folder / "pipe"), str(batch.folder)):
         batch.out = Path(name)
-        refused(batch({"prompt": "a"}), "--out", "not an ordinary file")
+        refused(batch({"prompt": "a"}), "--out", "not an ordinary file", code=2)
     (batch.folder / "link").symlink_to(batch.folder / "batch")
     write_lines(batch.folder / "batch", {"prompt": "a"})
     (batch.folder / "twin").hardlink_to(batch.folder / "batch")
     for name in ("batch", "link", "twin", "../" + batch.folder.name + "/batch"):
         batch.out = batch.folder / name
-        refused(batch({"prompt": "a"}), "the file of the prompts itself")
+        refused(batch({"prompt": "a"}), "the file of the prompts itself", code=2)
     batch.out = batch.folder / "nowhere" / "out"
     refused(batch({"prompt": "a"}), "nowhere", "make it first", code=2)
     with locked(batch.folder / "out", "it"):
