@@ -71,6 +71,8 @@ class _Head(Decoder):
         super().__init__(spec, held.weights, held.bank)
         self.weights = held.weights
         self.watch[0] = self._keep
+        # What keeps nothing of a sequence is asked for the last token alone.
+        self.last_from = 1 + max(number for number, block in enumerate(spec.blocks()) if block.kind.state())
         self._normed = normed
 
     def read(self, state: Floats, decoder: Decoder) -> Floats:

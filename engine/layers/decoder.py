@@ -59,6 +59,8 @@ class Decoder:
         self._ends: dict[int, int] = {}  # the layer of which a block is the last
         self.watch: dict[int, Callable[[Step, Floats], None]] = {}
         """Called with what a layer gives, by its number, in every pass; not to be kept without a copy."""
+        self.last_from: int | None = None
+        """The block from which on only the last token of each sequence is computed, for nobody asks for others."""
         parts = weights.numbered("layers.", len(spec.layers))
         for number, (blocks, part) in enumerate(zip(spec.layers, parts, strict=True)):
             for block in blocks:
@@ -100,7 +102,7 @@ class Decoder:
             with self._moving(parts):
                 self._states(Step.of(parts), watched=True)
             raise
-        if wanted == "last" and len(step.ids) > len(step.segments):
+        if wanted == "last" and len(state) > len(step.segments):
             state = state[step.last_rows]
         elif not isinstance(wanted, str):
             each = zip(wanted, step.segments, strict=True)
@@ -149,6 +151,8 @@ class Decoder:
         for begin in self.shared.beginnings:
             begin(step)
         for number, block in enumerate(self.blocks):
+            if number == self.last_from:
+                state, step = state[step.last_rows], step.last()
             try:
                 state = block(state, step)
             except ops.NotFinite:

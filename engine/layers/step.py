@@ -72,6 +72,11 @@ class Step:
         """The row of each sequence's last token."""
         return [segment.stop - 1 for segment in self.segments]
 
+    def last(self) -> Step:
+        """A pass of the last token of each sequence."""
+        segments = [Segment(n, n + 1, s.stop_position - 1, s.blocks) for n, s in enumerate(self.segments)]
+        return Step(self.ids[self.last_rows], segments)
+
     def once(self, key: Hashable, make: Callable[..., _Made], *given: Any) -> _Made:
         """What `make` gives of what is given, made once in a pass for all layers that ask with this key."""
         made: _Made | None = self._made.get(key)

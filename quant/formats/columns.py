@@ -396,7 +396,8 @@ def widened(matrix: QTensor) -> QTensor:
     """The form of the matrix that takes more memory and less time, to the same digits; the matrix itself where there
     is none. int4 and mxfp4 take a byte a weight, and the scales and biases of integers are float32; what is small is
     all float32."""
-    if isinstance(matrix, Columns) and is_small(matrix.shape):
+    plain = not (matrix.format.scaled or isinstance(matrix, F32))
+    if is_small(matrix.shape) and (isinstance(matrix, Columns) or plain):
         return F32(QTensor.dequantize(matrix))
     if isinstance(matrix, INT4Wide | MXFP4Wide) or not isinstance(matrix, INT8Columns | INT4Columns | MXFP4Columns):
         return matrix.wider() if isinstance(matrix, Columns) else matrix

@@ -53,6 +53,11 @@ class Format:
         beside = rows * self.row_bits + columns * self.column_bits
         return prod(stacked) * (rows * columns * self.bits + factors + beside) // 8
 
+    @property
+    def scaled(self) -> bool:
+        """Whether a code is not all that tells a weight."""
+        return not self.bits or bool(self.scale_bits or self.row_bits or self.column_bits)
+
     def by_columns(self, rows: int) -> bool:
         """Whether matrices of so many rows have a form by columns, which takes the same bytes."""
         return self.slab_step > 0 and rows % self.slab_step == 0

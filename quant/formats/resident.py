@@ -47,9 +47,9 @@ def held_nbytes(format: Format, shape: tuple[int, int], *, routed: bool = False)
     rows, columns = shape
     if not routed and rows * columns < SMALL:
         return 4 * rows * columns, 4 * rows * columns
-    if not format.by_columns(rows):
-        return format.nbytes(*shape), format.nbytes(*shape)
-    return format.nbytes(*shape), 4 * rows * columns if is_small(shape) else format.wide.nbytes(*shape)
+    if is_small(shape) and (format.by_columns(rows) or not format.scaled):
+        return format.nbytes(*shape), 4 * rows * columns
+    return format.nbytes(*shape), (format.wide if format.by_columns(rows) else format).nbytes(*shape)
 
 
 def settled(matrix: QTensor) -> QTensor:

@@ -1,16 +1,21 @@
 """What a token costs behind long contexts, and the memory that it takes: caches are filled with rows, not read.
 
-    python tests/bench/contexts.py [MODEL] [--kv int8] [--contexts 1024,32768,262144] [--tokens 8] [--outside]
+    python tests/bench/contexts.py [MODEL] [--kv int8] [--contexts 1024,32768,262144] [--tokens 8] [--outside | --read]
 
 MODEL is a folder; without it a V4-shaped one of random weights is written, with V4-Flash's heads in four layers. Prints
 for each context: the planned bytes of the cache and those that the process took for it, milliseconds a token, and the
 peak of what passes allocated meanwhile (NumPy's own, by tracemalloc). With --outside each context is a process's, of
 which another one reads what it takes before passes of one token and of 512 and at most meanwhile (on Linux).
+
+With --read a prompt of as many tokens as the longest context is read, in a process of which another one looks at the
+time it computes and the memory it takes whenever one of the contexts is reached. A model that was made for fewer tokens
+reads them all the same.
 """
 
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -111,6 +116,55 @@ def behind(model: Model, context: int, tokens: int) -> None:
     sys.stdin.read()
 
 
+def read(model: Model, context: int) -> None:
+    """In a process of its own: a prompt as long as the context, a line for each pass."""
+    ids = np.random.default_rng(0).integers(0, model.spec.vocab, context).tolist()
+    print("loaded", flush=True)
+    with model.session(context) as session:
+        session.feed(ids, last=True, progress=lambda done, _: print(done, flush=True))
+
+
+def reading_from_outside(path: Path, kv: str, contexts: list[int]) -> None:
+    """Print what tokens between contexts took, of the computing of all of a process, and what it takes by then."""
+    command = [sys.executable, __file__, str(path), "--kv", kv, "--contexts", str(contexts[-1]), "--reading"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        reader = psutil.Process(process.pid)
+
+        def computed() -> float:
+            """Seconds, those of workers included."""
+            return sum(sum(one.cpu_times()[:2]) for one in (reader, *reader.children()))
+
+        ends, start, before = list(contexts), 0, 0.0
+        for line in process.stdout:
+            if line == "loaded\n":
+                before, begun = computed(), time.perf_counter()
+            elif int(line) >= ends[0]:
+                done, now, clock = int(line), computed(), time.perf_counter()
+                each, waited = ((b - a) / (done - start) for a, b in ((before, now), (begun, clock)))
+                print(
+                    f"{kv}, tokens {start:>9,} to {done:>9,}: {1e3 * each:7.2f} ms of computing a token, "
+                    f"{1e3 * waited:7.2f} by the clock; the process takes {reader.memory_info().rss / 1e6:7.1f} MB",
+                    flush=True,
+                )
+                start, before, begun = done, now, clock
+                ends.pop(0)
+                if not ends:
+                    break
+    if ends:
+        raise SystemExit("the process that was to read has ended")
+
+
+def able(path: Path, context: int, folder: Path) -> Path:
+    """The model itself, or a copy whose config says that it was made for so many tokens."""
+    config = json.loads((path / "config.json").read_text())
+    if config["max_position_embeddings"] >= context:
+        return path
+    shutil.copytree(path, folder)
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": context}))
+    return folder
+
+
 def scratch_from_outside(path: Path, kv: str, context: int, tokens: int) -> int:
     """By how much passes behind a context raise what a process takes."""
     options = ("--kv", kv, "--contexts", str(context), "--tokens", str(tokens), "--behind")
@@ -135,15 +189,24 @@ def main() -> None:
     parser.add_argument("--contexts", default="1024,4096,32768,262144")
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--outside", action="store_true")
+    parser.add_argument("--read", action="store_true")
     parser.add_argument("--behind", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--reading", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.reading:
+        context = int(options.contexts)
+        read(load(describe(options.model), kv=options.kv, ctx=context), context)
+        return
     if options.behind:
         described, context = describe(options.model), int(options.contexts)
         behind(load(described, kv=options.kv, ctx=min(context, described.spec.context)), context, options.tokens)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(options.model) if options.model else v4_shaped(Path(folder) / "v4")
+        path = describe(options.model).path if options.model else v4_shaped(Path(folder) / "v4")
         contexts = [int(context) for context in options.contexts.split(",")]
+        if options.read:
+            reading_from_outside(able(path, contexts[-1], Path(folder) / "able"), options.kv, contexts)
+            return
         if options.outside:
             for context in contexts:
                 scratch = scratch_from_outside(path, options.kv, context, options.tokens)

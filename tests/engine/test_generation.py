@@ -169,6 +169,36 @@ def test_right_proposals_save_passes(talker: Models, case: str, sampling: int, m
     assert ids(short) == truth[:4] and widths[-2:] == [PROMPT, 3]  # the last token is not read
 
 
+def test_tokens_are_drawn_as_often_as_the_model_says_whatever_is_guessed(talker: Models) -> None:
+    """Texts of three tokens, each one of two: the frequencies of all eight over many seeds."""
+    model, asked = talker("llama_a"), [3, 1, 4, 1, 5]
+    likely: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        longer: dict[tuple[int, ...], float] = {}
+        for text, share in likely.items():
+            logits = model.session(16).feed([*asked, *text], last=True)[0]
+            best = logits.argsort()[-2:]
+            odds = np.exp((logits[best] - logits[best].max()) / 2)
+            longer |= {(*text, int(token)): share * odd / odds.sum() for token, odd in zip(best, odds, strict=True)}
+        likely = longer
+    guess = max(likely, key=lambda text: likely[text])
+
+    class Always:
+        def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+            return guess[len(tokens) - len(asked) :][:most]
+
+    drawn, accepted, session = dict.fromkeys(likely, 0), 0, model.session(16)
+    for seed in range(200):
+        session.rewind(session.position)
+        made = session.generate(asked, max_tokens=3, temperature=2.0, top_k=2, seed=seed, drafter=Always())
+        for _ in made:
+            pass
+        drawn[tuple(token.id for token in made.tokens)] += 1
+        accepted += made.accepted
+    off = sum((drawn[text] - 200 * share) ** 2 / (200 * share) for text, share in likely.items())
+    assert accepted > 25 and off < 24.3  # chi-squared of seven degrees of freedom: one in a thousand
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("how", ["right", "half", "long"])
 def test_an_end_in_the_midst_of_proposals_is_one(

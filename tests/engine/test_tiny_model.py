@@ -1,6 +1,7 @@
 """The model inside the package: it knows its world, and numoe computes it as its training code does."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numoe.engine import Model, describe, load
 from numoe.engine.chat.prompt import encode
 from numoe.engine.measure.perplexity import perplexity
 from numoe.engine.measure.replay import RouteTrace, belady, lfu, lru, read_trace
+from numoe.engine.mtp import load_mtp
 from numoe.quant.convert.convert import Folder, convert
 
 TESTS = Path(__file__).parents[1]
@@ -20,6 +22,7 @@ import evaluate  # noqa: E402
 MASTER = TESTS / "reference" / "tiny" / "master"
 POLICIES = {"lru": lru, "lfu": lfu, "belady": belady}
 HELD_OUT = TESTS / "golden" / "tiny_held_out.txt"
+STORY = "<｜User｜>Tell me a story about a fox and a lamp.<｜Assistant｜></think>"
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,21 @@ def test_it_answers_what_it_was_never_asked_in_training(shipped: Model) -> None:
 def test_it_tells_stories_on_pairs_it_never_met(shipped: Model) -> None:
     asked = corpus.held_out_story_prompts(2, seed=1)
     assert all(corpus.check_story(pair, evaluate.ask(shipped, request)) for request, pair in asked)
+
+
+def test_its_head_guesses_several_tokens_in_a_row(shipped: Model) -> None:
+    head = load_mtp(shipped)
+    assert head is not None
+
+    class Three:
+        def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+            return head.propose(tokens, min(3, most))
+
+    with shipped.session(256) as session:
+        generation = session.generate(STORY, max_tokens=90, drafter=Three())
+        for _ in generation:
+            pass
+    assert len(generation.tokens) > 2.5 * generation.passes
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from numoe.quant.formats.integer import INT4
 from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.formats.nvfp4 import NVFP4
 from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
-from numoe.quant.formats.plain import F32
+from numoe.quant.formats.plain import BF16, F16, F32
 from numoe.quant.formats.qtensor import QTensor, matmul_all
 
 Pack = Callable[..., QTensor]
@@ -169,6 +169,17 @@ def test_small_matrices_are_multiplied_as_float32(kind: str, rows: int, size: in
             np.testing.assert_allclose(wanted, x @ dense.dequantize().T, rtol=1e-4, atol=1e-4)
         patch.setattr(columns, "WHOLE", rows * size - 1)
         assert isinstance(widened(dense), Columns)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 70])
+def test_small_matrices_of_plain_numbers_are_float32_too(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "WHOLE", 64 * 96)
+    weights, x = weights_of(64, 96), weights_of(tokens, 96, 1)
+    for matrix in (pack_bf16(weights), F16(weights.astype(np.float16))):
+        wide = widened(matrix)
+        assert isinstance(wide, F32) and widened(wide) is wide
+        np.testing.assert_array_equal(wide.matmul(x), matrix.matmul(x))
+    assert widened(pack_bf16(weights_of(65, 96))).format == BF16.format
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from numoe.engine.layers.step import Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
+from numoe.quant.compute.threads import Task, run_worth
 from numoe.quant.formats.qtensor import matmul_all
 
 _KEY_EPS = 1e-6
@@ -213,15 +215,18 @@ class LightningIndexer:
         chosen = np.empty((count, self.spec.top_k), np.int64)
         most = int(visible[-1])
         step = max(1, SCORE_BYTES // (_SCORE_COPIES * 4 * most))
-        for a in range(0, count, step):
-            b = min(a + step, count)
+
+        def pick(a: int, b: int) -> None:
             keys = int(visible[b - 1])
             if keys <= self.spec.top_k:  # and there are more for later tokens
                 chosen[a:b] = np.arange(self.spec.top_k)
-                continue
+                return
             total = self._totals(q[a:b], weights[a:b], kept.view(0, keys))
             total[np.arange(keys) >= visible[a:b, None]] = -np.inf
             chosen[a:b] = ops.top_k(total, self.spec.top_k)
+
+        tasks: list[Task] = [partial(pick, a, min(a + step, count)) for a in range(0, count, step)]
+        run_worth(tasks, min(step, count) * most * self.spec.heads * self.spec.dim)
         return chosen
 
     def _totals(self, q: Floats, weights: Floats, keys: Stretch) -> Floats:
@@ -229,13 +234,18 @@ class LightningIndexer:
         count, heads, _ = q.shape
         total = np.empty((count, keys.shape[1]), np.float32)
         step = max(1, min(_MOST_KEYS, SCORE_BYTES // (4 * count * heads)))
-        for start in range(0, keys.shape[1], step):
-            for a, b, block, factors in keys.blocks(start, min(start + step, keys.shape[1])):
+
+        def score(start: int, stop: int) -> None:
+            for a, b, block, factors in keys.blocks(start, stop):
                 scores = np.matmul(q, block[0].T)  # (T, heads, part of W)
                 np.maximum(scores, np.float32(0), out=scores)
                 np.matmul(weights[:, None], scores, out=total[:, None, a:b])
                 if factors is not None:
                     total[:, a:b] *= factors
+
+        spans = ((start, min(start + step, keys.shape[1])) for start in range(0, keys.shape[1], step))
+        tasks: list[Task] = [partial(score, *span) for span in spans]  # shared where there is one token
+        run_worth(tasks, step * q.size)
         return total
 
 

@@ -11,6 +11,7 @@ routed experts stay float32, because their row counts change every step and bflo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -212,11 +213,13 @@ class Attention(nn.Module):
         if ratio == 4:
             self.indexer = Indexer(config)
 
-    def forward(self, x: Tensor, sparse: bool) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), T a multiple of CHUNK -> output (B, T, D) and the indexer's loss ().
+    def forward(self, x: Tensor, sparse: bool, guessed: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D), T a multiple of CHUNK -> output (B, T, D), the indexer's loss (), and the rows kept, (B, T, Dh).
 
         With `sparse` the indexer's choice is obeyed; without it every visible entry is attended to, as the loss is
-        learnt best before the choice means anything."""
+        learnt best before the choice means anything. guessed: rows of passes before this one, of a sliding layer that
+        goes on from its own guesses: a token sees the last pass's row of the token before it, the row before that of
+        the pass before, and from there on those of the first."""
         c = self.config
         rows, tokens, _ = x.shape
         heads, dim, window = c.num_attention_heads, c.head_dim, c.sliding_window
@@ -228,12 +231,12 @@ class Attention(nn.Module):
 
         # A block of `window` queries sees its own block of keys and the one before: 2*window keys hold every window.
         blocks = tokens // window
-        own = kv.unflatten(1, (blocks, window))
+        own = (guessed[0] if guessed else kv).unflatten(1, (blocks, window))
         near = torch.cat((F.pad(own[:, :-1], (0, 0, 0, 0, 1, 0)), own), dim=2)  # (B, blocks, 2*window, Dh)
         scores = q.reshape(rows, blocks, window * heads, dim) @ near.mT
         scores = scores.view(rows, blocks, window, heads, 2 * window)
         query, key = torch.arange(window)[:, None], torch.arange(2 * window) - window
-        visible = (key <= query) & (key > query - window)  # (window, 2*window)
+        visible = (key <= query - len(guessed)) & (key > query - window)  # (window, 2*window)
         visible = visible & ((torch.arange(blocks)[:, None, None] > 0) | (key >= 0))
         scores = scores.masked_fill(~visible[:, :, None], -1e30).reshape(rows, tokens, heads, 2 * window)
 
@@ -249,11 +252,17 @@ class Attention(nn.Module):
                     allowed = torch.zeros_like(index, dtype=torch.bool).scatter(-1, chosen, True) & allowed
             far = (q.flatten(1, 2) @ entries.mT).unflatten(1, (tokens, heads))  # (B, T, N, C)
             logits.append(far.masked_fill(~allowed[:, :, None], -1e30))
+        later = [F.pad(row, (0, 0, back, 0))[:, :tokens] for back, row in enumerate(reversed([*guessed[1:], kv]))]
+        if guessed:  # (B, T, N) of each
+            logits += [(q * row[:, :, None]).sum(dim=-1, keepdim=True) for row in later]
         mass = torch.cat(logits, dim=-1).float().softmax(dim=-1)
 
         out = mass[..., : 2 * window].reshape(rows, blocks, window * heads, 2 * window) @ near
         out = out.view(rows, tokens, heads, dim)
         loss = x.new_zeros(())
+        if guessed:
+            for row, weight in zip(later, mass[..., -len(later) :].unbind(-1), strict=True):
+                out = out + weight[..., None] * row[:, :, None]
         if self.ratio:
             far_mass = mass[..., 2 * window + 1 :]
             out = out + (far_mass.flatten(1, 2) @ entries).view_as(out)
@@ -262,7 +271,7 @@ class Attention(nn.Module):
         out = rotate(out, cos[:, None], -sin[:, None])
         grouped = out.reshape(rows * tokens, c.o_groups, -1).transpose(0, 1)  # (groups, B*T, N*Dh/groups)
         low = grouped @ self.wo_a.weight.unflatten(0, (c.o_groups, -1)).mT
-        return self.wo_b(low.transpose(0, 1).reshape(rows, tokens, -1)), loss
+        return self.wo_b(low.transpose(0, 1).reshape(rows, tokens, -1)), loss, kv
 
 
 def indexer_loss(index: Tensor, mass: Tensor) -> Tensor:
@@ -421,14 +430,16 @@ class Block(nn.Module):
         self.attn = Attention(config, ratio)
         self.ffn = MoE(config, hashed)
 
-    def forward(self, x: Tensor, ids: Tensor, sparse: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Streams x (B, T, H, D) -> streams, the indexer's loss (), the experts' load (E)."""
+    def forward(
+        self, x: Tensor, ids: Tensor, sparse: bool, guessed: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Streams x (B, T, H, D) -> streams, the indexer's loss (), the experts' load (E), the attention's rows."""
         read, post, comb = self._mix(x, self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale)
-        out, loss = self.attn(self.attn_norm(read), sparse)
+        out, loss, kept = self.attn(self.attn_norm(read), sparse, guessed)
         x = self._write(x, out, post, comb)
         read, post, comb = self._mix(x, self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale)
         out, load = self.ffn(self.ffn_norm(read), ids)
-        return self._write(x, out, post, comb), loss, load
+        return self._write(x, out, post, comb), loss, load, kept
 
     def _mix(self, x: Tensor, fn: Tensor, base: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Block input (B, T, D), write weights (B, T, H), stream mixing (B, T, H, H)."""
@@ -527,7 +538,7 @@ class Model(Collapse):
         x = self.embed(ids)[:, :, None].expand(-1, -1, self.config.hc_mult, -1)
         losses, loads = [], []
         for block in self.layers:
-            x, loss, load = block(x, ids, sparse)
+            x, loss, load, _ = block(x, ids, sparse)
             losses.append(loss)
             if not block.ffn.hashed:
                 loads.append(load)
@@ -542,7 +553,7 @@ class Model(Collapse):
         x, indexer, loads = self.streams(read[:, :tokens], sparse)
         main = self._cross_entropy(self.collapse(x, self.config), ids[:, 1:-1], ignore)
         block = self.mtp[0]
-        drafted, _, load = block(block.enter(x, self.embed(read[:, 1:-1])), read[:, 1:-1], sparse)
+        drafted, _, load, _ = block(block.enter(x, self.embed(read[:, 1:-1])), read[:, 1:-1], sparse)
         mtp = self._cross_entropy(block.collapse(drafted, self.config), ids[:, 2:], ignore)
         return Losses(main, mtp, torch.stack(indexer).sum(), torch.stack([*loads, load]))
 
@@ -578,6 +589,22 @@ def released_tensors(model: Model) -> dict[str, Tensor]:
             tensors[name] = tensor.clone()
     exact = ("hc_", "ape", "attn_sink", "gate.bias", "tid2eid")
     return {n: t if any(part in n for part in exact) else t.bfloat16() for n, t in tensors.items()}
+
+
+def load_released(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Give a model the weights that `released_tensors` made."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("experts.w13"):
+            below = [f"{name.removesuffix('.w13')}.{e}" for e in range(len(tensor))]
+            state[name] = torch.stack([torch.cat([tensors[f"{b}.w{n}.weight"] for n in (1, 3)]) for b in below])
+        elif name.endswith("ffn.experts.w2"):
+            state[name] = torch.stack(
+                [tensors[f"{name.removesuffix('.w2')}.{e}.w2.weight"] for e in range(len(tensor))]
+            )
+        else:
+            state[name] = tensors[name]
+    model.load_state_dict({name: tensor.to(model.state_dict()[name].dtype) for name, tensor in state.items()})
 
 
 def check_against_transformers() -> float:

@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 [ -f data/train.jsonl ] || python corpus.py data --seed 0 --megabytes 30
 python train.py --seed 0 --tokens 14e6
 rm -rf export && python train.py --export --out export
+python train_head.py export
 cp run/loss.png loss.png
 rm -rf master && mkdir master && cp export/* master/
 rm -rf ../../../engine/tiny && numoe quantize master ../../../engine/tiny --quant int8
