@@ -131,7 +131,8 @@ class KeptRows:
     def __init__(self, spec: Rows, context: int, form: RowForm = FLOAT32):
         self.spec = spec
         self.form = form
-        planes = form.planes(spec, spec.capacity(context))
+        self._capacity = spec.capacity(context)
+        planes = form.planes(spec, self._capacity)
         self._suffixes = tuple(planes)
         self._planes: Planes = tuple(
             unshared(np.dtype(dtype).itemsize * math.prod(shape)).view(dtype).reshape(shape)
@@ -147,7 +148,7 @@ class KeptRows:
     def write(self, rows: Floats, start: int) -> None:
         """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
         n = rows.shape[1]
-        if start - self._first + n > self._planes[0].shape[1]:
+        if start - self._first + n > self._capacity:
             assert self.spec.keep is not None, "a session never feeds past its context"
             kept = min(start - self._first, self.spec.keep + SLACK)
             self._put(0, self._copy(start - kept, start))
@@ -155,8 +156,9 @@ class KeptRows:
         self._put(start - self._first, self.form.encode(rows, self.spec))
 
     def _put(self, at: int, parts: Planes) -> None:
+        stop = at + parts[0].shape[1]
         for plane, part in zip(self._planes, parts, strict=True):
-            plane[:, at : at + part.shape[1]] = part
+            plane[:, at:stop] = part
 
     def _views(self, start: int, stop: int) -> Planes:
         return tuple(plane[:, start - self._first : stop - self._first] for plane in self._planes)
@@ -167,6 +169,13 @@ class KeptRows:
     def view(self, start: int, stop: int) -> Stretch:
         """Rows start..stop without copying."""
         return Stretch(self.form, self._views(start, stop), self.spec)
+
+    def floats(self, start: int, stop: int) -> Floats:
+        """The same as float32 (groups, n, width), without copying where they are."""
+        if self.form.is_float32:  # of many sequences, whose calls are short: no more than is needed
+            rows: Floats = self._planes[0][:, start - self._first : stop - self._first]
+            return rows
+        return self.view(start, stop).floats()
 
     def reaches(self, position: int) -> bool:
         return self._first <= self._needs(position)

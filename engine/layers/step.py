@@ -29,15 +29,15 @@ class Segment:
     blocks: Sequence[Mapping[str, State]]
     """The sequence's states, those of each block by name."""
 
-    @property
+    @cached_property
     def rows(self) -> slice:
         return slice(self.first, self.stop)
 
-    @property
+    @cached_property
     def count(self) -> int:
         return self.stop - self.first
 
-    @property
+    @cached_property
     def stop_position(self) -> int:
         return self.start + self.count
 

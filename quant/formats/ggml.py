@@ -143,7 +143,7 @@ class GGMLColumns(Columns):
             parts = scratch("part", (len(block), tokens, slab.rows, 1))
             np.matmul(block, eights[start * share : stop * share], out=parts)
             np.add.reduce(parts.reshape(-1, share, tokens, slab.rows), axis=1, out=sums[start:stop])
-        np.einsum("gtr,gr->tr", sums, self._scaling(slab)[0], out=out)
+        self._scale(slab, sums, x, out)
 
     def wider(self) -> QTensor:
         rows, columns = self.shape

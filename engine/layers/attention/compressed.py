@@ -19,6 +19,7 @@ from numoe.engine.layers.attention.softmax import (
     TOGETHER,
     Part,
     Queries,
+    Seen,
     attend,
     attend_together,
     first_visible,
@@ -133,21 +134,23 @@ class Compressed:
 
         out = np.empty_like(q)
         queries = Queries()
-        short: list[tuple[int, list[Part]]] = []
+        short: list[tuple[int, list[Seen]]] = []
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
             states["window"].write(row[None, own], segment.start)
             asked = None if index is None else (index[0][own], index[1][own])
             chosen = self._choose(states, segment, asked) if self.indexer and asked is not None else None
             if segment.count == 1 < len(step.segments) and self._is_short(segment):
-                short.append((segment.first, self._parts(states, segment.start, segment.start + 1, chosen)))
+                attended = self._parts(states, segment.start, segment.start + 1, chosen)
+                seen = [keys.floats() for keys, _, _ in attended]  # which are values too
+                short.append((segment.first, [(rows, rows) for rows in seen]))
             else:
                 self._attend(q[own], states, segment, chosen, out[own], queries)
         queries.run()
         for at in range(0, len(short), TOGETHER):
-            rows, parts = zip(*short[at : at + TOGETHER], strict=True)
-            asking = q[list(rows)][:, None]
-            out[list(rows)] = attend_together(asking, parts, spec.head_dim**-0.5, self.sink)[:, 0]
+            asking, parts = zip(*short[at : at + TOGETHER], strict=True)
+            together = attend_together(q[list(asking)][:, None], parts, spec.head_dim**-0.5, self.sink)
+            out[list(asking)] = together[:, 0]
         # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.
         self.rotation.apply(out, turned.inverse())
         return self._project_out(out)

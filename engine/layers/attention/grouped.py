@@ -13,8 +13,8 @@ from numoe.engine.layers.attention.indexer import BlockIndexer, BlockLightningIn
 from numoe.engine.layers.attention.softmax import (
     SHORT,
     TOGETHER,
-    Part,
     Queries,
+    Seen,
     attend,
     attend_together,
     first_visible,
@@ -167,10 +167,11 @@ class GroupedQuery:
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
         queries = Queries()
         short: list[Segment] = []
+        keys, values = k.transpose(1, 0, 2), v.transpose(1, 0, 2)  # (G, T, C), (G, T, Cv)
         for segment in step.segments:
             own, states = segment.rows, self.states(segment)
-            states["k"].write(k[own].transpose(1, 0, 2), segment.start)
-            states["v"].write(v[own].transpose(1, 0, 2), segment.start)
+            states["k"].write(keys[:, own], segment.start)
+            states["v"].write(values[:, own], segment.start)
             if segment.count == 1 < len(step.segments) and self._is_short(segment):
                 short.append(segment)
             else:
@@ -228,11 +229,11 @@ class GroupedQuery:
 
     def _attend_together(self, q: Floats, segments: Sequence[Segment], out: Floats) -> None:
         """Of q (T, H, C) and out (T, H, Cv), the rows of sequences that have one token and few keys each."""
-        sequences: list[list[Part]] = []
+        sequences: list[list[Seen]] = []
         for segment in segments:
             states, stop = self.states(segment), segment.stop_position
             first = stop - self._rows(segment)
-            sequences.append([(states["k"].view(first, stop), states["v"].view(first, stop), None)])
+            sequences.append([(states["k"].floats(first, stop), states["v"].floats(first, stop))])
         asking = [segment.first for segment in segments]
         groups = self.spec.kv_heads
         mixed = attend_together(

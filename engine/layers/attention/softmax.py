@@ -29,6 +29,9 @@ _FEW_QUERIES = 16
 Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
 
+Seen = tuple[Floats, Floats]
+"""Keys (G, S, C) and values (G, S, Cv) of a part, none of which is hidden."""
+
 SHORT = 1 << 16
 """Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
 TOGETHER = 16
@@ -109,20 +112,20 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     return out
 
 
-def attend_together(q: Floats, sequences: Sequence[Sequence[Part]], scale: float, sink: Floats | None) -> Floats:
+def attend_together(q: Floats, sequences: Sequence[Sequence[Seen]], scale: float, sink: Floats | None) -> Floats:
     """`attend` of one query of each of B sequences over all the keys of its parts: q (B, G, R, C), gives (B, G, R, Cv).
 
     Scores of all lie next to each other, so that there are fewer NumPy calls than for each alone.
     """
     count, groups, share, _ = q.shape
     q = q * scale
-    most = max(sum(keys.shape[1] for keys, _, _ in parts) for parts in sequences)
+    most = max(sum(keys.shape[1] for keys, _ in parts) for parts in sequences)
     scores = np.full((count, groups, share, most), -np.inf, np.float32)  # (B, G, R, S)
     for of_one, query, parts in zip(scores, q, sequences, strict=True):
         a = 0
-        for keys, _, _ in parts:
+        for keys, _ in parts:
             a, b = a + keys.shape[1], a
-            np.matmul(query, keys.floats().transpose(0, 2, 1), out=of_one[..., b:a])
+            np.matmul(query, keys.transpose(0, 2, 1), out=of_one[..., b:a])
     top = scores.max(axis=-1) if sink is None else np.maximum(scores.max(axis=-1), sink[None, :, 0])
     scores -= top[..., None]
     np.exp(scores, out=scores)
@@ -133,10 +136,10 @@ def attend_together(q: Floats, sequences: Sequence[Sequence[Part]], scale: float
     mixed = np.empty((count, groups, share, sequences[0][0][1].shape[-1]), np.float32)
     for of_one, out, parts in zip(scores, mixed, sequences, strict=True):
         a = parts[0][1].shape[1]
-        np.matmul(of_one[..., :a], parts[0][1].floats(), out=out)
-        for _, values, _ in parts[1:]:
+        np.matmul(of_one[..., :a], parts[0][1], out=out)
+        for _, values in parts[1:]:
             a, b = a + values.shape[1], a
-            out += np.matmul(of_one[..., b:a], values.floats())
+            out += np.matmul(of_one[..., b:a], values)
     return mixed
 
 
