@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from numoe.cli.serve.shelf import Shelf
 from numoe.engine.batch import Alone, Passes
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.prompt_cache import known
 from numoe.engine.session import shared_length
 from numoe.quant.errors import DoesNotFit, InputError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from numoe.engine import Model, Session
     from numoe.engine.session import Snapshot
 
-_KEPT_POINTS = 4  # snapshots: ends of prompts, which caches with windows can go back to
+_KEPT_POINTS = 4  # snapshots, latest first: ends of prompts and some before, which caches with windows can go back to
+_MARKED = (0, 1, 4)  # chunks before the end of a prompt where they are: another one may have the same instructions
 _WORTH_SHARING = 8  # tokens; fewer are read beside the rest of a prompt at no cost
 _PATIENCE = 0.1  # seconds after which who waits for a place looks whether it still has to
 
@@ -47,9 +49,10 @@ class Place:
         self.prompt = len(ids)
         return unread
 
-    def mark(self) -> None:
-        """Remember the end of a prompt that was read."""
-        self.points.appendleft(self.session.snapshot())
+    def read(self, done: int, total: int) -> None:
+        """So many tokens of a prompt have been read: remember some points that another prompt may go on from."""
+        if -(-(total - done) // CHUNK) in _MARKED:
+            self.points.appendleft(self.session.snapshot())
 
 
 class Places:
@@ -100,16 +103,22 @@ class Places:
             place, source = found
         try:
             if source is not place:
-                self._begin(place, source, ids)
+                try:
+                    self._begin(place, source, ids)
+                finally:
+                    if source is not None:
+                        self._give_back(source)
             yield place
         finally:
             with self._change:
                 self._clock += 1
                 place.used = self._clock
-                for one in (place, source):
-                    if one is not None and one not in self._idle:
-                        self._idle.append(one)
-                self._change.notify_all()
+                self._give_back(place)
+
+    def _give_back(self, place: Place) -> None:
+        with self._change:
+            self._idle.append(place)
+            self._change.notify_all()
 
     def _found(self, ids: Sequence[int]) -> tuple[Place, Place | None] | None:
         """The place to take, and the one that has read most of the prompt, which may be it; both are idle no more."""
@@ -157,9 +166,9 @@ class Places:
             except InputError:
                 self._shelf.forget(kept)
         if source is not None:
-            place.points.clear()
             with self.passes.member():
                 session.fork(source.session)
+            place.points = deque(source.points, _KEPT_POINTS)
 
     def close(self) -> None:
         """Give all sessions up, their conversations kept; nobody has one any more."""

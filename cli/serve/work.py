@@ -96,8 +96,7 @@ class Work:
         def progress(done: int, total: int) -> None:
             if self._left.is_set():
                 raise Left
-            if done == total:
-                place.mark()
+            place.read(done, total)
 
         return progress
 

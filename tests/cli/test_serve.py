@@ -752,6 +752,27 @@ def test_what_conversations_share_is_read_once() -> None:
             place.session.feed(rest, last=True)
 
 
+def test_what_conversations_share_is_read_once_where_windows_have_gone_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an agent's do, which begin with the same long instructions; and the first one goes on meanwhile."""
+    for module in ("numoe.engine.session", "numoe.cli.serve.places"):
+        monkeypatch.setattr(f"{module}.CHUNK", 64)
+    model = load(MODEL)
+    places = Places(model, 512, 2, False)
+    first = [100 + n % 700 for n in range(300)]
+    with places.taken(first, lambda: False) as place, places.passes.member():
+        place.session.feed(place.align(first), last=True, progress=place.read)
+        place.session.feed(range(5, 205), last=True)
+    other = [*first[:150], *range(20, 50)]
+    with places.taken(other, lambda: False) as place, places.passes.member():
+        unread = place.align(other)
+        assert unread == other[64:]
+        logits = place.session.feed(unread, last=True)
+        with places.taken([*first, *range(5, 205), 9], lambda: True) as again:
+            assert again is not place and again.align([*first, *range(5, 205), 9]) == [9]
+    with model.session(512) as session:
+        assert (session.feed(other, last=True) == logits).all()
+
+
 def test_files_of_conversations_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path))
     shelf, session = Shelf(load(MODEL), True), load(MODEL).session(128)
