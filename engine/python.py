@@ -17,4 +17,4 @@ def isolated(code: str) -> list[str]:
     with suppress(FileNotFoundError):  # a folder that is gone holds nothing
         here = Path.cwd().resolve()
         paths = [path for path in sys.path if Path(path).resolve() != here or path.endswith("-packages")]
-    return [sys.executable, "-EPc", f"import sys\nsys.path[:] = sys.argv[1:]\n{code}", *paths]
+    return [sys.executable, "-EBPc", f"import sys\nsys.path[:] = sys.argv[1:]\n{code}", *paths]

@@ -87,6 +87,7 @@ class Decoder:
         """
         return self.forward_all([(ids, cache)], "last" if last else "all")
 
+    @np.errstate(over="ignore", invalid="ignore")  # the results are looked at
     def forward_all(self, parts: list[tuple[Ids, Cache]], wanted: Wanted | Sequence[Wanted] = "last") -> Floats:
         """The same for the next tokens of several sequences in one pass, at most CHUNK together.
 
@@ -124,7 +125,7 @@ class Decoder:
     @contextmanager
     def _moving(self, parts: list[tuple[Ids, Cache]]) -> Iterator[None]:
         """A pass over the next tokens of caches, which are as they were before where it fails."""
-        with ExitStack() as passes, np.errstate(over="ignore", invalid="ignore"):  # the results are looked at
+        with ExitStack() as passes:
             for ids, cache in parts:
                 passes.enter_context(cache.step(len(ids)))
             yield

@@ -50,6 +50,7 @@ def test_logits_match_the_reference_at_every_position(model: Models, case: str) 
     assert np.abs(logits - golden.logits).max() < bound(case, 2e-4)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("case", "name", "named"),
     [
