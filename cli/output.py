@@ -25,6 +25,7 @@ _LONGEST_ERROR = 2000
 _SOON = 0.5  # seconds that nobody wonders about
 _PAUSE = 0.1  # seconds between two pictures of a bar
 _WIDEST = 10_000  # columns of a table that is not folded
+_FEWEST = 6  # columns that words are folded into, so that figures beside them stay whole
 
 
 def printable(text: str) -> str:
@@ -180,7 +181,7 @@ class Output:
         sys.stdout.flush()
 
     def table(self, rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
-        """Rows of as many cells; `numbers` are the columns to align right.
+        """Rows of as many cells; `numbers` are the columns to align right, which are whole wherever there is room.
 
         They are folded into the width of the screen; in a pipe only where COLUMNS tells one, or a row is a paragraph.
         """
@@ -189,13 +190,18 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for column in range(len(rows[0])):
-            table.add_column(justify="right" if column in numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
         whole = not self._cleans and len(rows[0]) > 1 and "COLUMNS" not in os.environ
         console = Console(file=sys.stdout, no_color=True, width=_WIDEST if whole else None)
+        solid = sum(max(len(row[column]) for row in rows) for column in numbers)
+        solid += _FEWEST * (len(rows[0]) - len(numbers)) + len(rows[0]) - 1
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for column in range(len(rows[0])):
+            right = column in numbers
+            table.add_column(
+                justify="right" if right else "left", overflow="fold", no_wrap=right and solid <= console.width
+            )
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
         with console.capture() as page:
             console.print(table)
         for line in page.get().splitlines():

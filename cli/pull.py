@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.1  # seconds between two status lines
 _LATELY = 10  # seconds that a speed is taken over
-_LONGEST_BAR, _SHORTEST_BAR = 30, 8
+_LONGEST_BAR, _SHORTEST_BAR = 30, 6
 
 
 @takes("quant", "keep", "revision", "connections", "threads", "quiet", quant="native")
@@ -27,6 +27,7 @@ def pull(model: arguments.HubId, options: Options) -> None:
     numoe pull Qwen/Qwen3-30B-A3B --quant int4
     """
     with Output(options["quiet"]) as output:
+        from numoe.engine.home import shortest_name
         from numoe.engine.hub.hub_id import named
         from numoe.engine.plan import format_bytes
         from numoe.engine.pull import CONNECTIONS
@@ -59,6 +60,7 @@ def pull(model: arguments.HubId, options: Options) -> None:
             output.note(f"{before} of weights became {after} in {pulled.path}")
             if pulled.conversion.remark:
                 output.note(pulled.conversion.remark)
+        output.note(f"numoe chat {shortest_name(pulled.path)}")
 
 
 class _Display:
@@ -111,20 +113,21 @@ class _Display:
         if not todo:  # until then what is written keeps pace, as no more than two shards are ahead
             done, todo = at.written - self._first.written, at.to_write - at.written
         left = [f"{duration(todo * seconds / done)} left"] if done else []
-        amounts = f"{format_bytes(at.received)} of {format_bytes(at.to_receive)}"
+        received, whole = format_bytes(at.received), format_bytes(at.to_receive)
+        number, unit = received.split(" ")
+        amounts = f"{number if whole.endswith(f' {unit}') else received} of {whole}"
         speed = self._speed(at, now)
         known = [f"{format_bytes(int(speed))}/s"] if speed is not None else []
         parts = [amounts, *(known if at.arriving else ["all received"]), *left]
-        shard = f"shard {at.arriving or at.of_shards} of {at.of_shards}"
-        ways = [[shard, *parts], parts, [amounts, *left], [amounts]]
+        shard = f"shard {at.arriving or at.of_shards}/{at.of_shards}"
+        ways = [[shard, *parts], [shard, amounts, *left], [amounts, *left], [amounts]]
         if at.converting:
             ways.insert(0, [*ways[0], f"converting {at.converting}"])
-        text = next((text for way in ways if len(text := ", ".join(way)) <= width), amounts)
+        longest = width - _SHORTEST_BAR - 1
+        text = next((text for way in ways if len(text := ", ".join(way)) <= longest), amounts)
         room = min(_LONGEST_BAR, width - len(text) - 1)
-        if room < _SHORTEST_BAR:
-            return text
         done = at.received + at.written
-        return f"{self._output.gauge(done, at.to_receive + at.to_write, room)} {text}"
+        return f"{self._output.gauge(done, at.to_receive + at.to_write, max(0, room))} {text}"
 
     def _speed(self, at: Progress, now: float) -> float | None:
         """Bytes a second that came lately; None: nothing was seen to come yet."""

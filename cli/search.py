@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from numoe.cli.output import Output
 from numoe.cli.settings import Options, takes
 from numoe.quant.errors import WrongUsage
 
+_NARROW = 60  # columns that a table has no room in
 Text = Annotated[str, typer.Argument(help="Part of a repository's name.", show_default=False)]
 
 
@@ -49,12 +51,16 @@ def search(text: Text, options: Options) -> None:
             output.document({"text": text, "ram_bytes": memory.allowed, "others": others, "models": models})
             return
         if rows:
-            table = [("model", "download", "as", "on disk", "verdict")]
-            table += [
+            table = [
                 (one.repo_id, format_bytes(one.nbytes), best.quant, format_bytes(best.disk_bytes), best.verdict or "?")
                 for one, best in rows
             ]
-            output.table(table, numbers=(1, 3))
+            if shutil.get_terminal_size().columns < _NARROW:
+                for name, download, quant, disk, verdict in table:
+                    output.table([(name,)])
+                    output.table([(f"  {download} to download, {disk} as {quant}: {verdict}",)])
+            else:
+                output.table([("model", "download", "as", "on disk", "verdict"), *table], numbers=(1, 3))
         left = f"{others} more {'was' if others == 1 else 'were'} found that numoe does not run. " if others else ""
         if not rows:
             output.note(f'The hub has nothing for "{text}" that numoe runs. {left}'.strip())

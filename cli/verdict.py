@@ -51,7 +51,7 @@ def tell(output: Output, asked: Asked) -> None:
     output.table(rows, numbers=range(1, len(rows[0])))
     best = ranked(verdicts, plans)[0]
     output.text()
-    _picture(output, asked, best)
+    _picture(output, asked, next(names[0] for names, _ in groups if best in names))
     for names, column in groups:
         output.text()
         output.table([(f"{called(names)}: {_reason(column, asked)}",)])
@@ -162,11 +162,14 @@ def speed(speeds: tuple[float, float]) -> str:
 # ----------------------------------------------------------------------------------------------------- the picture
 
 
-def _picture(output: Output, asked: Asked, best: str) -> None:
-    """A bar of the memory that is allowed, or of all that it would take where that is more, and what the signs mean."""
+def _picture(output: Output, asked: Asked, shown: str) -> None:
+    """A bar of the memory that is allowed, or of all that it would take where that is more, and what the signs mean.
+
+    shown: the format that the table has.
+    """
     from numoe.engine.plan import format_bytes
 
-    column, allowed = asked.columns[best], asked.memory.total + asked.columns[best].process_bytes
+    column, allowed = asked.columns[shown], asked.memory.total + asked.columns[shown].process_bytes
     parts: dict[str, int] = dict.fromkeys(_SIGNS, 0)
     left = allowed
     for name, nbytes in column.memory.items():
@@ -282,11 +285,11 @@ def _reason(column: Column, asked: Asked) -> str:
         share = 100 * column.expert_share
         return (
             f"{verdict}. All of it would take {format_bytes(column.whole_ram_bytes)}; {there}. Of every 100 experts "
-            f"that a token needs about {share:.0f} are in memory then; the others are read from disk, which takes the "
-            f"time. It runs with --ram {least} already. From --ram {whole} on all are in memory."
+            f"that a token needs, about {share:.0f} are in memory then; the others are read from disk, which takes the "
+            f"time. It runs with --ram {least} already. With --ram {whole} all are in memory."
         )
     needs = f"It takes {format_bytes(column.least_ram_bytes)} at least; {there}."
-    return f"{verdict}. {needs} From --ram {least} on it runs{' from disk' if streams else ''}."
+    return f"{verdict}. {needs} With --ram {least} it runs{' from disk' if streams else ''}."
 
 
 def _ram(nbytes: int) -> str:

@@ -166,6 +166,13 @@ def find(model: str) -> list[Pulled]:
     return [one for one in found if one.repo_id == name] or found
 
 
+def shortest_name(path: Path) -> str:
+    """What a finished pulled model in this folder is called where one asks for it: with its quant only if need be."""
+    one = next(one for one in models() if one.path == path)
+    alone = sum(other.complete for other in find(one.repo_id)) == 1
+    return one.repo_id if alone else one.name
+
+
 def _names(one: Pulled) -> tuple[str, str]:
     return one.repo_id, one.repo_id.partition("/")[2]
 

@@ -72,7 +72,7 @@ def test_v4_flash_on_a_small_machine(hub: Hub, command: Run, tmp_path: Path) -> 
     code, out, _ = command("fit", FLASH, "--ram", "24GB")
     assert code == 0
     assert "159,609,485,896 bytes to download" in out
-    assert "RUNS FROM DISK" in out and "From --ram 157.0GB on all are in memory." in flat(out)
+    assert "RUNS FROM DISK" in out and "With --ram 157.0GB all are in memory." in flat(out)
     assert "stored in 4.25 bits each already" in flat(out)  # why there is one column
     assert re.search(r"^ +native, int8, int4$", out, re.MULTILINE)
     amounts = [float(cell) for cell in re.findall(r"^[a-z].* (\d+\.\d\d) GB$", out, re.MULTILINE)]

@@ -206,4 +206,22 @@ def test_a_pull_tells_its_speed_once_it_knows_it(monkeypatch: pytest.MonkeyPatch
     for received in (10**6, 3 * 10**6):
         display.show(Progress(0, 1, received, 10**7, 0, 10**7, arriving=1))
     first, second = lines
-    assert first.endswith("1 MB of 10 MB") and "3 MB of 10 MB, 2 MB/s" in second
+    assert first.endswith("1 of 10 MB") and "3 of 10 MB, 2 MB/s" in second
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (80, "shard 12/46, 57.2 of 160 GB, 1.1 GB/s, 13 min left, converting 11"),
+        (60, "shard 12/46, 57.2 of 160 GB, 1.1 GB/s, 13 min left"),
+        (40, "57.2 of 160 GB, 13 min left"),
+        (20, "57.2 of 160 GB"),
+    ],
+)
+def test_a_pull_has_a_bar_at_every_width(monkeypatch: pytest.MonkeyPatch, columns: int, told: str) -> None:
+    display = _Display(Output())
+    display._first, display._since = Progress(0, 46, 0, 160 * 10**9, 0, 160 * 10**9, arriving=1), 0.0
+    monkeypatch.setattr(display, "_speed", lambda *_: 1.1e9)
+    at = Progress(11, 46, 572 * 10**8, 160 * 10**9, 5 * 10**10, 160 * 10**9, arriving=12, converting=11)
+    bar, _, line = display._line(at, 432.0, columns - 1).partition(" ")
+    assert line == told and 4 <= len(bar) < columns - len(line) - 1 and set(bar) <= set("█░#.")

@@ -627,13 +627,13 @@ def test_the_command_tells_each_shard(hub: Hub, source: Path, command: Run) -> N
     lines = err.splitlines()
     total = format_bytes(sum(path.stat().st_size for path in source.glob("*.safetensors")))
     assert (code, out) == (0, "")
-    assert len(lines) == SHARDS + 1
-    for number, line in enumerate(lines[:-1], 1):
+    assert len(lines) == SHARDS + 2
+    for number, line in enumerate(lines[:-2], 1):
         assert re.fullmatch(rf"shard {number} of {SHARDS}: .* of {total} received, .* written", line)
-    assert f": {total} of {total} received" in lines[-2]
-    assert lines[-1].endswith(f"in {home.folder_for(ID, 'int4')}")
+    assert f": {total} of {total} received" in lines[-3]
+    assert lines[-2].endswith(f"in {home.folder_for(ID, 'int4')}") and lines[-1] == f"numoe chat {ID}"
     assert command("pull", ID, "--quant", "int4") == (
-        (0, "", f"{ID} is complete already, in {home.folder_for(ID, 'int4')}\n")
+        (0, "", f"{ID} is complete already, in {home.folder_for(ID, 'int4')}\nnumoe chat {ID}\n")
     )
     code, out, err = command("pull", "owner/absent")
     assert (code, out, err.count("\n")) == (1, "", 1)
@@ -648,8 +648,8 @@ def test_a_terminal_shows_one_line_that_changes(hub: Hub, source: Path) -> None:
     shown = pexpect.run(f"{sys.executable} -m numoe.cli pull {ID}", dimensions=(24, 100)).decode()
     first, *later = shown.split("\r\x1b[K")[1:]
     assert first == f"asking the hub for {ID}"
-    amounts = r"[\d.]+ \w?B of [\d.]+ MB(, [\d.]+ \w?B/s|, all received)?(, [^,]* left)?"
-    status = rf"([█░#.]+ )?shard \d of {SHARDS}, {amounts}(, converting \d)?"
+    amounts = r"[\d.]+( \w?B)? of [\d.]+ MB(, [\d.]+ \w?B/s|, all received)?(, [^,]* left)?"
+    status = rf"([█░#.]+ )?shard \d/{SHARDS}, {amounts}(, converting \d)?"
     assert later[:-1]
     assert all(re.fullmatch(status, line) for line in later[:-1] if line)
     assert "of weights became" in later[-1]
