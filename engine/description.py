@@ -27,7 +27,7 @@ from numoe.engine.places import Place
 from numoe.engine.plan import Plan, plan
 from numoe.engine.totals import aside
 from numoe.quant.convert.recipe import target
-from numoe.quant.documents import parse_json, read_object
+from numoe.quant.documents import is_there, parse_json, read_object
 from numoe.quant.errors import InputError, WrongUsage, word
 from numoe.quant.files import Files, TensorInfo
 from numoe.quant.formats.format import Format
@@ -202,7 +202,7 @@ def describe(model: str | Path, *, check: bool = False) -> Description:
         raise WrongUsage(f"{path} has no config.json; a model folder needs one beside its safetensors")
     config = read_object(path / "config.json")
     side = path / SIDE_FILE
-    kind, spec, convention = _read(config, read_object(side) if side.exists() else None)
+    kind, spec, convention = _read(config, read_object(side) if is_there(side) else None)
     return arrange(path, config, kind, spec, open_checkpoint(path, convention, files))
 
 

@@ -63,6 +63,12 @@ def read_object(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     return value
 
 
+def is_there(path: Path) -> bool:
+    """Whether a folder has a file by this name, which may be left out: also one that cannot be read, for to leave that
+    out would change the model. A link into a cache that has lost its file is one."""
+    return os.path.lexists(path)
+
+
 def read_document(path: Path, largest: int = LARGEST_DOCUMENT) -> bytes:
     """The bytes of a small file.
 
@@ -80,6 +86,8 @@ def read_document(path: Path, largest: int = LARGEST_DOCUMENT) -> bytes:
         finally:
             os.close(handle)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError(f"{path} is a link to a file that is not there; download the model again") from None
         raise InputError(f"there is no file {path}; add it, or download the model again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import re
 import secrets
@@ -280,11 +279,12 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
     """
     if path.exists() and not path.is_file():  # a device would be replaced by a file
         raise OSError(errno.EINVAL, "it is not an ordinary file")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if is_left(left.name, path.name):
-            with suppress(OSError), left.open("ab") as file:
-                if lock(file):  # else somebody is writing it now
-                    left.unlink()
+    with suppress(OSError):  # not by `glob`, which keeps what it made of every name that it was ever given
+        for left in path.parent.iterdir():
+            if is_left(left.name, path.name):
+                with suppress(OSError), left.open("ab") as file:
+                    if lock(file):  # else somebody is writing it now
+                        left.unlink()
     while True:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
@@ -306,9 +306,13 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
             part.unlink(missing_ok=True)
 
 
+_LEFT = re.compile(r"\.(.+)\.[0-9a-f]+\.part", re.DOTALL)
+
+
 def is_left(name: str, of: str | None = None) -> bool:
     """Whether a file is called as those that `write_whole` writes, of the file `of` or any."""
-    return re.fullmatch(rf"\.{'.+' if of is None else re.escape(of)}\.[0-9a-f]+\.part", name, re.DOTALL) is not None
+    left = _LEFT.fullmatch(name)
+    return left is not None and of in (None, left[1])
 
 
 def _private(path: str, flags: int) -> int:

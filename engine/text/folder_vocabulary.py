@@ -29,7 +29,7 @@ from numoe.engine.text.vocabulary import (
     sentencepiece_backend,
     tiktoken_vocabulary,
 )
-from numoe.quant.documents import parse_json, read_document, read_object, refuse_lfs_pointer
+from numoe.quant.documents import is_there, parse_json, read_document, read_object, refuse_lfs_pointer
 from numoe.quant.errors import InputError
 
 # The files that hold the tokens; the first of these that a folder has whole is read.
@@ -202,7 +202,7 @@ def _described(token: Any) -> AddedToken:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
+    return read_object(path) if is_there(path) else {}
 
 
 def _text(path: Path) -> str:
@@ -372,7 +372,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: _Config, normalized: bool
 
 def _chat_template(folder: Path, config: _Config) -> str | None:
     path = folder / "chat_template.jinja"
-    if path.exists():
+    if is_there(path):
         return _text(path).replace("\r\n", "\n").replace("\r", "\n")
     template = config.get("chat_template")
     if isinstance(template, list):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]

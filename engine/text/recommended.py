@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from numoe.engine.text.sample import Sampling
-from numoe.quant.documents import read_object
+from numoe.quant.documents import is_there, read_object
 from numoe.quant.errors import InputError, shown
 
 # Field of `Sampling` -> its type, and its key in a GGUF file; generation_config.json has our names.
@@ -27,7 +27,7 @@ _BEYOND = 1e9  # no setting means anything there, and NaN is not below it
 def from_folder(folder: Path) -> dict[str, Any]:
     """What generation_config.json recommends; `do_sample: false` is the likeliest token."""
     path = folder / "generation_config.json"
-    config = read_object(path) if path.is_file() else {}
+    config = read_object(path) if is_there(path) else {}
     found = _checked({name: config.get(name) for name in _FIELDS if name != "repeat_last_n"}, str(path))
     if config.get("do_sample") is False:
         return {"temperature": 0.0}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from numoe.quant.documents import parse_json, read_document
+from numoe.quant.documents import is_there, parse_json, read_document
 from numoe.quant.errors import InputError
 from numoe.quant.files import plain_names, shortened, write_whole
 
@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     reads.
     """
     path = folder / MANIFEST_NAME
-    if not path.exists():
+    if not is_there(path):
         return None
     text = read_document(path)
     damaged = InputError(f"{path} is damaged; convert or download the model again")

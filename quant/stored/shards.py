@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from numoe.quant.documents import parse_json, read_document
+from numoe.quant.documents import is_there, parse_json, read_document
 from numoe.quant.errors import InputError
 from numoe.quant.files import TensorInfo, plain_names, shortened
 from numoe.quant.stored.safetensors import HEADER_LIMIT, parse_header, read_header
@@ -69,7 +69,7 @@ def read_folder(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     Raises InputError when there are none, a shard is missing, or the index and the shards disagree.
     """
     index = folder / INDEX_NAME
-    weight_map = read_index(index) if index.exists() else None
+    weight_map = read_index(index) if is_there(index) else None
     names = model_shards((p.name for p in folder.iterdir()), folder) if weight_map is None else set(weight_map.values())
     shards = [folder / name for name in sorted(names)]
     for shard in shards:

@@ -1,6 +1,8 @@
 """Bad input gets one clear sentence; both spellings and fused tensors are found; planned bytes are real bytes."""
 
 import json
+import os
+import re
 import shutil
 import sys
 import weakref
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from helpers import stack_experts, write_safetensors
+from helpers import stack_experts, tiny_tokenizer, write_safetensors
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import InputError, Model, describe, load
@@ -48,6 +50,30 @@ def refused(path: Path | str) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors.index.json",
+        "hf_quant_config.json",
+        "numoe.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ],
+)
+def test_a_link_that_has_lost_its_file_leaves_nothing_out(name: str, checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """As in a cache that was tidied: the model would be another one."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("mixtral_a"), folder, copy_function=os.symlink)
+    tiny_tokenizer(folder, 60)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=rf"{re.escape(name)} is a link to a file that is not there"):
+        described = describe(folder)
+        assert described.tokenizer and described.sampling and described.identity
 
 
 def test_missing_things_are_named(tmp_path: Path, folder: Path) -> None:
