@@ -148,6 +148,8 @@ _FADES = 0.98
 """What was learned counts by so much less with every pass."""
 _LATEST, _OLD = 16, 1024
 """So many measurements of each size count, and those of so many passes ago no more."""
+_ANEW = 64
+"""Passes after which one of one token is measured anew, for all others are held against those."""
 
 
 class _Share:
@@ -199,6 +201,10 @@ class _Latest:
         """Of the recent ones; of all where all are old."""
         return median(self.recent(now) or [value for _, value in self._values])
 
+    def age(self, now: int) -> int:
+        """Passes since the last one."""
+        return now - self._values[-1][0]
+
     def __bool__(self) -> bool:
         return bool(self._values)
 
@@ -229,7 +235,7 @@ class Paying:
 
     def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         self._asked = None
-        if not self._seconds[0]:
+        if not self._seconds[0] or self._seconds[0].age(self._now) >= _ANEW:
             return []
         offers = []
         passes = self._passes()

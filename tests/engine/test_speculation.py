@@ -82,6 +82,15 @@ def test_one_bad_measurement_counts_for_nothing() -> None:
     assert tokens / seconds > 4
 
 
+def test_a_slow_beginning_is_forgotten() -> None:
+    """Passes of guesses that never come seem cheap beside a first one that took twice as long as all later ones."""
+    paying = Paying(Guess())
+    paying.told(Pass(0, 0, 2.0))
+    run(paying, draws(0.0), 0.06, 200)
+    tokens, seconds = run(paying, draws(0.0), 0.06, 200)
+    assert tokens / seconds > 0.98
+
+
 def test_reading_a_prompt_makes_no_drafter_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has its own states reads what is new to it first: a whole prompt, and then a few tokens each time."""
     clock = [0.0]
