@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -154,7 +155,7 @@ class Use:
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise InputError(f"two tools have the name {twice}; give each its own")
         if self.choice not in ("auto", "required", *names):
             raise WrongUsage(f"there is no tool {self.choice!r:.80}; there are {', '.join(names)}")
