@@ -89,15 +89,16 @@ class Tool:
         Raises:
             InputError: it cannot be followed, and the tool is strict.
         """
-        return self._rule(self.parameters, _ANY_OBJECT)
+        return self.schema_rule(self.parameters, _ANY_OBJECT)
 
     def value_rule(self, argument: str) -> str:
         """The same of one argument."""
         schema = self.properties[argument]
         shared = {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}
-        return self._rule({**shared, **schema} if isinstance(schema, Mapping) else schema, {})
+        return self.schema_rule({**shared, **schema} if isinstance(schema, Mapping) else schema, {})
 
-    def _rule(self, schema: Any, otherwise: Mapping[str, Any]) -> str:
+    def schema_rule(self, schema: Any, otherwise: Mapping[str, Any]) -> str:
+        """The same of a part of the schema; otherwise: what is followed where that cannot be."""
         try:
             return json_rule(schema, f"the JSON schema of the tool {self.name}")
         except InputError:

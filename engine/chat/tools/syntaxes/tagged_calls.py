@@ -51,9 +51,9 @@ from numoe.engine.text.tags import DSML
 from numoe.quant.errors import InputError
 
 _LONGEST_HEAD = 1024
-_PLAIN = {"type", "enum", "const", "title", "description", "default", "examples"}  # which a text is held to as it is
+PLAIN = {"type", "enum", "const", "title", "description", "default", "examples"}  # which a text is held to as it is
 _TYPES = ("string", "number", "boolean", "null", "array", "object")
-_OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
+OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
 
 
 def _pattern(mark: str) -> re.Pattern[str]:
@@ -222,8 +222,8 @@ class TaggedCalls(Usual):
     def grammar(self, use: Use) -> str:
         lines = []
         for number, tool in enumerate(use.named.values()):
-            if tool.strict and (keys := tool.parameters.keys() - _OBJECT):
-                raise _unheld(f"the JSON schema of the tool {tool.name}", keys)
+            if tool.strict and (keys := tool.parameters.keys() - OBJECT):
+                raise unheld(f"the JSON schema of the tool {tool.name}", keys)
             head, numbered, behind = self.head.replace("{name}", tool.name).partition("{index}")
             parts = [literal(head), f"/[1-9][0-9]*/ {literal(behind)}" if numbered else ""]
             for place, key in enumerate(tool.properties):
@@ -244,10 +244,10 @@ class TaggedCalls(Usual):
     def _argument_rules(self, rule: str, tool: Tool, key: str) -> list[str]:
         before = self.before.replace("{key}", key)
         schema, after = tool.properties[key], literal(self.after)
-        held = isinstance(schema, Mapping) and bool(schema.keys() - _PLAIN)
+        held = isinstance(schema, Mapping) and bool(schema.keys() - PLAIN)
         if tool.is_text(key) and not (held and self._tells):
             if held and tool.strict:
-                raise _unheld(f"the argument {key} of the tool {tool.name}", schema.keys() - _PLAIN)
+                raise unheld(f"the argument {key} of the tool {tool.name}", schema.keys() - PLAIN)
             before = literal(before.replace("{kind}", "true").replace("{type}", "string"))
             listed = schema.get("enum", [schema["const"]] if "const" in schema else None)
             if listed is not None:
@@ -278,7 +278,8 @@ def _type_of(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), "object")
 
 
-def _unheld(what: str, keys: Iterable[str]) -> InputError:
+def unheld(what: str, keys: Iterable[str]) -> InputError:
+    """That a strict schema has keywords which calls cannot be held to."""
     return InputError(
         f"{what} has {', '.join(sorted(keys))}, which the way this model writes calls cannot be held to; leave that "
         "out, or go without strict"
