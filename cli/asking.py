@@ -137,11 +137,9 @@ class Asking:
 
     def _alone(self, request: Request, hooks: dict[str, Any]) -> tuple[Session, Answer]:
         from numoe.engine.prompt_cache import PromptCache
-        from numoe.engine.session import require_room
 
         context = self.options["ctx"]
-        ids, opened = request.encode(self.description)
-        require_room(len(ids), self.description.plan(context).context, self.description.spec.context)
+        ids, opened = request.encode(self.description, self.description.plan(context).context)
         file = self.options["prompt_cache"]
         cache = None if file is None else PromptCache(file)
         model = self._load(context)

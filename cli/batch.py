@@ -20,7 +20,7 @@ from numoe.cli.setting import May
 from numoe.cli.settings import SETTINGS, in_group, settings_in, spelled
 from numoe.cli.text import read_text
 from numoe.engine.batch import Passes
-from numoe.engine.session import require_room, shared_length
+from numoe.engine.session import shared_length
 from numoe.quant.documents import parse_json
 from numoe.quant.errors import DoesNotFit, InputError
 
@@ -254,8 +254,7 @@ class Answering:
 
     def _answer(self, request: Request, following: Request | None) -> dict[str, Any]:
         session, points = self.session, self.points
-        ids, opened = request.encode(session.model.description)
-        require_room(len(ids), session.context, session.model.spec.context)
+        ids, opened = request.encode(session.model.description, session.context)
         unread = session.align(ids, points)
         known, begun = session.position, time.perf_counter()
         while points and len(points[0].tokens) > known:

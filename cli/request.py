@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, Any]]
 
+_TOKENS_ARE_SHORTER = 8
+"""Characters: so many for every token of a context are looked at, before a text of more is cut into tokens as a whole,
+which takes seconds for megabytes."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -65,18 +69,38 @@ class Request:
         """Whether an answer that ended so is not the whole of the form that was asked for."""
         return self.grammar is not None and finish_reason in ("length", "repetition")
 
-    def encode(self, description: Description) -> tuple[list[int], bool | None]:
-        """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text."""
+    def encode(self, description: Description, context: int | None = None) -> tuple[list[int], bool | None]:
+        """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text.
+
+        context: most tokens of it.
+
+        Raises:
+            InputError: it has more tokens, or as `engine.chat.prompt.encode`.
+        """
+        from numoe.engine.session import require_room
+
+        def look(text: str) -> None:
+            begins = text[: _TOKENS_ARE_SHORTER * (context or 0)]
+            if context is not None and len(begins) < len(text):
+                require_room(len(description.tokenizer.encode(begins)), context, description.spec.context)
+
+        ids, opened = self._encoded(description, look)
+        if context is not None:
+            require_room(len(ids), context, description.spec.context)
+        return ids, opened
+
+    def _encoded(self, description: Description, look: Callable[[str], None]) -> tuple[list[int], bool | None]:
         from numoe.engine.chat.prompt import encode
 
         tokenizer = description.tokenizer
         if isinstance(self.prompt, str):
+            look(self.prompt)
             return tokenizer.encode(self.prompt, begins=True), None
         talk = _messages(self.prompt)
         if talk is None:
             return [token for token in self.prompt if isinstance(token, int)], None
         settings, chat = self.settings, description.chat_format
-        return encode(chat, tokenizer, talk, thinking=settings.think, use=settings.use, effort=self.effort)
+        return encode(chat, tokenizer, talk, thinking=settings.think, use=settings.use, effort=self.effort, look=look)
 
     def ask(self, session: Session, unread: Sequence[int], opened: bool | None, **hooks: Any) -> Answer:
         """The answer, made as it is taken.

@@ -233,6 +233,8 @@ class Session(Generic[_Model]):
             The tokens from there to the position, which are to be read again.
         """
         self._ahead = None
+        if self._cache.position == self._position:
+            return []
         reached = self._cache.reach(min(self._position, self._cache.position))
         self._cache.rewind(reached)
         return self._written[reached : self._position]

@@ -14,7 +14,6 @@ from numoe.cli.serve.fields import Refused
 from numoe.cli.serve.places import Left, Place, Places
 from numoe.cli.serve.post import Told
 from numoe.cli.serve.question import Begun, Made, Piece, sentence
-from numoe.engine.session import require_room
 from numoe.quant.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
@@ -74,9 +73,7 @@ class Work:
         if self._left.is_set():
             raise Left
         request = self._request
-        ids, opened = request.encode(model.description)
-        context = model.plan(places.context).context
-        require_room(len(ids), context, model.spec.context)
+        ids, opened = request.encode(model.description, model.plan(places.context).context)
         with places.taken(ids, self._left.is_set) as place:
             unread = place.align(ids)
             reused = len(ids) - len(unread)

@@ -28,11 +28,13 @@ def encode(
     begun: str = "",
     use: Use | None = None,
     effort: str | None = None,
+    look: Callable[[str], None] = lambda prompt: None,
 ) -> tuple[list[int], bool]:
     """The token ids of a conversation up to the answer, and whether the answer begins with reasoning.
 
     begun: what the model has written of the answer already, to be continued. use: the tools that it is told of.
-    effort: how much reasoning is asked for, in the words of the model's template.
+    effort: how much reasoning is asked for, in the words of the model's template. look: called with the text of the
+    prompt, before it is cut into tokens.
 
     Special tokens come from the template alone: what messages spell stays text.
     Raises InputError when the format cannot write the conversation, or leaves out what was asked last; and for what is
@@ -47,6 +49,7 @@ def encode(
     tools = [tool.definition for tool in use.tools] if use else None
     render = partial(chat.render, thinking=thinking, tools=tools, reasoning_effort=effort)
     messages, prompt = _rendered(render, _with_calls(chat, messages))
+    look(prompt)
     marks = _Marks(messages, spellings | tokenizer.marker_variants(prompt), prompt)
     marked_tools = marks.marked(tools)
     if marks.messages == messages and marked_tools == tools:

@@ -292,10 +292,11 @@ def partial_match(text: str, strings: Iterable[str]) -> int:
     """How many characters at the end of `text` may be the beginning of one of `strings`."""
     longest = 0
     for string in strings:
-        for length in range(min(len(string) - 1, len(text)), longest, -1):
-            if text.endswith(string[:length]):
-                longest = length
-                break
+        begins = text.find(string[:1], max(0, len(text) - len(string) + 1))
+        while 0 <= begins < len(text) - longest:
+            if string.startswith(text[begins:]):
+                longest = len(text) - begins
+            begins = text.find(string[:1], begins + 1)
     return longest
 
 

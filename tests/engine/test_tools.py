@@ -95,6 +95,13 @@ WRITTEN = [
      "</tool_calls>"),
     ('{"name": <tool-name>, "arguments": <args-json-object>}\n...\n</tool_calls>',
      '<tool_calls>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": 3}}\n</tool_calls>'),
+    ("在调用上述函数时，请使用 Json 格式表示调用的参数。", 'get_weather\n{"city": "Rome", "days": 3}'),
+    ("]<]minimax[>[", ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>Rome]<]'
+     "minimax[>[</city>]<]minimax[>[<days>3]<]minimax[>[</days>]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>"),
+    ("<function_calls>", '<function_calls>get_weather(city="Rome", days=3)</function_calls>'),
+    ("<|open|><|sep|>argument", '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|><|open|>argument '
+     'key="city" type="string"<|sep|>Rome<|close|>argument<|sep|><|open|>argument key="days" type="number"<|sep|>3'
+     "<|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>"),
     ('"parameters": dictionary of argument', '{"name": "get_weather", "parameters": {"city": "Rome", "days": 3}}'),
 ]  # fmt: skip
 

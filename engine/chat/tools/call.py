@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -88,15 +89,16 @@ class Tool:
         Raises:
             InputError: it cannot be followed, and the tool is strict.
         """
-        return self._rule(self.parameters, _ANY_OBJECT)
+        return self.schema_rule(self.parameters, _ANY_OBJECT)
 
     def value_rule(self, argument: str) -> str:
         """The same of one argument."""
         schema = self.properties[argument]
         shared = {key: self.parameters[key] for key in ("$defs", "definitions") if key in self.parameters}
-        return self._rule({**shared, **schema} if isinstance(schema, Mapping) else schema, {})
+        return self.schema_rule({**shared, **schema} if isinstance(schema, Mapping) else schema, {})
 
-    def _rule(self, schema: Any, otherwise: Mapping[str, Any]) -> str:
+    def schema_rule(self, schema: Any, otherwise: Mapping[str, Any]) -> str:
+        """The same of a part of the schema; otherwise: what is followed where that cannot be."""
         try:
             return json_rule(schema, f"the JSON schema of the tool {self.name}")
         except InputError:
@@ -154,7 +156,7 @@ class Use:
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise InputError(f"two tools have the name {twice}; give each its own")
         if self.choice not in ("auto", "required", *names):
             raise WrongUsage(f"there is no tool {self.choice!r:.80}; there are {', '.join(names)}")

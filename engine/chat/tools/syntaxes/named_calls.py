@@ -3,6 +3,8 @@
     [TOOL_CALLS]f[ARGS]{"x": 1}                                                         Mistral since 2025
     <|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"x": 1}<|tool_call_end|>
     <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"x": 1}<｜tool▁call▁end｜>
+    f
+    {"x": 1}                                                                                   GLM-4-0414
 
 The second is Kimi's, the third that of DeepSeek-V3.1, where V3 and R1 have fences of Markdown around the arguments, as
 Hunyuan has between tags of its own.
@@ -37,9 +39,9 @@ _LONGEST_HEAD = 1024
 
 @dataclass(frozen=True)
 class NamedCalls(Usual):
-    """opening, closing: around a block. head: what comes before the arguments of a call, {name} and {number} in it.
-    tail: what comes behind them. pattern: the head as it is read, where it may be written otherwise. sign: what a
-    template has in it beside the opening."""
+    """opening, closing: around a block; without an opening a call comes first in an answer, or not at all. head: what
+    comes before the arguments of a call, {name} and {number} in it. tail: what comes behind them. pattern: the head as
+    it is read, where it may be written otherwise. sign: what a template has in it beside the opening."""
 
     opening: str
     head: str
@@ -65,7 +67,7 @@ class NamedCalls(Usual):
         return [mark for mark in parts if mark]
 
     def openings(self, tools: Mapping[str, Tool]) -> tuple[Sequence[str], Sequence[str]]:
-        return (self.opening,), ()
+        return ((self.opening,), ()) if self.opening else ((), [self._parts(name, 0) for name in tools])
 
     def read(self, text: str, tools: Mapping[str, Tool], ended: bool) -> Block:
         block, at = Block(), len(self.opening)
@@ -119,7 +121,7 @@ class NamedCalls(Usual):
             lines.append(f"call_{number}: {literal(head)} {digits} {tool.object_rule()} {tail}")
         one = "(" + " | ".join(f"call_{number}" for number in range(len(lines))) + ")"
         if self._alone:
-            one = f"{literal(self.opening)} {one}"
+            one = f"{literal(self.opening)} {one}" if self.opening else one
             return "\n".join([f"calls: {repeated(one, one, use.several)}", *lines, ""])
         closing = literal(self.closing) if self.closing else ""
         return "\n".join([f"calls: {literal(self.opening)} {repeated(one, one, use.several)} {closing}", *lines, ""])
@@ -132,6 +134,7 @@ class NamedCalls(Usual):
 
 
 SYNTAXES = (
+    NamedCalls("", "{name}\n", pattern=r"(?P<name>[\w.-]+)\n", sign="请使用 Json 格式表示调用的参数"),
     NamedCalls(
         "[TOOL_CALLS]",
         "{name}[ARGS]",

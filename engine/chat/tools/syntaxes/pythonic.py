@@ -1,9 +1,11 @@
-"""Calls as a list of Python's: Llama 4's, without marks, and LFM2's between them.
+"""Calls as Python's: a list of them, Llama 4's without marks and LFM2's between them, or OLMo 3's lines.
 
     [f(city="Rome", days=3), g()]
     <|tool_call_start|>[f(city="Rome", days=3)]<|tool_call_end|>
+    <function_calls>f(city="Rome", days=3)
+    g()</function_calls>
 
-Sources: the models' chat templates and llama.com's prompt format of Llama 4.
+Sources: the models' chat templates, llama.com's prompt format of Llama 4 and vLLM's parser of OLMo 3's calls.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from numoe.engine.chat.tools.call import (
 )
 
 _HEAD = re.compile(r"([\w.-]+)\s*\(")
+_HEAD_BEGINS = re.compile(r"[\w.-]")
 _KEY = re.compile(r"\s*(\w+)\s*=(?!=)\s*")
 _LONGEST_HEAD = 1024
 _PARTS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"{}\[\](),]""", re.DOTALL)
@@ -39,11 +42,15 @@ _NAMES = {"true": True, "false": False, "null": None}  # as JSON has them
 
 @dataclass(frozen=True)
 class PythonicCalls(Usual):
-    """opening, closing: around the list; without them it comes first in an answer, or not at all."""
+    """opening, closing: around the calls; without them they come first in an answer, or not at all.
+
+    listed: with brackets and commas; else every call has a line.
+    """
 
     opening: str
     closing: str
     signs: tuple[str, ...]
+    listed: bool = True
 
     @property
     def markers(self) -> Sequence[str]:
@@ -54,7 +61,7 @@ class PythonicCalls(Usual):
 
     def read(self, text: str, tools: Mapping[str, Tool], ended: bool) -> Block:
         block = Block()
-        begun = expect(text, len(self.opening), "[", ended)
+        begun = expect(text, len(self.opening), "[" if self.listed else "", ended)
         if begun is None:
             return block
         at = begun
@@ -71,10 +78,12 @@ class PythonicCalls(Usual):
             if end is None:
                 return block
             at = skip(text, end)
-            if text.startswith(",", at):
+            if self.listed and text.startswith(",", at):
                 at += 1
                 continue
-            closed = expect(text, at, "]", ended)
+            if not self.listed and _HEAD_BEGINS.match(text, at):
+                continue
+            closed = expect(text, at, "]", ended) if self.listed else at
             if closed is not None and self.closing:
                 closed = expect(text, closed, self.closing, ended)
             block.length = closed
@@ -85,7 +94,7 @@ class PythonicCalls(Usual):
         for call in calls:
             given = ", ".join(f"{key}={_written(value)}" for key, value in call.values.items())
             written.append(f"{call.name}({given})")
-        return f"{self.opening}[{', '.join(written)}]{self.closing}"
+        return self.opening + (f"[{', '.join(written)}]" if self.listed else "\n".join(written)) + self.closing
 
     def grammar(self, use: Use) -> str:
         lines = []
@@ -103,8 +112,8 @@ class PythonicCalls(Usual):
             lines.append(f'call_{number}: {literal(f"{tool.name}(")} {first} ")"')
         one = "(" + " | ".join(f"call_{number}" for number in range(len(use.named))) + ")"
         opening, closing = (literal(mark) if mark else "" for mark in (self.opening, self.closing))
-        listed = repeated(one, f'", " {one}', use.several)
-        whole = f'{opening} "[" {listed} "]" {closing}'
+        calls = repeated(one, f"{literal(', ' if self.listed else chr(10))} {one}", use.several)
+        whole = f'{opening} "[" {calls} "]" {closing}' if self.listed else f"{opening} {calls} {closing}"
         return "\n".join([f"calls: {whole}", *lines, ""])
 
 
@@ -177,6 +186,7 @@ def _plain(node: ast.expr) -> Any:
 
 SYNTAXES = (
     PythonicCalls("<|tool_call_start|>", "<|tool_call_end|>", ("<|tool_call_start|>",)),
+    PythonicCalls("<function_calls>", "</function_calls>", ("<function_calls>",), listed=False),
     PythonicCalls("<|python_start|>", "<|python_end|>", ("<|python_start|>", "[func_name1(", "wrapped")),
     PythonicCalls("", "", ("[func_name1(",)),
 )

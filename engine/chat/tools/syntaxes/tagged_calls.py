@@ -14,8 +14,11 @@
     </function>
     </tool_call>    Qwen3-Coder, 3.5            GLM                                  MiniMax-M2
 
-Where a mark does not say whether a value is a text, the tool's schema does. Sources: the models' chat templates, and
-the description of the encoding in DeepSeek's repositories.
+    <|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|><|open|>argument key="x" type="number"<|sep|>1
+    <|close|>argument<|sep|><|close|>call<|sep|><|close|>tools<|sep|>, without a line break      Kimi-K3
+
+Where a mark does not say whether a value is a text, the tool's schema does. Sources: the models' chat templates,
+the description of the encoding in DeepSeek's repositories, and SGLang's parser of Kimi-K3's.
 """
 
 from __future__ import annotations
@@ -48,8 +51,9 @@ from numoe.engine.text.tags import DSML
 from numoe.quant.errors import InputError
 
 _LONGEST_HEAD = 1024
-_PLAIN = {"type", "enum", "const", "title", "description", "default", "examples"}  # which a text is held to as it is
-_OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
+PLAIN = {"type", "enum", "const", "title", "description", "default", "examples"}  # which a text is held to as it is
+_TYPES = ("string", "number", "boolean", "null", "array", "object")
+OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
 
 
 def _pattern(mark: str) -> re.Pattern[str]:
@@ -61,6 +65,10 @@ def _pattern(mark: str) -> re.Pattern[str]:
             read += r"\s*".join(map(re.escape, part.split(" ")))
         elif part == "{kind}":
             read += "(?P<kind>true|false)"
+        elif part == "{type}":
+            read += f"(?P<type>{'|'.join(_TYPES)})"
+        elif part == "{index}":
+            read += r"\d+"
         else:
             until = f"[^{re.escape(behind.strip()[:1])}]*" if behind.strip() else r"[^\s<]+(?=[\s<])"
             read += f"(?P<{part[1:-1]}>{until})"
@@ -71,10 +79,10 @@ def _pattern(mark: str) -> re.Pattern[str]:
 class TaggedCalls(Usual):
     """How a block is written: opening, head, arguments, tail, closing.
 
-    {name} is in the head, {key} in `before`, which with `after` is around an argument, and {kind} there where it says
-    whether it is a text. signs: see `Syntax`.
+    {name} is in the head, and {index} where calls are numbered; {key} in `before`, which with `after` is around an
+    argument, and there {kind} where it says whether it is a text, or {type} what it is. signs: see `Syntax`.
 
-    between: what stands between calls; "" where every call has a block. last: nothing but whitespace follows.
+    between: what stands between calls; None: every call has a block. last: nothing but whitespace follows.
     """
 
     opening: str
@@ -84,7 +92,7 @@ class TaggedCalls(Usual):
     tail: str
     closing: str
     signs: tuple[str, ...]
-    between: str = ""
+    between: str | None = None
     lead: str | None = None
     last: bool = False
 
@@ -95,6 +103,11 @@ class TaggedCalls(Usual):
     @cached_property
     def _before(self) -> re.Pattern[str]:
         return _pattern(self.before)
+
+    @property
+    def _tells(self) -> bool:
+        """Whether marks say which values are texts."""
+        return "{kind}" in self.before or "{type}" in self.before
 
     @property
     def markers(self) -> Sequence[str]:
@@ -108,7 +121,7 @@ class TaggedCalls(Usual):
     def read(self, text: str, tools: Mapping[str, Tool], ended: bool) -> Block:
         block, at = Block(), skip(text, len(self.opening.strip()))
         while True:
-            if block.calls and (not self.between or self._begins(text, at, self.closing)):
+            if block.calls and (self.between is None or self._begins(text, at, self.closing)):
                 return self._closed(block, text, at, ended)
             head = self._mark(self._head, text, at, ended)
             if head is None:
@@ -168,7 +181,8 @@ class TaggedCalls(Usual):
                 raise Broken
             call.arguments += f"{', ' if names else ''}{json.dumps(key, ensure_ascii=False)}: "
             names.add(key)
-            is_text = before["kind"] == "true" if "{kind}" in self.before else tool.is_text(key)
+            told = before.groupdict().get("kind") or before.groupdict().get("type")
+            is_text = told in ("true", "string") if self._tells else tool.is_text(key)
             end = self._value(text, before.end(), is_text, call)
             if end is None:
                 return None
@@ -187,29 +201,31 @@ class TaggedCalls(Usual):
                 call.arguments += json.dumps(given, ensure_ascii=False)[:-1]
             return None
         given = given.removesuffix("\n") if padded else given
-        call.arguments += _json(given, is_text, exact="{kind}" in self.before)
+        call.arguments += _json(given, is_text, exact=self._tells)
         return end + len(self.after.strip())
 
     def write(self, calls: Sequence[Call]) -> str:
-        written = [self._call(call) for call in calls]
-        if not self.between:
+        written = [self._call(call, number) for number, call in enumerate(calls, 1)]
+        if self.between is None:
             return "\n".join(self.opening + one + self.closing for one in written)
         return self.opening + self.between.join(written) + self.closing
 
-    def _call(self, call: Call) -> str:
+    def _call(self, call: Call, number: int) -> str:
         arguments = "".join(self._argument(key, value) for key, value in call.values.items())
-        return self.head.replace("{name}", call.name) + arguments + self.tail
+        return self.head.replace("{name}", call.name).replace("{index}", str(number)) + arguments + self.tail
 
     def _argument(self, key: str, value: Any) -> str:
         before = self.before.replace("{key}", key).replace("{kind}", "true" if isinstance(value, str) else "false")
+        before = before.replace("{type}", _type_of(value))
         return before + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)) + self.after
 
     def grammar(self, use: Use) -> str:
         lines = []
         for number, tool in enumerate(use.named.values()):
-            if tool.strict and (keys := tool.parameters.keys() - _OBJECT):
-                raise _unheld(f"the JSON schema of the tool {tool.name}", keys)
-            parts = [literal(self.head.replace("{name}", tool.name))]
+            if tool.strict and (keys := tool.parameters.keys() - OBJECT):
+                raise unheld(f"the JSON schema of the tool {tool.name}", keys)
+            head, numbered, behind = self.head.replace("{name}", tool.name).partition("{index}")
+            parts = [literal(head), f"/[1-9][0-9]*/ {literal(behind)}" if numbered else ""]
             for place, key in enumerate(tool.properties):
                 rule = f"argument_{number}_{place}"
                 parts.append(rule if key in tool.required else f"{rule}?")
@@ -217,8 +233,9 @@ class TaggedCalls(Usual):
             lines.append(f"call_{number}: {' '.join(parts)} {literal(self.tail)}")
         one = "(" + " | ".join(f"call_{number}" for number in range(len(use.named))) + ")"
         opening, closing = literal(self.opening), literal(self.closing) if self.closing else ""
-        if self.between:
-            whole = f"{opening} {repeated(one, f'{literal(self.between)} {one}', use.several)} {closing}"
+        if self.between is not None:
+            between = literal(self.between) if self.between else ""
+            whole = f"{opening} {repeated(one, f'{between} {one}', use.several)} {closing}"
         else:
             whole = f"{opening} {one} {closing}"
             whole = repeated(whole, f'"\\n" {whole}', use.several)
@@ -227,11 +244,11 @@ class TaggedCalls(Usual):
     def _argument_rules(self, rule: str, tool: Tool, key: str) -> list[str]:
         before = self.before.replace("{key}", key)
         schema, after = tool.properties[key], literal(self.after)
-        held = isinstance(schema, Mapping) and bool(schema.keys() - _PLAIN)
-        if tool.is_text(key) and not (held and "{kind}" in self.before):
+        held = isinstance(schema, Mapping) and bool(schema.keys() - PLAIN)
+        if tool.is_text(key) and not (held and self._tells):
             if held and tool.strict:
-                raise _unheld(f"the argument {key} of the tool {tool.name}", schema.keys() - _PLAIN)
-            before = literal(before.replace("{kind}", "true"))
+                raise unheld(f"the argument {key} of the tool {tool.name}", schema.keys() - PLAIN)
+            before = literal(before.replace("{kind}", "true").replace("{type}", "string"))
             listed = schema.get("enum", [schema["const"]] if "const" in schema else None)
             if listed is not None:
                 return [f"{rule}: {before} ({' | '.join(literal(str(one)) for one in listed)}) {after}"]
@@ -241,10 +258,28 @@ class TaggedCalls(Usual):
                 f"{rule}: {before} {rule}_value {literal(behind) if behind else ''}",
                 f"{rule}_value[suffix={literal(mark)}]: /(?s:.*)/",
             ]
+        if "{type}" in before:
+            return self._typed(rule, tool, key, before, after)
         return [f"{rule}: {literal(before.replace('{kind}', 'false'))} {tool.value_rule(key)} {after}"]
 
+    def _typed(self, rule: str, tool: Tool, key: str, before: str, after: str) -> list[str]:
+        """An argument that is no plain text, in marks that say of which type it is."""
+        begins, _, behind = before.partition("{type}")
+        schema = tool.properties[key]
+        kind = schema.get("type") if isinstance(schema, Mapping) else None
+        kind = "number" if kind == "integer" else kind
+        types = " | ".join(literal(one) for one in _TYPES[1:] if one == kind or kind not in _TYPES)
+        return [f"{rule}: {literal(begins)} ({types}) {literal(behind)} {tool.value_rule(key)} {after}"]
 
-def _unheld(what: str, keys: Iterable[str]) -> InputError:
+
+def _type_of(value: Any) -> str:
+    """The name of a JSON value's type."""
+    kinds: dict[type, str] = {str: "string", bool: "boolean", int: "number", float: "number", list: "array"}
+    return "null" if value is None else kinds.get(type(value), "object")
+
+
+def unheld(what: str, keys: Iterable[str]) -> InputError:
+    """That a strict schema has keywords which calls cannot be held to."""
     return InputError(
         f"{what} has {', '.join(sorted(keys))}, which the way this model writes calls cannot be held to; leave that "
         "out, or go without strict"
@@ -284,6 +319,16 @@ SYNTAXES = (
             last=True,
         )
         for block in ("tool_calls", "function_calls")
+    ),
+    TaggedCalls(
+        "<|open|>tools<|sep|>",
+        '<|open|>call tool="{name}" index="{index}"<|sep|>',
+        '<|open|>argument key="{key}" type="{type}"<|sep|>',
+        "<|close|>argument<|sep|>",
+        "<|close|>call<|sep|>",
+        "<|close|>tools<|sep|>",
+        ("<|open|>", "<|sep|>", "argument"),
+        between="",
     ),
     TaggedCalls(
         "<minimax:tool_call>\n",
