@@ -506,7 +506,7 @@ def test_rows_are_what_was_written(keep: int | None, stride: int, moves: list[tu
             del written[target // stride :]
         end = cache.position // stride
         kept = 0 if keep is None else max(0, end - keep)
-        assert rows.view(kept, end).floats()[0, :, 0].tolist() == written[kept:end]
+        assert rows.floats(kept, end)[0, :, 0].tolist() == written[kept:end]
         assert rows.needed(cache.position, 0)[""][0, :, 0].tolist() == written[kept:end]
 
 
@@ -562,7 +562,7 @@ def test_the_latest_rows_reach_back_by_the_slack_though_they_have_moved() -> Non
     moved = last - 5
     assert cache.reach(moved - SLACK) == moved - SLACK and cache.reach(moved - SLACK - 1) == 0
     cache.rewind(moved - SLACK)
-    seen = state.view(moved - SLACK - 10, moved - SLACK).floats()
+    seen = state.floats(moved - SLACK - 10, moved - SLACK)
     np.testing.assert_array_equal(seen[0, :, 0], np.arange(moved - SLACK - 10, moved - SLACK))
 
 

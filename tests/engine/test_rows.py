@@ -38,7 +38,7 @@ def decoded(form: RowForm, rows: np.ndarray, shape: RowShape) -> np.ndarray:
     cache = Cache([{"rows": Rows(shape.groups, shape.width, apart=shape.apart, fine=shape.fine)}], rows.shape[1], form)
     cache.blocks[0]["rows"].write(rows, 0)
     assert cache.nbytes == form.nbytes(shape, rows.shape[1])
-    return cache.blocks[0]["rows"].view(0, rows.shape[1]).floats()
+    return cache.blocks[0]["rows"].floats(0, rows.shape[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
