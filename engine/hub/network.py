@@ -289,8 +289,9 @@ def _endpoint() -> str:
         fault = "is no address"
     if fault:
         before, _, shown = address.rpartition("@")
-        if fault == "is no address" and not before:  # what is in place of the port may be a password
-            shown = "..."
+        shown = re.sub("[?#].*", "?...", shown)  # where some put a token
+        if (fault == "is no address" and not before) or re.search("[?#]", before):
+            shown = "..."  # what is in place of the port, or before the name of the host, may be a password
         raise HubError(f'HF_ENDPOINT ("{said(shown)}") {fault}; write it as https://HOST, or unset it')
     return address
 

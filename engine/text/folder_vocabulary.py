@@ -240,8 +240,18 @@ def _backend_of(text: str, path: Path) -> tokenizers.Tokenizer:
             growth = _growth(json.loads(backend.normalizer.__getstate__()))
             if growth > _MOST_GROWTH:
                 raise InputError(f"{path} makes {growth:.3g} characters of one before it cuts text; fetch it again")
+        if backend.post_processor is not None:
+            pieces = _pieces(json.loads(backend.post_processor.__getstate__()))
+            pieces = max(pieces, backend.num_special_tokens_to_add(False))
+            if pieces > _MOST_GROWTH:
+                raise InputError(f"{path} makes {pieces:,} pieces of every text after it is cut; fetch it again")
         backend.encode("It's 12 o'clock.\n")  # some faults show only now
     return backend
+
+
+def _pieces(step: dict[str, Any]) -> int:
+    """How many tokens and copies of the text a post-processor puts one after another; an entry may be many tokens."""
+    return len(step.get("single") or ()) + sum(map(_pieces, step.get("processors") or ()))
 
 
 def _growth(step: dict[str, Any]) -> int:

@@ -466,6 +466,23 @@ def test_normalizers_that_multiply_text_are_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+_SPECIAL = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "ids", "pieces"),
+    [([{"Sequence": {"id": "A", "type_id": 0}}] * 5000, 1, "5,000"), ([_SPECIAL] * 50, 30, "1,500")],
+)
+def test_post_processors_that_multiply_text_are_refused(
+    single: list[object], ids: int, pieces: str, tmp_path: Path
+) -> None:
+    special = {"<s>": {"id": "<s>", "ids": [1] * ids, "tokens": ["<s>"] * ids}}
+    step = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(BACKEND.to_str()) | {"post_processor": step}))
+    with pytest.raises(InputError, match=rf"tokenizer\.json makes {pieces} pieces of every text"):
+        load_tokenizer(tmp_path)
+
+
 def test_ids_with_gaps_that_no_model_has_are_refused(tmp_path: Path) -> None:
     spec = json.loads(BACKEND.to_str())
     spec["model"]["vocab"] |= {"zz": (1 << 31) - 1}
