@@ -56,6 +56,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _seconds_left(read: Sequence[tuple[int, float]], total: int) -> float:
+    """How long the rest of a prompt takes, of which each token takes evenly longer than the one before.
+
+    read: tokens, and when they were read.
+    """
+    (first, begun), (half, then), (done, now) = read[0], read[len(read) // 2], read[-1]
+    each, grows = (now - begun) / max(1, done - first), 0.0
+    if first < half < done:
+        grows = max(0.0, (each - (then - begun) / (half - first)) / (done - half))
+    return (total - done) * (each + grows * (total - first))
+
+
 Segment = tuple[str, str, str]
 """A piece of a picture: its text, that in ASCII, and the colour or style it has on a terminal."""
 
@@ -118,7 +130,7 @@ class Output:
         self._live = live and not quiet
         self._dims = live and not os.environ.get("NO_COLOR")
         self._status = False  # a status line is on the screen
-        self._reading_since: float | None = None  # when the prompt that is being read was begun
+        self._read: list[tuple[int, float]] = []  # tokens of the prompt that is being read, and when
         self._thinking_since: float | None = None  # when the open thinking block was begun
         self._thought = ""  # its last piece
         self._answering = False  # an answer has begun and not ended
@@ -312,14 +324,15 @@ class Output:
         """How much of a prompt is read; the face of `Session.feed`'s progress. The first call begins the time."""
         now = time.perf_counter()
         if done >= total:
-            self._reading_since = None
+            self._read = []
             self.clear_status()
-        elif done == 0 or self._reading_since is None:
-            self._reading_since = now
+        elif done == 0 or not self._read:
+            self._read = [(done, now)]
             self._bar("reading", done, total, f"{done}/{total}")
         else:
-            rate = done / max(now - self._reading_since, 1e-6)
-            left = duration((total - done) / rate)
+            self._read.append((done, now))
+            rate = done / max(now - self._read[0][1], 1e-6)
+            left = duration(_seconds_left(self._read, total))
             self._bar("reading", done, total, f"{done}/{total} {decimal(rate)} tok/s, {left} left")
 
     def _bar(self, what: str, done: int, total: int, text: str) -> None:

@@ -241,6 +241,15 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.getvalue() == ""
 
 
+def test_the_time_that_is_left_is_that_of_tokens_that_take_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, output = terminals(monkeypatch), Output()
+    for grows, left in ((0.0, "30 s left"), (1e-4, "12 min left")):  # 0.005 s a token, and so much more for each one
+        for done in range(0, 2048, 512):
+            monkeypatch.setattr("time.perf_counter", lambda done=done, grows=grows: 0.005 * done + grows * done**2 / 8)
+            output.reading(done, 7536)
+        assert screen.err.getvalue().endswith(left)
+
+
 def test_loading_is_shown_from_half_a_second_on(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, clock = terminals(monkeypatch), [1.0, 0.65, 0.6, 0.4, 0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock.pop())
