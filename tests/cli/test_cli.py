@@ -108,7 +108,7 @@ def test_piped_text_that_is_not_utf8(command: Run, model: str) -> None:
 def test_models_that_are_none(command: Run, tmp_path: Path, name: str) -> None:
     prompt = ["-p", "hi"] if name == "run" else []
     refused(command(name, str(tmp_path / "nowhere"), *prompt), "nowhere", code=2)
-    refused(command(name, str(tmp_path), *prompt), "config.json")
+    refused(command(name, str(tmp_path), *prompt), "config.json", code=2)
     (tmp_path / "config.json").write_text('{"model_type": "sphinx"}')
     refused(command(name, str(tmp_path), *prompt), "sphinx", "deepseek_v4", "llama")
 

@@ -120,7 +120,7 @@ def test_messages_of_the_engine_have_flags_at_the_terminal(
     refused(command("show", model, "--ctx", "99999"), "error: --ctx 99999 is not possible", code=2)
     refused(command("bench", model, "--prompt-tokens", "2000"), "lower --prompt-tokens or --max-tokens")
     refused(command("bench", "--replay", str(tmp_path)), "make a trace with `numoe run --trace FILE`", code=2)
-    refused(command("run", model, "hi", "--trace", str(tmp_path / "trace")), "leave out --trace")
+    refused(command("run", model, "hi", "--trace", str(tmp_path / "trace")), "leave out --trace", code=2)
     code, out, _ = command("run", model, "--batch", "-", "--ctx", "20", stdin=json.dumps({"prompt": "a" * 50}))
     assert code == 1 and "raise --ctx (this" in json.loads(out)["error"]
     (tmp_path / "model" / "tokenizer_config.json").write_text(

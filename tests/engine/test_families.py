@@ -904,7 +904,8 @@ def test_experts_that_are_stored_transposed_are_turned(
     whole = load(folder)
     logits = whole.session(512).feed(golden.ids)
     assert np.abs(logits - golden.logits).max() < 2e-4
-    assert whole.stats()["weight_bytes"] == whole.plan(512).weight_bytes  # no more than is stored, whatever the order
+    # No more than is stored, whatever the order, but for the form that there is room for.
+    assert whole.stats()["weight_bytes"] - whole.wide_bytes == whole.plan(512).weight_bytes
 
 
 @pytest.mark.parametrize("quant", ["native", "int8", "int4"])

@@ -384,7 +384,7 @@ def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
         for file in folder.rglob("*.py"):
             text = file.read_text(encoding="utf-8")
             if file.name == "python.py":
-                assert (text.count("sys.executable"), text.count('"-EPc"')) == (1, 1)
+                assert (text.count("sys.executable"), text.count('"-EBPc"')) == (1, 1)
             else:
                 assert "sys.executable" not in text, file
                 users = int(file.parts[-3:] == ("cli", "chat", "tools.py"))

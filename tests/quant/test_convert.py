@@ -886,7 +886,7 @@ def test_the_command_says_what_it_saved(source: Path, tmp_path: Path, capsys: py
     assert (code, out) == (0, "")
     assert err == f"628 kB of weights became 120 kB in {tmp_path / 'out'}\n"
     code, out, err = numoe("--quant", "int4")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "is there already" in err
     assert numoe("--quant", "int5")[0] == 2
