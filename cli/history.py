@@ -55,6 +55,8 @@ def log(entry: dict[str, Any]) -> None:
         make(path.parent)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(file, "ab", buffering=0) as appended:
+            if os.fstat(file).st_mode & 0o077:  # it was there before, and others could read it
+                path.chmod(0o600)
             appended.write(line.encode())  # at once, so that lines of several processes do not mix
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); check it, or leave out `log`") from None

@@ -219,15 +219,16 @@ def test_what_is_kept_is_the_users_own(
         (home / "chats").chmod(0o755)
         (home / "config.toml").write_text("seed = 2\n")
         (home / "config.toml").chmod(0o644)
+        (home / "log.jsonl").touch(0o644)
     monkeypatch.setenv("NUMOE_HOME", str(home))
     before = os.umask(0)
     try:
         assert command("config", "set", "seed", "1")[0] == 0
-        assert command("run", "tiny", "x", "--session", "y", "-n", "2")[0] == 0
+        assert command("run", "tiny", "x", "--session", "y", "-n", "2", "--log")[0] == 0
     finally:
         os.umask(before)
     modes = {path.relative_to(home).as_posix(): path.stat().st_mode & 0o777 for path in home.rglob("*")}
     assert modes.pop("chats") == 0o700
-    assert {"config.toml", "chats/y.json", "chats/y.kv"} <= modes.keys()
+    assert {"config.toml", "log.jsonl", "chats/y.json", "chats/y.kv"} <= modes.keys()
     assert set(modes.values()) == {0o600}, modes
     assert there or home.stat().st_mode & 0o777 == 0o700
