@@ -83,7 +83,8 @@ class Files:
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
         self._past_cache: dict[Path, FileIO | None] = {}  # None: not possible there
-        finalize(self, _close, self._open, self._past_cache)
+        self._left: dict[Path, FileIO] = {}  # was tried past the cache; another thread may be reading it still
+        finalize(self, _close, self._open, self._past_cache, self._left)
         self._states: dict[Path, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
@@ -149,7 +150,10 @@ class Files:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise InputError(f"{path} cannot be read ({error.strerror}); check its disk") from error
-                self._past_cache[path] = None  # its disk has larger sectors, or its file system cannot
+                self._left[path], self._past_cache[path] = (
+                    file,
+                    None,
+                )  # its disk has larger sectors, or its file system cannot
             else:
                 if count == 0:
                     break  # which `read_range` tells
@@ -167,7 +171,7 @@ class Files:
     def forget(self, path: Path) -> None:
         """Closes a file that nobody reads now; what has its name when it is read again may be another one."""
         with self._lock:
-            for opened in (self._open, self._past_cache):
+            for opened in (self._open, self._past_cache, self._left):
                 if file := opened.pop(path, None):
                     file.close()
             self._states.pop(path, None)
@@ -175,7 +179,7 @@ class Files:
     def close(self) -> None:
         """Closes every file. A later read opens it again."""
         with self._lock:
-            _close(self._open, self._past_cache)
+            _close(self._open, self._past_cache, self._left)
 
     def _file(self, path: Path) -> FileIO:
         with self._lock:
@@ -221,6 +225,7 @@ def _state(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+_LEFT = re.compile(r"\.(.+)\.[0-9a-f]+\.part", re.DOTALL)
 # Names that Windows keeps for devices, whatever follows their first point.
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³")}
 
@@ -304,9 +309,6 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
             return
         finally:
             part.unlink(missing_ok=True)
-
-
-_LEFT = re.compile(r"\.(.+)\.[0-9a-f]+\.part", re.DOTALL)
 
 
 def is_left(name: str, of: str | None = None) -> bool:

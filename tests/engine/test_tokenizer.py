@@ -398,7 +398,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
         ({"tiktoken.model": b"YQ=="}, "cannot be read as a tiktoken vocabulary"),
         ({"tiktoken.model": b"YQ== 1"}, "does not number its tokens from 0 on"),
         ({"tokenizer.json": b"\xff{"}, "is not UTF-8"),
-        ({"tokenizer.json": b"[" * 5000}, "nested too deeply"),
+        ({"tokenizer.json": b"[" * 100_000}, "nested too deeply"),
         ({"chat_template.jinja": b"\xe9"}, r"chat_template\.jinja is not UTF-8"),
         ({"added_tokens.json": b'{"<x>": "1"}'}, "'<x>' an id that is not a number"),
         ({"generation_config.json": b'{"eos_token_id": NaN}'}, r"generation_config\.json has an eos_token_id .* NaN"),

@@ -239,6 +239,7 @@ def test_read_range_without_preadv_and_with_short_reads(tmp_path, monkeypatch):
         opened.close()
 
 
+@pytest.mark.filterwarnings("error")  # of a file that is left open
 @pytest.mark.parametrize("way", ["past the cache", "no such reads", "larger sectors", "ends in between"])
 @pytest.mark.parametrize("offset, nbytes", [(0, 1), (0, 8192), (5000, 9000), (4096, 4096), (8191, 2), (12288, 7712)])
 def test_read_once(tmp_path, monkeypatch, way, offset, nbytes):
