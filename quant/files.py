@@ -36,7 +36,6 @@ PAGE = 4096
 """Reads that go past the system's cache begin and end with a multiple of it, in the file and in memory: that of every
 disk's sectors."""
 
-
 MOST_TENSORS = 250_000
 """In a file: reading a header of so many takes a second, and the largest models have as many in all files."""
 
@@ -83,7 +82,7 @@ class Files:
     def __init__(self) -> None:
         self._open: dict[Path, FileIO] = {}
         self._past_cache: dict[Path, FileIO | None] = {}  # None: not possible there
-        self._left: dict[Path, FileIO] = {}  # was tried past the cache; another thread may be reading it still
+        self._left: dict[Path, FileIO] = {}  # tried past the cache, and maybe still read by another thread
         finalize(self, _close, self._open, self._past_cache, self._left)
         self._states: dict[Path, tuple[int, ...]] = {}
         self._lock = threading.Lock()

@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import finalize
 
 from fuzz.mutate import changed, damaged, either
 from serving import application
@@ -102,6 +103,7 @@ class _Served:
         if self._app is None:
             self._app = application("tiny", ctx=1024, ram="200MB", parallel=4)
             self._runner = asyncio.Runner()
+            finalize(self, self._runner.close)
         named = [(_latin(name).lower(), _latin(value)) for name, value in headers or [("host", "localhost")]]
         scope = {"type": "http", "method": method, "path": path, "headers": named}
         sent: list[Any] = []
