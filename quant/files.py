@@ -312,8 +312,7 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], private: bool = Fals
 
 def is_left(name: str, of: str | None = None) -> bool:
     """Whether a file is called as those that `write_whole` writes, of the file `of` or any."""
-    left = _LEFT.fullmatch(name)
-    return left is not None and of in (None, left[1])
+    return (left := _LEFT.fullmatch(name)) is not None and of in (None, left[1])
 
 
 def _private(path: str, flags: int) -> int:
