@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from first_hour import CASES, GOLDEN
 
-_FAST = {"chatting_80", "scripting_80", "fitting_40_no_color"}
+_FAST = {"chatting_80", "chatting_40_no_color", "scripting_80"}
 
 
 @pytest.mark.parametrize(
