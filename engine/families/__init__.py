@@ -19,8 +19,9 @@ _LACKING = {
     "inkling2_loop": "Inkling 2 with looped layers, which numoe does not compute yet; take another model",
 }
 """The `model_type`s that are known by name and not run, and what numoe lacks."""
-_OTHER_DECODERS = {("mistral3", "mistral4")}
-"""What models of several parts are called, and their decoders that are no family of the whole's name."""
+_OTHER_DECODERS = (("mistral3", "mistral4"),)
+"""What models of several parts are called, and their decoders that are no family of the whole's name. No set: what a
+config says need not be hashable."""
 _LACKING_GGUF = {"deepseek41": "deepseek_v41"}
 
 
@@ -73,7 +74,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """
     text = config.get("text_config")
     whole, part = config.get("model_type"), text.get("model_type") if isinstance(text, Mapping) else None
-    return family(part if isinstance(part, str) and (whole, part) in _OTHER_DECODERS else whole)
+    return family(part if (whole, part) in _OTHER_DECODERS else whole)
 
 
 def gguf_architectures() -> set[str]:

@@ -191,6 +191,9 @@ def test_unknown_model_types_are_named_with_the_known_ones() -> None:
         spec({"model_type": "gemma5"})
     with pytest.raises(InputError, match='"None" is not supported'):
         spec({})
+    for kind in (["mistral3"], {"mistral3": 1}, 3):  # also beside a decoder's
+        with pytest.raises(InputError, match="is not supported yet"):
+            spec({"model_type": kind, "text_config": {"model_type": "mistral4"}})
 
 
 @pytest.mark.parametrize(
