@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import tiny
+from helpers import rounds_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +136,7 @@ def test_every_word_of_four_values_is_in_the_table() -> None:
 @pytest.mark.parametrize("kind", [*PACKS, "mxfp4"])
 @pytest.mark.parametrize("tokens", [1, 5, 30])
 def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
-    """Nor, for few tokens, on which others are multiplied at the same time."""
+    """Nor, for few tokens, on which others are multiplied at the same time, where BLAS itself rounds them alike."""
     weights = weights_of(2100, 256)
     matrix = laid(pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights))
     x = np.random.default_rng(1).standard_normal((tokens, 256), np.float32)
@@ -147,7 +148,8 @@ def test_no_bit_depends_on_threads_or_company(kind: str, tokens: int) -> None:
         whole = Activations(x)
         several = matmul_all([(matrix, whole, None), (matrix, whole.take(np.arange(tokens)[::-1]), None)])
         np.testing.assert_array_equal(several[0], alone)
-        if tokens <= FEW:
+        np.testing.assert_allclose(several[1], alone[::-1], rtol=1e-5, atol=1e-3)
+        if tokens <= FEW and rounds_alike():
             np.testing.assert_array_equal(several[1], alone[::-1])
 
 
