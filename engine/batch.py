@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rows import RowForm
-from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.speculation import Drafter, Pass
 
 PROMPT_SHARE = CHUNK // 2

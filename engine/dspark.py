@@ -18,10 +18,11 @@ from numoe.engine.description import Description
 from numoe.engine.families.names import Drafts, Source
 from numoe.engine.heads import Following, FoundHead, HeldHead, find_head, hold_head
 from numoe.engine.layers import ops
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.model import Model

@@ -14,9 +14,9 @@ from numoe.engine.description import Description, place
 from numoe.engine.experts.local import LocalBank
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.families.names import Source
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.ops import Floats, NotFinite
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import Cache
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.tensor import Tensor
 from numoe.engine.layers.weights import Weights

@@ -13,11 +13,12 @@ from numoe.engine import session_file
 from numoe.engine.budget import Reservation
 from numoe.engine.generation import Generation, Options
 from numoe.engine.layers import state
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rows import RowForm
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.speculation import Drafter
 from numoe.engine.text.grammar import Matcher
 from numoe.engine.text.sample import Sampler, Sampling

@@ -19,7 +19,7 @@ from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.residual import Residual
 from numoe.engine.layers.rope import Angles, Rope, Rotation
 from numoe.engine.layers.state import StateSpec
-from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.step import Company, Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 
@@ -126,12 +126,12 @@ class Shared:
     """Called with (position of the first token, layer, chosen experts (T, K)) of each sequence by every mixture."""
     _rotations: dict[Rope, Rotation] = field(default_factory=dict)
 
-    def states(self) -> Callable[[Segment], Mapping[str, Any]]:
-        """What gives the states of the block that is being built, of one sequence."""
+    def states(self) -> Callable[[Segment | Company], Mapping[str, Any]]:
+        """What gives the states of the block that is being built, of one sequence, or the rows of several."""
         block = self.block
 
-        def of(segment: Segment) -> Mapping[str, Any]:
-            return segment.blocks[block]
+        def of(some: Segment | Company) -> Mapping[str, Any]:
+            return some.states(block)
 
         return of
 

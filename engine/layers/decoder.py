@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.bank import ExpertBank
 from numoe.engine.layers.block import Block, Shared
+from numoe.engine.layers.cache import Cache, Pool
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.residual import Mixer
 from numoe.engine.layers.rows import FLOAT32, RowForm
 from numoe.engine.layers.spec import ModelSpec
-from numoe.engine.layers.state import CHUNK, Cache
+from numoe.engine.layers.state import CHUNK
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.kernels import all_finite
@@ -55,6 +57,7 @@ class Decoder:
         self.head_bias = weights.arrays["head_bias"] if spec.head_bias else None
         self.norm = spec.norm.build(weights, "norm", spec.norm_eps) if spec.norm else None
         self.shared = Shared(spec.norm_eps, bank)
+        self._pools: WeakValueDictionary[tuple[int, str], Pool] = WeakValueDictionary()
         self.blocks: list[_Built] = []
         self._ends: dict[int, int] = {}  # the layer of which a block is the last
         self.watch: dict[int, Callable[[Step, Floats], None]] = {}
@@ -74,8 +77,14 @@ class Decoder:
         )
 
     def cache(self, context: int, form: RowForm | None = None) -> Cache:
-        """An empty cache for up to `context` tokens, allocated at once. form: None: the decoder's."""
-        return Cache([block.kind.state() for block in self.spec.blocks()], context, form or self.form)
+        """An empty cache for up to `context` tokens, allocated at once, beside others. form: None: the decoder's."""
+        specs, form = [block.kind.state() for block in self.spec.blocks()], form or self.form
+        pool = self._pools.get((context, form.name))
+        slot = pool.take() if pool else None
+        if slot is None:
+            pool = self._pools[context, form.name] = Pool(specs, context, form)
+            slot = pool.take()
+        return Cache(specs, context, form, slot)
 
     def forward(self, ids: Ids, cache: Cache, *, last: bool = False) -> Floats:
         """Read tokens (T,), at most CHUNK, and give the logits after each, (T, vocab), or only the last's (1, vocab).

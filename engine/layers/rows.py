@@ -27,6 +27,9 @@ BLOCK_BYTES = 1 << 19
 Planes = tuple[NDArray[Any], ...]
 """The arrays that rows are held in, each (G, rows, ...): the values or their codes (G, rows, C), and maybe scales."""
 
+PlaneShape = tuple[type, tuple[int, ...]]
+"""Dtype and shape of one."""
+
 
 @dataclass(frozen=True)
 class RowShape:
@@ -46,7 +49,7 @@ class RowForm(ABC):
     name: str
 
     @abstractmethod
-    def planes(self, shape: RowShape, rows: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
         """Dtype and shape of each plane, by what its name in a session's file ends with."""
 
     @abstractmethod
@@ -70,7 +73,7 @@ class RowForm(ABC):
 class _Float32(RowForm):
     name = "float32"
 
-    def planes(self, shape: RowShape, rows: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
         return {"": (np.float32, (shape.groups, rows, shape.width))}
 
     def encode(self, rows: Floats, shape: RowShape) -> Planes:
@@ -89,7 +92,7 @@ class _BFloat16(RowForm):
 
     name = "bf16"
 
-    def planes(self, shape: RowShape, rows: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
         return {"": (np.uint16, (shape.groups, rows, shape.width))}
 
     def encode(self, rows: Floats, shape: RowShape) -> Planes:
@@ -109,9 +112,9 @@ class _Int8(RowForm):
 
     name = "int8"
 
-    def planes(self, shape: RowShape, rows: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
         parts = _parts(shape)
-        made: dict[str, tuple[type, tuple[int, ...]]] = {}
+        made: dict[str, PlaneShape] = {}
         if coarse := sum(width for width, fine in parts if not fine):
             made[""] = np.int8, (shape.groups, rows, coarse)
         if fine := sum(width for width, fine in parts if fine):

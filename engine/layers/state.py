@@ -2,36 +2,34 @@
 
 A kind declares its states by name. Rows are for attention of every kind (full, sliding, latent, compressed): a row a
 token, or a row every so many tokens, of which all are kept or only the latest. A recurrent state is one array that
-every token changes.
-
-The position of a sequence, and which of its two buffers a recurrent state is in, are one value that a pass replaces
-when all is computed (`Cache.step`). What a pass writes before lies behind the position, or in the other buffer: one
-that is interrupted has changed nothing.
+every token changes, in the one of two buffers that the sequence's place says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numoe.engine.layers.ops import Floats
-from numoe.engine.layers.rows import FLOAT32, Planes, RowForm, RowShape, Stretch
-from numoe.quant.compute.memory import unshared
+from numoe.engine.layers.ops import Floats, Ids
+from numoe.engine.layers.rows import FLOAT32, Planes, PlaneShape, RowForm, RowShape, Stretch
 
 CHUNK = 512
 """Most tokens that go through the layers at once."""
 SLACK = 64
 """Tokens that rows of which only the latest are kept can go back by."""
+_SPREAD = 2
+"""Rows of several sequences are copied to lie at one place of the memory of each where more than so many times as many
+would be multiplied."""
 
 
 @dataclass
-class _Place:
+class Place:
     """Where a sequence stands: tokens read, and the buffer that recurrent states are in, replaced as one."""
 
     at: tuple[int, int] = (0, 0)
@@ -55,6 +53,10 @@ class State(Protocol):
 
     def forget(self) -> None:
         """What is there of earlier tokens is of no sequence any more."""
+        ...
+
+    def clean(self, position: int, count: int) -> None:
+        """A pass over so many tokens from `position` on has failed: what it left holds nothing but numbers."""
         ...
 
     def passing(self, position: int) -> Passed:
@@ -85,7 +87,13 @@ class StateSpec(Protocol):
         """Bytes for a context of so many tokens; allocated at once when a session starts. form: that of rows."""
         ...
 
-    def make(self, context: int, form: RowForm, place: _Place) -> State: ...
+    def planes(self, context: int, form: RowForm) -> Mapping[str, PlaneShape]:
+        """The arrays that it is held in, by what their names end with."""
+        ...
+
+    def make(self, context: int, form: RowForm, place: Place, planes: Planes) -> State:
+        """It, in these arrays, which are all zero."""
+        ...
 
 
 # ---------------------------------------------------------------------------------------------- rows
@@ -117,8 +125,11 @@ class Rows(RowShape):
     def nbytes(self, context: int, form: RowForm = FLOAT32) -> int:
         return self.held(form).nbytes(self, self.capacity(context))
 
-    def make(self, context: int, form: RowForm, place: _Place) -> KeptRows:
-        return KeptRows(self, context, self.held(form))
+    def planes(self, context: int, form: RowForm) -> Mapping[str, PlaneShape]:
+        return self.held(form).planes(self, self.capacity(context))
+
+    def make(self, context: int, form: RowForm, place: Place, planes: Planes) -> KeptRows:
+        return KeptRows(self, context, self.held(form), planes)
 
 
 class KeptRows:
@@ -128,17 +139,13 @@ class KeptRows:
     plain slice.
     """
 
-    def __init__(self, spec: Rows, context: int, form: RowForm = FLOAT32):
+    def __init__(self, spec: Rows, context: int, form: RowForm, planes: Planes):
         self.spec = spec
         self.form = form
-        self._capacity = spec.capacity(context)
-        planes = form.planes(spec, self._capacity)
-        self._suffixes = tuple(planes)
-        self._planes: Planes = tuple(
-            unshared(np.dtype(dtype).itemsize * math.prod(shape)).view(dtype).reshape(shape)
-            for dtype, shape in planes.values()
-        )
-        self._first = 0
+        self.capacity = spec.capacity(context)
+        self._suffixes = tuple(form.planes(spec, self.capacity))
+        self._planes = planes
+        self.first = 0
         """Absolute index of the first row of each plane."""
 
     @property
@@ -147,13 +154,16 @@ class KeptRows:
 
     def write(self, rows: Floats, start: int) -> None:
         """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
-        n = rows.shape[1]
-        if start - self._first + n > self._capacity:
+        self.make_room(start, rows.shape[1])
+        self._put(start - self.first, self.form.encode(rows, self.spec))
+
+    def make_room(self, start: int, count: int) -> None:
+        """Have the memory hold so many rows from index `start` on, and the latest before."""
+        if start - self.first + count > self.capacity:
             assert self.spec.keep is not None, "a session never feeds past its context"
-            kept = min(start - self._first, self.spec.keep + SLACK)
+            kept = min(start - self.first, self.spec.keep + SLACK)
             self._put(0, self._copy(start - kept, start))
-            self._first = start - kept
-        self._put(start - self._first, self.form.encode(rows, self.spec))
+            self.first = start - kept
 
     def _put(self, at: int, parts: Planes) -> None:
         stop = at + parts[0].shape[1]
@@ -161,7 +171,7 @@ class KeptRows:
             plane[:, at:stop] = part
 
     def _views(self, start: int, stop: int) -> Planes:
-        return tuple(plane[:, start - self._first : stop - self._first] for plane in self._planes)
+        return tuple(plane[:, start - self.first : stop - self.first] for plane in self._planes)
 
     def _copy(self, start: int, stop: int) -> Planes:
         return tuple(view.copy() for view in self._views(start, stop))
@@ -170,30 +180,30 @@ class KeptRows:
         """Rows start..stop without copying."""
         return Stretch(self.form, self._views(start, stop), self.spec)
 
-    def floats(self, start: int, stop: int) -> Floats:
-        """The same as float32 (groups, n, width), without copying where they are."""
-        if self.form.is_float32:  # of many sequences, whose calls are short: no more than is needed
-            rows: Floats = self._planes[0][:, start - self._first : stop - self._first]
-            return rows
-        return self.view(start, stop).floats()
-
     def reaches(self, position: int) -> bool:
-        return self._first <= self._needs(position)
+        return self.first <= self._needs(position)
 
     def forget(self) -> None:
-        self._first = 0
+        self.first = 0
+
+    def clean(self, position: int, count: int) -> None:
+        """Of rows that lie beside those of other sequences, NumPy multiplies more than are looked at, and zero times
+        what is no number is none."""
+        start, stop = position // self.spec.stride, -(-(position + count) // self.spec.stride)
+        for plane in self._planes:
+            plane[:, max(0, start - self.first) : max(0, stop - self.first)] = 0
 
     def passing(self, position: int) -> Passed:
         if self.spec.keep is None:
             return None
         end = position // self.spec.stride
         # With the slack, so that one can go back a little from here too.
-        first = max(self._first, end - self.spec.keep - SLACK)
+        first = max(self.first, end - self.spec.keep - SLACK)
         return first, self._copy(first, end)
 
     def put_back(self, passed: Passed) -> None:
         if passed is not None:
-            self._first, rows = passed
+            self.first, rows = passed
             self._put(0, rows)
 
     def needed(self, position: int, back: int) -> Mapping[str, NDArray[Any]]:
@@ -201,11 +211,79 @@ class KeptRows:
         return dict(zip(self._suffixes, views, strict=True))
 
     def prepare(self, position: int, back: int) -> None:
-        self._first = self._needs(position - back)
+        self.first = self._needs(position - back)
 
     def _needs(self, position: int) -> int:
         """The first row that a token at `position` may need."""
         return 0 if self.spec.keep is None else max(0, position // self.spec.stride - self.spec.keep)
+
+
+class Span:
+    """Rows starts..stops (B,) of several sequences, by their places in the memory of each."""
+
+    def __init__(self, starts: Ids, stops: Ids):
+        self.starts, self.stops = starts, stops
+        self.low, self.high = int(starts.min()), int(stops.max())
+        self.longest = int((stops - starts).max())
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, int]]) -> Span:
+        starts, stops = np.array([*pairs]).T
+        return cls(starts, stops)
+
+    @cached_property
+    def others(self) -> NDArray[np.bool_] | None:
+        """Which of the rows low..high of each are none of its own, (B, S); None: there are no others."""
+        if self.starts.max() == self.low and self.stops.min() == self.high:
+            return None
+        place = np.arange(self.low, self.high)
+        return (place < self.starts[:, None]) | (place >= self.stops[:, None])
+
+
+class KeptTogether:
+    """The rows of several sequences, whose memory is evenly spaced: a NumPy call reaches those of all of them."""
+
+    def __init__(self, kept: Sequence[KeptRows], planes: Planes):
+        """planes: those of all, (B, groups, rows, ...)."""
+        self._kept = kept
+        self._planes = planes
+        self._spec, self._form = kept[0].spec, kept[0].form
+
+    def _places(self, rows: Ids) -> Ids:
+        """Of rows by their indices, (B,)."""
+        firsts = [one.first for one in self._kept]
+        return rows - np.array(firsts) if any(firsts) else rows
+
+    def write(self, rows: Floats, starts: Ids) -> None:
+        """As `KeptRows.write` does, a row of each, (B, groups, width), at the indices `starts` (B,)."""
+        places = self._places(starts)
+        if self._spec.keep is not None and places.max() >= self._kept[0].capacity:
+            for one, start in zip(self._kept, starts.tolist(), strict=True):
+                one.make_room(start, 1)
+            places = self._places(starts)
+        numbers = np.arange(len(rows))
+        for plane, part in zip(self._planes, self._form.encode(rows[:, :, None], self._spec), strict=True):
+            plane[numbers, :, places] = part[:, :, 0]
+
+    def floats(self, span: Span) -> tuple[Floats, NDArray[np.bool_] | None]:
+        """Rows that hold those of a span, as float32 (B, groups, S, width), and which of them are others, as in `Span`.
+
+        They are not copied where they are held so, and not far apart in the memory of each.
+        """
+        starts = self._places(span.starts)
+        if starts is not span.starts:
+            span = Span(starts, self._places(span.stops))
+        if span.high - span.low <= _SPREAD * span.longest:
+            planes = tuple(plane[:, :, span.low : span.high] for plane in self._planes)
+        else:
+            places = np.minimum(span.starts[:, None] + np.arange(span.longest), self._kept[0].capacity - 1)  # (B, S)
+            gathered = (plane[np.arange(len(places))[:, None], :, places] for plane in self._planes)
+            planes = tuple(np.moveaxis(plane, 1, 2) for plane in gathered)  # (B, S, groups, ...) -> (B, groups, S, ...)
+            span = Span(np.zeros_like(span.starts), span.stops - span.starts)
+        values, factors = self._form.decode(planes, self._spec)
+        if not self._form.is_float32:  # they are this thread's scratch
+            values = values * (1 if factors is None else factors[..., None])
+        return values, span.others
 
 
 # ----------------------------------------------------------------------------------------- recurrent
@@ -224,19 +302,21 @@ class Recurrent:
     def nbytes(self, context: int, form: RowForm = FLOAT32) -> int:
         return 2 * 4 * math.prod(self.shape)
 
-    def make(self, context: int, form: RowForm, place: _Place) -> RecurrentState:
-        return RecurrentState(self, place)
+    def planes(self, context: int, form: RowForm) -> Mapping[str, PlaneShape]:
+        return {"": (np.float32, (2, *self.shape))}
+
+    def make(self, context: int, form: RowForm, place: Place, planes: Planes) -> RecurrentState:
+        return RecurrentState(self, place, planes[0])
 
 
 class RecurrentState:
     """Two buffers: what is, and what a pass makes of it, which counts when the pass has ended."""
 
-    def __init__(self, spec: Recurrent, place: _Place):
+    def __init__(self, spec: Recurrent, place: Place, buffers: Floats):
+        """buffers: (2, *shape)."""
         self.spec = spec
         self._place = place
-        size = math.prod(spec.shape)
-        self._buffers: Floats = unshared(2 * 4 * size).view(np.float32).reshape(2, *spec.shape)
-        self.forget()
+        self._buffers = buffers
 
     @property
     def nbytes(self) -> int:
@@ -260,6 +340,9 @@ class RecurrentState:
     def forget(self) -> None:
         self._buffers[:] = 0
 
+    def clean(self, position: int, count: int) -> None:
+        """What it left is in the buffer that the next pass overwrites."""
+
     def passing(self, position: int) -> Passed:
         return position, (self.now.copy(),)
 
@@ -272,133 +355,3 @@ class RecurrentState:
 
     def prepare(self, position: int, back: int) -> None:
         self.forget()
-
-
-# --------------------------------------------------------------------------------------------- cache
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A cache's state at `position`: what later tokens push out; the other rows stay where they are."""
-
-    position: int
-    passed: tuple[Passed, ...]
-
-
-class Cache:
-    """All states of one sequence, at one position; `blocks` has those of each block by name."""
-
-    def __init__(self, specs: Sequence[Mapping[str, StateSpec]], context: int, form: RowForm = FLOAT32):
-        """form: that of rows."""
-        self.context = context
-        self.form = form
-        self._place = _Place()
-        self.blocks = [{name: one.make(context, form, self._place) for name, one in block.items()} for block in specs]
-        self._sets_point = any(one.only_now for block in specs for one in block.values())
-        self._point: Snapshot | None = None
-        self.prompted = False
-        """Whether the last pass was of a prompt, which several tokens are; whoever reads others says so."""
-
-    def _states(self) -> Iterator[State]:
-        for block in self.blocks:
-            yield from block.values()
-
-    @property
-    def position(self) -> int:
-        """Tokens read so far."""
-        return self._place.at[0]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(state.nbytes for state in self._states())
-
-    @contextmanager
-    def step(self, count: int) -> Iterator[None]:
-        """A pass over `count` more tokens: they count when it has ended, and not when it raises."""
-        if count == 1:
-            self.end_prompt()
-        if self.position == 0:  # where one is, too, that was interrupted while it forgot or went back
-            self._forget()
-        self._place.before = None
-        yield
-        self.prompted = count > 1
-        position, buffer = self._place.at
-        self._place.at = position + count, 1 - buffer
-        self._place.before = position
-
-    def end_prompt(self) -> None:
-        """Remember where a prompt ends, if one was read last: the next one goes on from there in another way."""
-        if self._sets_point and self.prompted:
-            self._point = self.snapshot()
-        self.prompted = False
-
-    def _reaches(self, position: int) -> bool:
-        return position <= self.position and all(state.reaches(position) for state in self._states())
-
-    def reach(self, position: int) -> int:
-        """The latest position up to `position` that `rewind` can go to; 0 is always one."""
-        if self._reaches(position):
-            return position
-        before = self._place.before
-        if before is not None and before <= position and self._reaches(before):
-            return before
-        return self._point.position if self._point and self._point.position <= position else 0
-
-    def rewind(self, position: int) -> None:
-        """Forget everything from `position` on; only where `reach` says so."""
-        if position == 0:
-            self.clear()
-        elif self._reaches(position):
-            now, buffer = self._place.at
-            if position != now:  # of recurrent states, then, the other buffer has it
-                self._place.before = None
-                self._place.at = position, 1 - buffer
-        else:
-            assert self._point and self._point.position == position
-            self.restore(self._point)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._place.at, self._place.before = (0, 0), None
-        self._point = None
-        self.prompted = False
-        self._forget()
-
-    def _forget(self) -> None:
-        for state in self._states():
-            state.forget()
-
-    def snapshot(self) -> Snapshot:
-        """Copies only what later tokens push out; valid while the kept rows below its position are not rewritten."""
-        return Snapshot(self.position, tuple(state.passing(self.position) for state in self._states()))
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Back to a snapshot's state."""
-        self._place.at, self._place.before = (0, 0), None  # while some states are back and some are not
-        for state, passed in zip(self._states(), snapshot.passed, strict=True):
-            state.put_back(passed)
-        self._place.at = snapshot.position, 0
-        if self._point and self._point.position > snapshot.position:
-            self._point = None  # what follows is read anew, below it
-
-    @property
-    def back(self) -> int:
-        """How many tokens, up to the slack, it can go back by wherever it is."""
-        return next(back for back in range(min(SLACK, self.position), -1, -1) if self._reaches(self.position - back))
-
-    def arrays(self, back: int = 0) -> dict[str, NDArray[Any]]:
-        """Of every state by name what a next token may need, and one so many tokens back, to be written to a file."""
-        return {
-            f"{i}.{name}{suffix}": values
-            for i, block in enumerate(self.blocks)
-            for name, state in block.items()
-            for suffix, values in state.needed(self.position, back).items()
-        }
-
-    def prepare(self, position: int, back: int = 0) -> dict[str, NDArray[Any]]:
-        """What `arrays` gives at `position`, to be filled in: whatever was here is forgotten."""
-        self.clear()
-        for state in self._states():
-            state.prepare(position, back)
-        self._place.at = position, 0
-        return self.arrays(back)

@@ -13,8 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from numoe.engine.layers.cache import Cache, Slot
 from numoe.engine.layers.ops import Floats, Ids
-from numoe.engine.layers.state import Cache, State
+from numoe.engine.layers.state import KeptTogether, State
+
+TOGETHER = 16
+"""So many sequences attend in one call at most, which bounds their scores."""
+_WASTE = 1.5
+"""They do where no more than so many times the rows that they see are multiplied, and"""
+_ROWS_A_CALL = 64
+"""so many more for each, which take about as long as calls of its own."""
 
 _Made = TypeVar("_Made")
 
@@ -28,6 +36,11 @@ class Segment:
     start: int
     blocks: Sequence[Mapping[str, State]]
     """The sequence's states, those of each block by name."""
+    slot: Slot
+    """Their memory."""
+
+    def states(self, block: int) -> Mapping[str, State]:
+        return self.blocks[block]
 
     @cached_property
     def rows(self) -> slice:
@@ -40,6 +53,44 @@ class Segment:
     @cached_property
     def stop_position(self) -> int:
         return self.start + self.count
+
+
+class Company:
+    """Sequences with a token each in a pass, whose memory lies side by side: NumPy reaches their rows in one call."""
+
+    def __init__(self, segments: Sequence[Segment]):
+        self.segments = segments
+        self.rows: Ids = np.array([segment.first for segment in segments])
+        """Of the pass."""
+        self.starts: Ids = np.array([segment.start for segment in segments])
+
+    def states(self, block: int) -> _States:
+        """The rows that they keep in a block, by name."""
+        return _States(self.segments, block)
+
+    def runs(self, counts: Sequence[int], most: int) -> list[Company]:
+        """Those that attend together, by how many rows each sees: of several in a run none more than `most`."""
+        runs, first, longest, total = [], 0, 0, 0
+        for number, rows in enumerate(counts):
+            longest, total, size = max(longest, rows), total + rows, number + 1 - first
+            if size > 1 and (longest > most or size * longest > _WASTE * total + size * _ROWS_A_CALL):
+                runs.append(self.segments[first:number])
+                first, longest, total = number, rows, rows
+        runs.append(self.segments[first:])
+        return [Company(run) for run in runs]
+
+
+class _States(dict[str, KeptTogether]):
+    """Made as they are asked for."""
+
+    def __init__(self, segments: Sequence[Segment], block: int):
+        self._segments, self._block = segments, block
+
+    def __missing__(self, name: str) -> KeptTogether:
+        slot, stop = self._segments[0].slot, self._segments[-1].slot.number + 1
+        kept: Any = [segment.blocks[self._block][name] for segment in self._segments]
+        made = self[name] = KeptTogether(kept, slot.pool.across(slot.number, stop, self._block, name))
+        return made
 
 
 class Step:
@@ -57,7 +108,7 @@ class Step:
         """The next tokens (T,) of each sequence."""
         segments, first = [], 0
         for ids, cache in parts:
-            segments.append(Segment(first, first + len(ids), cache.position, cache.blocks))
+            segments.append(Segment(first, first + len(ids), cache.position, cache.blocks, cache.slot))
             first += len(ids)
         return cls(parts[0][0] if len(parts) == 1 else np.concatenate([ids for ids, _ in parts]), segments)
 
@@ -72,9 +123,34 @@ class Step:
         """The row of each sequence's last token."""
         return [segment.stop - 1 for segment in self.segments]
 
+    @cached_property
+    def companies(self) -> list[Company]:
+        """Sequences with one token whose memory lies side by side, two or more in each."""
+        return [Company(run) for run in self._runs if len(run) > 1]
+
+    @cached_property
+    def alone(self) -> list[Segment]:
+        """All other sequences."""
+        long = [segment for segment in self.segments if segment.count > 1]
+        return long + [run[0] for run in self._runs if len(run) == 1]
+
+    @cached_property
+    def _runs(self) -> list[list[Segment]]:
+        """Those with one token, in runs of neighbours."""
+        runs: list[list[Segment]] = []
+        single = [segment for segment in self.segments if segment.count == 1]
+        for segment in sorted(single, key=lambda one: (id(one.slot.pool), one.slot.number)):
+            pool, number, _ = segment.slot
+            before = runs[-1][-1].slot if runs and len(runs[-1]) < TOGETHER else None
+            if before is not None and before.pool is pool and before.number == number - 1:
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+        return runs
+
     def last(self) -> Step:
         """A pass of the last token of each sequence."""
-        segments = [Segment(n, n + 1, s.stop_position - 1, s.blocks) for n, s in enumerate(self.segments)]
+        segments = [Segment(n, n + 1, s.stop_position - 1, s.blocks, s.slot) for n, s in enumerate(self.segments)]
         return Step(self.ids[self.last_rows], segments)
 
     def once(self, key: Hashable, make: Callable[..., _Made], *given: Any) -> _Made:

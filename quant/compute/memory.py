@@ -6,6 +6,7 @@ import math
 import mmap
 import sys
 import threading
+import weakref
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +23,8 @@ HUGE = 1 << 22
 processor fetches ahead within a page only, and looks up fewer of them."""
 
 _PIECE = 1 << 25
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""Linux's flag for memory that counts once it is written to, which older Pythons do not name."""
 _taking = threading.Lock()
 _rest: UInt8 = np.empty(0, np.uint8)
 
@@ -48,12 +51,63 @@ def unshared(nbytes: int) -> UInt8:
     """
     if sys.platform != "linux":
         return aligned(nbytes)
-    memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(_unshared(nbytes, nbytes >= HUGE), np.uint8)[:nbytes]
+
+
+def _unshared(nbytes: int, huge: bool, flags: int = 0) -> mmap.mmap:
+    memory = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags)
     memory.madvise(mmap.MADV_DONTFORK)
-    if nbytes >= HUGE:
+    if huge:
         with suppress(OSError):  # of kernels without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)[:nbytes]
+    return memory
+
+
+class Pieces:
+    """Equal pieces of unshared memory, evenly spaced, so that NumPy reaches the same place of several in one call.
+
+    Pages are there once they are written to, zero at first; the system has them back when nothing refers to a piece.
+    """
+
+    def __init__(self, nbytes: int, count: int, huge: bool):
+        """Room for `count` pieces of so many bytes, or for one where the system has no addresses to spare, or takes no
+        pages back. huge: in huge pages."""
+        pages = -(-nbytes // mmap.PAGESIZE)
+        self._spacing = (pages + 1 - pages % 2) * mmap.PAGESIZE  # odd: places alike fall on other lines of the cache
+        self._memory: Any
+        if sys.platform != "linux":
+            count, self._memory = 1, aligned(self._spacing)
+            self._memory[:] = 0
+        else:
+            try:
+                self._memory = _unshared(count * self._spacing, huge, _NORESERVE)
+            except OSError:  # under a limit on addresses
+                count, self._memory = 1, _unshared(self._spacing, huge)
+        self._free = list(range(count))
+        self._taking = threading.Lock()
+
+    def take(self) -> tuple[int, UInt8] | None:
+        """The first piece that is free, after its number. It is taken as long as the array or a view of it is there."""
+        with self._taking:
+            if not self._free:
+                return None
+            number = min(self._free)
+            self._free.remove(number)
+        piece: UInt8 = np.ndarray(self._spacing, np.uint8, self._memory, number * self._spacing)
+        weakref.finalize(piece, self._give_back, number).atexit = False
+        return number, piece
+
+    def _give_back(self, number: int) -> None:
+        if isinstance(self._memory, mmap.mmap):
+            self._memory.madvise(mmap.MADV_DONTNEED, number * self._spacing, self._spacing)
+        self._free.append(number)
+
+    def across(
+        self, first: int, stop: int, offset: int, dtype: type, shape: tuple[int, ...], strides: tuple[int, ...]
+    ) -> NDArray[Any]:
+        """What lies so many bytes into each of the pieces first..stop: (stop - first, *shape)."""
+        place, spaced = first * self._spacing + offset, (self._spacing, *strides)
+        return np.ndarray((stop - first, *shape), dtype, self._memory, place, spaced)
 
 
 class _Scratch(threading.local):

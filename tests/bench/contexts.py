@@ -28,7 +28,8 @@ import numpy as np
 import psutil
 
 from numoe.engine import Model, describe, load
-from numoe.engine.layers.state import CHUNK, Cache, KeptRows
+from numoe.engine.layers.cache import Cache
+from numoe.engine.layers.state import CHUNK, KeptRows
 from numoe.engine.plan import kv_bytes
 
 TESTS = Path(__file__).parents[1]

@@ -19,6 +19,7 @@ from numoe.engine.layers.attention.grouped import GroupedQueryAttention, OutputG
 from numoe.engine.layers.attention.indexer import BlockIndexer, TokenIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
 from numoe.engine.layers.block import Block, Compute, Kind, Shared
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.ffn import SquaredReLU, SwiGLU, feed_forward
 from numoe.engine.layers.norm import Norm
 from numoe.engine.layers.parallel import Parallel
@@ -31,7 +32,7 @@ from numoe.engine.layers.residual import HyperConnections, PlainResidual
 from numoe.engine.layers.rope import Rope, Rotation, Temperature, frequencies
 from numoe.engine.layers.router import Router, Routing
 from numoe.engine.layers.rows import stretch
-from numoe.engine.layers.state import CHUNK, SLACK, Cache, Recurrent, RecurrentState, Rows
+from numoe.engine.layers.state import CHUNK, SLACK, Recurrent, RecurrentState, Rows
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
@@ -506,7 +507,7 @@ def test_rows_are_what_was_written(keep: int | None, stride: int, moves: list[tu
             del written[target // stride :]
         end = cache.position // stride
         kept = 0 if keep is None else max(0, end - keep)
-        assert rows.floats(kept, end)[0, :, 0].tolist() == written[kept:end]
+        assert rows.view(kept, end).floats()[0, :, 0].tolist() == written[kept:end]
         assert rows.needed(cache.position, 0)[""][0, :, 0].tolist() == written[kept:end]
 
 
@@ -562,7 +563,7 @@ def test_the_latest_rows_reach_back_by_the_slack_though_they_have_moved() -> Non
     moved = last - 5
     assert cache.reach(moved - SLACK) == moved - SLACK and cache.reach(moved - SLACK - 1) == 0
     cache.rewind(moved - SLACK)
-    seen = state.floats(moved - SLACK - 10, moved - SLACK)
+    seen = state.view(moved - SLACK - 10, moved - SLACK).floats()
     np.testing.assert_array_equal(seen[0, :, 0], np.arange(moved - SLACK - 10, moved - SLACK))
 
 

@@ -19,7 +19,7 @@ from cases import STATES
 from helpers import of_company
 
 from numoe.engine import InputError, Model, Session
-from numoe.engine.layers.state import Cache
+from numoe.engine.layers.cache import Cache
 from numoe.quant.stored.safetensors import read_header
 
 Models = Callable[[str], Model]

@@ -16,9 +16,10 @@ from numoe.engine.families import family
 from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.indexer import Indexer, LightningIndexer
 from numoe.engine.layers.block import Shared
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.rows import BF16, FLOAT32, INT8, ROW_FORMS, RowForm, RowShape, row_form, stretch
-from numoe.engine.layers.state import Cache, Rows
+from numoe.engine.layers.state import Rows
 from numoe.engine.layers.weights import Weights
 from numoe.engine.plan import kv_bytes
 from numoe.engine.session_file import proof
@@ -38,7 +39,7 @@ def decoded(form: RowForm, rows: np.ndarray, shape: RowShape) -> np.ndarray:
     cache = Cache([{"rows": Rows(shape.groups, shape.width, apart=shape.apart, fine=shape.fine)}], rows.shape[1], form)
     cache.blocks[0]["rows"].write(rows, 0)
     assert cache.nbytes == form.nbytes(shape, rows.shape[1])
-    return cache.blocks[0]["rows"].floats(0, rows.shape[1])
+    return cache.blocks[0]["rows"].view(0, rows.shape[1]).floats()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,9 +5,9 @@ import pytest
 from test_kinds import EPS, HIDDEN, normed, random, weights_of
 
 from numoe.engine.layers.block import Shared
+from numoe.engine.layers.cache import Cache
 from numoe.engine.layers.ngram import NgramEmbedding
 from numoe.engine.layers.residual import GatedStreams
-from numoe.engine.layers.state import Cache
 from numoe.engine.layers.step import Step
 from numoe.engine.layers.weights import Weights
 from numoe.quant.formats.plain import F32

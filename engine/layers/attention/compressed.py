@@ -16,7 +16,6 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer, LightningIndexer, WindowCompressor
 from numoe.engine.layers.attention.softmax import (
     SHORT,
-    TOGETHER,
     Part,
     Queries,
     Seen,
@@ -29,8 +28,8 @@ from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.rows import Stretch, stretch
-from numoe.engine.layers.state import KeptRows, Rows
-from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.state import KeptRows, Rows, Span
+from numoe.engine.layers.step import Company, Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute import workers
@@ -111,6 +110,8 @@ class Compressed:
             self.indexer = LightningIndexer(spec.indexer, spec.rope, own, shared)
             compressor = spec.indexer.compressor
             self.compress_keys = WindowCompressor(compressor, spec.rope, own.below("compressor."), shared)
+        ratio = spec.compressor.ratio if spec.compressor else None
+        self._sees = spec.window, ratio, spec.indexer.top_k if spec.indexer else None
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
@@ -133,24 +134,18 @@ class Compressed:
             index = self.indexer.queries(given, q_latent, step)
 
         out = np.empty_like(q)
+        alone = list(step.alone)
+        for segment in alone:
+            self.states(segment)["window"].write(row[None, segment.rows], segment.start)
+        for company in step.companies:
+            self.states(company)["window"].write(row[company.rows][:, None], company.starts)
+            alone += self._attend_together(q, company, step, out)
         queries = Queries()
-        short: list[tuple[int, list[Seen]]] = []
-        for segment in step.segments:
+        for segment in alone:
             own, states = segment.rows, self.states(segment)
-            states["window"].write(row[None, own], segment.start)
-            asked = None if index is None else (index[0][own], index[1][own])
-            chosen = self._choose(states, segment, asked) if self.indexer and asked is not None else None
-            if segment.count == 1 < len(step.segments) and self._is_short(segment):
-                attended = self._parts(states, segment.start, segment.start + 1, chosen)
-                seen = [keys.floats() for keys, _, _ in attended]  # which are values too
-                short.append((segment.first, [(rows, rows) for rows in seen]))
-            else:
-                self._attend(q[own], states, segment, chosen, out[own], queries)
+            chosen = None if index is None else self._choose(states, segment, (index[0][own], index[1][own]))
+            self._attend(q[own], states, segment, chosen, out[own], queries)
         queries.run()
-        for at in range(0, len(short), TOGETHER):
-            asking, parts = zip(*short[at : at + TOGETHER], strict=True)
-            together = attend_together(q[list(asking)][:, None], parts, spec.head_dim**-0.5, self.sink)
-            out[list(asking)] = together[:, 0]
         # A row is a value too, so the output carries the keys' rotation: turn it back by the query's position.
         self.rotation.apply(out, turned.inverse())
         return self._project_out(out)
@@ -181,8 +176,39 @@ class Compressed:
             parts.append(self._entries(*beyond, chosen))
         return parts
 
-    def _is_short(self, segment: Segment) -> bool:
-        return self._most_keys(segment.stop_position, segment.count) * self.spec.head_dim <= SHORT
+    def _attend_together(self, q: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
+        """Of q and out (T, H, C), the rows of those that see few keys, and all there are; gives the others."""
+        others = []
+        for some, window, entries in step.once((company, *self._sees), self._runs, company):
+            if len(some.segments) == 1:
+                others += some.segments
+                continue
+            states, parts = self.states(some), list[Seen]()
+            for name, span in (("window", window), ("compressor.rows", entries)):
+                if span.high:
+                    rows, hidden = states[name].floats(span)
+                    parts.append((rows, rows, hidden))
+            together = attend_together(
+                q[some.rows][:, None], parts, self.spec.head_dim**-0.5, self.sink
+            )  # (B, 1, H, C)
+            out[some.rows] = together[:, 0]
+        return others
+
+    def _runs(self, company: Company) -> list[tuple[Company, Span, Span]]:
+        """Those that attend together, the tokens of their windows, and the entries beyond."""
+        spec, most, made = self.spec, SHORT // self.spec.head_dim, []
+
+        def entries(one: Segment) -> int:
+            return one.stop_position // spec.compressor.ratio if spec.compressor else 0
+
+        def keys(one: Segment) -> int:
+            chooses = spec.indexer is not None and entries(one) > spec.indexer.top_k
+            return most + 1 if chooses else min(one.stop_position, spec.window) + entries(one)
+
+        for some in company.runs([keys(one) for one in company.segments], most):
+            window = Span.of((first_visible(one.start, spec.window), one.stop_position) for one in some.segments)
+            made.append((some, window, Span.of((0, entries(one)) for one in some.segments)))
+        return made
 
     def _project_out(self, out: Floats) -> Floats:
         """(T, H, C) -> (T, D)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +12,7 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import BlockIndexer, BlockLightningIndexer
 from numoe.engine.layers.attention.softmax import (
     SHORT,
-    TOGETHER,
     Queries,
-    Seen,
     attend,
     attend_together,
     first_visible,
@@ -23,8 +21,8 @@ from numoe.engine.layers.attention.softmax import (
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats
 from numoe.engine.layers.rope import Rope, Temperature
-from numoe.engine.layers.state import KeptRows, Rows
-from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.state import KeptRows, Rows, Span
+from numoe.engine.layers.step import Company, Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
@@ -138,6 +136,7 @@ class GroupedQuery:
         self.indexer = None
         if spec.indexer:
             self.indexer = BlockLightningIndexer(spec.indexer, weights.below("indexer."), shared)
+        self._most = 0 if spec.indexer else SHORT // (spec.kv_heads * spec.head_dim)  # keys of who attends with others
 
     def __call__(self, x: Floats, step: Step) -> Floats:
         """(T, D) -> (T, D)."""
@@ -165,21 +164,22 @@ class GroupedQuery:
         if spec.temperature:
             q *= spec.temperature.of(step.positions)[:, None, None]
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
-        queries = Queries()
-        short: list[Segment] = []
-        keys, values = k.transpose(1, 0, 2), v.transpose(1, 0, 2)  # (G, T, C), (G, T, Cv)
-        for segment in step.segments:
+        alone = list(step.alone)
+        for segment in alone:
             own, states = segment.rows, self.states(segment)
-            states["k"].write(keys[:, own], segment.start)
-            states["v"].write(values[:, own], segment.start)
-            if segment.count == 1 < len(step.segments) and self._is_short(segment):
-                short.append(segment)
-            else:
-                index = None if asked is None else (asked[0][own], asked[1][own])
-                self._attend(q[own], states, segment, index, out[own], queries)
+            states["k"].write(k[own].transpose(1, 0, 2), segment.start)  # (G, T, C)
+            states["v"].write(v[own].transpose(1, 0, 2), segment.start)
+        for company in step.companies:
+            together = self.states(company)
+            together["k"].write(k[company.rows], company.starts)
+            together["v"].write(v[company.rows], company.starts)
+            alone += self._attend_together(q, company, step, out)
+        queries = Queries()
+        for segment in alone:
+            own = segment.rows
+            index = None if asked is None else (asked[0][own], asked[1][own])
+            self._attend(q[own], self.states(segment), segment, index, out[own], queries)
         queries.run()
-        for at in range(0, len(short), TOGETHER):
-            self._attend_together(q, short[at : at + TOGETHER], out)
         if gate is not None:
             soft = spec.output_gate and spec.output_gate.score == "softplus"
             out *= ops.softplus(gate) if soft else ops.sigmoid(gate)
@@ -219,27 +219,29 @@ class GroupedQuery:
         heads[:, : spec.heads] = both[:, :, 0]
         return heads, values, np.ascontiguousarray(both[:, :, 1])
 
-    def _rows(self, segment: Segment) -> int:
-        """How many keys the last token of a sequence sees."""
-        return segment.stop_position - first_visible(segment.stop_position - 1, self.spec.window, self.spec.chunk)
+    def _attend_together(self, q: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
+        """Of q (T, H, C) and out (T, H, Cv), the rows of those that see few keys; gives the others."""
+        spec, others = self.spec, []
+        for some, span in step.once((company, spec.window, spec.chunk, self._most), self._runs, company):
+            if len(some.segments) == 1:
+                others += some.segments
+                continue
+            states = self.states(some)
+            (keys, hidden), (values, _) = states["k"].floats(span), states["v"].floats(span)
+            asking = q[some.rows].reshape(len(keys), spec.kv_heads, -1, q.shape[-1])  # (B, G, R, C)
+            mixed = attend_together(asking, [(keys, values, hidden)], self.scale, self.sink)
+            out[some.rows] = mixed.reshape(len(keys), *out.shape[1:])
+        return others
 
-    def _is_short(self, segment: Segment) -> bool:
-        channels = self.spec.kv_heads * self.spec.head_dim
-        return self.indexer is None and self._rows(segment) * channels <= SHORT
+    def _runs(self, company: Company) -> list[tuple[Company, Span]]:
+        """Those that attend together, and the keys that they see."""
+        spec = self.spec
 
-    def _attend_together(self, q: Floats, segments: Sequence[Segment], out: Floats) -> None:
-        """Of q (T, H, C) and out (T, H, Cv), the rows of sequences that have one token and few keys each."""
-        sequences: list[list[Seen]] = []
-        for segment in segments:
-            states, stop = self.states(segment), segment.stop_position
-            first = stop - self._rows(segment)
-            sequences.append([(states["k"].floats(first, stop), states["v"].floats(first, stop))])
-        asking = [segment.first for segment in segments]
-        groups = self.spec.kv_heads
-        mixed = attend_together(
-            q[asking].reshape(len(asking), groups, -1, q.shape[-1]), sequences, self.scale, self.sink
-        )
-        out[asking] = mixed.reshape(len(asking), *out.shape[1:])
+        def first(one: Segment) -> int:
+            return first_visible(one.start, spec.window, spec.chunk)
+
+        runs = company.runs([one.stop_position - first(one) for one in company.segments], self._most)
+        return [(some, Span.of((first(one), one.stop_position) for one in some.segments)) for some in runs]
 
     def _attend(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.rows import Stretch
 from numoe.engine.layers.state import KeptRows, Rows
-from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.step import Company, Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute.activations import Activations
@@ -79,23 +80,25 @@ class WindowCompressor:
         self.norm_eps = shared.norm_eps
 
     def __call__(
-        self, x: Activations, step: Step, states: Callable[[Segment], Mapping[str, KeptRows]], prefix: str
+        self, x: Activations, step: Step, states: Callable[[Segment | Company], Mapping[str, Any]], prefix: str
     ) -> None:
         """Take in tokens x (T, D): keep their kv and gate in each sequence's states, whose names begin with `prefix`,
         and the rows of the windows that they close."""
         width = self.spec.width
         both = np.empty((len(x), 2 * width), np.float32)
         matmul_all([(self.w.matrices["kv"], x, both[:, :width]), (self.w.matrices["gate"], x, both[:, width:])])
+        for company in step.companies:
+            states(company)[f"{prefix}open"].write(both[company.rows][:, None], company.starts)
+        for segment in step.alone:
+            states(segment)[f"{prefix}open"].write(both[None, segment.rows], segment.start)
         for segment in step.segments:
-            self._take_in(both[segment.rows], states(segment), prefix, segment, step)
+            if segment.start // self.spec.ratio < segment.stop_position // self.spec.ratio:
+                self._close(states(segment), prefix, segment, step)
 
-    def _take_in(self, both: Floats, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
-        spec, start = self.spec, segment.start
-        open_rows = states[f"{prefix}open"]
-        open_rows.write(both[None], start)
-        first, last = start // spec.ratio, (start + segment.count) // spec.ratio
-        if first == last:
-            return
+    def _close(self, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
+        """Keep the rows of the windows that a sequence's tokens close."""
+        spec, open_rows = self.spec, states[f"{prefix}open"]
+        first, last = segment.start // spec.ratio, segment.stop_position // spec.ratio
         # The slots of a window: with overlap, the previous window's first halves come before its second halves.
         tokens = open_rows.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio).floats()[0]
         kv, gate = np.split(tokens.reshape(-1, spec.ratio, 2 * spec.width), 2, axis=-1)  # (windows, ratio, width)

@@ -18,13 +18,13 @@ import numpy as np
 
 from numoe.engine.layers import ops
 from numoe.engine.layers.attention.indexer import TokenIndexer, TokenLightningIndexer
-from numoe.engine.layers.attention.softmax import Queries, attend, hidden_keys
+from numoe.engine.layers.attention.softmax import SHORT, Queries, attend, attend_together, hidden_keys
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rope import Rope, Temperature
 from numoe.engine.layers.rows import stretch
-from numoe.engine.layers.state import KeptRows, Rows
-from numoe.engine.layers.step import Segment, Step
+from numoe.engine.layers.state import KeptRows, Rows, Span
+from numoe.engine.layers.step import Company, Segment, Step
 from numoe.engine.layers.tensor import Tensor, prefixed
 from numoe.engine.layers.weights import Weights
 from numoe.quant.compute import threads
@@ -140,20 +140,48 @@ class Latent:
         out = np.empty((count, spec.heads, spec.value_dim), np.float32)
         heads = range(spec.heads)
         threads.run([partial(self._into_latents, q[:, h], query[:, h], h) for h in heads])
+        alone = list(step.alone)
+        for segment in alone:
+            self.states(segment)["latent"].write(row[None, segment.rows], segment.start)
+        for company in step.companies:
+            self.states(company)["latent"].write(row[company.rows][:, None], company.starts)
+            alone += self._attend_together(query, company, step, mixed)
         queries = Queries()
-        for segment in step.segments:
-            own, states = segment.rows, self.states(segment)
-            states["latent"].write(row[None, own], segment.start)
-            chosen = step.chosen[segment.first] if spec.indexer or spec.follows else None
-            if chosen is None:
-                self._attend(query[own], states["latent"], segment, mixed[own], queries)
+        for segment in alone:
+            own, kept = segment.rows, self.states(segment)["latent"]
+            if (chosen := self._chosen(segment, step)) is None:
+                self._attend(query[own], kept, segment, mixed[own], queries)
             else:
-                self._attend_to(chosen, query[own], states["latent"], segment, mixed[own], queries)
+                self._attend_to(chosen, query[own], kept, segment, mixed[own], queries)
         queries.run()
         threads.run([partial(self._out_of_latents, mixed[:, h], out[:, h], h) for h in heads])
         if spec.gate:
             out *= ops.sigmoid(m["gate"].matmul(given))[..., None]
         return m["o"].matmul(out.reshape(count, -1))
+
+    def _chosen(self, segment: Segment, step: Step) -> Ids | None:
+        """The tokens that those of a sequence attend to, (T, K); None: to all."""
+        return step.chosen[segment.first] if self.spec.indexer or self.spec.follows else None
+
+    def _attend_together(self, query: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
+        """Of query (T, H, rank + rope) and out (T, H, rank), the rows of those that see few keys, and all there are;
+        gives the others."""
+        rank, others = self.spec.kv_rank, []
+        for some, span in self._runs(company, step):
+            if len(some.segments) == 1:
+                others += some.segments
+                continue
+            rows, hidden = self.states(some)["latent"].floats(span)  # (B, 1, S, rank + rope)
+            keys = [(rows, rows[..., :rank], hidden)]
+            together = attend_together(query[some.rows][:, None], keys, self.spec.scale)  # (B, 1, H, rank)
+            out[some.rows] = together[:, 0]
+        return others
+
+    def _runs(self, company: Company, step: Step) -> list[tuple[Company, Span]]:
+        most = SHORT // (self.spec.kv_rank + self.spec.shared_dim)
+        counts = [one.stop_position if self._chosen(one, step) is None else most + 1 for one in company.segments]
+        runs = company.runs(counts, most)
+        return [(some, Span.of((0, one.stop_position) for one in some.segments)) for some in runs]
 
     def _index(self, indexer: TokenLightningIndexer, x: Activations, q_latent: Activations, step: Step) -> None:
         """Choose the tokens that those of the pass attend to, here and in the layers that follow."""

@@ -29,13 +29,11 @@ _FEW_QUERIES = 16
 Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
 
-Seen = tuple[Floats, Floats]
-"""Keys (G, S, C) and values (G, S, Cv) of a part, none of which is hidden."""
+Seen = tuple[Floats, Floats, NDArray[np.bool_] | None]
+"""Keys (B, G, S, C) and values (B, G, S, Cv) of several sequences, and which of them a sequence has not, (B, S)."""
 
 SHORT = 1 << 16
 """Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
-TOGETHER = 16
-"""So many sequences at a time, which bounds their scores."""
 
 _FEW = 64
 """Up to so many queries of a head BLAS is faster with the keys on the left of the product."""
@@ -112,20 +110,15 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     return out
 
 
-def attend_together(q: Floats, sequences: Sequence[Sequence[Seen]], scale: float, sink: Floats | None) -> Floats:
-    """`attend` of one query of each of B sequences over all the keys of its parts: q (B, G, R, C), gives (B, G, R, Cv).
-
-    Scores of all lie next to each other, so that there are fewer NumPy calls than for each alone.
-    """
-    count, groups, share, _ = q.shape
+def attend_together(q: Floats, parts: Sequence[Seen], scale: float, sink: Floats | None = None) -> Floats:
+    """`attend` of one query of each of B sequences over the keys of all parts: q (B, G, R, C), gives (B, G, R, Cv)."""
     q = q * scale
-    most = max(sum(keys.shape[1] for keys, _ in parts) for parts in sequences)
-    scores = np.full((count, groups, share, most), -np.inf, np.float32)  # (B, G, R, S)
-    for of_one, query, parts in zip(scores, q, sequences, strict=True):
-        a = 0
-        for keys, _ in parts:
-            a, b = a + keys.shape[1], a
-            np.matmul(query, keys.transpose(0, 2, 1), out=of_one[..., b:a])
+    spans = list(pairwise(accumulate([keys.shape[2] for keys, _, _ in parts], initial=0)))
+    scores = np.empty((*q.shape[:3], spans[-1][1]), np.float32)  # (B, G, R, S)
+    for (keys, _, hidden), (a, b) in zip(parts, spans, strict=True):
+        np.matmul(q, keys.transpose(0, 1, 3, 2), out=scores[..., a:b])
+        if hidden is not None:
+            np.copyto(scores[..., a:b], np.float32(-np.inf), where=hidden[:, None, None])
     top = scores.max(axis=-1) if sink is None else np.maximum(scores.max(axis=-1), sink[None, :, 0])
     scores -= top[..., None]
     np.exp(scores, out=scores)
@@ -133,14 +126,12 @@ def attend_together(q: Floats, sequences: Sequence[Sequence[Seen]], scale: float
     if sink is not None:
         total += np.exp(sink[None, :, 0] - top)
     scores /= total.astype(np.float32)[..., None]
-    mixed = np.empty((count, groups, share, sequences[0][0][1].shape[-1]), np.float32)
-    for of_one, out, parts in zip(scores, mixed, sequences, strict=True):
-        a = parts[0][1].shape[1]
-        np.matmul(of_one[..., :a], parts[0][1], out=out)
-        for _, values in parts[1:]:
-            a, b = a + values.shape[1], a
-            out += np.matmul(of_one[..., b:a], values)
-    return mixed
+    out: Floats | None = None
+    for (_, values, _), (a, b) in zip(parts, spans, strict=True):
+        mixed = np.matmul(scores[..., a:b], values)
+        out = mixed if out is None else np.add(out, mixed, out=out)
+    assert out is not None
+    return out
 
 
 def _softmax(scores: Floats, sink: Floats | None) -> None:
