@@ -12,8 +12,8 @@ import numpy as np
 from numoe.engine import session_file
 from numoe.engine.budget import Reservation
 from numoe.engine.generation import Generation, Options
-from numoe.engine.layers import state
 from numoe.engine.layers.cache import Cache
+from numoe.engine.layers.cache import Snapshot as CacheSnapshot
 from numoe.engine.layers.decoder import Decoder
 from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rows import RowForm
@@ -81,7 +81,7 @@ class Snapshot:
     """A point that `Session.restore` can go back to."""
 
     tokens: tuple[int, ...]
-    cache: state.Snapshot
+    cache: CacheSnapshot
 
 
 _Model = TypeVar("_Model", bound=Runs)

@@ -99,11 +99,12 @@ class Cache:
         """form: that of rows. slot: memory in a pool of caches like this one; None: its own."""
         self.context = context
         self.form = form
-        self.slot = slot or Pool(specs, context, form, 1).take()
-        assert self.slot is not None
+        slot = slot or Pool(specs, context, form, 1).take()
+        assert slot is not None
+        self.slot = slot
         self._place = Place()
         self.blocks = [
-            {name: one.make(context, form, self._place, self.slot.planes(number, name)) for name, one in block.items()}
+            {name: one.make(context, form, self._place, slot.planes(number, name)) for name, one in block.items()}
             for number, block in enumerate(specs)
         ]
         self._sets_point = any(one.only_now for block in specs for one in block.values())

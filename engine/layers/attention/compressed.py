@@ -178,7 +178,7 @@ class Compressed:
 
     def _attend_together(self, q: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
         """Of q and out (T, H, C), the rows of those that see few keys, and all there are; gives the others."""
-        others = []
+        others: list[Segment] = []
         for some, window, entries in step.once((company, *self._sees), self._runs, company):
             if len(some.segments) == 1:
                 others += some.segments

@@ -221,7 +221,7 @@ class GroupedQuery:
 
     def _attend_together(self, q: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
         """Of q (T, H, C) and out (T, H, Cv), the rows of those that see few keys; gives the others."""
-        spec, others = self.spec, []
+        spec, others = self.spec, list[Segment]()
         for some, span in step.once((company, spec.window, spec.chunk, self._most), self._runs, company):
             if len(some.segments) == 1:
                 others += some.segments

@@ -166,7 +166,7 @@ class Latent:
     def _attend_together(self, query: Floats, company: Company, step: Step, out: Floats) -> list[Segment]:
         """Of query (T, H, rank + rope) and out (T, H, rank), the rows of those that see few keys, and all there are;
         gives the others."""
-        rank, others = self.spec.kv_rank, []
+        rank, others = self.spec.kv_rank, list[Segment]()
         for some, span in self._runs(company, step):
             if len(some.segments) == 1:
                 others += some.segments
