@@ -25,7 +25,7 @@ from numoe.engine.layers.step import TOGETHER, Step
 from numoe.quant.compute.memory import Pieces
 
 ROPE = Rope(4, 50.0, interleaved=True)
-COMPRESSED = dict(heads=3, head_dim=8, q_rank=6, window=5, out_groups=1, out_rank=7, rope=ROPE)
+COMPRESSED = {"heads": 3, "head_dim": 8, "q_rank": 6, "window": 5, "out_groups": 1, "out_rank": 7, "rope": ROPE}
 KINDS: dict[str, Kind] = {
     "full": GroupedQueryAttention(4, 2, 8, Rope(8, 100.0)),
     "window and sinks": GroupedQueryAttention(4, 2, 8, Rope(8, 100.0), window=6, sinks=True),
@@ -117,7 +117,7 @@ def test_runs_of_neighbours() -> None:
     pool = Pool([kind.state()], 8, FLOAT32, TOGETHER + 6)
     caches = [Cache([kind.state()], 8, FLOAT32, pool.take()) for _ in range(TOGETHER + 6)]
     parts = [(np.zeros(2 if i == 3 else 1, np.int64), cache) for i, cache in enumerate(caches)]
-    step = Step.of(parts[::-1] + [(np.zeros(1, np.int64), Cache([kind.state()], 8))])
+    step = Step.of([*parts[::-1], (np.zeros(1, np.int64), Cache([kind.state()], 8))])
     runs = [[segment.slot.number for segment in company.segments] for company in step.companies]
     assert sorted(runs) == [[0, 1, 2], list(range(4, 4 + TOGETHER)), [4 + TOGETHER, 5 + TOGETHER]]
     assert [segment.count for segment in step.alone] == [2, 1]
