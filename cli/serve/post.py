@@ -1,4 +1,4 @@
-"""What answers tell, from their threads to the event loop, which is woken once for all that they tell in a pass."""
+"""What answers tell, from their threads to the event loop, which is woken for all that they tell in a while."""
 
 from __future__ import annotations
 
@@ -12,22 +12,39 @@ from numoe.cli.serve.question import Begun, Made, Piece
 
 Told = Begun | Piece | Made | Refused
 
+EVERY = 0.04
+"""Seconds between two deliveries of what can wait: who reads sees no difference, and sending holds Python's lock, which
+passes need."""
+
 
 class Post:
-    """Takes it there, whenever it is sent."""
+    """Takes it there, whenever it is sent: an answer's beginning, first piece and end at once, the rest in a while."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told: deque[tuple[Callable[[int, Told], None], int, Told]] = deque()
+        self._at_once = False
+        self._next: asyncio.TimerHandle | None = None  # delivers what is told until then
 
     def teller(self, put: Callable[[int, Told], None], number: int) -> Callable[[Told], None]:
         """What has put(number, what is told) called on the loop that runs here, once that is sent."""
         self._loop = asyncio.get_running_loop()
-        return lambda one: self._told.append((put, number, one))
+        first = True
+
+        def tell(one: Told) -> None:
+            nonlocal first
+            self._told.append((put, number, one))
+            if isinstance(one, Piece):
+                self._at_once, first = self._at_once or first, False
+            else:
+                self._at_once = True
+
+        return tell
 
     def send(self) -> None:
         """On any thread: send what was told."""
-        if self._told and self._loop is not None:
+        if self._told and self._loop is not None and (self._at_once or self._next is None):
+            self._at_once = False
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 self._loop.call_soon_threadsafe(self._deliver)
 
@@ -35,6 +52,13 @@ class Post:
         while self._told:
             put, number, one = self._told.popleft()
             put(number, one)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().call_later(EVERY, self._again)
+
+    def _again(self) -> None:
+        self._next = None  # before it is looked whether there is something: whoever tells it now sends it
+        if self._told:
+            self._deliver()
 
 
 class Inbox:

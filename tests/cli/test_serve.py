@@ -25,9 +25,10 @@ from numoe.cli.serve import fields, guard, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.post import Inbox, Post
-from numoe.cli.serve.question import Piece, made_request
+from numoe.cli.serve.question import Made, Piece, made_request
 from numoe.cli.serve.shelf import KEPT, Shelf
 from numoe.engine import InputError, describe, load
+from numoe.engine.chat.answer import Turn
 from numoe.engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # every process of pytest reads this file, and they take a second to import
@@ -632,24 +633,42 @@ def test_a_client_that_leaves_frees_its_place() -> None:
         assert single.metrics.answering <= 1  # the first is over, or about to be
 
 
-def test_the_loop_is_woken_once_for_all_that_is_told_in_a_pass() -> None:
-    async def told() -> tuple[int, list[list[tuple[int, Any]]]]:
-        loop, post, inboxes, woken = asyncio.get_running_loop(), Post(), [Inbox(), Inbox()], []
-        tellers = [post.teller(inbox.put, number) for number, inbox in enumerate(inboxes)]
-        usual = loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *call: woken.append(usual(*call))  # type: ignore[assignment, method-assign]
-        for text in "ab":
-            for teller in tellers:
-                teller(Piece("text", text))
-        post.send()
-        taken = [await inbox.take() for inbox in inboxes]
-        assert await inboxes[0].take(0.0) == []
-        return len(woken), taken
+def test_the_loop_is_woken_for_what_cannot_wait_and_delivers_the_rest_together() -> None:
+    """An answer's first piece and its end are sent at once; pieces between them wait for the next delivery."""
 
-    woken, taken = asyncio.run(told())
-    assert woken == 1 and [[(number, one.text) for number, one in some] for some in taken] == [
-        [(0, "a"), (0, "b")],
-        [(1, "a"), (1, "b")],
+    async def told() -> list[tuple[int, list[str]]]:
+        loop, post, inbox, woken = asyncio.get_running_loop(), Post(), Inbox(), 0
+        timers: list[Any] = []
+        usual = loop.call_soon_threadsafe
+
+        def wake(*call: Any) -> Any:
+            nonlocal woken
+            woken += 1
+            return usual(*call)
+
+        loop.call_soon_threadsafe = wake  # type: ignore[assignment, method-assign]
+        loop.call_later = lambda seconds, call: timers.append(call) or call  # type: ignore
+        tellers, seen = [post.teller(inbox.put, number) for number in range(2)], []
+        for passed, text in enumerate("abcd"):
+            for number, teller in enumerate(tellers):
+                teller(Made(Turn(text), 1, 0, [], 0, [], [])) if text == "d" and number else teller(Piece("text", text))
+            post.send()
+            if passed == 2:
+                timers.pop()()  # the time is up
+                assert timers  # and runs anew, for there was something
+            await asyncio.sleep(0)
+            there, inbox._told = inbox._told, []
+            seen.append((woken, ["made" if isinstance(one, Made) else one.text for _, one in there]))  # type: ignore[union-attr]
+        timers.pop()()
+        post.send()
+        return [*seen, (woken, ["idle"] if not timers else [])]
+
+    assert asyncio.run(told()) == [
+        (1, ["a", "a"]),
+        (1, []),
+        (1, ["b", "b", "c", "c"]),
+        (2, ["d", "made"]),
+        (2, ["idle"]),
     ]
 
 
