@@ -188,10 +188,8 @@ class Compressed:
                 if span.high:
                     rows, hidden = states[name].floats(span)
                     parts.append((rows, rows, hidden))
-            together = attend_together(
-                q[some.rows][:, None], parts, self.spec.head_dim**-0.5, self.sink
-            )  # (B, 1, H, C)
-            out[some.rows] = together[:, 0]
+            asking = q[some.rows][:, None]  # (B, 1, H, C)
+            out[some.rows] = attend_together(asking, parts, self.spec.head_dim**-0.5, self.sink)[:, 0]
         return others
 
     def _runs(self, company: Company) -> list[tuple[Company, Span, Span]]:
