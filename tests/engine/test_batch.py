@@ -73,7 +73,8 @@ def test_sessions_together_get_what_they_get_alone(case: str, model: Models, mon
         got = list(threads.map(one, range(len(prompts))))
     for (ids, logits), (expected, reference) in zip(got, wanted, strict=True):
         assert ids == expected
-        assert np.abs(logits - reference).max() < of_company(1e-4 if case.startswith(tiny.RECURRENT) else 1e-5)
+        size = max(1, np.abs(reference).max())  # float32 rounds larger numbers by more
+        assert np.abs(logits - reference).max() < size * of_company(1e-4 if case.startswith(tiny.RECURRENT) else 1e-5)
     # The long prompt goes beside the answers of the others; who has ended is not waited for.
     assert made[0] == [1, 3, 41, PROMPT_SHARE - 45]
     assert len(made) == max(ANSWERS) and made[-1] == [1]

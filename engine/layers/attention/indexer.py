@@ -6,7 +6,7 @@ picks blocks of tokens by the mean of their keys; checked against transformers' 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from numoe.engine.layers import ops
 from numoe.engine.layers.attention.softmax import SCORE_BYTES
 from numoe.engine.layers.block import Shared, angles
 from numoe.engine.layers.ops import Floats, Ids
-from numoe.engine.layers.rope import Rope
+from numoe.engine.layers.rope import Angles, Rope
 from numoe.engine.layers.rows import Stretch
 from numoe.engine.layers.state import KeptRows, Rows
 from numoe.engine.layers.step import Company, Segment, Step
@@ -91,40 +91,59 @@ class WindowCompressor:
             states(company)[f"{prefix}open"].write(both[company.rows][:, None], company.starts)
         for segment in step.alone:
             states(segment)[f"{prefix}open"].write(both[None, segment.rows], segment.start)
-        for segment in step.segments:
-            if segment.start // self.spec.ratio < segment.stop_position // self.spec.ratio:
-                self._close(states(segment), prefix, segment, step)
+        closing = [one for one in step.segments if one.start // self.spec.ratio < one.stop_position // self.spec.ratio]
+        if closing:
+            self._close(closing, states, prefix, step)
 
-    def _close(self, states: Mapping[str, KeptRows], prefix: str, segment: Segment, step: Step) -> None:
-        """Keep the rows of the windows that a sequence's tokens close."""
-        spec, open_rows = self.spec, states[f"{prefix}open"]
-        first, last = segment.start // spec.ratio, segment.stop_position // spec.ratio
-        # The slots of a window: with overlap, the previous window's first halves come before its second halves.
-        tokens = open_rows.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio).floats()[0]
-        kv, gate = np.split(tokens.reshape(-1, spec.ratio, 2 * spec.width), 2, axis=-1)  # (windows, ratio, width)
-        gate = gate + self.w.arrays["ape"]
-        if spec.overlap:
-            kv, gate = self._overlapped(kv, 0.0, first), self._overlapped(gate, -np.inf, first)
+    def _close(
+        self,
+        segments: Sequence[Segment],
+        states: Callable[[Segment | Company], Mapping[str, Any]],
+        prefix: str,
+        step: Step,
+    ) -> None:
+        """Keep the rows of the windows that tokens of these sequences close, W in all."""
+        ratio, dim = self.spec.ratio, self.spec.dim
+        spans = [(one.start // ratio, one.stop_position // ratio) for one in segments]
+        parts = [self._windows(states(one)[f"{prefix}open"], *span) for one, span in zip(segments, spans, strict=True)]
+        kv, gate = self._kv_and_gate([own for _, own in parts])
+        if self.spec.overlap:  # a window's slots: the first halves of the one before it, then its own second halves
+            kv_before, gate_before = self._kv_and_gate([before for before, _ in parts])
+            kv = np.concatenate([kv_before[..., :dim], kv[..., dim:]], axis=1)  # (W, 2 ratio, dim)
+            gate = np.concatenate([gate_before[..., :dim], gate[..., dim:]], axis=1)
         share = np.exp(gate - gate.max(axis=1, keepdims=True))
-        entries = (kv * share).sum(axis=1)
+        entries = (kv * share).sum(axis=1)  # (W, dim)
         entries /= share.sum(axis=1)
         ops.rms_norm(entries, self.w.arrays["norm"], self.norm_eps, out=entries)
-        turned = step.once(
-            (self.rotation, spec.ratio, first, last),
-            lambda: self.rotation.angles(
-                np.arange(first * spec.ratio, last * spec.ratio, spec.ratio, dtype=np.float32)
-            ),
-        )
-        self.rotation.apply(entries[:, None], turned)
-        states[f"{prefix}rows"].write(entries[None], first)
+        self.rotation.apply(entries[:, None], step.once((self.rotation, ratio), self._angles, spans))
+        done = 0
+        for one, (first, last) in zip(segments, spans, strict=True):
+            states(one)[f"{prefix}rows"].write(entries[None, done : done + last - first], first)
+            done += last - first
 
-    def _overlapped(self, halves: Floats, missing: float, first: int) -> Floats:
-        """(windows [one earlier first], ratio, 2 dim) -> (windows, 2 ratio, dim); window 0 has no predecessor."""
-        dim = self.spec.dim
+    def _kv_and_gate(self, windows: Sequence[Floats]) -> tuple[Floats, Floats]:
+        """Of those of each sequence, (w, ratio, 2 width): (W, ratio, width) each."""
+        kv, gate = np.split(windows[0] if len(windows) == 1 else np.concatenate(windows), 2, axis=-1)
+        return kv, gate + self.w.arrays["ape"]
+
+    def _windows(self, kept: KeptRows, first: int, last: int) -> tuple[Floats, Floats]:
+        """The windows first..last of a sequence, (W, ratio, 2 width), and with overlap those one before each: the first
+        one of all follows one of no weight."""
+        spec = self.spec
+        rows = kept.view(max(0, first - spec.overlap) * spec.ratio, last * spec.ratio).floats()
+        windows = rows.reshape(-1, spec.ratio, 2 * spec.width)
+        if not spec.overlap:
+            return windows, windows
         if first == 0:
-            none = np.full_like(halves[:1], missing)
-            halves = np.concatenate([none, halves])
-        return np.concatenate([halves[:-1, :, :dim], halves[1:, :, dim:]], axis=1)
+            none = np.zeros_like(windows[:1])
+            none[..., spec.width :] = -np.inf
+            windows = np.concatenate([none, windows])
+        return windows[:-1], windows[1:]
+
+    def _angles(self, spans: Sequence[tuple[int, int]]) -> Angles:
+        """Of the windows' first tokens."""
+        starts = [np.arange(first, last, dtype=np.float32) for first, last in spans]
+        return self.rotation.angles(np.concatenate(starts) * self.spec.ratio)
 
 
 @dataclass(frozen=True)
