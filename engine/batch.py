@@ -24,6 +24,7 @@ from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.rows import RowForm
 from numoe.engine.layers.state import CHUNK
 from numoe.engine.speculation import Drafter, Pass
+from numoe.quant.compute.memory import share_free_memory
 
 PROMPT_SHARE = CHUNK // 2
 """Tokens of prompts in a pass, at most, that others wait for to go on with their answers."""
@@ -56,6 +57,7 @@ class Passes:
 
     def __init__(self, decoder: Decoder, rest: Callable[[], None] = lambda: None):
         """rest: called whenever a pass begins, and when a member leaves: nobody goes on with an answer for a while."""
+        share_free_memory()  # for passes are made by whichever thread comes last
         self._decoder = decoder
         self._rest = rest
         self._change = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import sys
@@ -23,6 +24,7 @@ HUGE = 1 << 22
 processor fetches ahead within a page only, and looks up fewer of them."""
 
 _PIECE = 1 << 25
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """Linux's flag for memory that counts once it is written to, which older Pythons do not name."""
 _taking = threading.Lock()
@@ -42,6 +44,14 @@ def lasting(nbytes: int) -> UInt8:
             _rest = aligned(_PIECE)
         taken, _rest = _rest[:nbytes], _rest[-(-nbytes // ALIGNMENT) * ALIGNMENT :]
         return taken
+
+
+def share_free_memory() -> None:
+    """Have threads that begin from now on take free memory from each other, where the C library is glibc: each would
+    keep as much as it ever needed at a time, though but one of them needs it."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # of other C libraries, which do so anyway
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def unshared(nbytes: int) -> UInt8:

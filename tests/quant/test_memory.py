@@ -1,6 +1,9 @@
 """Memory for weights: what it holds stays apart and aligned, and goes when the weights do."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,3 +79,29 @@ def test_what_is_large_enough_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> 
     there = settled(matrix)
     assert there.codes is matrix.codes  # type: ignore[attr-defined]
     assert there.scales is not matrix.scales  # type: ignore[attr-defined]
+
+
+ARENAS = """
+import ctypes, sys, threading
+from numoe.quant.compute.memory import share_free_memory
+if "share" in sys.argv: share_free_memory()
+libc, taken = ctypes.CDLL(None), threading.Barrier(5)
+def take():
+    kept = bytes(100_000), taken.wait()
+threads = [threading.Thread(target=take) for _ in range(4)]
+for one in threads: one.start()
+taken.wait()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+"""
+
+
+def test_threads_share_free_memory() -> None:
+    """glibc counts its arenas: one, where each thread would have its own."""
+
+    own = {name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
+
+    def arenas(*how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", ARENAS, *how], env=own, capture_output=True, text=True, check=True)
+        return done.stdout.count("<heap nr=")
+
+    assert arenas("share") == 1 < arenas()
