@@ -374,6 +374,24 @@ def test_what_is_not_honoured_is_refused_by_name(app: App, path: str, body: Any,
         assert (document["type"], document["error"]["type"]) == ("error", "invalid_request_error")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {**ASKED, "logit_bias": {"999999": 1}}, "logit_bias"),
+        ("/v1/completions", {"model": MODEL, "prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias"),
+        (CHAT, {**ASKED, "top_p": 0}, "top_p"),
+        (CHAT, {**ASKED, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function"),
+        ("/v1/responses", {"model": MODEL, "input": "a", "tools": [{"type": "function", "name": ""}]}, "tools[0]"),
+    ],
+)  # fmt: skip
+def test_what_the_engine_refuses_has_its_field_before_a_stream_begins(
+    app: App, path: str, body: dict[str, Any], field: str, stream: bool
+) -> None:
+    status, document = refusal(app, path, {**body, "stream": stream})
+    assert (status, document["error"]["param"]) == (400, field)
+
+
 CLAUDE_CODE = {
     "model": MODEL,
     "max_tokens": 32000,
