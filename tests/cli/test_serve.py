@@ -427,12 +427,30 @@ CODEX = {
 }  # fmt: skip
 
 
+OPEN_WEBUI = {
+    "model": MODEL,
+    "stream": False,
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "The time?"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me look."}]},
+        {"type": "function_call", "call_id": "a", "name": "get_current_timestamp", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": '{"current_timestamp": 1}'},
+    ],
+    "tools": [{"type": "function", "name": "get_current_timestamp", "description": "d", "strict": False,
+               "parameters": {"type": "object", "properties": {}}}],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("path", "body", "most"),
-    [("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"), ("/v1/responses", CODEX, "max_output_tokens")],
+    [
+        ("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"),
+        ("/v1/responses", CODEX, "max_output_tokens"),
+        ("/v1/responses", OPEN_WEBUI, "max_output_tokens"),
+    ],
 )
 def test_what_agents_send_is_answered(app: App, path: str, body: dict[str, Any], most: str) -> None:
-    """Requests of the shape that Claude Code 2.1 and Codex 0.171 send."""
+    """Requests of the shape that Claude Code 2.1, Codex 0.171 and Open WebUI 0.12 send."""
     status, document = refusal(app, path, {**body, most: 4})
     assert status == 200 and document["usage"]["output_tokens"], document
 
