@@ -21,7 +21,7 @@ import pytest
 from serving import MODEL, application, on_loopback
 
 from numoe.cli.reply import SHED
-from numoe.cli.serve import fields, guard, question
+from numoe.cli.serve import fields, guard, openai_chat, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.post import Inbox, Post
@@ -338,7 +338,7 @@ ASKED = {"model": MODEL, "messages": FROG}
         (CHAT, {"model": MODEL, "messages": []}, "messages is empty"),
         (CHAT, {"model": MODEL, "messages": [{"role": "wizard", "content": ""}]}, r"messages\[0\].role"),
         (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'"),
-        (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": "y"}]}, "name is not honoured"),
+        (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": 1}]}, "name takes a text, not 1"),
         (CHAT, [1], "not a JSON object"),
         (CHAT, b'{"model": "tiny", "model": "other"}', "the key 'model' is there twice"),
         (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "role": "tool"}]}', "the key 'role' is there twice"),
@@ -427,6 +427,11 @@ CODEX = {
 }  # fmt: skip
 
 
+AUTOGEN = {
+    "model": MODEL,
+    "stream": False,
+    "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "name": "user", "content": "A frog?"}],
+}
 OPEN_WEBUI = {
     "model": MODEL,
     "stream": False,
@@ -447,12 +452,30 @@ OPEN_WEBUI = {
         ("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"),
         ("/v1/responses", CODEX, "max_output_tokens"),
         ("/v1/responses", OPEN_WEBUI, "max_output_tokens"),
+        (CHAT, AUTOGEN, "max_completion_tokens"),
     ],
 )
 def test_what_agents_send_is_answered(app: App, path: str, body: dict[str, Any], most: str) -> None:
-    """Requests of the shape that Claude Code 2.1, Codex 0.171 and Open WebUI 0.12 send."""
+    """Requests of the shape that Claude Code 2.1, Codex 0.171, Open WebUI 0.12 and AutoGen 0.7 send."""
     status, document = refusal(app, path, {**body, most: 4})
-    assert status == 200 and document["usage"]["output_tokens"], document
+    assert status == 200, document
+    assert document["usage"].get("output_tokens") or document["usage"]["completion_tokens"]
+
+
+def test_names_tell_those_apart_who_speak_in_one_role() -> None:
+    def told(*names: str) -> list[str]:
+        given = [{"role": "user", "content": "Hi", **({"name": name} if name else {})} for name in names]
+        given += [
+            {"role": "assistant", "name": "Bot", "content": "Hello"},
+            {"role": "user", "name": "Eve", "content": ""},
+        ]
+        found = openai_chat.told_apart([openai_chat.message_of(one, "") for one in given])
+        assert not any("name" in one for one in found)
+        return [one["content"] for one in found]
+
+    assert told("Eve") == ["Hi", "Hello", ""]
+    assert told("Eve", "Ann") == ["Eve: Hi", "Ann: Hi", "Hello", ""]
+    assert told("", "Eve") == ["Hi", "Eve: Hi", "Hello", ""]
 
 
 def test_edits_that_would_clear_something_are_refused(app: App) -> None:
