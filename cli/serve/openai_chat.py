@@ -56,6 +56,7 @@ _MESSAGE = (
     Field("reasoning", (str,)),
     Field("refusal", (str,)),
     Field("annotations", (list,)),
+    Field("parsed", (dict, list, str, int, float, bool)),  # what a client has read of the content
 )
 
 

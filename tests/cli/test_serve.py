@@ -462,6 +462,16 @@ def test_what_agents_send_is_answered(app: App, path: str, body: dict[str, Any],
     assert document["usage"].get("output_tokens") or document["usage"]["completion_tokens"]
 
 
+def test_answers_may_be_sent_back_as_the_client_holds_them(client: openai.OpenAI) -> None:
+    asked: Any = client.chat.completions
+    plain = asked.create(model=MODEL, messages=FROG).choices[0].message
+    dumped = plain.model_dump()
+    assert dumped["audio"] is None
+    for message in (plain, dumped, {**dumped, "parsed": {"done": True}}):
+        again = asked.create(model=MODEL, messages=[*FROG, message, *SHEEP])
+        assert again.choices[0].message.content == "A sheep says baa."
+
+
 def test_names_tell_those_apart_who_speak_in_one_role() -> None:
     def told(*names: str) -> list[str]:
         given = [{"role": "user", "content": "Hi", **({"name": name} if name else {})} for name in names]
