@@ -381,11 +381,12 @@ class Session(Generic[_Model]):
             prompt = tokenizer.encode(prompt, begins=self.position == 0)
         hooks = {name: options.pop(name) for name in ("cancelled", "progress", "shown", "spelled") if name in options}
         asked = Options(max_tokens, stop, logprobs, **hooks)
-        sampler = Sampler(Sampling(**options))
+        sampling = Sampling(**options)
+        sampling.require_tokens(self.model.spec.vocab)
         if drafter is None and self._decoder is self.model.decoder:
             drafter = self.model.drafter
         form = None if grammar is None else Matcher(grammar, tokenizer, self.model.spec.vocab, asked.spelled)
-        return Generation(self, tokenizer, list(prompt), sampler, asked, form, drafter)
+        return Generation(self, tokenizer, list(prompt), Sampler(sampling), asked, form, drafter)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, whole or not at all, which nobody else may read.

@@ -21,7 +21,7 @@ from numoe.cli.serve.guard import Guard, once, read_body
 from numoe.cli.serve.metrics import Metrics
 from numoe.cli.serve.models import Hub, Loaded
 from numoe.cli.serve.post import Inbox
-from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event, sentence
+from numoe.cli.serve.question import Api, Asked, Begun, Made, Piece, Writer, check_document, event, refused_by
 from numoe.cli.serve.work import Work
 from numoe.quant.errors import InputError
 
@@ -153,7 +153,7 @@ class App:
         try:
             asked = api.read(body)
         except InputError as error:
-            raise _refused(error, api) from None
+            raise refused_by(error) from None
         if api is anthropic_messages.COUNT:
             count = await self._counted(asked)
             await JSONResponse({"input_tokens": count})(scope, receive, send)
@@ -178,13 +178,13 @@ class App:
         try:
             return await asyncio.to_thread(count)
         except InputError as error:
-            raise Refused(400, sentence(error)) from None
+            raise refused_by(error) from None
 
     async def _answer(
         self, api: Api, asked: Asked, loaded: Loaded, stack: AsyncExitStack, scope: Any, receive: Any, send: Any
     ) -> None:
         told = Inbox()
-        await self._begin(api, asked, loaded, told, stack)
+        await self._begin(asked, loaded, told, stack)
         writer = asked.writer(loaded.model.tokenizer)
         begun = await _all_begun(told, asked.count)
         if not asked.stream:
@@ -204,12 +204,12 @@ class App:
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _begin(self, api: Api, asked: Asked, loaded: Loaded, told: Inbox, stack: AsyncExitStack) -> None:
+    async def _begin(self, asked: Asked, loaded: Loaded, told: Inbox, stack: AsyncExitStack) -> None:
         """Begin the answers, which end when the stack is left, and are over when that is."""
         try:
             requests = await asyncio.to_thread(asked.requests, loaded.options)
         except InputError as error:
-            raise _refused(error, api) from None
+            raise refused_by(error) from None
         post = self.hub.post
         for number, request in enumerate(requests):
             work = Work(request, post.teller(told.put, number), post.send, self.seconds)
@@ -269,13 +269,6 @@ class App:
         closing = writer.close([made[number] for number in range(count)])
         if ends := b"".join(event(name, said, named) for name, said in closing) + api.done():
             yield ends
-
-
-def _refused(error: InputError, api: Api) -> Refused:
-    """What the engine says is wrong, with the field that it begins with the name of, if it does."""
-    said = sentence(error)
-    first = said.partition(" ")[0]
-    return Refused(400, said, first if any(field.name == first for field in api.fields) else "")
 
 
 async def _all_begun(told: Inbox, count: int) -> list[Begun]:

@@ -105,7 +105,7 @@ def harmless(*names: str, kind: type = str) -> tuple[Field, ...]:
 
 
 def read(fields: Sequence[Field], body: Any, where: str = "") -> dict[str, Any]:
-    """The values of an object's fields; what is null is not there. `where` goes before their names in errors.
+    """The values of an object's fields; what is null is not there, known or not. `where` goes before names in errors.
 
     Raises:
         Refused: a field is unknown, missing, or has a value that is not taken.
@@ -115,12 +115,12 @@ def read(fields: Sequence[Field], body: Any, where: str = "") -> dict[str, Any]:
     known = {field.name: field for field in fields}
     values = {}
     for name, value in body.items():
+        if value is None:
+            continue
         if name not in known:
             raise Refused(
                 400, f"there is no field {where}{name:.80}; there are {', '.join(known)}", f"{where}{name:.80}"
             )
-        if value is None:
-            continue
         try:
             known[name].check(value)
         except Refused as error:

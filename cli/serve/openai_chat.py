@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 FIELDS = (
     Field("model", (str,), "a name that /v1/models lists", needed=True),
-    Field("messages", (list,), "texts, calls of tools and their results; images and sound are refused", needed=True),
+    Field("messages", (list,), "texts, calls of tools and their results; images and sound are refused; "
+          "a `name` begins the text where several speak in one role", needed=True),
     Field("max_tokens", (int,), "reasoning included", least=0),
     Field("max_completion_tokens", (int,), "the same", least=0),
     *sampling_fields(),
@@ -55,6 +56,7 @@ _MESSAGE = (
     Field("reasoning", (str,)),
     Field("refusal", (str,)),
     Field("annotations", (list,)),
+    Field("parsed", (dict, list, str, int, float, bool)),  # what a client has read of the content
 )
 
 
@@ -70,8 +72,8 @@ def message_of(given: Any, where: str) -> dict[str, Any]:
         raise Refused(400, f"{where}.role is system, developer, user, assistant or tool, not {role!r:.40}", where)
     kinds = ("text", "refusal") if role == "assistant" else ("text",)
     told = {"role": role, "content": text_of(values.get("content"), f"{where}.content", kinds)}
-    if "name" in values and role != "tool":
-        raise Refused(400, f"{where}.name is not honoured here; say in the text who speaks", f"{where}.name")
+    if values.get("name") and role != "tool":
+        told["name"] = values["name"]
     if role == "assistant":
         if calls := values.get("tool_calls"):
             told["tool_calls"] = common.calls_of(calls, f"{where}.tool_calls")
@@ -86,6 +88,19 @@ def message_of(given: Any, where: str) -> dict[str, Any]:
     return told
 
 
+def told_apart(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without names: the texts begin with them where several speak in one role, whom names tell apart."""
+    speakers: dict[str, set[str]] = {}
+    for one in messages:
+        speakers.setdefault(one["role"], set()).add(one.get("name", ""))
+    told = []
+    for one in messages:
+        name = one.get("name") if len(speakers[one["role"]]) > 1 and one["content"] else None
+        content = f"{name}: {one['content']}" if name else one["content"]
+        told.append({key: value for key, value in one.items() if key != "name"} | {"content": content})
+    return told
+
+
 class OpenAiChat:
     path = "/v1/chat/completions"
     fields: Sequence[Field] = FIELDS
@@ -94,7 +109,7 @@ class OpenAiChat:
         given = read(FIELDS, body)
         if not given["messages"]:
             raise Refused(400, "messages is empty", "messages")
-        messages = [message_of(one, f"messages[{number}]") for number, one in enumerate(given["messages"])]
+        messages = told_apart([message_of(one, f"messages[{n}]") for n, one in enumerate(given["messages"])])
         use = common.use_of(given.get("tools"), given.get("tool_choice"), given.get("parallel_tool_calls", True))
         schema = common.schema_of(given.get("response_format"), "response_format")
         count, bias = given.get("n", 1), common.biases(given.get("logit_bias"))

@@ -12,6 +12,7 @@ from numoe.cli.request import Request
 from numoe.cli.serve.fields import Field, Refused, read
 from numoe.cli.settings import Options, in_group, spelled
 from numoe.engine.chat.answer import is_text
+from numoe.quant.errors import InputError
 
 if TYPE_CHECKING:
     from numoe.engine.chat.answer import Turn
@@ -182,7 +183,10 @@ def tool_of(given: Any, where: str, parameters: str = "parameters") -> Any:
               Field("eager_input_streaming", (bool,)), Field("defer_loading", (bool,), only=(False,)))  # fmt: skip
     values = read(fields, given, f"{where}.")
     schema = values.get(parameters) or {"type": "object", "properties": {}}
-    return Tool(values["name"], values.get("description", ""), schema, values.get("strict", False))
+    try:
+        return Tool(values["name"], values.get("description", ""), schema, values.get("strict", False))
+    except InputError as error:
+        raise Refused(400, sentence(error), where) from None
 
 
 def told_messages(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -232,6 +236,15 @@ def check_document(value: Any, left: int = DEEPEST) -> None:
         raise Refused(400, "NaN and Infinity are no numbers of JSON")
     for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         check_document(inner, left - 1)
+
+
+def refused_by(error: InputError) -> Refused:
+    """What the engine says is wrong, with the field that it begins with the name of, if it does."""
+    said = sentence(error)
+    first = said.partition(" ")[0]
+    named = first in ("logit_bias", "tools") or any(one.field == first for one in in_group("sampling").values())
+    code = "context_length_exceeded" if "do not fit into the context" in said else ""
+    return Refused(400, said, first if named else "", code)
 
 
 def sentence(error: Exception) -> str:

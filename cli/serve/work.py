@@ -13,7 +13,7 @@ from numoe.cli.request import Request
 from numoe.cli.serve.fields import Refused
 from numoe.cli.serve.places import Left, Place, Places
 from numoe.cli.serve.post import Told
-from numoe.cli.serve.question import Begun, Made, Piece, sentence
+from numoe.cli.serve.question import Begun, Made, Piece, refused_by, sentence
 from numoe.quant.errors import DoesNotFit, InputError
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class Work:
         except DoesNotFit as error:
             self._tell(Refused(503, sentence(error)))
         except InputError as error:
-            said = sentence(error)
-            self._tell(
-                Refused(400, said, code="context_length_exceeded" if "do not fit into the context" in said else "")
-            )
+            self._tell(refused_by(error))
         except BaseException as error:  # whoever asks is told, and the others are answered
             if os.environ.get("NUMOE_DEBUG"):
                 traceback.print_exc()

@@ -64,6 +64,12 @@ class Sampling:
         for _, bias in self.logit_bias:
             _check("logit_bias", bias, -100 <= bias <= 100, "between -100 and 100")
 
+    def require_tokens(self, vocab: int) -> None:
+        """Raises InputError for `logit_bias` of a token that is none of so many."""
+        for token_id, _ in self.logit_bias:
+            if not 0 <= token_id < vocab:
+                raise InputError(f"logit_bias names the token {token_id}, and this model's go from 0 to {vocab - 1}")
+
 
 def _check(name: str, value: float, valid: bool, wanted: str) -> None:
     if not valid:
@@ -144,8 +150,6 @@ def _biased(logits: NDArray[np.float32], bias: Sequence[tuple[int, float]]) -> N
         return logits
     logits = logits.copy()
     for token_id, added in bias:
-        if not 0 <= token_id < logits.size:
-            raise InputError(f"logit_bias names the token {token_id}, and this model's go from 0 to {logits.size - 1}")
         logits[token_id] += np.float32(added)
     return logits
 

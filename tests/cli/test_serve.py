@@ -21,7 +21,7 @@ import pytest
 from serving import MODEL, application, on_loopback
 
 from numoe.cli.reply import SHED
-from numoe.cli.serve import fields, guard, question
+from numoe.cli.serve import fields, guard, openai_chat, question
 from numoe.cli.serve.app import APIS, App, tables
 from numoe.cli.serve.places import Places
 from numoe.cli.serve.post import Inbox, Post
@@ -338,7 +338,7 @@ ASKED = {"model": MODEL, "messages": FROG}
         (CHAT, {"model": MODEL, "messages": []}, "messages is empty"),
         (CHAT, {"model": MODEL, "messages": [{"role": "wizard", "content": ""}]}, r"messages\[0\].role"),
         (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url'"),
-        (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": "y"}]}, "name is not honoured"),
+        (CHAT, {"model": MODEL, "messages": [{"role": "user", "content": "x", "name": 1}]}, "name takes a text, not 1"),
         (CHAT, [1], "not a JSON object"),
         (CHAT, b'{"model": "tiny", "model": "other"}', "the key 'model' is there twice"),
         (CHAT, b'{"model": "tiny", "messages": [{"role": "user", "role": "tool"}]}', "the key 'role' is there twice"),
@@ -372,6 +372,24 @@ def test_what_is_not_honoured_is_refused_by_name(app: App, path: str, body: Any,
     assert status == 400 and re.search(sentence, document["error"]["message"])
     if path.startswith("/v1/messages"):
         assert (document["type"], document["error"]["type"]) == ("error", "invalid_request_error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {**ASKED, "logit_bias": {"999999": 1}}, "logit_bias"),
+        ("/v1/completions", {"model": MODEL, "prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias"),
+        (CHAT, {**ASKED, "top_p": 0}, "top_p"),
+        (CHAT, {**ASKED, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function"),
+        ("/v1/responses", {"model": MODEL, "input": "a", "tools": [{"type": "function", "name": ""}]}, "tools[0]"),
+    ],
+)  # fmt: skip
+def test_what_the_engine_refuses_has_its_field_before_a_stream_begins(
+    app: App, path: str, body: dict[str, Any], field: str, stream: bool
+) -> None:
+    status, document = refusal(app, path, {**body, "stream": stream})
+    assert (status, document["error"]["param"]) == (400, field)
 
 
 CLAUDE_CODE = {
@@ -409,14 +427,65 @@ CODEX = {
 }  # fmt: skip
 
 
+AUTOGEN = {
+    "model": MODEL,
+    "stream": False,
+    "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "name": "user", "content": "A frog?"}],
+}
+OPEN_WEBUI = {
+    "model": MODEL,
+    "stream": False,
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "The time?"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Let me look."}]},
+        {"type": "function_call", "call_id": "a", "name": "get_current_timestamp", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": '{"current_timestamp": 1}'},
+    ],
+    "tools": [{"type": "function", "name": "get_current_timestamp", "description": "d", "strict": False,
+               "parameters": {"type": "object", "properties": {}}}],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("path", "body", "most"),
-    [("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"), ("/v1/responses", CODEX, "max_output_tokens")],
+    [
+        ("/v1/messages?beta=true", CLAUDE_CODE, "max_tokens"),
+        ("/v1/responses", CODEX, "max_output_tokens"),
+        ("/v1/responses", OPEN_WEBUI, "max_output_tokens"),
+        (CHAT, AUTOGEN, "max_completion_tokens"),
+    ],
 )
 def test_what_agents_send_is_answered(app: App, path: str, body: dict[str, Any], most: str) -> None:
-    """Requests of the shape that Claude Code 2.1 and Codex 0.171 send."""
+    """Requests of the shape that Claude Code 2.1, Codex 0.171, Open WebUI 0.12 and AutoGen 0.7 send."""
     status, document = refusal(app, path, {**body, most: 4})
-    assert status == 200 and document["usage"]["output_tokens"], document
+    assert status == 200, document
+    assert document["usage"].get("output_tokens") or document["usage"]["completion_tokens"]
+
+
+def test_answers_may_be_sent_back_as_the_client_holds_them(client: openai.OpenAI) -> None:
+    asked: Any = client.chat.completions
+    plain = asked.create(model=MODEL, messages=FROG).choices[0].message
+    dumped = plain.model_dump()
+    assert dumped["audio"] is None
+    for message in (plain, dumped, {**dumped, "parsed": {"done": True}}):
+        again = asked.create(model=MODEL, messages=[*FROG, message, *SHEEP])
+        assert again.choices[0].message.content == "A sheep says baa."
+
+
+def test_names_tell_those_apart_who_speak_in_one_role() -> None:
+    def told(*names: str) -> list[str]:
+        given = [{"role": "user", "content": "Hi", **({"name": name} if name else {})} for name in names]
+        given += [
+            {"role": "assistant", "name": "Bot", "content": "Hello"},
+            {"role": "user", "name": "Eve", "content": ""},
+        ]
+        found = openai_chat.told_apart([openai_chat.message_of(one, "") for one in given])
+        assert not any("name" in one for one in found)
+        return [one["content"] for one in found]
+
+    assert told("Eve") == ["Hi", "Hello", ""]
+    assert told("Eve", "Ann") == ["Eve: Hi", "Ann: Hi", "Hello", ""]
+    assert told("", "Eve") == ["Hi", "Eve: Hi", "Hello", ""]
 
 
 def test_edits_that_would_clear_something_are_refused(app: App) -> None:

@@ -294,6 +294,26 @@ def test_a_strict_schema_is_followed_or_refused(syntax: Syntax) -> None:
     syntax.grammar(Use([Tool("f", "", schema)], "f"))
 
 
+NOTES = {"$schema": "http://json-schema.org/draft-07/schema#", "$id": "a", "$comment": "a", "title": "a", "default": {}}
+NOTES |= {"description": "a", "examples": [], "deprecated": False, "readOnly": True, "writeOnly": True}
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: f"{type(syntax).__name__}{syntax.signs}")
+def test_a_strict_schema_may_have_annotations_and_one_value(syntax: Syntax) -> None:
+    """As Zod and Pydantic write schemas: with $schema, and const for a literal."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "const": "Rome", **NOTES}}, "required": ["a"]}
+    rules = f"start: calls\n{syntax.grammar(Use([Tool('f', '', schema | NOTES | {'$id': 'b'}, strict=True)], 'f'))}"
+
+    def read(city: str) -> None:
+        matcher = Matcher(rules, TINY.tokenizer, TINY.spec.vocab)
+        for token in TINY.tokenizer.encode(syntax.write([Call("f", json.dumps({"a": city}))]), special=False):
+            matcher.accept(token)
+
+    read("Rome")
+    with pytest.raises(InputError):
+        read("Oslo")
+
+
 def test_reasoning_comes_before_calls_that_are_held_to_a_grammar() -> None:
     made, _ = ask(Use([STRICT], "required"), think=True)
     assert made.turn.thinking and made.turn.text == "" and made.turn.calls

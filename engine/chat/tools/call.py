@@ -29,6 +29,10 @@ _KEYWORDS: Mapping[str, tuple[tuple[type, ...], type | None, str]] = {
     "definitions": ((dict,), None, "an object of schemas"),
 }
 """What keywords of schemas hold that are looked into here, what that holds in turn, and what it is called."""
+ANNOTATIONS = frozenset(
+    ("$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
+)
+"""Keywords that by JSON Schema hold a value to nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ class Tool:
         schema = self.properties.get(argument)
         if not isinstance(schema, Mapping):
             return None
-        kinds, listed = schema.get("type"), schema.get("enum")
-        if kinds is None and isinstance(listed, list):
-            return all(isinstance(value, str) for value in listed) or None
+        kinds, values = schema.get("type"), listed(schema)
+        if kinds is None and values:
+            return all(isinstance(value, str) for value in values) or None
         if isinstance(kinds, list):
             return None if "string" in kinds else False
         return None if kinds is None else kinds == "string"
@@ -105,6 +109,11 @@ class Tool:
             if self.strict:
                 raise
             return json_rule(otherwise, "any JSON")
+
+
+def listed(schema: Mapping[str, Any]) -> list[Any] | None:
+    """The values that a schema names one by one; None: it names none."""
+    return [schema["const"]] if "const" in schema else schema.get("enum") or None
 
 
 def _check_shape(schema: Any, what: str) -> None:

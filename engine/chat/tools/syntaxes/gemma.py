@@ -22,13 +22,14 @@ from numoe.engine.chat.tools.call import (
     Usual,
     expect,
     known,
+    listed,
     literal,
     parsed,
     repeated,
 )
+from numoe.engine.chat.tools.syntaxes.tagged_calls import PLAIN, unheld
 from numoe.engine.text.grammar import json_rule
 from numoe.engine.text.sample import partial_match
-from numoe.quant.errors import InputError
 
 _OPENING, _CLOSING, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(?=\{)")
@@ -38,7 +39,6 @@ _PART = re.compile(
 )
 _QUOTED = re.compile(r'\s*<\|"\|>')
 _WORDS = {"None": "null", "True": "true", "False": "false"}
-_TEXTS = {"type", "enum", "const", "title", "description", "default", "examples"}
 
 
 class GemmaCalls(Usual):
@@ -133,7 +133,7 @@ class _Rules:
             InputError: it cannot be followed, and the tool is strict.
         """
         kind = schema.get("type") if isinstance(schema, Mapping) else None
-        keys = set(schema) - _TEXTS if isinstance(schema, Mapping) else {"true"}
+        keys = schema.keys() - PLAIN if isinstance(schema, Mapping) else {"true"}
         if kind == "object" and not keys - {"properties", "required", "additionalProperties", "$defs", "definitions"}:
             return self._object(schema)
         if kind == "array" and not keys - {"items"}:
@@ -141,16 +141,13 @@ class _Rules:
             return f'"[" ({item} ("," {item})*)? "]"'
         if isinstance(kind, str) and kind not in ("string", "object", "array") and not keys - {"minimum", "maximum"}:
             return json_rule(schema, f"the JSON schema of the tool {self._tool.name}")
-        listed = schema.get("enum") if isinstance(schema, Mapping) else None
-        if listed is not None and all(isinstance(one, str) for one in listed):
-            return "(" + " | ".join(literal(_written(one)) for one in listed) + ")"
+        values = listed(schema) if isinstance(schema, Mapping) else None
+        if values and not (keys and self._tool.strict) and all(isinstance(one, str) for one in values):
+            return "(" + " | ".join(literal(_written(one)) for one in values) + ")"
         if kind == "string" and not keys:
             return f"{literal(_QUOTE)} text"
         if self._tool.strict:
-            raise InputError(
-                f"the JSON schema of the tool {self._tool.name} has {', '.join(sorted(keys)) or kind or 'no type'}, "
-                "which the way this model writes calls cannot be held to; leave that out, or go without strict"
-            )
+            raise unheld(f"the JSON schema of the tool {self._tool.name}", keys or {kind or "no type"})
         return '"{" (pair ("," pair)*)? "}"' if kind == "object" else "value"
 
     def _object(self, schema: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from numoe.engine.chat.tools.call import (
+    ANNOTATIONS,
     Begun,
     Block,
     Broken,
@@ -26,6 +27,7 @@ from numoe.engine.chat.tools.call import (
     Use,
     Usual,
     known,
+    listed,
     literal,
     parsed,
     repeated,
@@ -39,7 +41,7 @@ _MARK = "]<]minimax[>["
 _HEAD = re.compile(re.escape(_MARK) + r'\s*<invoke name="([^"]*)">')
 _TAG = re.compile(re.escape(_MARK) + r"\s*<([^<>\s/]+)>")
 _LONGEST_TAG, _DEEPEST = 1024, 64
-_LIST = {"type", "items", "title", "description", "default", "examples"}
+_LIST = ANNOTATIONS | {"type", "items"}
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,10 @@ class _Rules:
         rule, what = f"{self._prefix}_{place}", f"the argument {key} of the tool {self._tool.name}"
         opening, closing = literal(f"{_MARK}<{key}>"), literal(f"{_MARK}</{key}>")
         schema: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-        kind, listed = schema.get("type"), schema.get("enum")
-        if kind == "string" and isinstance(listed, list):
+        kind, values = schema.get("type"), listed(schema)
+        if kind == "string" and values:
             self._hold(what, schema.keys() - PLAIN)
-            inner = " | ".join(literal(str(one)) for one in listed)
+            inner = " | ".join(literal(str(one)) for one in values)
         elif kind == "object" and schema.get("properties"):
             inner = self.members(schema, what, depth)
         elif kind == "array" and isinstance(schema.get("items"), Mapping):
@@ -169,7 +171,7 @@ class _Rules:
         elif kind in ("integer", "number", "boolean", "null"):
             inner = self._tool.schema_rule(schema, {"type": kind})
         else:  # a text, or what the schema does not tell of
-            self._hold(what, schema.keys() - (PLAIN - {"const", "enum"}) if kind == "string" else {"no type"})
+            self._hold(what, schema.keys() - PLAIN if kind == "string" else {"no type"})
             self.lines[place] = f"{rule}: {opening} {rule}_value\n{rule}_value[suffix={closing}]: /(?s:.*)/"
             return rule
         self.lines[place] = f"{rule}: {opening} ({inner}) {closing}"

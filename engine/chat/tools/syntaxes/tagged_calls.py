@@ -33,6 +33,7 @@ from functools import cached_property
 from typing import Any
 
 from numoe.engine.chat.tools.call import (
+    ANNOTATIONS,
     Begun,
     Block,
     Broken,
@@ -41,6 +42,7 @@ from numoe.engine.chat.tools.call import (
     Use,
     Usual,
     known,
+    listed,
     literal,
     parsed,
     repeated,
@@ -51,9 +53,9 @@ from numoe.engine.text.tags import DSML
 from numoe.quant.errors import InputError
 
 _LONGEST_HEAD = 1024
-PLAIN = {"type", "enum", "const", "title", "description", "default", "examples"}  # which a text is held to as it is
+PLAIN = ANNOTATIONS | {"type", "enum", "const"}  # which a text is held to as it is
 _TYPES = ("string", "number", "boolean", "null", "array", "object")
-OBJECT = {"type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description"}
+OBJECT = ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 
 
 def _pattern(mark: str) -> re.Pattern[str]:
@@ -249,9 +251,8 @@ class TaggedCalls(Usual):
             if held and tool.strict:
                 raise unheld(f"the argument {key} of the tool {tool.name}", schema.keys() - PLAIN)
             before = literal(before.replace("{kind}", "true").replace("{type}", "string"))
-            listed = schema.get("enum", [schema["const"]] if "const" in schema else None)
-            if listed is not None:
-                return [f"{rule}: {before} ({' | '.join(literal(str(one)) for one in listed)}) {after}"]
+            if values := listed(schema):
+                return [f"{rule}: {before} ({' | '.join(literal(str(one)) for one in values)}) {after}"]
             mark = self.after.strip()
             behind = self.after.partition(mark)[2]
             return [
