@@ -62,7 +62,7 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     from numoe.cli.batch import PARALLEL
     from numoe.cli.serve.app import App
     from numoe.cli.serve.guard import Guard, is_loopback
-    from numoe.cli.serve.models import Hub, served
+    from numoe.cli.serve.models import Hub, require_context, served
     from numoe.cli.serve.server import listening, server
     from numoe.engine.experts.cluster import connect
 
@@ -70,6 +70,7 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     if not is_loopback(host) and not key:
         raise WrongUsage(f"{host} can be reached from other machines, so that an API key is needed; give `api_key`")
     names = served(models)
+    require_context(models, options)
     for name, given in (("--prompt-cache", options["prompt_cache"]), ("--draft", options["draft"])):
         if given not in (None, "none") and len(names) > 1:
             raise WrongUsage(f"{name} is of one model; name the one to serve")

@@ -59,6 +59,16 @@ def served(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
+def require_context(models: Sequence[str], options: Options) -> None:
+    """Raises WrongUsage if one of these models cannot read as many tokens as a session is to have."""
+    if options["ctx"] is not None:
+        for model in models:
+            try:
+                _described(model, options["check"]).plan(options["ctx"])
+            except WrongUsage as error:
+                raise WrongUsage(f"{model}: {error}") from None
+
+
 class Hub:
     """Loads and unloads. All of it belongs to one event loop, but what takes long goes on in threads."""
 
@@ -133,6 +143,8 @@ class Hub:
             return await asyncio.to_thread(_loaded, name, description, self._options, self._told, self.post)
         except DoesNotFit as error:
             raise Refused(503, sentence(error), "model") from None
+        except WrongUsage as error:  # which asking again does not change
+            raise Refused(400, sentence(error), "model") from None
         except InputError as error:
             raise Refused(500, sentence(error), "model") from None
 

@@ -955,6 +955,7 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
         (("--api-key", "@nowhere"), 2, "nowhere cannot be read (No such file or directory); give a text file"),
         (("nobody",), 2, "nobody"),
         (("tiny", "tiny"), 2, "tiny and tiny would both be called tiny"),
+        (("tiny", "--ctx", "64k"), 2, "tiny: --ctx 65536 is not possible: this model reads from 1 to 4096 tokens"),
     ],
 )
 def test_what_cannot_be_served_is_refused(
@@ -983,3 +984,10 @@ def test_every_field_of_the_official_clients_has_its_row(path: str, params: str)
     (api,) = [one for one in APIS if one.path == path]
     official = set(get_type_hints(resolve_name(f"{params}CreateParamsNonStreaming")))
     assert official <= {field.name for field in api.fields}
+
+
+def test_a_context_that_one_of_all_models_has_not_is_no_fault_of_the_server() -> None:
+    """Where no model is named on the command line, it is told when one is asked for, and not as an error to retry."""
+    with on_loopback(application(ctx=65536)) as address:
+        reply = httpx.post(f"{address}/v1/completions", json={"model": MODEL, "prompt": "A"})
+    assert reply.status_code == 400 and "--ctx 65536 is not possible" in reply.json()["error"]["message"]
