@@ -43,6 +43,10 @@ WHOLE = 1 << 14
 kept as float32 where there is room: the calls for its groups would take several times as long as their computing."""
 
 
+_SUMS = 1 << 18
+"""Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 1 MiB, scaled and
+added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
+
 _LINE = ALIGNMENT // 4
 
 
@@ -84,11 +88,6 @@ class Columns(QTensor):
     def group(self) -> int:
         """Weights of a row that share a scale."""
         return self.shape[0] * self.shape[1] // self.scales.size
-
-    @property
-    def offset(self) -> int:
-        """What is added to each code before all else."""
-        return 0
 
     @property
     def quantum(self) -> int:
@@ -147,7 +146,7 @@ class Columns(QTensor):
 
     @abstractmethod
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
-        """Codes of rows start..stop of a slab, the offset added, (in, rows)."""
+        """Codes of rows start..stop of a slab, (in, rows)."""
 
     def _codes_by_rows(self) -> NDArray[Any]:
         """Those of all rows, (out, in)."""
@@ -209,21 +208,18 @@ class Columns(QTensor):
         run([partial(unpack, slab) for slab in self.slabs])
         return codes
 
-    def _spans(self, rows: int, most: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges of groups whose codes of so many rows fit in the scratch, or in `most` elements."""
-        steps = self.shape[1] // (self.group * self.quantum)
-        for start, stop in equal_spans(steps, self.group * self.quantum * rows, most):
-            yield start * self.quantum, stop * self.quantum
+    def _spans(self, first: int, last: int, size: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+        """Ranges of the groups first..last that fit in the scratch, or in `most` elements, where each has `size`."""
+        for start, stop in equal_spans((last - first) // self.quantum, size * self.quantum, most):
+            yield first + start * self.quantum, first + stop * self.quantum
 
     def _blocks(self, slab: Slab) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
         group = self.group
         scales, bias = self._scaling(slab)
-        for start, stop in self._spans(slab.rows):
+        for start, stop in self._spans(0, self.shape[1] // group, group * slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            if self.offset:
-                block += np.float32(self.offset)
             block *= scales[start:stop, None]
             if bias is not None:
                 block += bias[start:stop, None]
@@ -236,33 +232,36 @@ class Columns(QTensor):
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        """out = x @ W.T for at most twice FEW tokens, FEW at a time with each block; out (T, rows)."""
-        grouped = x.grouped(self.group)
-        groups, tokens, size = grouped.shape
-        sums = scratch("sums", (groups, tokens, slab.rows))
-        parts = [(grouped, sums)]
-        if tokens > FEW:
-            parts = [(grouped[:, :FEW], sums[:, :FEW]), (grouped[:, FEW:], sums[:, FEW:])]
-        pitch = slab.rows if tokens == 1 else _apart(slab.rows)
-        for start, stop in self._spans(slab.rows, block_elements()):
-            block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
-            np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
-            for part, to in parts:
-                np.matmul(part[start:stop], block, out=to[start:stop])
-        self._scale(slab, sums, x, out)
-
-    def _scale(self, slab: Slab, sums: Float32, x: Activations, out: Float32) -> None:
-        """out (T, rows) of the sums of each group's products with codes, (G, T, rows)."""
-        scales, bias = self._scaling(slab)
+        """out = x @ W.T for at most twice FEW tokens; out (T, rows)."""
+        tokens = len(out)
         # Added up in memory of this thread's own: rows of `out` lie far apart, and between them what others write.
-        own = out if len(out) == 1 else scratch("own", out.shape)
-        np.einsum("gtr,gr->tr", sums, scales, out=own)
-        if self.offset:
-            own += np.matmul(x.shifts(self.group, self.offset), scales)
+        own = out if tokens == 1 else scratch("own", out.shape)
+        scales, bias = self._scaling(slab)
+        for first, last in self._spans(0, len(scales), tokens * slab.rows, _SUMS):
+            sums = self._sums(slab, x, first, last)
+            added = own if not first else scratch("added", out.shape)
+            np.einsum("gtr,gr->tr", sums, scales[first:last], out=added)
+            if first:
+                own += added
         if bias is not None:
             own += np.matmul(x.sums(self.group), bias)
         if own is not out:
             np.copyto(out, own)
+
+    def _sums(self, slab: Slab, x: Activations, first: int, last: int) -> Float32:
+        """Products of x with the codes of groups first..last, each by itself, FEW tokens at a time with each block:
+        (groups, T, rows). Valid until the next call."""
+        grouped = x.grouped(self.group)
+        _, tokens, size = grouped.shape
+        sums = scratch("sums", (last - first, tokens, slab.rows))
+        pitch = slab.rows if tokens == 1 else _apart(slab.rows)
+        for start, stop in self._spans(first, last, size * slab.rows, block_elements()):
+            block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
+            np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
+            for token in range(0, tokens, FEW):
+                part = slice(token, token + FEW)
+                np.matmul(grouped[start:stop, part], block, out=sums[start - first : stop - first, part])
+        return sums
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
@@ -318,11 +317,14 @@ class INT4Columns(Columns):
         return integer_format(4, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
     @property
-    def offset(self) -> int:
-        return -8 if self.bias is None else 0
+    def unit(self) -> float:  # type: ignore[override]
+        return 1 / 16 if self.bias is None else 1.0
 
     def plain(self) -> INT4:
-        nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
+        codes = self._codes_by_rows()
+        if self.bias is None:
+            codes = codes // np.int8(1 / self.unit) + np.int8(8)
+        nibbles = codes.view(np.uint8)
         packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
         bias = None if self.bias is None else by_rows(self, "bias")
         return INT4(packed, by_rows(self, "scales"), bias)
@@ -331,14 +333,23 @@ class INT4Columns(Columns):
         half = self.group * slab.rows // 2
         codes = slab.codes[start * half : stop * half].reshape(-1, half)
         out = scratch("bytes", (stop - start, 2, half), np.uint8)
-        np.bitwise_and(codes, 15, out=out[:, 0])
-        np.right_shift(codes, 4, out=out[:, 1])
+        low, high = out[:, 0], out[:, 1]
+        if self.bias is None:
+            np.bitwise_xor(codes, 0x88, out=high)  # nibbles become q - 8, and then sixteen times as much in bytes
+            np.left_shift(high, 4, out=low)
+            np.bitwise_and(high, 0xF0, out=high)
+        else:
+            np.bitwise_and(codes, 15, out=low)
+            np.right_shift(codes, 4, out=high)
         return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
-        codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
-        return codes.reshape(self.shape[1], -1).view(np.int8) + np.int8(self.offset)
+        if self.bias is None:
+            codes = (packed ^ np.uint8(0x88)) << np.array([4, 0], np.uint8)[:, None, None] & np.uint8(0xF0)
+        else:
+            codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
+        return codes.reshape(self.shape[1], -1).view(np.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,9 +388,11 @@ class MXFP4Columns(Columns):
 
 @dataclass(frozen=True, eq=False)
 class INT4Wide(INT4Columns):
-    """The same with a byte a weight: codes int8, (in, rows) a slab. Scales and bias are float32."""
+    """The same with a byte a weight: codes int8, (in, rows) a slab, q, or q - 8 without a bias. Scales and bias are
+    float32."""
 
     codes: NDArray[Any]
+    unit = 1.0
 
     _bytes = _as_stored
 
@@ -388,7 +401,7 @@ class INT4Wide(INT4Columns):
         return super().format.wide
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,6 +432,8 @@ def widened(matrix: QTensor) -> QTensor:
     if isinstance(matrix, INT8Columns):
         return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
     codes = matrix._unpacked()
+    if matrix.unit < 1 and integers:
+        codes //= np.int8(1 / matrix.unit)
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
 
 
