@@ -208,10 +208,9 @@ class Columns(QTensor):
         run([partial(unpack, slab) for slab in self.slabs])
         return codes
 
-    def _spans(self, first: int, last: int, size: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    def _spans(self, first: int, last: int, size: int, most: int | None = None) -> Sequence[tuple[int, int]]:
         """Ranges of the groups first..last that fit in the scratch, or in `most` elements, where each has `size`."""
-        for start, stop in equal_spans((last - first) // self.quantum, size * self.quantum, most):
-            yield first + start * self.quantum, first + stop * self.quantum
+        return _whole_quanta(first, last, size, most, self.quantum)
 
     def _blocks(self, slab: Slab) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
@@ -258,9 +257,10 @@ class Columns(QTensor):
         for start, stop in self._spans(first, last, size * slab.rows, block_elements()):
             block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
             np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
-            for token in range(0, tokens, FEW):
-                part = slice(token, token + FEW)
-                np.matmul(grouped[start:stop, part], block, out=sums[start - first : stop - first, part])
+            part, to = grouped[start:stop], sums[start - first : stop - first]
+            np.matmul(part[:, :FEW], block, out=to[:, :FEW])
+            if tokens > FEW:
+                np.matmul(part[:, FEW:], block, out=to[:, FEW:])
         return sums
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
@@ -444,6 +444,13 @@ def _apart(rows: int) -> int:
     to a third longer.
     """
     return (-(-rows // _LINE) | 1) * _LINE
+
+
+@cache
+def _whole_quanta(first: int, last: int, size: int, most: int | None, quantum: int) -> Sequence[tuple[int, int]]:
+    """See `Columns._spans`."""
+    spans = equal_spans((last - first) // quantum, size * quantum, most)
+    return [(first + start * quantum, first + stop * quantum) for start, stop in spans]
 
 
 def is_small(shape: tuple[int, int]) -> bool:
