@@ -316,14 +316,10 @@ class INT4Columns(Columns):
     def format(self) -> Format:
         return integer_format(4, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
-    @property
-    def unit(self) -> float:  # type: ignore[override]
-        return 1 / 16 if self.bias is None else 1.0
-
     def plain(self) -> INT4:
         codes = self._codes_by_rows()
         if self.bias is None:
-            codes = codes // np.int8(1 / self.unit) + np.int8(8)
+            codes += np.int8(8)
         nibbles = codes.view(np.uint8)
         packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
         bias = None if self.bias is None else by_rows(self, "bias")
@@ -333,23 +329,20 @@ class INT4Columns(Columns):
         half = self.group * slab.rows // 2
         codes = slab.codes[start * half : stop * half].reshape(-1, half)
         out = scratch("bytes", (stop - start, 2, half), np.uint8)
-        low, high = out[:, 0], out[:, 1]
+        np.bitwise_and(codes, 15, out=out[:, 0])
+        np.right_shift(codes, 4, out=out[:, 1])
+        signed = out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
         if self.bias is None:
-            np.bitwise_xor(codes, 0x88, out=high)  # nibbles become q - 8, and then sixteen times as much in bytes
-            np.left_shift(high, 4, out=low)
-            np.bitwise_and(high, 0xF0, out=high)
-        else:
-            np.bitwise_and(codes, 15, out=low)
-            np.right_shift(codes, 4, out=high)
-        return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
+            signed -= np.int8(8)
+        return signed
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
+        codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
+        signed = codes.reshape(self.shape[1], -1).view(np.int8)
         if self.bias is None:
-            codes = (packed ^ np.uint8(0x88)) << np.array([4, 0], np.uint8)[:, None, None] & np.uint8(0xF0)
-        else:
-            codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
-        return codes.reshape(self.shape[1], -1).view(np.int8)
+            signed -= np.int8(8)
+        return signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,7 +385,6 @@ class INT4Wide(INT4Columns):
     float32."""
 
     codes: NDArray[Any]
-    unit = 1.0
 
     _bytes = _as_stored
 
@@ -432,8 +424,6 @@ def widened(matrix: QTensor) -> QTensor:
     if isinstance(matrix, INT8Columns):
         return INT8Columns(matrix.codes, scales, bias, matrix.shape, matrix.cut)
     codes = matrix._unpacked()
-    if matrix.unit < 1 and integers:
-        codes //= np.int8(1 / matrix.unit)
     return (INT4Wide if integers else MXFP4Wide)(codes, scales, bias, matrix.shape, matrix.cut)
 
 
