@@ -20,7 +20,6 @@ class Activations:
         self.x = x
         self._grouped: dict[int, Float32] = {}
         self._sums: dict[int, Float32] = {}
-        self._shifts: dict[tuple[int, int], Float32] = {}
 
     @property
     def whole(self) -> Activations:
@@ -41,13 +40,6 @@ class Activations:
         if group not in self._sums:
             self._sums[group] = np.add.reduce(self.x.reshape(len(self.x), -1, group), axis=2)
         return self._sums[group]
-
-    def shifts(self, group: int, offset: int) -> Float32:
-        """What `offset` added to every code adds to each group, (T, G)."""
-        key = group, offset
-        if key not in self._shifts:
-            self._shifts[key] = np.float32(offset) * self.sums(group)
-        return self._shifts[key]
 
     def take(self, rows: Rows) -> Activations:
         """Some of the rows."""

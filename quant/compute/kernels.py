@@ -32,6 +32,10 @@ _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
 _SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
 
+# Rows of so many weights are multiplied with one token each by itself. BLAS's product of a matrix with a vector reads
+# several rows at a time, which comes from memory at half the speed; shorter rows take longer to call than to compute.
+_LONG_ROW = 256
+
 
 def block_rows(columns: int, most: int | None = None) -> int:
     """How many rows of `columns` elements fit in the scratch, or in `most` elements; at least one."""
@@ -122,6 +126,9 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
     tokens, columns = x.shape
     rows = len(weights)
+    if tokens == 1 and columns >= _LONG_ROW:
+        np.vecdot(weights, x[0], out=out[0])
+        return
     whole = 0
     if 1 < tokens <= _SMALL_TOKENS and threads.blas_has_small_products():
         if tokens > FEW:

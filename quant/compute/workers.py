@@ -168,8 +168,7 @@ class _Pool:
                 place += whole.x.size
             if place + out.size > shared.values.size:
                 return False
-            key = id(matrix)
-            which = key if key in self.members else _placed[key].told
+            which = id(matrix) if _is_member(matrix, self.members) else _placed[id(matrix)].told
             described.append((which, bases[id(whole)], _told(x.rows), place, len(out)))
             results.append((place, out))
             place += out.size
@@ -378,9 +377,15 @@ def multiply(products: Sequence[Product]) -> bool:
         _one_at_a_time.release()
 
 
+def _is_member(matrix: Multiplied, members: dict[int, weakref.ref[Multiplied]]) -> bool:
+    """Whether it is there itself, and not one before it that had the same id."""
+    ref = members.get(id(matrix))
+    return ref is not None and ref() is matrix
+
+
 def _all_in(members: dict[int, weakref.ref[Multiplied]], products: Sequence[Product], regions_seen: int) -> bool:
     def known(matrix: Multiplied) -> bool:
-        if (ref := members.get(id(matrix))) is not None and ref() is matrix:
+        if _is_member(matrix, members):
             return True
         placed = _placed.get(id(matrix))
         return placed is not None and placed.ref() is matrix and placed.regions <= regions_seen

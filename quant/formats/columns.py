@@ -43,6 +43,10 @@ WHOLE = 1 << 14
 kept as float32 where there is room: the calls for its groups would take several times as long as their computing."""
 
 
+_SUMS = 1 << 18
+"""Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 1 MiB, scaled and
+added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
+
 _LINE = ALIGNMENT // 4
 
 
@@ -84,11 +88,6 @@ class Columns(QTensor):
     def group(self) -> int:
         """Weights of a row that share a scale."""
         return self.shape[0] * self.shape[1] // self.scales.size
-
-    @property
-    def offset(self) -> int:
-        """What is added to each code before all else."""
-        return 0
 
     @property
     def quantum(self) -> int:
@@ -147,7 +146,7 @@ class Columns(QTensor):
 
     @abstractmethod
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[Any]:
-        """Codes of rows start..stop of a slab, the offset added, (in, rows)."""
+        """Codes of rows start..stop of a slab, (in, rows)."""
 
     def _codes_by_rows(self) -> NDArray[Any]:
         """Those of all rows, (out, in)."""
@@ -209,21 +208,17 @@ class Columns(QTensor):
         run([partial(unpack, slab) for slab in self.slabs])
         return codes
 
-    def _spans(self, rows: int, most: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges of groups whose codes of so many rows fit in the scratch, or in `most` elements."""
-        steps = self.shape[1] // (self.group * self.quantum)
-        for start, stop in equal_spans(steps, self.group * self.quantum * rows, most):
-            yield start * self.quantum, stop * self.quantum
+    def _spans(self, first: int, last: int, size: int, most: int | None = None) -> Sequence[tuple[int, int]]:
+        """Ranges of the groups first..last that fit in the scratch, or in `most` elements, where each has `size`."""
+        return _whole_quanta(first, last, size, most, self.quantum)
 
     def _blocks(self, slab: Slab) -> Iterator[tuple[int, Float32]]:
         """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
         group = self.group
         scales, bias = self._scaling(slab)
-        for start, stop in self._spans(slab.rows):
+        for start, stop in self._spans(0, self.shape[1] // group, group * slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
             np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            if self.offset:
-                block += np.float32(self.offset)
             block *= scales[start:stop, None]
             if bias is not None:
                 block += bias[start:stop, None]
@@ -236,33 +231,37 @@ class Columns(QTensor):
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        """out = x @ W.T for at most twice FEW tokens, FEW at a time with each block; out (T, rows)."""
-        grouped = x.grouped(self.group)
-        groups, tokens, size = grouped.shape
-        sums = scratch("sums", (groups, tokens, slab.rows))
-        parts = [(grouped, sums)]
-        if tokens > FEW:
-            parts = [(grouped[:, :FEW], sums[:, :FEW]), (grouped[:, FEW:], sums[:, FEW:])]
-        pitch = slab.rows if tokens == 1 else _apart(slab.rows)
-        for start, stop in self._spans(slab.rows, block_elements()):
-            block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
-            np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
-            for part, to in parts:
-                np.matmul(part[start:stop], block, out=to[start:stop])
-        self._scale(slab, sums, x, out)
-
-    def _scale(self, slab: Slab, sums: Float32, x: Activations, out: Float32) -> None:
-        """out (T, rows) of the sums of each group's products with codes, (G, T, rows)."""
-        scales, bias = self._scaling(slab)
+        """out = x @ W.T for at most twice FEW tokens; out (T, rows)."""
+        tokens = len(out)
         # Added up in memory of this thread's own: rows of `out` lie far apart, and between them what others write.
-        own = out if len(out) == 1 else scratch("own", out.shape)
-        np.einsum("gtr,gr->tr", sums, scales, out=own)
-        if self.offset:
-            own += np.matmul(x.shifts(self.group, self.offset), scales)
+        own = out if tokens == 1 else scratch("own", out.shape)
+        scales, bias = self._scaling(slab)
+        for first, last in self._spans(0, len(scales), tokens * slab.rows, _SUMS):
+            sums = self._sums(slab, x, first, last)
+            added = own if not first else scratch("added", out.shape)
+            np.einsum("gtr,gr->tr", sums, scales[first:last], out=added)
+            if first:
+                own += added
         if bias is not None:
             own += np.matmul(x.sums(self.group), bias)
         if own is not out:
             np.copyto(out, own)
+
+    def _sums(self, slab: Slab, x: Activations, first: int, last: int) -> Float32:
+        """Products of x with the codes of groups first..last, each by itself, FEW tokens at a time with each block:
+        (groups, T, rows). Valid until the next call."""
+        grouped = x.grouped(self.group)
+        _, tokens, size = grouped.shape
+        sums = scratch("sums", (last - first, tokens, slab.rows))
+        pitch = slab.rows if tokens == 1 else _apart(slab.rows)
+        for start, stop in self._spans(first, last, size * slab.rows, block_elements()):
+            block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
+            np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
+            part, to = grouped[start:stop], sums[start - first : stop - first]
+            np.matmul(part[:, :FEW], block, out=to[:, :FEW])
+            if tokens > FEW:
+                np.matmul(part[:, FEW:], block, out=to[:, FEW:])
+        return sums
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
@@ -317,12 +316,11 @@ class INT4Columns(Columns):
     def format(self) -> Format:
         return integer_format(4, self.group, 8 * self.scales.itemsize, self.bias is not None)
 
-    @property
-    def offset(self) -> int:
-        return -8 if self.bias is None else 0
-
     def plain(self) -> INT4:
-        nibbles = (self._codes_by_rows() - np.int8(self.offset)).view(np.uint8)
+        codes = self._codes_by_rows()
+        if self.bias is None:
+            codes += np.int8(8)
+        nibbles = codes.view(np.uint8)
         packed = pack_nibbles(nibbles.reshape(len(nibbles), -1, self.group)).reshape(len(nibbles), -1)
         bias = None if self.bias is None else by_rows(self, "bias")
         return INT4(packed, by_rows(self, "scales"), bias)
@@ -333,12 +331,18 @@ class INT4Columns(Columns):
         out = scratch("bytes", (stop - start, 2, half), np.uint8)
         np.bitwise_and(codes, 15, out=out[:, 0])
         np.right_shift(codes, 4, out=out[:, 1])
-        return out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
+        signed = out.reshape(-1).view(np.int8)  # which is cast a little faster than uint8
+        if self.bias is None:
+            signed -= np.int8(8)
+        return signed
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
         packed = slab.codes.reshape(-1, 1, self.group // 2, slab.rows)[..., start:stop]
         codes = packed >> np.array([0, 4], np.uint8)[:, None, None] & np.uint8(15)
-        return codes.reshape(self.shape[1], -1).view(np.int8) + np.int8(self.offset)
+        signed = codes.reshape(self.shape[1], -1).view(np.int8)
+        if self.bias is None:
+            signed -= np.int8(8)
+        return signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +381,8 @@ class MXFP4Columns(Columns):
 
 @dataclass(frozen=True, eq=False)
 class INT4Wide(INT4Columns):
-    """The same with a byte a weight: codes int8, (in, rows) a slab. Scales and bias are float32."""
+    """The same with a byte a weight: codes int8, (in, rows) a slab, q, or q - 8 without a bias. Scales and bias are
+    float32."""
 
     codes: NDArray[Any]
 
@@ -388,7 +393,7 @@ class INT4Wide(INT4Columns):
         return super().format.wide
 
     def _rows(self, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
-        return slab.codes.reshape(-1, slab.rows)[:, start:stop] + np.int8(self.offset)
+        return slab.codes.reshape(-1, slab.rows)[:, start:stop]
 
 
 @dataclass(frozen=True, eq=False)
@@ -429,6 +434,13 @@ def _apart(rows: int) -> int:
     to a third longer.
     """
     return (-(-rows // _LINE) | 1) * _LINE
+
+
+@cache
+def _whole_quanta(first: int, last: int, size: int, most: int | None, quantum: int) -> Sequence[tuple[int, int]]:
+    """See `Columns._spans`."""
+    spans = equal_spans((last - first) // quantum, size * quantum, most)
+    return [(first + start * quantum, first + stop * quantum) for start, stop in spans]
 
 
 def is_small(shape: tuple[int, int]) -> bool:

@@ -129,21 +129,21 @@ class GGMLColumns(Columns):
         codes = self._bytes(slab, 0, self.shape[1] // self.group)
         return codes.reshape(self.shape[1], slab.rows)[:, start:stop].copy()  # of what the next call overwrites
 
-    def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        lanes = self.kind.lanes
-        if lanes == 1 or len(out) > _FEW_LANES:
-            super()._multiply_few(slab, x, out)
-            return
+    def _sums(self, slab: Slab, x: Activations, first: int, last: int) -> Float32:
+        lanes, tokens = self.kind.lanes, len(x)
+        if lanes == 1 or tokens > _FEW_LANES:
+            return super()._sums(slab, x, first, last)
         eights = x.grouped(lanes)[..., None]  # (in / 8, T, 8, 1)
-        groups, tokens, share = self.shape[1] // self.group, len(out), self.group // lanes
-        sums = scratch("sums", (groups, tokens, slab.rows))
-        for start, stop in self._spans(slab.rows, block_elements()):
+        share = self.group // lanes
+        sums = scratch("sums", (last - first, tokens, slab.rows))
+        for start, stop in self._spans(first, last, self.group * slab.rows, block_elements()):
             block = scratch("block", ((stop - start) * share, 1, slab.rows, lanes))
             np.copyto(block.reshape(-1), self._codes(slab, start, stop).reshape(-1))
             parts = scratch("part", (len(block), tokens, slab.rows, 1))
             np.matmul(block, eights[start * share : stop * share], out=parts)
-            np.add.reduce(parts.reshape(-1, share, tokens, slab.rows), axis=1, out=sums[start:stop])
-        self._scale(slab, sums, x, out)
+            added = sums[start - first : stop - first]
+            np.add.reduce(parts.reshape(-1, share, tokens, slab.rows), axis=1, out=added)
+        return sums
 
     def wider(self) -> QTensor:
         rows, columns = self.shape
@@ -154,7 +154,7 @@ class GGMLColumns(Columns):
 
         def unpack(slab: Slab) -> None:
             to = codes[slab.first * columns :][: slab.rows * columns].reshape(groups, -1)
-            for start, stop in self._spans(slab.rows):
+            for start, stop in self._spans(0, groups, self.group * slab.rows):
                 np.copyto(to[start:stop].reshape(-1), self._codes(slab, start, stop).reshape(-1))
             own = slice(slab.first * groups, (slab.first + slab.rows) * groups)
             factors = self._scaling(slab)

@@ -117,6 +117,7 @@ def test_products_of_few_tokens_have_the_same_bits_with_any_block(
     assert len(spans) == len(all_blocks)
     for result in results[1:]:
         np.testing.assert_array_equal(results[0], result)
+    np.testing.assert_allclose(results[0], x @ tensor.dequantize().T, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("case", ["v4_released", "qwen3_moe_a"])
