@@ -32,9 +32,10 @@ _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
 _SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
 
-# Rows of so many weights are multiplied with one token each by itself. BLAS's product of a matrix with a vector reads
-# several rows at a time, which comes from memory at half the speed; shorter rows take longer to call than to compute.
-_LONG_ROW = 256
+# Rows of so many weights are multiplied with one token each by itself, in matrices of so many, which come from memory:
+# BLAS's product of a matrix with a vector reads several rows at a time, at half the speed of memory. Shorter rows take
+# longer to call than to compute, and from the cache BLAS is faster.
+_LONG_ROW, _FROM_MEMORY = 256, 1 << 16
 
 
 def block_rows(columns: int, most: int | None = None) -> int:
@@ -98,6 +99,8 @@ def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task
     """Tasks for out = x @ weights.T; x (T, in), weights (out, in), out (T, out)."""
     rows, columns = weights.shape
     spans = equal_spans(rows, 2 * columns)  # small matrices are shared, too
+    if len(x) == 1 and columns >= _LONG_ROW and weights.size >= _FROM_MEMORY:
+        return [partial(np.vecdot, weights[start:stop], x[0], out[0, start:stop]) for start, stop in spans]
     return [partial(multiply_rows, x, weights[start:stop], out[:, start:stop]) for start, stop in spans]
 
 
@@ -126,9 +129,6 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
     """out = x @ weights.T; x (T, in), weights (n, in), out (T, n), all float32."""
     tokens, columns = x.shape
     rows = len(weights)
-    if tokens == 1 and columns >= _LONG_ROW:
-        np.vecdot(weights, x[0], out=out[0])
-        return
     whole = 0
     if 1 < tokens <= _SMALL_TOKENS and threads.blas_has_small_products():
         if tokens > FEW:
