@@ -32,7 +32,7 @@ Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 Seen = tuple[Floats, Floats, NDArray[np.bool_] | None]
 """Keys (B, G, S, C) and values (B, G, S, Cv) of several sequences, and which of them a sequence has not, (B, S)."""
 
-SHORT = 1 << 16
+SHORT = 1 << 17
 """Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
 
 _FEW = 64
