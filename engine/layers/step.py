@@ -18,7 +18,7 @@ from numoe.engine.layers.ops import Floats, Ids
 from numoe.engine.layers.state import KeptTogether, State
 
 TOGETHER = 16
-"""So many sequences attend in one call at most, which bounds their scores."""
+"""So many sequences attend in one call, or more of fewer rows, which bounds their scores and copies."""
 _WASTE = 1.5
 """They do where no more than so many times the rows that they see are multiplied, and"""
 _ROWS_A_CALL = 64
@@ -73,7 +73,8 @@ class Company:
         runs, first, longest, total = [], 0, 0, 0
         for number, rows in enumerate(counts):
             longest, total, size = max(longest, rows), total + rows, number + 1 - first
-            if size > 1 and (longest > most or size * longest > _WASTE * total + size * _ROWS_A_CALL):
+            too_many = longest > most or size * longest > TOGETHER * most
+            if size > 1 and (too_many or size * longest > _WASTE * total + size * _ROWS_A_CALL):
                 runs.append(self.segments[first:number])
                 first, longest, total = number, rows, rows
         runs.append(self.segments[first:])
@@ -141,7 +142,7 @@ class Step:
         single = [segment for segment in self.segments if segment.count == 1]
         for segment in sorted(single, key=lambda one: (id(one.slot.pool), one.slot.number)):
             pool, number, _ = segment.slot
-            before = runs[-1][-1].slot if runs and len(runs[-1]) < TOGETHER else None
+            before = runs[-1][-1].slot if runs else None
             if before is not None and before.pool is pool and before.number == number - 1:
                 runs[-1].append(segment)
             else:

@@ -112,29 +112,33 @@ def test_what_a_failed_pass_left_spoils_nobody() -> None:
 
 
 def test_runs_of_neighbours() -> None:
-    """Those with one token whose memory is side by side, TOGETHER at most; others are alone."""
+    """Those with one token whose memory is side by side; others are alone."""
     kind = KINDS["full"]
-    pool = Pool([kind.state()], 8, FLOAT32, TOGETHER + 6)
-    caches = [Cache([kind.state()], 8, FLOAT32, pool.take()) for _ in range(TOGETHER + 6)]
+    pool = Pool([kind.state()], 8, FLOAT32, 9)
+    caches = [Cache([kind.state()], 8, FLOAT32, pool.take()) for _ in range(9)]
     parts = [(np.zeros(2 if i == 3 else 1, np.int64), cache) for i, cache in enumerate(caches)]
     step = Step.of([*parts[::-1], (np.zeros(1, np.int64), Cache([kind.state()], 8))])
     runs = [[segment.slot.number for segment in company.segments] for company in step.companies]
-    assert sorted(runs) == [[0, 1, 2], list(range(4, 4 + TOGETHER)), [4 + TOGETHER, 5 + TOGETHER]]
+    assert sorted(runs) == [[0, 1, 2], [4, 5, 6, 7, 8]]
     assert [segment.count for segment in step.alone] == [2, 1]
 
 
 def test_a_company_is_cut_where_one_sees_much_more_than_others() -> None:
-    kind = KINDS["full"]
-    pool = Pool([kind.state()], 8, FLOAT32, 6)
-    step = Step.of([(np.zeros(1, np.int64), Cache([kind.state()], 8, FLOAT32, pool.take())) for _ in range(6)])
+    """And where a call would have more rows than TOGETHER sequences of the most that attend so."""
+    kind, count = KINDS["full"], 2 * TOGETHER + 8
+    pool = Pool([kind.state()], 8, FLOAT32, count)
+    caches = [Cache([kind.state()], 8, FLOAT32, pool.take()) for _ in range(count)]
 
     def sizes(counts: list[int], most: int = 1000) -> list[int]:
+        step = Step.of([(np.zeros(1, np.int64), cache) for cache in caches[: len(counts)]])
         return [len(run.segments) for run in step.companies[0].runs(counts, most)]
 
     assert sizes([10, 70, 10, 10, 60, 10]) == [6]
     assert sizes([10, 10, 900, 10, 10, 10]) == [2, 1, 3]
     assert sizes([800, 900, 700, 800, 900, 1000]) == [6]
     assert sizes([800, 2000, 700, 3000, 3000, 10]) == [1, 1, 1, 1, 1, 1]
+    assert sizes([100] * count, most=100) == [TOGETHER, TOGETHER, 8]
+    assert sizes([50] * count, most=100) == [2 * TOGETHER, 8]
 
 
 def test_memory_is_taken_again_when_nobody_has_it() -> None:
