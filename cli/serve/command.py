@@ -65,7 +65,9 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     from numoe.cli.serve.models import Hub, require_context, served
     from numoe.cli.serve.server import listening, server
     from numoe.engine.experts.cluster import connect
+    from numoe.quant.compute.memory import share_free_memory
 
+    share_free_memory()  # before the first thread, which would keep its own
     key, host = _key(options["api_key"]), options["host"]
     if not is_loopback(host) and not key:
         raise WrongUsage(f"{host} can be reached from other machines, so that an API key is needed; give `api_key`")
