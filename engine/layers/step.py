@@ -149,6 +149,13 @@ class Step:
                 runs.append([segment])
         return runs
 
+    def keep(self, states: Callable[[Segment | Company], Mapping[str, Any]], name: str, rows: Floats) -> None:
+        """Write the tokens' rows (T, groups, width) to the state of this name of their sequences."""
+        for segment in self.alone:
+            states(segment)[name].write(rows[segment.rows].transpose(1, 0, 2), segment.start)  # (groups, n, width)
+        for company in self.companies:
+            states(company)[name].write(rows[company.rows], company.starts)
+
     def last(self) -> Step:
         """A pass of the last token of each sequence."""
         segments = [Segment(n, n + 1, s.stop_position - 1, s.blocks, s.slot) for n, s in enumerate(self.segments)]

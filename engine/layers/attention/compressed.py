@@ -134,11 +134,9 @@ class Compressed:
             index = self.indexer.queries(given, q_latent, step)
 
         out = np.empty_like(q)
+        step.keep(self.states, "window", row[:, None])
         alone = list(step.alone)
-        for segment in alone:
-            self.states(segment)["window"].write(row[None, segment.rows], segment.start)
         for company in step.companies:
-            self.states(company)["window"].write(row[company.rows][:, None], company.starts)
             alone += self._attend_together(q, company, step, out)
         queries = Queries()
         for segment in alone:

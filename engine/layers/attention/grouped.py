@@ -164,15 +164,10 @@ class GroupedQuery:
         if spec.temperature:
             q *= spec.temperature.of(step.positions)[:, None, None]
         out = np.empty((count, spec.heads, v.shape[-1]), np.float32)
+        step.keep(self.states, "k", k)
+        step.keep(self.states, "v", v)
         alone = list(step.alone)
-        for segment in alone:
-            own, states = segment.rows, self.states(segment)
-            states["k"].write(k[own].transpose(1, 0, 2), segment.start)  # (G, T, C)
-            states["v"].write(v[own].transpose(1, 0, 2), segment.start)
         for company in step.companies:
-            together = self.states(company)
-            together["k"].write(k[company.rows], company.starts)
-            together["v"].write(v[company.rows], company.starts)
             alone += self._attend_together(q, company, step, out)
         queries = Queries()
         for segment in alone:

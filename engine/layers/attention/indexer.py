@@ -87,10 +87,7 @@ class WindowCompressor:
         width = self.spec.width
         both = np.empty((len(x), 2 * width), np.float32)
         matmul_all([(self.w.matrices["kv"], x, both[:, :width]), (self.w.matrices["gate"], x, both[:, width:])])
-        for company in step.companies:
-            states(company)[f"{prefix}open"].write(both[company.rows][:, None], company.starts)
-        for segment in step.alone:
-            states(segment)[f"{prefix}open"].write(both[None, segment.rows], segment.start)
+        step.keep(states, f"{prefix}open", both[:, None])
         closing = [one for one in step.segments if one.start // self.spec.ratio < one.stop_position // self.spec.ratio]
         if closing:
             self._close(closing, states, prefix, step)
@@ -304,7 +301,7 @@ class BlockLightningIndexer(LightningIndexer):
         self.norm_eps = shared.norm_eps
 
     def ask(
-        self, x: Activations, step: Step, states: Callable[[Segment], Mapping[str, KeptRows]], prefix: str
+        self, x: Activations, step: Step, states: Callable[[Segment | Company], Mapping[str, Any]], prefix: str
     ) -> tuple[Floats, Floats]:
         """What `hidden` takes of tokens x (T, D); keeps their keys in the states whose names begin with `prefix`."""
         spec = self.spec
@@ -312,9 +309,9 @@ class BlockLightningIndexer(LightningIndexer):
         q = q.reshape(len(x), spec.heads, spec.dim)
         ops.rms_norm(q, self.w.arrays["q_norm"], self.norm_eps, out=q)
         self.rotation.apply(q, angles(self.rotation, step))
+        step.keep(states, f"{prefix}open", keys[:, None])
         for segment in step.segments:
             own = states(segment)
-            own[f"{prefix}open"].write(keys[None, segment.rows], segment.start)
             first, last = segment.start // spec.ratio, (segment.start + segment.count) // spec.ratio
             if first == last:
                 continue

@@ -140,11 +140,9 @@ class Latent:
         out = np.empty((count, spec.heads, spec.value_dim), np.float32)
         heads = range(spec.heads)
         threads.run([partial(self._into_latents, q[:, h], query[:, h], h) for h in heads])
+        step.keep(self.states, "latent", row[:, None])
         alone = list(step.alone)
-        for segment in alone:
-            self.states(segment)["latent"].write(row[None, segment.rows], segment.start)
         for company in step.companies:
-            self.states(company)["latent"].write(row[company.rows][:, None], company.starts)
             alone += self._attend_together(query, company, step, mixed)
         queries = Queries()
         for segment in alone:
@@ -187,9 +185,9 @@ class Latent:
         """Choose the tokens that those of the pass attend to, here and in the layers that follow."""
         keys = indexer.keys(x, step)
         q, weights = indexer.queries(x, q_latent, step)
+        step.keep(self.states, "indexer", keys[:, None])
         for segment in step.segments:
             own, kept = segment.rows, self.states(segment)["indexer"]
-            kept.write(keys[None, own], segment.start)
             step.chosen[segment.first] = indexer.choose_tokens(q[own], weights[own], kept, segment)
 
     def _into_latents(self, q: Floats, query: Floats, head: int) -> None:
