@@ -1,6 +1,6 @@
 """The NumPy loops behind the quantized tensors: blocks of rows to float32, and the matmul that runs over them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,7 +30,11 @@ FEW = 16
 # Up to so many multiplications and results, a product is a small one of `threads.blas_has_small_products`.
 _SMALL_MULTIPLICATIONS = 10**6
 _SMALL_RESULTS = 1200
-_SMALL_TOKENS = 128  # for more, rearranging the operands once is no more work than so many small products
+_SMALL_TOKENS = 128  # for more, rearranging weights by rows once is no more work than so many small products
+
+# A block of weights by columns is multiplied in small products of these most tokens, columns and rows, however many
+# tokens there are. What is not a multiple of 4 tokens is multiplied more slowly.
+_TILE_TOKENS, _TILE_COLUMNS, _TILE_ROWS = 24, 512, 64
 
 # Rows of so many weights are multiplied with one token each by itself, in matrices of so many, which come from memory:
 # BLAS's product of a matrix with a vector reads several rows at a time, at half the speed of memory. Shorter rows take
@@ -142,6 +146,40 @@ def multiply_rows(x: Float32, weights: Float32, out: Float32) -> None:
             np.matmul(x, blocks, out=out[:, :whole].reshape(tokens, parts, -1).transpose(1, 0, 2))
     if whole < rows:
         np.matmul(x, weights[whole:].T, out=out[:, whole:])
+
+
+def multiply_columns(x: Float32, block: Float32, out: Float32, *, add: bool = False) -> None:
+    """out = x @ block, or out += x @ block; x (T, in), block (in, rows), out (T, rows), all float32."""
+    small = threads.blas_has_small_products()
+    columns = len(block)
+    step = _TILE_COLUMNS if small else columns
+    part = scratch("part", out.shape) if add or columns > step else out
+    for start in range(0, columns, step):
+        to = part if add or start else out
+        (_multiply_tiles if small else np.matmul)(x[:, start : start + step], block[start : start + step], to)
+        if to is not out:
+            out += part
+
+
+def _multiply_tiles(x: Float32, block: Float32, out: Float32) -> None:
+    """out = x @ block, of at most _TILE_COLUMNS, in small products."""
+    tokens, columns = x.shape
+    pieces = -(-tokens // _TILE_TOKENS)
+    for first, stop, each in _tiles(tokens, 4 * -(-tokens // (4 * pieces))):
+        own = x[first:stop].reshape(-1, 1, each, columns)
+        for row, last, width in _tiles(block.shape[1], _TILE_ROWS):
+            tiles = block[:, row:last].reshape(columns, -1, width).transpose(1, 0, 2)  # (tiles, columns, width)
+            to = out[first:stop, row:last].reshape(-1, each, len(tiles), width).transpose(0, 2, 1, 3)
+            np.matmul(own, tiles, out=to)  # (pieces, tiles, each, width)
+
+
+def _tiles(count: int, step: int) -> Iterator[tuple[int, int, int]]:
+    """(first, last + 1, step) of what can be cut into steps, and of what is left."""
+    whole = count - count % step
+    if whole:
+        yield 0, whole, step
+    if whole < count:
+        yield whole, count, count - whole
 
 
 def dequantize_groups(out: Float32, scales: NDArray, bias: NDArray | None) -> None:

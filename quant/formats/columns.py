@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute.activations import Activations
-from numoe.quant.compute.kernels import FEW, block_elements, equal_spans, pack_nibbles, transposed
+from numoe.quant.compute.kernels import FEW, block_elements, equal_spans, multiply_columns, pack_nibbles, transposed
 from numoe.quant.compute.memory import ALIGNMENT, scratch
 from numoe.quant.compute.threads import Task, run
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
@@ -265,13 +265,8 @@ class Columns(QTensor):
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
-        part = scratch("part", out.shape)
         for k, block in self._blocks(slab):
-            columns = x.x[:, k : k + len(block)]
-            if k == 0:
-                np.matmul(columns, block, out=out)
-            else:
-                out += np.matmul(columns, block, out=part)
+            multiply_columns(x.x[:, k : k + len(block)], block, out, add=k > 0)
 
 
 def _as_stored(matrix: Columns, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numoe.engine import load
 from numoe.quant.compute import threads
 from numoe.quant.compute.activations import Activations
+from numoe.quant.compute.kernels import multiply_columns
 from numoe.quant.dtypes import E2M1
 from numoe.quant.formats import columns
 from numoe.quant.formats.columns import FEW, Columns, laid_out, widened
@@ -109,6 +110,27 @@ def test_products_are_those_of_float32(kind: str, rows: int, size: int, group: i
     assert (off <= 3e-6 * (np.abs(x) @ np.abs(values.T) + np.abs(x).sum(1)[:, None] * np.abs(values).max(1))).all()
     if kind == "int8" or tokens > 2 * FEW:
         np.testing.assert_allclose(matrix.matmul(x), x @ values.T, rtol=1e-4, atol=1e-5 * np.abs(x @ values.T).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 130),
+    size=st.sampled_from([1, 96, 512, 520, 1100]),
+    rows=st.sampled_from([1, 36, 64, 100, 192]),
+    small=st.booleans(),
+    add=st.booleans(),
+)
+def test_blocks_are_multiplied_in_tiles_of_any_shape(tokens: int, size: int, rows: int, small: bool, add: bool) -> None:
+    random = np.random.default_rng(tokens)
+    x, block = random.standard_normal((tokens, size + 5), np.float32)[:, 5:], weights_of(size, rows)
+    out = random.standard_normal((tokens, rows + 3), np.float32)
+    before = out.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_small_products", small)
+        multiply_columns(x, block, out[:, 3:], add=add)
+    expected = x.astype(np.float64) @ block + (before[:, 3:] if add else 0)
+    np.testing.assert_allclose(out[:, 3:], expected, rtol=0, atol=1e-6 * (np.abs(x) @ np.abs(block) + 1).max())
+    np.testing.assert_array_equal(out[:, :3], before[:, :3])
 
 
 @pytest.mark.parametrize("code", [-8, 7])
