@@ -25,7 +25,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
 
@@ -88,13 +89,18 @@ class _Shared:
         return self.values[place : place + rows * columns].reshape(rows, columns)
 
     def work(self, tasks: Sequence[Task], first: int, check: Callable[[], None]) -> None:
-        """Do what nobody has begun, from the first task on and around. `check` raises if another process is gone."""
+        """Do those of a job's tasks, which are numbered from `first` on, that nobody has begun. `check` raises if
+        another process is gone."""
         shared = self.bytes
-        for index in (*range(first, len(tasks)), *range(first)):
+        for index, task in enumerate(tasks, first):
             if not shared[_BEGUN + index] and self._claim(index, check):
-                tasks[index]()
+                task()
                 _fence()
                 shared[_DONE + index] = 1
+
+    def all_set(self, flags: int, first: int, stop: int) -> bool:
+        """Whether all tasks first..stop are begun, or done."""
+        return self.bytes.find(b"\0", flags + first, flags + stop) < 0
 
     def _claim(self, index: int, check: Callable[[], None]) -> bool:
         """Whether nobody has begun a task before."""
@@ -121,12 +127,12 @@ class _Pool:
             ctypes.CDLL(None).malloc_trim(0)  # free memory would be kept for the workers once it is written to
         try:
             for index in range(count):
-                self._start(index, (index + 1) / (count + 1))
+                self._start(index)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, index: int, share: float) -> None:
+    def _start(self, index: int) -> None:
         read, write = os.pipe()
         self._bells.append(write)
         with warnings.catch_warnings():
@@ -134,7 +140,7 @@ class _Pool:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if not pid:
-            self._serve(index, share, read)
+            self._serve(index, read)
         self.pids.append(pid)
         os.close(read)
 
@@ -158,8 +164,10 @@ class _Pool:
         described = []
         given: list[tuple[int, int, int]] = []
         values = []
+        tasks: list[list[Task]] = []
         results = []
-        for matrix, x, out in products:
+        # The largest come first, so that no long task is left when all others are done.
+        for matrix, x, out in sorted(products, key=_multiplications, reverse=True):
             whole = x.whole
             if id(whole) not in bases:
                 bases[id(whole)] = len(given)
@@ -169,21 +177,19 @@ class _Pool:
             if place + out.size > shared.values.size:
                 return False
             which = id(matrix) if _is_member(matrix, self.members) else _placed[id(matrix)].told
-            described.append((which, bases[id(whole)], _told(x.rows), place, len(out)))
-            results.append((place, out))
+            tasks.append(matrix.products(x, shared.at(place, *out.shape)))
+            described.append((which, bases[id(whole)], _told(x.rows), place, len(out), len(tasks[-1])))
+            results.append((shared.at(place, *out.shape), out))
             place += out.size
         message = marshal.dumps((given, described))
-        tasks = [
-            task
-            for (matrix, x, out), (at, _) in zip(products, results, strict=True)
-            for task in matrix.products(x, shared.at(at, *out.shape))
-        ]
-        if not 2 <= len(tasks) <= _MOST_TASKS or len(message) > _VALUES - _MESSAGE:
+        spans = list(pairwise(accumulate(map(len, tasks), initial=0)))
+        count = spans[-1][1]
+        if not 2 <= count <= _MOST_TASKS or len(message) > _VALUES - _MESSAGE:
             return False
         for base, given_values in zip(given, values, strict=True):
             np.copyto(shared.at(*base), given_values)
-        shared.bytes[_BEGUN : _BEGUN + len(tasks)] = bytes(len(tasks))
-        shared.bytes[_DONE : _DONE + len(tasks)] = bytes(len(tasks))
+        shared.bytes[_BEGUN : _BEGUN + count] = bytes(count)
+        shared.bytes[_DONE : _DONE + count] = bytes(count)
         shared.bytes[_MESSAGE : _MESSAGE + len(message)] = message
         numbers[_LENGTH] = len(message)
         self._job += 1
@@ -194,13 +200,16 @@ class _Pool:
             if numbers[_ASLEEP + index]:
                 with suppress(BrokenPipeError):  # of a worker that was ended, which the next check finds
                     os.write(bell, b"!")
-        shared.work(tasks, 0, self._check)
-        self._wait(lambda: shared.bytes.find(b"\0", _DONE, _DONE + len(tasks)) < 0)
+        for own, (first, _) in zip(tasks, spans, strict=True):
+            shared.work(own, first, self._check)
+        for (result, out), span in zip(results, spans, strict=True):
+            if not shared.all_set(_DONE, *span):
+                self._wait(partial(shared.all_set, _DONE, *span))
+            _fence()
+            np.copyto(out, result)
         numbers[_JOB] = 0
         _fence()
         self._wait(lambda: not any(numbers[_IN : _IN + len(self.pids)]))
-        for at, out in results:
-            np.copyto(out, shared.at(at, *out.shape))
         return True
 
     def _wait(self, over: Callable[[], bool]) -> None:
@@ -226,7 +235,7 @@ class _Pool:
 
     # ---------------------------------------------------------------------------------------- in the worker
 
-    def _serve(self, index: int, share: float, bell: int) -> NoReturn:
+    def _serve(self, index: int, bell: int) -> NoReturn:
         code = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
@@ -235,12 +244,12 @@ class _Pool:
             _close_all_but(bell)
             self._matrices = {key: matrix for key, ref in self.members.items() if (matrix := ref()) is not None}
             self._understood = lru_cache(_MOST_PLACED)(found)
-            self._loop(index, share, bell)
+            self._loop(index, bell)
             code = 0
         finally:
             os._exit(code)
 
-    def _loop(self, index: int, share: float, bell: int) -> None:
+    def _loop(self, index: int, bell: int) -> None:
         numbers = self._shared.numbers
         parent = os.getppid()
 
@@ -268,23 +277,29 @@ class _Pool:
             numbers[_IN + index] = 1
             _fence()
             if numbers[_JOB] == job:
-                tasks = self._tasks()
-                self._shared.work(tasks, int(len(tasks) * share), check)
+                self._work(check)
                 last = job
             numbers[_IN + index] = 0
             awake = time.perf_counter() + _AWAKE_SECONDS
 
-    def _tasks(self) -> list[Task]:
+    def _work(self, check: Callable[[], None]) -> None:
+        """Do what is left of the job, product after product: the first is begun before the others are looked at."""
         shared = self._shared
         length = shared.numbers[_LENGTH]
         given, described = marshal.loads(shared.bytes[_MESSAGE : _MESSAGE + length])
         bases = [Activations(shared.at(*base)) for base in given]
-        tasks: list[Task] = []
-        for which, base, rows, place, count in described:
-            matrix = self._matrices[which] if isinstance(which, int) else self._understood(which)
-            x = bases[base] if rows is None else bases[base].take(_understood(rows))
-            tasks += matrix.products(x, shared.at(place, count, matrix.shape[0]))
-        return tasks
+        first = 0
+        for which, base, rows, place, tokens, tasks in described:
+            if not shared.all_set(_BEGUN, first, first + tasks):
+                matrix = self._matrices[which] if isinstance(which, int) else self._understood(which)
+                x = bases[base] if rows is None else bases[base].take(_understood(rows))
+                shared.work(matrix.products(x, shared.at(place, tokens, matrix.shape[0])), first, check)
+            first += tasks
+
+
+def _multiplications(product: Product) -> int:
+    matrix, x, _ = product
+    return len(x) * matrix.shape[0] * matrix.shape[1]
 
 
 def _told(rows: Rows | None) -> tuple[int, int] | bytes | None:
