@@ -21,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numoe.quant.compute.activations import Activations
-from numoe.quant.compute.kernels import FEW, block_elements, equal_spans, multiply_columns, pack_nibbles, transposed
+from numoe.quant.compute.kernels import (
+    FEW,
+    block_elements,
+    equal_spans,
+    multiply_columns,
+    pack_nibbles,
+    scale_codes,
+    transposed,
+)
 from numoe.quant.compute.memory import ALIGNMENT, scratch
 from numoe.quant.compute.threads import Task, run
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
@@ -218,8 +226,7 @@ class Columns(QTensor):
         scales, bias = self._scaling(slab)
         for start, stop in self._spans(0, self.shape[1] // group, group * slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
-            np.copyto(block.reshape(-1), self._bytes(slab, start, stop))
-            block *= scales[start:stop, None]
+            scale_codes(self._bytes(slab, start, stop).reshape(block.shape), scales[start:stop, None], block)
             if bias is not None:
                 block += bias[start:stop, None]
             yield start * group, block.reshape(-1, slab.rows)
