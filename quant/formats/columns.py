@@ -55,6 +55,9 @@ _SUMS = 1 << 18
 """Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 1 MiB, scaled and
 added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
 
+_BIAS_BESIDE = 128
+"""For more tokens, multiplying their sums with biases takes longer than adding these to the weights."""
+
 _LINE = ALIGNMENT // 4
 
 
@@ -176,7 +179,7 @@ class Columns(QTensor):
     def dequantize(self) -> Float32:
         out = np.empty(self.shape, np.float32)
         for slab in self.slabs:
-            for k, block in self._blocks(slab):
+            for k, block in self._blocks(slab, *self._scaling(slab)):
                 out[slab.first : slab.first + slab.rows, k : k + len(block)] = block.T
         return out
 
@@ -220,10 +223,10 @@ class Columns(QTensor):
         """Ranges of the groups first..last that fit in the scratch, or in `most` elements, where each has `size`."""
         return _whole_quanta(first, last, size, most, self.quantum)
 
-    def _blocks(self, slab: Slab) -> Iterator[tuple[int, Float32]]:
-        """(first column, (columns, rows) float32) of a slab in turn; each is overwritten by the next."""
+    def _blocks(self, slab: Slab, scales: Float32, bias: Float32 | None) -> Iterator[tuple[int, Float32]]:
+        """(first column, (columns, rows) float32) of a slab in turn, scaled, and with a bias added if one is given;
+        each is overwritten by the next."""
         group = self.group
-        scales, bias = self._scaling(slab)
         for start, stop in self._spans(0, self.shape[1] // group, group * slab.rows):
             block = scratch("block", (stop - start, group, slab.rows))
             scale_codes(self._bytes(slab, start, stop).reshape(block.shape), scales[start:stop, None], block)
@@ -234,11 +237,11 @@ class Columns(QTensor):
     def products(self, x: Activations, out: Float32) -> list[Task]:
         if is_small(self.shape):
             return super().products(x, out)
-        multiply = self._multiply_few if len(out) <= 2 * FEW else self._multiply_many
+        multiply = self._multiply_few if len(out) <= FEW else self._multiply_many
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
-        """out = x @ W.T for at most twice FEW tokens; out (T, rows)."""
+        """out = x @ W.T for at most FEW tokens; out (T, rows)."""
         tokens = len(out)
         # Added up in memory of this thread's own: rows of `out` lie far apart, and between them what others write.
         own = out if tokens == 1 else scratch("own", out.shape)
@@ -255,8 +258,8 @@ class Columns(QTensor):
             np.copyto(out, own)
 
     def _sums(self, slab: Slab, x: Activations, first: int, last: int) -> Float32:
-        """Products of x with the codes of groups first..last, each by itself, FEW tokens at a time with each block:
-        (groups, T, rows). Valid until the next call."""
+        """Products of x with the codes of groups first..last, each by itself: (groups, T, rows). Valid until the next
+        call."""
         grouped = x.grouped(self.group)
         _, tokens, size = grouped.shape
         sums = scratch("sums", (last - first, tokens, slab.rows))
@@ -264,16 +267,17 @@ class Columns(QTensor):
         for start, stop in self._spans(first, last, size * slab.rows, block_elements()):
             block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
             np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
-            part, to = grouped[start:stop], sums[start - first : stop - first]
-            np.matmul(part[:, :FEW], block, out=to[:, :FEW])
-            if tokens > FEW:
-                np.matmul(part[:, FEW:], block, out=to[:, FEW:])
+            np.matmul(grouped[start:stop], block, out=sums[start - first : stop - first])
         return sums
 
     def _multiply_many(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for many tokens; out (T, rows)."""
-        for k, block in self._blocks(slab):
+        scales, bias = self._scaling(slab)
+        beside = bias is not None and len(out) <= _BIAS_BESIDE
+        for k, block in self._blocks(slab, scales, None if beside else bias):
             multiply_columns(x.x[:, k : k + len(block)], block, out, add=k > 0)
+        if bias is not None and beside:
+            multiply_columns(x.sums(self.group), bias, out, add=True)
 
 
 def _as_stored(matrix: Columns, slab: Slab, start: int, stop: int) -> NDArray[np.int8]:
