@@ -63,6 +63,24 @@ class Plan:
         return sum(self.active.values())
 
     @property
+    def chunk_parameters(self) -> int:
+        """Parameters that a token of a chunk computes with: the head is for the last one."""
+        heads = Counter[str]()
+        for (role, _), size in self.sizes.items():
+            heads[role] += size
+        return self.active_parameters - (heads["head"] or heads["embedding"])  # which is both where there is no head
+
+    @property
+    def chunk(self) -> Mapping[Format, int]:
+        """Parameters that a chunk of tokens is multiplied with, by format: with all experts, and of the embedding and
+        the head it takes rows."""
+        sizes: Counter[Format] = Counter()
+        for (role, stored), size in self.sizes.items():
+            if stored.kind != "i64" and role not in ("embedding", "head"):
+                sizes[stored] += size
+        return sizes
+
+    @property
     def stored_bytes(self) -> int:
         """The weights in the formats they are stored in."""
         return sum(self.weights.values())

@@ -20,7 +20,8 @@ _READS = {str(1 << power): 2.1e9 for power in range(16, 25)}
 
 def a_machine(**changes: Any) -> Machine:
     """This one by name, with round figures."""
-    figures = Machine(MACHINE._name(), threads.usable_cores(), dict.fromkeys(FORMATS, 1e9), 1e10, 5e9, 0.0, 50_000_000)
+    rates = dict.fromkeys(FORMATS, 1e9)
+    figures = Machine(MACHINE._name(), threads.usable_cores(), rates, 1e10, 5e9, 0.0, 0.0, 50_000_000)
     figures = replace(figures, read_bytes_per_s={str(MACHINE._piece(1 << 24)): 1e9}, calls=USUAL_CALLS)
     return replace(figures, **changes)
 
@@ -30,8 +31,8 @@ def idle_epyc() -> Machine:
     rates = {kind: 1e9 * _BILLIONS.get(kind, 2.0) for kind in FORMATS}
     wide = {kind: 1e9 * rate for kind, rate in _WIDE.items()}
     return replace(
-        a_machine(layer_s=0.00058), weights_per_s=rates, wide_weights_per_s=wide, macs_per_s=84e9,
-        expert_macs_per_s=47e9, process_bytes=86_000_000, read_bytes_per_s=_READS,
+        a_machine(layer_s=0.00058, chunk_layer_s=0.01), weights_per_s=rates, wide_weights_per_s=wide,
+        macs_per_s=83e9, expert_macs_per_s=89e9, process_bytes=86_000_000, read_bytes_per_s=_READS,
     )  # fmt: skip
 
 

@@ -234,7 +234,7 @@ class Cluster:
         away = sum(node.taken * taken + min(layers, node.taken * taken) for node in nodes[1:])
         rows = CHUNK * away * experts.row_values * _ROW_VALUE / self.rows_per_s
         dense = experts.dense_s + further * experts.dense_parameters / machine.macs_per_s
-        return dense + plan.layers * machine.layer_s + max(ends) + rows
+        return dense + plan.layers * machine.chunk_layer_s + max(ends) + rows
 
 
 class _Token:

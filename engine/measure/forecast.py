@@ -8,7 +8,6 @@ that sum errs.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -87,7 +86,9 @@ class Machine:
     expert_macs_per_s: float
     """The same of as many tokens as share a routed expert."""
     layer_s: float
-    """What a layer takes beside its weights."""
+    """What a layer takes for one token beside its weights."""
+    chunk_layer_s: float
+    """The same for a chunk of tokens."""
     process_bytes: int
     """Memory of a process with an empty model."""
     wide_weights_per_s: Mapping[str, float] = field(default_factory=dict)
@@ -188,27 +189,23 @@ class Machine:
         that only the square of that is missed, and reading goes on beside computing. Raises what `forecast` raises.
         """
         missing = sum(plan.active_experts.values()) * (1 - share)
-        return self._range(1, plan, self._kernels(plan.active, wide), missing, missing * (1 - share))
+        compute = plan.layers * self.layer_s + self._kernels(plan.active, wide)
+        return self._range(1, plan, compute, missing, missing * (1 - share))
 
     def _prefill(self, plan: Plan, share: float, wide: bool) -> tuple[float, float]:
         """The same for tokens that a model reads, `CHUNK` at a time: together they take all experts once."""
-        weights: Counter[Format] = Counter()
-        for (role, stored), size in plan.sizes.items():
-            if stored.kind != "i64" and role not in ("embedding", "head"):  # of which a chunk takes rows
-                weights[stored] += size
-        macs = (CHUNK - 1) * plan.active_parameters
+        macs = (CHUNK - 1) * plan.chunk_parameters
         rate = self.expert_macs_per_s if plan.active_experts else self.macs_per_s
-        kernels = self._kernels(weights, wide) + macs / rate
+        compute = plan.layers * self.chunk_layer_s + self._kernels(plan.chunk, wide) + macs / rate
         missing = plan.expert_bytes * (1 - share)
-        return self._range(CHUNK, plan, kernels, missing, missing)
+        return self._range(CHUNK, plan, compute, missing, missing)
 
     def _kernels(self, weights: Mapping[Format, int], wide: bool) -> float:
         """Seconds for one token."""
         rates = {**self.weights_per_s, **self.wide_weights_per_s} if wide else self.weights_per_s
         return sum(count / rates[stored.kind] for stored, count in weights.items())
 
-    def _range(self, tokens: int, plan: Plan, kernels: float, missing: float, fewer: float) -> tuple[float, float]:
-        compute = plan.layers * self.layer_s + kernels
+    def _range(self, tokens: int, plan: Plan, compute: float, missing: float, fewer: float) -> tuple[float, float]:
         slow = fast = compute
         if missing:
             rate = self.reading(plan.largest_expert)

@@ -53,7 +53,7 @@ _BLOCK_TURNS = 5
 _BLOCK_MATRICES = 8
 _WIDE_MATRICES = 8
 _CLEARLY = 0.95
-_EXPERT_BATCH = 16  # tokens of a chunk that take the same expert, or so
+_EXPERT_BATCH = 64  # tokens of a chunk that take the same expert, or so
 _SCRATCH_FILE = 1 << 27
 _KEPT = 20
 _LEAST_TOKENS = 8
@@ -103,7 +103,7 @@ def _sane(machine: Machine) -> bool:
         all(type(speed) in (int, float) and 1e-9 < speed < 1e18 for speed in speeds)
         and all(
             type(figure) in (int, float) and 0 <= figure < 1e18
-            for figure in (machine.layer_s, machine.process_bytes, *times)
+            for figure in (machine.layer_s, machine.chunk_layer_s, machine.process_bytes, *times)
         )
         and type(machine.cores) is int
         and machine.cores > 0
@@ -279,12 +279,25 @@ def _measure() -> Machine:
         wide = [fastest(matrix, wide=True) for matrix in dense]
         if wide[0] is not dense[0]:
             wide_rates[kind] = _one_token_weights_per_s(wide)
-    macs, expert_macs = (tokens * _weights_per_s(matrices["f32"], tokens) for tokens in (CHUNK, _EXPERT_BATCH))
+    quantized = [fastest(matrix) for matrix in matrices["int4"]]
+    macs, expert_macs = (_further_macs_per_s(quantized, tokens, rates["int4"]) for tokens in (CHUNK, _EXPERT_BATCH))
     probe = _probe()
-    kernels = sum(count / rates[kind] for kind, count in probe["active"])
-    layer_s = max(0.0, probe["token_s"] - kernels) / probe["layers"]
+    layer_s, chunk_layer_s = (
+        max(0.0, taken - sum(count / rates[kind] for kind, count in weights) - further / expert_macs) / probe["layers"]
+        for taken, weights, further in (
+            (probe["token_s"], probe["active"], 0),
+            (probe["chunk_s"], probe["chunk"], (CHUNK - 1) * probe["chunk_parameters"]),
+        )
+    )
     process = probe["process_bytes"] + _LIBRARIES_BYTES
-    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, process, wide_rates, block=block)
+    return Machine(_name(), cores, rates, macs, expert_macs, layer_s, chunk_layer_s, process, wide_rates, block=block)
+
+
+def _further_macs_per_s(matrices: list[QTensor], tokens: int, one_token: float) -> float:
+    """Multiply-adds a second of all tokens of a product but the first, which has the weights decoded, where
+    `one_token` is how many weights a second are multiplied with one."""
+    seconds = 1 / _weights_per_s(matrices, tokens)  # for each weight
+    return (tokens - 1) / max(seconds - 1 / one_token, seconds / 2)  # decoding is not most of it
 
 
 def _with_kinds(machine: Machine, kinds: Iterable[str]) -> Machine:
@@ -340,24 +353,35 @@ _PROBE = """
 import json, statistics, time
 import numpy as np
 from numoe.engine import load
+from numoe.engine.layers.state import CHUNK
 from numoe.quant.compute import workers
 from numoe.quant.formats.samples import PACKS
+
+
+def median_s(session, tokens, count):
+    times = []
+    for _ in range(count):
+        session.rewind(session.position)
+        begun = time.perf_counter()
+        session.feed(tokens, last=True)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
 model = load("tiny")
 session = model.session(64)
 for _ in session.generate("Hello", max_tokens=8):
     pass
-times = []
-for token in range(24):
-    begun = time.perf_counter()
-    session.feed([token], last=True)
-    times.append(time.perf_counter() - begun)
+token_s = median_s(session, [5], 24)
 plan = model.plan(64)
 large = PACKS[0](np.ones((4096, 256), np.float32))  # enough for workers to be started
 workers.know([large])
 large.matmul(np.ones((1, 256), np.float32))
 process = model.stats()["peak_rss_bytes"] - (plan.total_bytes + model.wide_bytes - plan.scratch_bytes) - large.nbytes
-active = [(stored.kind, count) for stored, count in plan.active.items()]
-figures = {"token_s": statistics.median(times), "layers": plan.layers, "active": active, "process_bytes": process}
+chunk_s = median_s(model.session(CHUNK), list(range(CHUNK)), 7)
+active, chunk = ([(stored.kind, count) for stored, count in sizes.items()] for sizes in (plan.active, plan.chunk))
+figures = {"token_s": token_s, "chunk_s": chunk_s, "layers": plan.layers, "active": active, "chunk": chunk}
+figures |= {"chunk_parameters": plan.chunk_parameters, "process_bytes": process}
 print(json.dumps(figures))
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import write_safetensors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import FORMATS, a_machine, keep
 
@@ -117,6 +117,28 @@ def test_forecasts_name_the_verdict_and_the_memory() -> None:
     assert large.decode > middle.decode > small.decode == (0.0, 0.0)
     # A chunk of a prompt takes every expert: reading them is shared by its tokens.
     assert large.prefill > middle.prefill > middle.decode
+
+
+def test_a_chunk_takes_all_weights_once_its_tokens_and_its_layers() -> None:
+    machine = replace(a_machine(chunk_layer_s=2.0), runs=(MACHINE.Run("x", 1.0, 1.0, 1.0),))
+    sizes = {**a_plan().sizes, ("embedding", INT8_G32): GIGA, ("head", INT8_G32): GIGA // 2}
+    plan = replace(a_plan(), sizes=sizes)  # of the active weights a quarter is the head, which one token takes
+    tied = replace(plan, sizes={key: size for key, size in sizes.items() if key[0] != "head"}, active={INT8_G32: 3e9})
+    for each, taken in ((plan, 1.5e9), (tied, 2e9)):
+        low, high = machine.forecast(each, 200 * GIGA).prefill
+        seconds = 101 + 511 * taken / 5e9 + 10 * 2.0
+        assert (low * 1.1, high / 1.1) == pytest.approx((512 / seconds, 512 / seconds))
+
+
+@settings(max_examples=20, deadline=None)
+@given(decode=st.floats(1e-12, 1e-8), each=st.floats(1e-12, 1e-9), tokens=st.sampled_from([2, 64, 512]))
+def test_further_tokens_do_not_take_what_decoding_takes(decode: float, each: float, tokens: int) -> None:
+    """But where decoding seems to be more than half of the whole, for what was measured is never exact."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MACHINE, "_weights_per_s", lambda _, count: 1 / (decode + count * each))
+        found = MACHINE._further_macs_per_s([], tokens, 1 / (decode + each))
+    whole = decode + tokens * each
+    assert found == pytest.approx(1 / each if (tokens - 1) * each >= whole / 2 else 2 * (tokens - 1) / whole)
 
 
 def test_a_size_of_reads_that_was_not_measured_is_no_guess() -> None:
@@ -268,7 +290,9 @@ def test_a_machine_is_measured_once(
     assert set(machine.weights_per_s) == set(FORMATS)
     assert set(machine.wide_weights_per_s) == {"int8", "int4", "mxfp4", "nvfp4"}
     assert min(*machine.weights_per_s.values(), *machine.wide_weights_per_s.values()) > 0
-    assert machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0
+    assert (
+        machine.macs_per_s > 0 and machine.expert_macs_per_s > 0 and machine.layer_s >= 0 and machine.chunk_layer_s > 0
+    )
     assert 1e7 < machine.process_bytes < 5e8
     assert set(machine.read_bytes_per_s) == {str(1 << 24), str(1 << 16)}
     assert [path.name for path in kept.iterdir()] == ["machine.json"]
@@ -426,7 +450,8 @@ WRONG = [
 
 @pytest.mark.parametrize("value", WRONG, ids=repr)
 @pytest.mark.parametrize(
-    "key", ["cores", "weights_per_s", "macs_per_s", "layer_s", "process_bytes", "block", "runs", "name"]
+    "key",
+    ["cores", "weights_per_s", "macs_per_s", "layer_s", "chunk_layer_s", "process_bytes", "block", "runs", "name"],
 )
 def test_figures_that_cannot_be_are_measured_anew(
     key: str, value: Any, folder: Path, all_cores: None, tiny_model: Model
@@ -439,7 +464,7 @@ def test_figures_that_cannot_be_are_measured_anew(
         machine = known()
         record(tiny_model, 100, 2.0)
         if machine is not None:
-            assert (key in ("layer_s", "process_bytes") and value in (0, 1e-300)) or (key, value) in (
+            assert (key in ("layer_s", "chunk_layer_s", "process_bytes") and value in (0, 1e-300)) or (key, value) in (
                 ("runs", []),
                 ("runs", {}),
             )
