@@ -18,7 +18,9 @@ from numoe.quant.errors import InputError
 from numoe.quant.files import require_folder
 
 if TYPE_CHECKING:
+    from numoe.engine.description import Description
     from numoe.engine.model import Model
+    from numoe.engine.plan import Plan
     from numoe.engine.session import Session
 
 
@@ -54,7 +56,7 @@ class PromptCache:
         context = model.plan(ctx).context
         if not self.path.exists():
             return model.session(context)
-        self._kept = known(self.path, model, ctx)
+        self._kept = known(self.path, model, model.plan(ctx))
         session = model.session(context)
         session.resume(self.path)
         return session
@@ -119,13 +121,17 @@ class PromptCache:
             self.keep()
 
 
-def known(path: Path, model: Model, ctx: int | None = None) -> list[int]:
-    """The tokens of a file that sessions of a model can begin with.
+def known(path: Path, model: Model | Description, planned: Plan) -> list[int]:
+    """The tokens of a file that sessions of a model, which are planned so, can begin with.
 
     Raises:
         InputError: there is no such file, it is none of this model, or its rows are held otherwise or do not fit.
     """
-    kept, planned = session_file.read(path, model.identity, model.spec.vocab, model.spec.context), model.plan(ctx)
+    if not path.exists():
+        raise InputError(
+            f"there is no file {path} for a prompt to begin with; `numoe run` with `prompt_cache` writes it"
+        )
+    kept = session_file.read(path, model.identity, model.spec.vocab, model.spec.context)
     if kept.kv != planned.kv.name:
         raise InputError(f"{path} holds {kept.kv} rows; give `kv` {kept.kv}, or another file")
     require_room(len(kept.tokens), planned.context, model.spec.context)

@@ -62,7 +62,7 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     from numoe.cli.batch import PARALLEL
     from numoe.cli.serve.app import App
     from numoe.cli.serve.guard import Guard, is_loopback
-    from numoe.cli.serve.models import Hub, require_context, served
+    from numoe.cli.serve.models import Hub, require_context, require_given, served
     from numoe.cli.serve.server import listening, server
     from numoe.engine.experts.cluster import connect
     from numoe.quant.compute.memory import share_free_memory
@@ -76,6 +76,7 @@ def _serve(models: list[str], options: Options, output: Output) -> None:
     for name, given in (("--prompt-cache", options["prompt_cache"]), ("--draft", options["draft"])):
         if given not in (None, "none") and len(names) > 1:
             raise WrongUsage(f"{name} is of one model; name the one to serve")
+    require_given(next(iter(names.values())), options)
     if options["ray"] is not None:
         connect(options["ray"])  # in the main thread, whose signals Ray changes, and before anybody asks
     hub = Hub(names, options, options["idle_unload"], output.note)

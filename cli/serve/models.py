@@ -69,6 +69,18 @@ def require_context(models: Sequence[str], options: Options) -> None:
                 raise WrongUsage(f"{model}: {error}") from None
 
 
+def require_given(model: str, options: Options) -> None:
+    """Raises InputError if the model that is served cannot begin with the file of --prompt-cache, or that of --draft is
+    not here."""
+    from numoe.engine.prompt_cache import known
+
+    if options["prompt_cache"] is not None:
+        description = _described(model, options["check"])
+        known(options["prompt_cache"], description, description.plan(options["ctx"], kv=options["kv"]))
+    if options["draft"] not in (None, "none"):
+        _described(options["draft"], options["check"])
+
+
 class Hub:
     """Loads and unloads. All of it belongs to one event loop, but what takes long goes on in threads."""
 

@@ -80,7 +80,8 @@ class Places:
         self.passes = Passes(model.decoder, rest)
         self.drafter = Alone(model.drafter, self.passes) if model.drafter else None
         self._model, self.context, self._most = model, context, most
-        self._shelf = Shelf(model, keeps, {prompt_cache: known(prompt_cache, model, context)} if prompt_cache else {})
+        begun = {prompt_cache: known(prompt_cache, model, model.plan(context))} if prompt_cache else {}
+        self._shelf = Shelf(model, keeps, begun)
         self._change = threading.Condition()
         self._clock = 0
         self._all = [Place(model.session(context, passes=self.passes))]

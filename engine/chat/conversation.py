@@ -52,7 +52,7 @@ class Conversation:
         self._points: deque[Snapshot] = deque(maxlen=KEPT_POINTS)  # latest first
         restored = self._restore(cache) if cache is not None else None
         if prompt_cache is not None:
-            known(prompt_cache, model, chat.settings.context)
+            known(prompt_cache, model, model.plan(chat.settings.context))
         self.session: Session = restored or model.session(chat.settings.context)
         if prompt_cache is not None and restored is None:
             self.session.resume(prompt_cache)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import itertools
 import math
 import mmap
+import os
 import pickle
 import sys
 import weakref
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -18,6 +21,8 @@ from numpy.typing import NDArray
 from numoe.quant.compute.memory import ALIGNMENT, aligned
 from numoe.quant.dtypes import UInt8
 
+_HUGE_PAGE = 1 << 21
+_MADV_COLLAPSE = 25  # of Linux's mman.h, since 6.1: make huge pages of a range now, whatever the default is
 _WHOLE_PAGES = 16 * mmap.PAGESIZE  # slots of so many bytes begin with a page; the rest of the last is little of them
 
 
@@ -33,6 +38,7 @@ class Slots:
         self._addresses: UInt8 = np.empty(0, np.uint8)
         self._taken = 0
         self._free: dict[int, list[UInt8]] = {}
+        self._given_back: set[int] = set()  # addresses of slots, of which some may be taken again
 
     def take(self, nbytes: int) -> UInt8:
         """A slot, uninitialised."""
@@ -52,11 +58,31 @@ class Slots:
     def give_back(self, slot: UInt8) -> None:
         """Have the system take the memory of a slot that nobody uses any more."""
         if place := Place.of(slot):
+            self._given_back.add(_regions[place.region].start + place.offset)
             first = -(-place.offset // mmap.PAGESIZE) * mmap.PAGESIZE
             whole = (place.offset + len(slot) - first) // mmap.PAGESIZE * mmap.PAGESIZE
             if whole > 0:
                 _memory(place).madvise(mmap.MADV_REMOVE, first, whole)
             self._free.setdefault(len(slot), []).append(slot)
+
+    def populate(self, slot: UInt8) -> None:
+        """Give a slot that was taken its memory: in huge pages, where the system can, into which disks read and of
+        which products read in fewer pieces. Else it gets it when it is written to. Other threads go on meanwhile.
+        """
+        place = Place.of(slot)
+        if place is None:
+            return
+        region = _regions[place.region]
+        first = place.offset + -(region.start + place.offset) % _HUGE_PAGE
+        # The last page is the next slot's as well, which has all of its own then. But that may have been given back.
+        again = region.start + place.offset in self._given_back
+        end = place.offset + len(slot) if again else region.nbytes
+        pages = range(first, min(place.offset + len(slot), end - _HUGE_PAGE + 1), _HUGE_PAGE)
+        for page in pages:
+            _memory(place)[page] = 0  # a page must have some memory to be made a huge one
+        if pages:
+            start, nbytes = ctypes.c_void_p(region.start + first), ctypes.c_size_t(len(pages) * _HUGE_PAGE)
+            ctypes.CDLL(None).madvise(start, nbytes, _MADV_COLLAPSE)  # mmap's own would have Python stand still
 
 
 class _Region(NamedTuple):
@@ -89,6 +115,10 @@ class Place(NamedTuple):
         return np.frombuffer(_memory(self), self.dtype, count, self.offset).reshape(self.shape)
 
 
+def _array(*place: Any) -> NDArray[Any]:
+    return Place(*place).array()
+
+
 _regions: dict[int, _Region] = {}
 _numbers = itertools.count()
 
@@ -105,12 +135,38 @@ def _memory(place: Place) -> mmap.mmap:
 
 
 def _new_region(nbytes: int) -> UInt8:
-    memory = mmap.mmap(-1, nbytes)
+    memory = _mapped(nbytes)
     region = np.frombuffer(memory, np.uint8)
     number = next(_numbers)
-    _regions[number] = _Region(weakref.ref(memory), region.__array_interface__["data"][0], nbytes)
+    _regions[number] = _Region(weakref.ref(memory), _start(memory), nbytes)
     weakref.finalize(memory, _regions.pop, number)
     return region
+
+
+def _mapped(nbytes: int) -> mmap.mmap:
+    """Memory that is shared with processes born later, and may lie in huge pages where the system can."""
+    if nbytes < 2 * _HUGE_PAGE:
+        return mmap.mmap(-1, nbytes)
+    with suppress(OSError, AttributeError):  # a limit on the size of files, a sandbox, no such call
+        file = os.memfd_create("numoe-slots")
+        try:
+            os.ftruncate(file, nbytes + _HUGE_PAGE)
+            offset = 0
+            for _ in range(4):
+                memory = mmap.mmap(file, nbytes, offset=offset)
+                # Huge pages begin with a multiple of their size both in memory and in the file.
+                if (found := _start(memory) % _HUGE_PAGE) == offset:
+                    return memory
+                memory.close()  # the next one will begin at the same address, if no thread takes it meanwhile
+                offset = found
+        finally:
+            os.close(file)
+    return mmap.mmap(-1, nbytes)
+
+
+def _start(memory: mmap.mmap) -> int:
+    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return address
 
 
 _told = itertools.count()
@@ -133,7 +189,7 @@ def told(matrix: Any) -> tuple[int, bytes] | None:
 
 def found(description: bytes) -> Any:
     """The matrix that `told` has described."""
-    _, kind, values = _Finder(io.BytesIO(description)).load()
+    _, kind, values = pickle.loads(description)
     return kind(**values)
 
 
@@ -144,20 +200,15 @@ class _Teller(pickle.Pickler):
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.regions = 0
 
-    def persistent_id(self, value: object) -> Place | None:
+    def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, np.ndarray):
-            return None
+            return NotImplemented
         place = Place.of(value)
         if place is None:
             raise _Elsewhere
         self.regions = max(self.regions, place.region + 1)
-        return place
+        return _array, tuple(place)
 
 
 class _Elsewhere(Exception):
     """An array of a matrix lies in this process's own memory."""
-
-
-class _Finder(pickle.Unpickler):
-    def persistent_load(self, place: Place) -> np.ndarray:
-        return place.array()

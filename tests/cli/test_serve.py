@@ -806,7 +806,7 @@ def test_conversations_begin_with_what_a_prompt_cache_has(tmp_path: Path) -> Non
             assert place.align([*ids, *ends]) == ends
     with pytest.raises(InputError, match="100 tokens do not fit into the context of 64"):
         Places(model, 64, 2, False, path)
-    with pytest.raises(InputError, match="there is no session file"):
+    with pytest.raises(InputError, match="there is no file"):
         Places(model, 256, 2, False, tmp_path / "none")
 
 
@@ -956,6 +956,9 @@ def test_a_server_that_was_killed_in_mid_stream_leaves_its_port_free() -> None:
         (("nobody",), 2, "nobody"),
         (("tiny", "tiny"), 2, "tiny and tiny would both be called tiny"),
         (("tiny", "--ctx", "64k"), 2, "tiny: --ctx 65536 is not possible: this model reads from 1 to 4096 tokens"),
+        (("tiny", "--prompt-cache", "nowhere"), 1, "there is no file nowhere for a prompt to begin with"),
+        (("tiny", "--prompt-cache", __file__), 1, "is not a session file"),
+        (("tiny", "--draft", "nobody"), 2, 'there is no folder or file "nobody"'),
     ],
 )
 def test_what_cannot_be_served_is_refused(

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from numoe.engine import Description, InputError, Model, describe, load
-from numoe.engine.experts import heat, unit
+from numoe.engine.experts import guesses, heat, residents, unit
 from numoe.engine.experts import store as experts
 from numoe.engine.experts.store import ExpertStore
 from numoe.engine.experts.uses import HALF_LIFE
@@ -230,7 +230,7 @@ def test_the_wide_form_replaces_what_was_read(
         read.append(weakref.ref(memory))
         return memory[:nbytes]
 
-    monkeypatch.setattr(experts, "lasting", lasting)
+    monkeypatch.setattr(residents, "lasting", lasting)
     model = load(tmp_path / "int4", ram="1GB", ctx=64)
     assert model.wide_bytes and model.experts is not None and model.experts.complete
     gc.collect()
@@ -448,7 +448,7 @@ def test_buffers_never_exceed_the_budget(
     """Counted where they are made; units of several sizes, any mixture of asking and expecting."""
     live, most = [0], [0]
 
-    class Counted(experts.Slots):
+    class Counted(residents.Slots):
         def take(self, nbytes: int) -> np.ndarray:
             live[0] += nbytes
             most[0] = max(most[0], live[0])
@@ -459,8 +459,8 @@ def test_buffers_never_exceed_the_budget(
             super().give_back(slot)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experts, "Slots", Counted)
-        patch.setattr(experts, "lasting", Counted(1 << 20).take)
+        patch.setattr(residents, "Slots", Counted)
+        patch.setattr(residents, "lasting", Counted(1 << 20).take)
         store = store_of(mixed, units)
         for expecting, layer, wanted in requests:
             if expecting:
@@ -470,6 +470,25 @@ def test_buffers_never_exceed_the_budget(
         store._readers.shutdown(wait=True)
     assert most[0] <= store.budget
     assert live[0] == store.held_bytes
+
+
+@pytest.mark.parametrize(("busy", "at_once"), [(1 << 24, experts.READERS), (1, 2)])
+def test_as_much_is_asked_of_a_disk_as_keeps_it_busy(
+    equal: Path, monkeypatch: pytest.MonkeyPatch, busy: int, at_once: int
+) -> None:
+    monkeypatch.setattr(experts, "_BUSY", busy)
+    store = store_of(equal, 5)
+    most = 0
+    schedule = store._schedule
+
+    def count() -> None:  # the lock is held
+        nonlocal most
+        schedule()
+        most = max(most, len(store._reading))
+
+    monkeypatch.setattr(store, "_schedule", count)
+    take(store, 0, [0, 1, 2, 3, 4])
+    assert most == at_once
 
 
 @pytest.mark.parametrize(("by_part", "count"), [(False, 1), (True, 3)])
@@ -498,8 +517,8 @@ def test_less_is_held_when_what_is_in_use_is_let_go_of(equal: Path, monkeypatch:
     store = store_of(equal, 8)
     store.expect(1, [0, 1, 2])
     begun = threading.Event()
-    keeps = store._keeps_limit
-    monkeypatch.setattr(store, "_keeps_limit", lambda: keeps() or begun.set())
+    keeps = store._residents.keep_limit
+    monkeypatch.setattr(store._residents, "keep_limit", lambda: keeps() or begun.set())
     with ThreadPoolExecutor(1) as pool:
         with store.stream(0, range(4)) as units:
             deque(units, maxlen=0)
@@ -656,7 +675,7 @@ def test_what_is_wanted_comes_before_what_is_expected_and_the_unwanted_is_droppe
 
 def test_guesses_that_do_not_pay_end(equal: Path) -> None:
     store = store_of(equal, 8)
-    for _ in range(experts._GUESS_TRIALS):
+    for _ in range(guesses._TRIALS):
         store.expect(0, [0, 1, 2])
         take(store, 0, [3, 4, 5])
         take(store, 1, [0, 1, 2, 3, 4])
@@ -677,9 +696,10 @@ def test_tables_tell_experts_exactly(checkpoint: Checkpoints, monkeypatch: pytes
         session.feed([token])
     layers = enumerate(model.spec.layers)
     hashed = [number for number, blocks in layers if any(block.kind.label == "hash-routed" for block in blocks)]
-    guesses = [model.experts._guesses[layer] for layer in hashed]
     assert len(hashed) == 2
-    assert all(guess.fetched == guess.used > 0 for guess in guesses)
+    for layer in hashed:
+        fetched, used = model.experts._guesses.recent[layer]
+        assert fetched == used > 0
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -787,7 +807,7 @@ def test_a_new_start_reads_first_what_was_used_most(streaming: Callable[[], Mode
     second = streaming()
     assert second.experts and heat.kept(second.identity) == hottest
     settled(second.experts)
-    there = set(second.experts._resident)
+    there = set(second.experts._residents.entries)
     assert there and there == set(hottest[: len(there)]) and second.experts.held_bytes <= second.experts.budget
     np.testing.assert_array_equal(second.session(64).feed(ids), logits)
 

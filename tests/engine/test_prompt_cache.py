@@ -157,7 +157,7 @@ def test_chats_begin_with_what_it_has(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Session, "feed", lambda self, ids, **more: (fed.append(len(ids)), feed(self, ids, **more))[1])
     "".join(text for _, text in conversation.ask("What does Tim have?"))
     assert 0 < fed[0] < 60
-    with pytest.raises(InputError, match="there is no session file"):
+    with pytest.raises(InputError, match="there is no file"):
         Conversation(model, Chat("tiny", Settings()), None, tmp_path / "none")
 
 

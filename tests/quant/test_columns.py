@@ -16,12 +16,15 @@ from numoe.quant.compute.kernels import multiply_columns
 from numoe.quant.dtypes import E2M1
 from numoe.quant.formats import columns
 from numoe.quant.formats.columns import FEW, Columns, laid_out, widened
+from numoe.quant.formats.ggml import GGML
+from numoe.quant.formats.ggml_types import TYPES
 from numoe.quant.formats.integer import INT4
 from numoe.quant.formats.mxfp4 import MXFP4
 from numoe.quant.formats.nvfp4 import NVFP4
 from numoe.quant.formats.pack import pack_bf16, pack_int4, pack_int8, pack_mxfp4
 from numoe.quant.formats.plain import BF16, F16, F32
 from numoe.quant.formats.qtensor import QTensor, matmul_all
+from numoe.quant.formats.samples import BLOCK_KINDS, blocks
 
 Pack = Callable[..., QTensor]
 
@@ -257,6 +260,30 @@ def test_slices_of_whole_slabs_share_their_bytes(kind: str, monkeypatch: pytest.
             np.testing.assert_array_equal(widened(part).dequantize(), part.dequantize())
             np.testing.assert_array_equal(part.slice_rows(4, 40).dequantize(), part.dequantize()[4:40])
         assert not np.shares_memory(matrix.slice_rows(4, 68).codes, matrix.codes)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4", "nvfp4", *BLOCK_KINDS])
+def test_nothing_is_kept_of_values_beside_the_arrays(kind: str) -> None:
+    """Experts are read one after the other into those of one matrix."""
+
+    def made(seed: int) -> Columns:
+        weights = weights_of(64, 256, seed)
+        if kind == "nvfp4":
+            random = np.random.default_rng(seed)
+            codes, scales = random.integers(0, 256, (64, 128), np.uint8), random.integers(0, 0x70, (64, 16), np.uint8)
+            return laid(NVFP4(codes, scales, random.random((64, 1), np.float32)))
+        if kind in BLOCK_KINDS:
+            return laid(GGML(blocks(kind, (64, 256)).blocks[np.random.default_rng(seed).permutation(64)], TYPES[kind]))
+        return laid((PACKS | {"mxfp4": pack_mxfp4})[kind](weights))
+
+    x = weights_of(2, 256, 3)
+    matrix, other = made(0), made(1)
+    before = matrix.matmul(x), matrix.dequantize()
+    for name, values in matrix.arrays().items():
+        np.copyto(values, other.arrays()[name])
+    assert (matrix.matmul(x) != before[0]).any()
+    np.testing.assert_array_equal(matrix.matmul(x), other.matmul(x))
+    np.testing.assert_array_equal(matrix.dequantize(), other.dequantize())
 
 
 def test_what_has_no_such_form_stays_as_it_is() -> None:

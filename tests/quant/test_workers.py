@@ -214,6 +214,32 @@ def test_matrices_of_slots_come_and_go(pack: Callable[[np.ndarray], QTensor], mo
     assert not workers._placed
 
 
+def test_slots_have_the_memory_of_what_was_taken_and_no_more() -> None:
+    """A huge page that two of them share is not made again for one of them alone."""
+
+    def held() -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssShmem"))
+        return 1024 * int(line.split()[1])
+
+    nbytes, huge, slack = 5 << 19, 1 << 21, 1 << 18  # the system counts in batches
+    slots = Slots(10 * nbytes)
+    before = held()
+    taken = [slots.take(nbytes) for _ in range(9)]
+    for number, slot in enumerate(taken):
+        slots.populate(slot)
+        slot[:] = number
+    assert abs(held() - before - 9 * nbytes) <= huge + slack
+    for number in (0, 2, 4, 6, 7, 5, 3, 1):
+        slots.give_back(taken[number])
+    before = held()
+    for _ in range(4):  # no two of them neighbours
+        slot = slots.take(nbytes)
+        slots.populate(slot)
+        slot[:] = 9
+    assert abs(held() - before - 4 * nbytes) <= slack
+    assert all((taken[number] == (9 if number % 2 else 8 * (number == 8))).all() for number in range(9))
+
+
 def test_workers_do_not_see_memory_that_changes() -> None:
     """Else what it held at their birth would be kept beside what it holds."""
     (matrix,) = matrices([(8192, 64)])
