@@ -38,7 +38,8 @@ from numoe.engine import load
 from numoe.engine.description import describe
 from numoe.engine.layers import mixture, residual
 from numoe.engine.layers.attention import compressed
-from numoe.engine.measure.machine import calibrate, processor, read_speed
+from numoe.engine.measure.machine import calibrate, processor
+from numoe.engine.measure.speeds import read_speed
 from numoe.quant.compute.threads import usable_cores
 from numoe.quant.convert.convert import Folder, convert
 from numoe.quant.files import Files

@@ -235,7 +235,7 @@ def test_figures_that_cannot_be_kept_are_told_all_the_same(
 
     told = command("fit", tiny_repository, "--ram", "1GB")
     (tmp_path / "home" / "machine.json").unlink()
-    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    monkeypatch.setattr("numoe.engine.measure.speeds.measure", a_machine)
     monkeypatch.setattr(MACHINE, "_load", lambda: 0.0)
     monkeypatch.setattr(MACHINE, "write_whole", refuse)
     assert command("fit", tiny_repository, "--ram", "1GB") == told

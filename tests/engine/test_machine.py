@@ -30,7 +30,7 @@ from numoe.quant.convert.recipe import Target
 
 Models = Callable[[str], Model]
 
-MACHINE = import_module("numoe.engine.measure.machine")
+MACHINE, SPEEDS = (import_module(f"numoe.engine.measure.{name}") for name in ("machine", "speeds"))
 GIGA = 10**9
 INT8_G32 = Target("int8", 32).format
 
@@ -135,8 +135,8 @@ def test_a_chunk_takes_all_weights_once_its_tokens_and_its_layers() -> None:
 def test_further_tokens_do_not_take_what_decoding_takes(decode: float, each: float, tokens: int) -> None:
     """But where decoding seems to be more than half of the whole, for what was measured is never exact."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MACHINE, "_weights_per_s", lambda _, count: 1 / (decode + count * each))
-        found = MACHINE._further_macs_per_s([], tokens, 1 / (decode + each))
+        patch.setattr(SPEEDS, "_weights_per_s", lambda _, count: 1 / (decode + count * each))
+        found = SPEEDS._further_macs_per_s([], tokens, 1 / (decode + each))
     whole = decode + tokens * each
     assert found == pytest.approx(1 / each if (tokens - 1) * each >= whole / 2 else 2 * (tokens - 1) / whole)
 
@@ -258,9 +258,9 @@ def test_a_machine_that_changed_is_measured_again(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1e9)
     monkeypatch.setattr(MACHINE, "_load", lambda: 0.7)
-    monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
-    monkeypatch.setattr(MACHINE, "_one_token_weights_per_s", lambda matrices: computes * 1e9)
-    monkeypatch.setattr(MACHINE, "_read_speeds", lambda folder, pieces: dict.fromkeys(pieces, reads * 1e9))
+    monkeypatch.setattr(SPEEDS, "measure", lambda: a_machine(layer_s=1.0))
+    monkeypatch.setattr(SPEEDS, "one_token_weights_per_s", lambda matrices: computes * 1e9)
+    monkeypatch.setattr(SPEEDS, "read_speeds", lambda folder, pieces: dict.fromkeys(pieces, reads * 1e9))
     monkeypatch.setattr(MACHINE, "samples", lambda shape, nbytes: {"int8": []})
     before = replace(a_machine(), measured_at=1e9 - ago)
     keep(before)
@@ -298,13 +298,13 @@ def test_a_machine_is_measured_once(
     assert [path.name for path in kept.iterdir()] == ["machine.json"]
     shutil.copy(kept / "machine.json", folder)
     told: list[str] = []
-    for part in ("_measure", "_read_speeds"):
-        monkeypatch.setattr(MACHINE, part, lambda *_: pytest.fail("measured again"))
+    for part in ("measure", "read_speeds"):
+        monkeypatch.setattr(SPEEDS, part, lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(MACHINE.time, "time", lambda: machine.measured_at)  # however long the tests before took
     assert calibrate([10_000_000], told.append) == machine == known()
     assert told == []
-    monkeypatch.setattr(MACHINE, "_measure", a_machine)
-    monkeypatch.setattr(MACHINE, "_read_speeds", lambda _, pieces: dict.fromkeys(pieces, 1e9))
+    monkeypatch.setattr(SPEEDS, "measure", a_machine)
+    monkeypatch.setattr(SPEEDS, "read_speeds", lambda _, pieces: dict.fromkeys(pieces, 1e9))
     (folder / "machine.json").unlink()
     calibrate([9_000_000, 12_000_000, 60_000], told.append)
     assert len(told) == 2
@@ -314,9 +314,9 @@ def test_what_is_measured_with_fits_into_memory(
     command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for free, sizes in ((10**9, ((2048, 4096), 1 << 26)), (10**9 - 1, ((512, 4096), 1 << 24))):
-        monkeypatch.setattr(MACHINE, "free_memory", lambda free=free: free)
-        assert MACHINE._sizes() == sizes
-    monkeypatch.setattr(MACHINE, "free_memory", lambda: 200_000_000)
+        monkeypatch.setattr(SPEEDS, "free_memory", lambda free=free: free)
+        assert SPEEDS.sizes() == sizes
+    monkeypatch.setattr(SPEEDS, "free_memory", lambda: 200_000_000)
     code, out, err = command("fit", "tiny")
     assert (code, out) == (2, "") and "computes needs 250 MB of memory and 200 MB are free now" in err
 
@@ -324,7 +324,7 @@ def test_what_is_measured_with_fits_into_memory(
 def test_block_types_are_measured_when_they_are_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(a_machine())
     for part, small in (("_SHAPE", (16, 256)), ("_WORKING_SET", 1 << 12), ("_SECONDS", 0.0)):
-        monkeypatch.setattr(MACHINE, part, small)
+        monkeypatch.setattr(SPEEDS, part, small)
     told: list[str] = []
     machine = calibrate(told=told.append, kinds=["f32", "q4_k", "iq2_xxs"])
     assert told and machine == known()
@@ -339,11 +339,11 @@ def test_the_file_that_is_read_for_measuring_has_no_name(folder: Path, monkeypat
 
     def look(handle: int) -> None:
         fsync(handle)
-        assert os.fstat(handle).st_size == MACHINE._SCRATCH_FILE and list(folder.iterdir()) == []
+        assert os.fstat(handle).st_size == SPEEDS._SCRATCH_FILE and list(folder.iterdir()) == []
 
-    monkeypatch.setattr(MACHINE, "_SCRATCH_FILE", 1 << 24)
+    monkeypatch.setattr(SPEEDS, "_SCRATCH_FILE", 1 << 24)
     monkeypatch.setattr(os, "fsync", look)
-    assert MACHINE._read_speeds(folder, [1 << 22])[1 << 22] > 0
+    assert SPEEDS.read_speeds(folder, [1 << 22])[1 << 22] > 0
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ def test_what_lies_where_the_user_stands_is_not_run(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "path", ["", str(Path.cwd()), ".", *sys.path])
-    figures = MACHINE._probe()
+    figures = SPEEDS._probe()
     assert figures["layers"] and figures["token_s"] > 0
     assert not poisoned.exists()
 
@@ -398,7 +398,7 @@ def test_a_folder_that_is_gone_is_no_obstacle(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
-    assert MACHINE._probe()["layers"]
+    assert SPEEDS._probe()["layers"]
 
 
 def test_every_interpreter_that_is_started_is_told_where_to_look() -> None:
@@ -425,7 +425,7 @@ def test_other_versions_and_damaged_files_are_measured_anew(
     file = folder / "machine.json"
     file.write_text(spoil(file.read_text()))
     assert known() is None
-    monkeypatch.setattr(MACHINE, "_measure", lambda: a_machine(layer_s=1.0))
+    monkeypatch.setattr(SPEEDS, "measure", lambda: a_machine(layer_s=1.0))
     assert replace(calibrate(), measured_at=None, load=0.0) == a_machine(layer_s=1.0)
     assert json.loads(file.read_text())["layer_s"] == 1.0
 
@@ -497,7 +497,7 @@ def test_what_is_no_document_is_measured_anew(text: str, folder: Path) -> None:
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NUMOE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(MACHINE, "_measure", a_machine)
+    monkeypatch.setattr(SPEEDS, "measure", a_machine)
     assert replace(calibrate(), measured_at=None, load=0.0) == a_machine()
     with pytest.raises(
         InputError, match=r"file cannot be written .* give that with `read_gb_s`, .* set NUMOE_HOME to a folder"
