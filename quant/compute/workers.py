@@ -34,6 +34,7 @@ import numpy as np
 
 from numoe.quant.compute import threads
 from numoe.quant.compute.activations import Activations, Rows
+from numoe.quant.compute.kernels import block_elements
 from numoe.quant.compute.slots import found, regions, told
 from numoe.quant.compute.threads import Task
 from numoe.quant.dtypes import Float32
@@ -118,6 +119,8 @@ class _Pool:
     def __init__(self, count: int, matrices: dict[int, weakref.ref[Multiplied]]):
         self.members = matrices
         self.regions = regions()
+        self.block = block_elements()
+        """What its tasks go by, as this process's do."""
         self._shared = _Shared()
         self._job = 0
         self.pids: list[int] = []
@@ -146,6 +149,11 @@ class _Pool:
 
     def __len__(self) -> int:
         return len(self.pids)
+
+    def agrees(self, count: int, products: Sequence[Product]) -> bool:
+        """Whether it has so many workers, which know these matrices and make the same tasks of them as this process."""
+        same = len(self) == count and self.block == block_elements()
+        return same and _all_in(self.members, products, self.regions)
 
     def close(self) -> None:
         """End the workers, at once."""
@@ -375,7 +383,7 @@ def multiply(products: Sequence[Product]) -> bool:
     if count < 1 or not _possible or not _one_at_a_time.acquire(blocking=False):
         return False
     try:
-        if _pool is None or len(_pool) != count or not _all_in(_pool.members, products, _pool.regions):
+        if not (_pool and _pool.agrees(count, products)):
             if not _all_in(_known, products, regions()):
                 return False
             _end()

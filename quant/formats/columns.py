@@ -31,7 +31,7 @@ from numoe.quant.compute.kernels import (
     transposed,
 )
 from numoe.quant.compute.memory import ALIGNMENT, scratch
-from numoe.quant.compute.threads import Task, run
+from numoe.quant.compute.threads import Task, in_use, run
 from numoe.quant.dtypes import E2M1, Float32, UInt8, UInt16, decode_e8m0, decode_f16
 from numoe.quant.formats.format import Format
 from numoe.quant.formats.integer import INT4, INT8, integer_format
@@ -59,16 +59,21 @@ _BIAS_BESIDE = 128
 """For more tokens, multiplying their sums with biases takes longer than adding these to the weights."""
 
 _LINE = ALIGNMENT // 4
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Slab(NamedTuple):
-    """Rows first..first + rows of a matrix: its codes, and scales and bias (groups, rows)."""
+    """Rows first..first + rows of a matrix: its codes, and scales and bias (groups, rows).
+
+    Or `alike` slabs of so many rows, one after another: scales and bias (alike groups, rows).
+    """
 
     first: int
     rows: int
     codes: NDArray[Any]
     scales: NDArray[Any]
     bias: NDArray[Any] | None
+    alike: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +118,29 @@ class Columns(QTensor):
     @cached_property
     def slabs(self) -> list[Slab]:
         """The parts that workers and threads share."""
-        return self._grouped_slabs()
+        return [self._slab(first, stop - first) for first, stop in self.spans]
 
-    def _grouped_slabs(self) -> list[Slab]:
-        rows, columns = self.shape
-        groups = columns // self.group
-        parts = []
-        for first, stop in self.spans:
-            count = stop - first
-            codes = self.codes[first * columns * self.codes.size // (rows * columns) :]
-            codes = codes[: count * columns * self.codes.size // (rows * columns)]
-            at = slice(first * groups, (first + count) * groups)
-            bias = None if self.bias is None else self.bias[at].reshape(groups, count)
-            parts.append(Slab(first, count, codes, self.scales[at].reshape(groups, count), bias))
-        return parts
+    def _slab(self, first: int, rows: int, count: int = 1) -> Slab:
+        """The slab of so many rows from `first` on, or several."""
+
+        def part(values: NDArray[Any]) -> NDArray[Any]:
+            each = values.size // self.shape[0]
+            return values[first * each : (first + count * rows) * each]
+
+        bias = None if self.bias is None else part(self.bias).reshape(-1, rows)
+        return Slab(first, rows, part(self.codes), part(self.scales).reshape(-1, rows), bias, count)
+
+    def _joined(self, sharing: int, most: int) -> list[Slab]:
+        """The slabs, as many at a time as have `most` weights, for so many threads to share them; none where one has
+        more."""
+        rows = self.slabs[0].rows
+        count = min(most // (rows * self.shape[1]), max(1, len(self.slabs) // sharing))
+        if not count:
+            return []
+        alike = self.slabs if self.slabs[-1].rows == rows else self.slabs[:-1]
+        firsts = range(0, len(alike), count)
+        runs = [self._slab(alike[at].first, rows, min(count, len(alike) - at)) for at in firsts]
+        return runs + self.slabs[len(alike) :]
 
     def finite(self) -> bool:
         return finite_scales(self.scales) and (self.bias is None or finite_scales(self.bias))
@@ -237,8 +251,35 @@ class Columns(QTensor):
     def products(self, x: Activations, out: Float32) -> list[Task]:
         if is_small(self.shape):
             return super().products(x, out)
+        if len(out) == 1 and (runs := self._runs()):
+            return [partial(self._multiply_one, run, x, out[0, run.first :][: run.alike * run.rows]) for run in runs]
         multiply = self._multiply_few if len(out) <= FEW else self._multiply_many
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
+
+    def _runs(self) -> list[Slab]:
+        """What one token is multiplied with at once: slabs are cut for threads to share them, and the calls for one
+        take a quarter of the time of making it float32. Nothing where they are too large for that."""
+        key = in_use(), 2 * block_elements()
+        if key not in self._runs_by:
+            self._runs_by[key] = self._joined(*key)
+        return self._runs_by[key]
+
+    @cached_property
+    def _runs_by(self) -> dict[tuple[int, int], list[Slab]]:
+        return {}
+
+    def _multiply_one(self, run: Slab, x: Activations, out: Float32) -> None:
+        """`_multiply_few` of one token, with few calls; out (alike rows,)."""
+        grouped, group = x.grouped(self.group), self.group  # (G, 1, g)
+        shape = run.alike, len(grouped), group, run.rows
+        block, sums = scratch("block", shape), scratch("sums", (run.alike, len(grouped), 1, run.rows))
+        np.copyto(block, self._bytes(run, 0, run.alike * len(grouped)).reshape(shape))
+        np.matmul(grouped, block, out=sums)
+        scales, bias = self._scaling(run)
+        to = out.reshape(run.alike, run.rows)
+        np.einsum("sgr,sgr->sr", sums[:, :, 0], scales.reshape(run.alike, -1, run.rows), out=to)
+        if bias is not None:
+            to += np.matmul(x.sums(group), bias.reshape(run.alike, -1, run.rows))[:, 0]
 
     def _multiply_few(self, slab: Slab, x: Activations, out: Float32) -> None:
         """out = x @ W.T for at most FEW tokens; out (T, rows)."""
@@ -265,7 +306,9 @@ class Columns(QTensor):
         sums = scratch("sums", (last - first, tokens, slab.rows))
         pitch = slab.rows if tokens == 1 else _apart(slab.rows)
         for start, stop in self._spans(first, last, size * slab.rows, block_elements()):
-            block = scratch("block", (stop - start, size, pitch))[..., : slab.rows]
+            block = scratch("block", (stop - start, size, pitch))
+            if pitch != slab.rows:
+                block = block[..., : slab.rows]
             np.copyto(block, self._bytes(slab, start, stop).reshape(block.shape))
             np.matmul(grouped[start:stop], block, out=sums[start - first : stop - first])
         return sums
@@ -510,7 +553,7 @@ def by_rows(matrix: Columns, which: str) -> NDArray[Any]:
 
 def _factors(stored: NDArray[Any], use: str = "scales") -> Float32:
     """Scales or bias as float32."""
-    if stored.dtype == np.float32:
+    if stored.dtype == _FLOAT32:
         return stored
     out = scratch(use, stored.shape)
     return decode_e8m0(stored, out) if stored.dtype == np.uint8 else decode_f16(stored, out)

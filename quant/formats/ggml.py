@@ -85,15 +85,14 @@ class GGMLColumns(Columns):
     def quantum(self) -> int:
         return self.kind.weights // self.kind.group
 
-    @cached_property
-    def slabs(self) -> list[Slab]:
+    def _slab(self, first: int, rows: int, count: int = 1) -> Slab:
         each = self.codes.size // self.shape[0]
         words = self.kind.nbytes // self.codes.itemsize
-        parts = []
-        for first, stop in self.spans:
-            planes = self.codes[first * each : stop * each].reshape(-1, words, stop - first)
-            parts.append(Slab(first, stop - first, planes, self.scales, None))
-        return parts
+        planes = self.codes[first * each : (first + count * rows) * each].reshape(-1, words, rows)
+        return Slab(first, rows, planes, self.scales, None, count)
+
+    def _joined(self, sharing: int, most: int) -> list[Slab]:
+        return super()._joined(sharing, most) if self.kind.lanes == 1 else []
 
     def plain(self) -> QTensor:
         rows = [slab.codes.reshape(-1, slab.rows).T for slab in self.slabs]
@@ -174,9 +173,8 @@ class GGMLWide(GGMLColumns):
     def format(self) -> Format:
         return self.kind.format.wide
 
-    @cached_property
-    def slabs(self) -> list[Slab]:
-        return self._grouped_slabs()
+    def _slab(self, first: int, rows: int, count: int = 1) -> Slab:
+        return Columns._slab(self, first, rows, count)
 
     def plain(self) -> INT8:
         """The same values; what they were coded as is gone."""

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numoe.quant.compute import threads, workers
+from numoe.quant.compute import kernels, threads, workers
 from numoe.quant.compute.activations import Activations
 from numoe.quant.compute.memory import unshared
 from numoe.quant.compute.slots import Slots
@@ -163,6 +163,26 @@ def test_a_matrix_that_is_known_later_is_known_to_new_workers() -> None:
     (after,) = pids()
     assert after != before
     assert ends(before)
+
+
+def test_workers_make_the_tasks_that_this_process_does() -> None:
+    """How many slabs one token is multiplied with at once goes by the block, which may be told after their birth."""
+    matrix = widened(laid_out(pack_int4(np.random.default_rng(0).standard_normal((4000, 160), np.float32))))
+    x = Activations(np.random.default_rng(1).standard_normal((1, 160), np.float32))
+    workers.know([matrix])
+    before, tasks, results = kernels.block_elements(), [], []
+    try:
+        for block in kernels.BLOCKS[::-1]:
+            kernels.use_block(block)
+            results.append(alone([(matrix, x, None)])[0])
+            threads.use(2)
+            tasks.append(len(matrix.products(x, np.empty((1, 4000), np.float32))))
+            results += matmul_all([(matrix, x, None)])
+    finally:
+        kernels.use_block(before)
+    assert tasks == [2, 2, 4]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_workers_do_not_keep_a_dropped_matrix() -> None:
