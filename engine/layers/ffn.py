@@ -71,7 +71,7 @@ def feed_forward(spec: SwiGLU, parts: Sequence[tuple[Weights, Activations]]) -> 
     """Several blocks of one kind at once, each with its own tokens: (T, D) each."""
     rows = [slice(a, b) for a, b in pairwise(accumulate([len(x) for _, x in parts], initial=0))]
     gate = np.empty((rows[-1].stop, spec.width), np.float32)
-    up = np.empty_like(gate)
+    up = np.empty(gate.shape, np.float32)
     products: list[tuple[QTensor, Activations, Floats | None]] = []
     for (w, x), own in zip(parts, rows, strict=True):
         products += [(w.matrices["gate"], x, gate[own]), (w.matrices["up"], x, up[own])]

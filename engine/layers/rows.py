@@ -9,7 +9,7 @@ score is that of the codes times the scale, and a weight is multiplied with it b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -47,6 +47,8 @@ class RowForm(ABC):
     """How rows (G, rows, C) are held."""
 
     name: str
+    is_float32 = False
+    """Whether `decode` costs nothing, so that no blocks are needed."""
 
     @abstractmethod
     def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
@@ -64,14 +66,10 @@ class RowForm(ABC):
     def nbytes(self, shape: RowShape, rows: int) -> int:
         return sum(np.dtype(dtype).itemsize * prod(size) for dtype, size in self.planes(shape, rows).values())
 
-    @property
-    def is_float32(self) -> bool:
-        """Whether `decode` costs nothing, so that no blocks are needed."""
-        return False
-
 
 class _Float32(RowForm):
     name = "float32"
+    is_float32 = True
 
     def planes(self, shape: RowShape, rows: int) -> dict[str, PlaneShape]:
         return {"": (np.float32, (shape.groups, rows, shape.width))}
@@ -81,10 +79,6 @@ class _Float32(RowForm):
 
     def decode(self, planes: Planes, shape: RowShape) -> tuple[Floats, Floats | None]:
         return planes[0], None
-
-    @property
-    def is_float32(self) -> bool:
-        return True
 
 
 class _BFloat16(RowForm):
@@ -178,7 +172,6 @@ class Stretch:
         self._channels = channels or made_of.width
         heads, rows = planes[0].shape[:2]
         self.shape = heads, rows, self._channels
-        self._step = rows if form.is_float32 else max(1, BLOCK_BYTES // (4 * heads * made_of.width))
 
     def first(self, channels: int) -> Stretch:
         """The same rows, of which only the first channels count."""
@@ -188,11 +181,17 @@ class Stretch:
         """Those of these numbers alone, of all heads."""
         return Stretch(self.form, tuple(plane[:, rows] for plane in self._planes), self._made_of, self._channels)
 
-    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, Floats, Floats | None]]:
+    def blocks(self, start: int, stop: int) -> Iterable[tuple[int, int, Floats, Floats | None]]:
         """Rows start..stop in blocks: from, to, their values (G, n, C) and what each row is to be multiplied with
         (G, n), if anything. A block is to be used before the next is asked for."""
-        for a in range(start, stop, max(1, self._step)):
-            b = min(a + self._step, stop)
+        if self.form.is_float32:
+            return [(start, stop, self._planes[0][:, start:stop, : self._channels], None)]
+        return self._decoded(start, stop)
+
+    def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, int, Floats, Floats | None]]:
+        step = max(1, BLOCK_BYTES // (4 * self.shape[0] * self._made_of.width))
+        for a in range(start, stop, step):
+            b = min(a + step, stop)
             values, factors = self.form.decode(tuple(plane[:, a:b] for plane in self._planes), self._made_of)
             yield a, b, values[..., : self._channels], factors
 

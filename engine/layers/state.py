@@ -154,7 +154,8 @@ class KeptRows:
 
     def write(self, rows: Floats, start: int) -> None:
         """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
-        self.make_room(start, rows.shape[1])
+        if start - self.first + rows.shape[1] > self.capacity:
+            self.make_room(start, rows.shape[1])
         self._put(start - self.first, self.form.encode(rows, self.spec))
 
     def make_room(self, start: int, count: int) -> None:
@@ -171,7 +172,7 @@ class KeptRows:
             plane[:, at:stop] = part
 
     def _views(self, start: int, stop: int) -> Planes:
-        return tuple(plane[:, start - self.first : stop - self.first] for plane in self._planes)
+        return tuple([plane[:, start - self.first : stop - self.first] for plane in self._planes])
 
     def _copy(self, start: int, stop: int) -> Planes:
         return tuple(view.copy() for view in self._views(start, stop))

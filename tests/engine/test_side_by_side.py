@@ -16,12 +16,14 @@ from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
 from numoe.engine.layers.attention.latent import MultiHeadLatentAttention
+from numoe.engine.layers.attention.softmax import attend_together
 from numoe.engine.layers.block import Kind, Shared
 from numoe.engine.layers.cache import Cache, Pool
 from numoe.engine.layers.rope import Rope
 from numoe.engine.layers.rows import BF16, FLOAT32, INT8, RowForm
 from numoe.engine.layers.state import CHUNK, SLACK, Rows
 from numoe.engine.layers.step import TOGETHER, Step
+from numoe.quant.compute import threads
 from numoe.quant.compute.memory import Pieces
 
 ROPE = Rope(4, 50.0, interleaved=True)
@@ -96,6 +98,30 @@ def test_they_stay_together_when_the_rows_of_one_move(name: str) -> None:
         got = one_pass(compute, together, [x.copy() for x in rows])
         wanted = [one_pass(compute, [cache], [x.copy()])[0] for cache, x in zip(alone, rows, strict=True)]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_many_share_threads_to_the_digits_of_one(sinks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many that they are several tasks, over the keys of two parts, of which some are others'."""
+    drawn = np.random.default_rng(0)
+    q = drawn.standard_normal((39, 2, 3, 8), np.float32)
+    sink = drawn.standard_normal((2, 1, 3), np.float32) if sinks else None
+    parts = []
+    for keys in (21, 7):
+        rows, hidden = drawn.standard_normal((2, 39, 2, keys, 8), np.float32), drawn.random((39, keys)) < 0.5
+        parts.append((rows[0], rows[1], hidden))
+    alone = [
+        attend_together(q[n : n + 1], [(k[n : n + 1], v[n : n + 1], h[n : n + 1]) for k, v, h in parts], 0.3, sink)
+        for n in range(39)
+    ]
+    monkeypatch.setattr(threads, "_WORTH", 0)
+    before = threads.in_use()
+    try:
+        for count in (1, 3):
+            threads.use(count)
+            np.testing.assert_array_equal(attend_together(q, parts, 0.3, sink), np.concatenate(alone))
+    finally:
+        threads.use(before)
 
 
 def test_what_a_failed_pass_left_spoils_nobody() -> None:

@@ -35,6 +35,9 @@ Seen = tuple[Floats, Floats, NDArray[np.bool_] | None]
 SHORT = 1 << 17
 """Sequences with up to so many numbers in their keys attend together: for longer ones threads share the work."""
 
+_A_TASK = 16
+"""So many of them are one task."""
+
 _FEW = 64
 """Up to so many queries of a head BLAS is faster with the keys on the left of the product."""
 
@@ -55,7 +58,8 @@ class Queries:
 
     def add(self, attend: Callable[[int, int], None], queries: int, heads: int, keys: int, width: int) -> None:
         """Have attend(a, b) called for ranges of queries, each with so many keys of so many channels at most."""
-        self._tasks += [partial(attend, a, b) for a, b in query_blocks(queries, heads, keys)]
+        blocks = query_blocks(queries, heads, keys) if queries > 1 else ((0, 1),)
+        self._tasks += [partial(attend, a, b) for a, b in blocks]
         self._multiplications += 2 * queries * heads * keys * width
 
     def run(self) -> None:
@@ -91,20 +95,19 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
     q is (G, T, R, C), the result (G, T, R, Cv). `sink` (G, 1, R) adds a key of that score and no value.
     With one key/value head a part may give each query its own keys.
     """
-    groups, count, share, _ = q.shape
     q = q * scale
-    spans = list(pairwise(accumulate([keys.shape[1] for keys, _, _ in parts], initial=0)))
-    shape = groups, count, share, spans[-1][1]
+    ends = [0, *accumulate([keys.shape[1] for keys, _, _ in parts])]
+    shape = *q.shape[:3], ends[-1]
     if 4 * prod(shape) > SCORE_BYTES:
         return _attend_in_turn(q, parts, sink)
     scores = np.empty(shape, np.float32)
-    for (keys, _, hidden), (a, b) in zip(parts, spans, strict=True):
-        _score(q, keys, 0, hidden, scores[..., a:b])
+    for part, (keys, _, hidden) in enumerate(parts):
+        _score(q, keys, 0, hidden, scores[..., ends[part] : ends[part + 1]])
     del q  # as large as what is to come
     _softmax(scores, sink)
     out: Floats | None = None
-    for (_, values, _), (a, b) in zip(parts, spans, strict=True):
-        mixed = _mix(scores[..., a:b], values, 0)
+    for part, (_, values, _) in enumerate(parts):
+        mixed = _mix(scores[..., ends[part] : ends[part + 1]], values, 0)
         out = mixed if out is None else np.add(out, mixed, out=out)
     assert out is not None
     return out
@@ -112,6 +115,18 @@ def attend(q: Floats, parts: list[Part], scale: float, sink: Floats | None = Non
 
 def attend_together(q: Floats, parts: Sequence[Seen], scale: float, sink: Floats | None = None) -> Floats:
     """`attend` of one query of each of B sequences over the keys of all parts: q (B, G, R, C), gives (B, G, R, Cv)."""
+    out = np.empty((*q.shape[:3], parts[0][1].shape[-1]), np.float32)
+    tasks: list[Task] = []
+    for first in range(0, len(q), _A_TASK):
+        own = slice(first, first + _A_TASK)
+        seen = [(k[own], v[own], None if hidden is None else hidden[own]) for k, v, hidden in parts]
+        tasks.append(partial(_attend_some, q[own], seen, scale, sink, out[own]))
+    run_worth(tasks, 2 * q.size * sum(keys.shape[2] for keys, _, _ in parts))
+    return out
+
+
+def _attend_some(q: Floats, parts: Sequence[Seen], scale: float, sink: Floats | None, out: Floats) -> None:
+    """`attend_together` of some of the sequences, to `out`."""
     q = q * scale
     spans = list(pairwise(accumulate([keys.shape[2] for keys, _, _ in parts], initial=0)))
     scores = np.empty((*q.shape[:3], spans[-1][1]), np.float32)  # (B, G, R, S)
@@ -126,12 +141,11 @@ def attend_together(q: Floats, parts: Sequence[Seen], scale: float, sink: Floats
     if sink is not None:
         total += np.exp(sink[None, :, 0] - top)
     scores /= total.astype(np.float32)[..., None]
-    out: Floats | None = None
-    for (_, values, _), (a, b) in zip(parts, spans, strict=True):
-        mixed = np.matmul(scores[..., a:b], values)
-        out = mixed if out is None else np.add(out, mixed, out=out)
-    assert out is not None
-    return out
+    for part, ((_, values, _), (a, b)) in enumerate(zip(parts, spans, strict=True)):
+        if part == 0:
+            np.matmul(scores[..., a:b], values, out=out)
+        else:
+            out += np.matmul(scores[..., a:b], values)
 
 
 def _softmax(scores: Floats, sink: Floats | None) -> None:
