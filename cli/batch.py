@@ -218,7 +218,7 @@ def _shared_by_all(requests: Sequence[Request], session: Session) -> list[int]:
     shared: list[int] | None = None
     for request in requests:
         try:
-            ids, _ = request.encode(session.model.description)
+            ids, _ = request.encode(session.model.description, session.context, keep=True)
         except InputError:  # told when its turn comes
             continue
         shared = ids[:-1] if shared is None else shared[: shared_length(shared, ids[:-1])]
@@ -279,7 +279,7 @@ class Answering:
 def _shared(ids: Sequence[int], other: Request, session: Session) -> int:
     """How many tokens another prompt begins with as this one does; one at least is left."""
     try:
-        theirs, _ = other.encode(session.model.description)
+        theirs, _ = other.encode(session.model.description, session.context, keep=True)
     except InputError:  # told when its turn comes
         return 0
     return shared_length(ids[:-1], theirs)

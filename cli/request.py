@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from numoe.cli.settings import filled, in_group
@@ -37,6 +37,8 @@ class Request:
     grammar: str | None
     logprobs: int
     effort: str | None = None
+    _kept: list[tuple[list[int], bool | None]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What `encode` gave, until it is asked again."""
 
     @classmethod
     def make(
@@ -69,10 +71,12 @@ class Request:
         """Whether an answer that ended so is not the whole of the form that was asked for."""
         return self.grammar is not None and finish_reason in ("length", "repetition")
 
-    def encode(self, description: Description, context: int | None = None) -> tuple[list[int], bool | None]:
+    def encode(
+        self, description: Description, context: int | None = None, *, keep: bool = False
+    ) -> tuple[list[int], bool | None]:
         """The token ids of the prompt, and whether the answer begins with reasoning; None: it is plain text.
 
-        context: most tokens of it.
+        context: most tokens of it. keep: they are asked for once more, of the same model.
 
         Raises:
             InputError: it has more tokens, or as `engine.chat.prompt.encode`.
@@ -84,10 +88,12 @@ class Request:
             if context is not None and len(begins) < len(text):
                 require_room(len(description.tokenizer.encode(begins)), context, description.spec.context)
 
-        ids, opened = self._encoded(description, look)
+        made = self._kept.pop() if self._kept else self._encoded(description, look)
         if context is not None:
-            require_room(len(ids), context, description.spec.context)
-        return ids, opened
+            require_room(len(made[0]), context, description.spec.context)
+        if keep:
+            self._kept.append(made)
+        return made
 
     def _encoded(self, description: Description, look: Callable[[str], None]) -> tuple[list[int], bool | None]:
         from numoe.engine.chat.prompt import encode

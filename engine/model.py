@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ from numoe.quant.errors import DoesNotFit
 
 if TYPE_CHECKING:
     from numoe.engine.text.tokenizer import Tokenizer
+
+
+_PLANS = 16
+"""Of contexts, that are remembered: sessions of one are many, and each looks at its own."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Model:
         self.memory = memory
         self.drafter: Drafter | None = None
         """Guesses ahead in sessions whose `generate` is given no other."""
+        self._planned = lru_cache(_PLANS)(description.plan)
         bank = shared or (LocalBank(experts) if experts else None)
         self.decoder = Decoder(self.spec, weights, bank, memory.planned.kv)
         workers.know(weights.matrices.values())
@@ -116,7 +122,7 @@ class Model:
 
     def plan(self, ctx: int | None = None, kv: str | None = None) -> Plan:
         """See `Description.plan`; kv: None: how the model was loaded to hold rows of earlier tokens."""
-        return self.description.plan(ctx, kv=kv or self.memory.planned.kv.name)
+        return self._planned(ctx, kv=kv or self.memory.planned.kv.name)
 
     def trace_routes(self, trace: Callable[[int, int, Ids], None] | None) -> None:
         """Have trace(position of the first token, layer, chosen experts (T, K)) called from now on, or nothing."""

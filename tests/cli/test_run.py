@@ -15,6 +15,7 @@ import pytest
 from helpers import MARKS, refused
 from tiny import write_model
 
+from numoe.cli.request import Request
 from numoe.cli.text import whole_prompt
 from numoe.engine import Model, describe
 from numoe.engine.budget import Budget
@@ -367,6 +368,7 @@ def test_prompts_that_are_answered_together_are_answered_as_one_by_one(
 def test_a_beginning_that_all_prompts_share_is_read_once(
     command: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And every prompt is cut into tokens once."""
     long = "a long story " * 9
     file = write_lines(tmp_path / "batch", *({"prompt": f"{long}{n}"} for n in range(6)))
     read: list[int] = []
@@ -377,11 +379,14 @@ def test_a_beginning_that_all_prompts_share_is_read_once(
         return original(decoder, parts, wanted)
 
     monkeypatch.setattr(Decoder, "forward_all", counted)
+    cut: list[Request] = []
+    encoded = Request._encoded
+    monkeypatch.setattr(Request, "_encoded", lambda self, *given: (cut.append(self), encoded(self, *given))[1])
     alone = command("run", model, "--batch", file, "-q", "-n", "4", "--ctx", "256", "--parallel", "1")
-    assert sum(read) < 2 * len(long)
+    assert sum(read) < 2 * len(long) and len(cut) == 6
     read.clear()
     together = command("run", model, "--batch", file, "-q", "-n", "4", "--ctx", "256")
-    assert sum(read) < 2 * len(long)
+    assert sum(read) < 2 * len(long) and len(cut) == 12
     texts = [[line["text"] for line in without_times(out)] for _, out, _ in (alone, together)]
     assert texts[0] == texts[1]
     reused = [line["reused_tokens"] for line in without_times(together[1])]
