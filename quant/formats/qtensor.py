@@ -22,7 +22,7 @@ from numoe.quant.formats.format import Format
 
 _FLOAT32 = np.dtype(np.float32)
 
-_WORTH_WORKERS = 1 << 19  # multiplications; for fewer, having workers help takes longer than it gains
+_WORTH_WORKERS = 3 << 18  # multiplications; for fewer, having workers help takes longer than it gains
 
 
 class QTensor(ABC):
