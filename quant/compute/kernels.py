@@ -18,8 +18,8 @@ fewer, NumPy's calls take longer than the caches save."""
 
 BLOCKS = (1 << 17, 1 << 18, 1 << 19)
 """Elements that can be alive at a time in products by columns with few tokens, of whose digits none depends on it:
-512 KiB to 2 MiB, and twice as many where one token is multiplied with whole slabs. Which is fastest is the processor's:
-one with 2 MiB of L2 cache a core gains a third by the least of them, and one with 1 MiB loses as much."""
+512 KiB to 2 MiB, and up to 1.75 times as many where one token is multiplied with whole slabs. Which is fastest is the
+processor's: one with 2 MiB of L2 cache a core gains a third by the least of them, and one with 1 MiB loses as much."""
 
 _LARGE_L2 = 2 << 20
 _CHECK_ELEMENTS = 1 << 20

@@ -55,6 +55,10 @@ _SUMS = 1 << 18
 """Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 1 MiB, scaled and
 added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
 
+_WHOLE_SLABS = 1.75
+"""Slabs of up to so many blocks are multiplied with one token at once, such as both of 1536 x 576; more were no faster
+(Zen 4)."""
+
 _BIAS_BESIDE = 128
 """For more tokens, multiplying their sums with biases takes longer than adding these to the weights."""
 
@@ -259,7 +263,7 @@ class Columns(QTensor):
     def _runs(self) -> list[Slab]:
         """What one token is multiplied with at once: slabs are cut for threads to share them, and the calls for one
         take a quarter of the time of making it float32. Nothing where they are too large for that."""
-        key = in_use(), 2 * block_elements()
+        key = in_use(), int(_WHOLE_SLABS * block_elements())
         if key not in self._runs_by:
             self._runs_by[key] = self._joined(*key)
         return self._runs_by[key]
