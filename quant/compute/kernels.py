@@ -34,7 +34,8 @@ _SMALL_TOKENS = 128  # for more, rearranging weights by rows once is no more wor
 
 # A block of weights by columns is multiplied in small products of these most tokens, columns and rows, however many
 # tokens there are. What is not a multiple of 4 tokens is multiplied more slowly.
-_TILE_TOKENS, _TILE_COLUMNS, _TILE_ROWS = 24, 512, 64
+_TILE_TOKENS, _TILE_COLUMNS, _TILE_ROWS = 24, 640, 64
+_EVEN_TILES = 24, 20, 16, 12
 
 _BUFFER_STEP = 16  # what numbers of elements in NumPy's buffers are multiples of
 
@@ -165,7 +166,7 @@ def multiply_columns(x: Float32, block: Float32, out: Float32, *, add: bool = Fa
     """out = x @ block, or out += x @ block; x (T, in), block (in, rows), out (T, rows), all float32."""
     small = threads.blas_has_small_products()
     columns = len(block)
-    step = _TILE_COLUMNS if small else columns
+    step = _step(columns, _TILE_COLUMNS) if small else columns
     part = scratch("part", out.shape) if add or columns > step else out
     for start in range(0, columns, step):
         to = part if add or start else out
@@ -177,13 +178,19 @@ def multiply_columns(x: Float32, block: Float32, out: Float32, *, add: bool = Fa
 def _multiply_tiles(x: Float32, block: Float32, out: Float32) -> None:
     """out = x @ block, of at most _TILE_COLUMNS, in small products."""
     tokens, columns = x.shape
-    pieces = -(-tokens // _TILE_TOKENS)
-    for first, stop, each in _tiles(tokens, 4 * -(-tokens // (4 * pieces))):
+    # One call for all tokens where they can be cut evenly: at each, threads may wait for Python's lock.
+    even = next((each for each in _EVEN_TILES if tokens % each == 0), 4 * _step(-(-tokens // 4), _TILE_TOKENS // 4))
+    for first, stop, each in _tiles(tokens, even):
         own = x[first:stop].reshape(-1, 1, each, columns)
         for row, last, width in _tiles(block.shape[1], _TILE_ROWS):
             tiles = block[:, row:last].reshape(columns, -1, width).transpose(1, 0, 2)  # (tiles, columns, width)
             to = out[first:stop, row:last].reshape(-1, each, len(tiles), width).transpose(0, 2, 1, 3)
             np.matmul(own, tiles, out=to)  # (pieces, tiles, each, width)
+
+
+def _step(count: int, most: int) -> int:
+    """The least in which so many are cut into as few steps as by `most`."""
+    return -(-count // max(1, -(-count // most)))
 
 
 def _tiles(count: int, step: int) -> Iterator[tuple[int, int, int]]:

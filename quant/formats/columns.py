@@ -59,7 +59,7 @@ _WHOLE_SLABS = 1.75
 """Slabs of up to so many blocks are multiplied with one token at once, such as both of 1536 x 576; more were no faster
 (Zen 4)."""
 
-_BIAS_BESIDE = 128
+_BIAS_BESIDE = 64
 """For more tokens, multiplying their sums with biases takes longer than adding these to the weights."""
 
 _LINE = ALIGNMENT // 4
