@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ class Request:
     grammar: str | None
     logprobs: int
     effort: str | None = None
-    _kept: list[tuple[list[int], bool | None]] = field(default_factory=list, init=False, repr=False, compare=False)
-    """What `encode` gave, until it is asked again."""
+    _kept: list[tuple[array[int], bool | None]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What `encode` gave, until it is asked again: four bytes a token, as batches have many."""
 
     @classmethod
     def make(
@@ -88,12 +89,16 @@ class Request:
             if context is not None and len(begins) < len(text):
                 require_room(len(description.tokenizer.encode(begins)), context, description.spec.context)
 
-        made = self._kept.pop() if self._kept else self._encoded(description, look)
+        if self._kept:
+            kept, opened = self._kept.pop()
+            ids = kept.tolist()
+        else:
+            ids, opened = self._encoded(description, look)
         if context is not None:
-            require_room(len(made[0]), context, description.spec.context)
+            require_room(len(ids), context, description.spec.context)
         if keep:
-            self._kept.append(made)
-        return made
+            self._kept.append((array("i", ids), opened))
+        return ids, opened
 
     def _encoded(self, description: Description, look: Callable[[str], None]) -> tuple[list[int], bool | None]:
         from numoe.engine.chat.prompt import encode
