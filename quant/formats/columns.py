@@ -51,8 +51,8 @@ WHOLE = 1 << 14
 kept as float32 where there is room: the calls for its groups would take several times as long as their computing."""
 
 
-_SUMS = 1 << 18
-"""Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 1 MiB, scaled and
+_SUMS = 1 << 19
+"""Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 2 MiB, scaled and
 added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
 
 _WHOLE_SLABS = 1.75
