@@ -86,7 +86,9 @@ class NVFP4Columns(Columns):
 
     def _scaling(self, slab: Slab) -> tuple[Float32, Float32 | None]:
         scales = decode_e4m3(slab.scales, scratch("scales", slab.scales.shape))
-        scales *= self.factors[slab.first : slab.first + slab.rows] * np.float32(self.unit)
+        factors = self.factors[slab.first :][: slab.alike * slab.rows] * np.float32(self.unit)
+        each = scales.reshape(slab.alike, -1, slab.rows)  # (slabs, G, rows)
+        each *= factors.reshape(slab.alike, 1, slab.rows)
         return scales, None
 
 

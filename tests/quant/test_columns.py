@@ -136,6 +136,42 @@ def test_blocks_are_multiplied_in_tiles_of_any_shape(tokens: int, size: int, row
     np.testing.assert_array_equal(out[:, :3], before[:, :3])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("kind", [*PACKS, "mxfp4", "nvfp4", *BLOCK_KINDS])
+def test_one_token_is_multiplied_alike_with_one_slab_and_with_several(kind: str, count: int) -> None:
+    """Rows have scales of their own, and the last slab is shorter."""
+    random = np.random.default_rng(0)
+    rows, size = 4 * 97, 512
+    if kind == "nvfp4":
+        codes, scales = (
+            random.integers(0, 256, (rows, size // 2), np.uint8),
+            random.integers(0, 0x70, (rows, size // 16)),
+        )
+        matrix: QTensor = NVFP4(codes, scales.astype(np.uint8), np.exp(random.standard_normal((rows, 1), np.float32)))
+    elif kind in BLOCK_KINDS:
+        matrix = blocks(kind, (rows, size))
+    else:
+        weights = weights_of(rows, size)
+        matrix = pack_mxfp4(weights) if kind == "mxfp4" else PACKS[kind](weights, 32)
+    x = random.standard_normal((1, size), np.float32)
+    threads.use(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SLAB_ROWS", 64)
+        dense = laid(matrix)
+        for form in (dense, widened(dense)):
+            assert isinstance(form, Columns)
+            joined = form.matmul(x)
+            values = form.dequantize().astype(np.float64)
+            assert (
+                np.abs(joined - x @ values.T)
+                <= 3e-6 * (np.abs(x) @ np.abs(values.T) + np.abs(x).sum() * np.abs(values).max(1))
+            ).all()
+            patch.setattr(Columns, "_runs", lambda self: [])
+            np.testing.assert_allclose(joined, form.matmul(x), rtol=1e-5, atol=1e-5 * np.abs(joined).max())
+            patch.undo()
+            patch.setattr(columns, "SLAB_ROWS", 64)
+
+
 @pytest.mark.parametrize("code", [-8, 7])
 def test_the_largest_codes_keep_their_sign(code: int) -> None:
     rows, size = 64, 64
