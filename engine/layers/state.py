@@ -154,8 +154,7 @@ class KeptRows:
 
     def write(self, rows: Floats, start: int) -> None:
         """Put rows (groups, n, width), n at most CHUNK, at index `start`; those from there on are of no sequence."""
-        if start - self.first + rows.shape[1] > self.capacity:
-            self.make_room(start, rows.shape[1])
+        self.make_room(start, rows.shape[1])
         self._put(start - self.first, self.form.encode(rows, self.spec))
 
     def make_room(self, start: int, count: int) -> None:

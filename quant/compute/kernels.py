@@ -54,8 +54,7 @@ def block_rows(columns: int, most: int | None = None) -> int:
 def equal_spans(count: int, size: int, most: int | None = None) -> Sequence[tuple[int, int]]:
     """Equal ranges of `count` things of `size` elements that fit in the scratch, for threads to share them evenly;
     or in `most` elements."""
-    parts = max(1, -(-count // block_rows(size, most)))
-    step = max(1, -(-count // parts))
+    step = max(1, _step(count, block_rows(size, most)))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
@@ -166,11 +165,10 @@ def multiply_columns(x: Float32, block: Float32, out: Float32, *, add: bool = Fa
     """out = x @ block, or out += x @ block; x (T, in), block (in, rows), out (T, rows), all float32."""
     small = threads.blas_has_small_products()
     columns = len(block)
-    step = _step(columns, _TILE_COLUMNS) if small else columns
-    part = scratch("part", out.shape) if add or columns > step else out
-    for start in range(0, columns, step):
+    part = scratch("part", out.shape) if add or (small and columns > _TILE_COLUMNS) else out
+    for start, stop in equal_spans(columns, 1, _TILE_COLUMNS if small else columns):
         to = part if add or start else out
-        (_multiply_tiles if small else np.matmul)(x[:, start : start + step], block[start : start + step], to)
+        (_multiply_tiles if small else np.matmul)(x[:, start:stop], block[start:stop], to)
         if to is not out:
             out += part
 

@@ -185,9 +185,10 @@ class _Pool:
             if place + out.size > shared.values.size:
                 return False
             which = id(matrix) if _is_member(matrix, self.members) else _placed[id(matrix)].told
-            tasks.append(matrix.products(x, shared.at(place, *out.shape)))
+            result = shared.at(place, *out.shape)
+            tasks.append(matrix.products(x, result))
             described.append((which, bases[id(whole)], _told(x.rows), place, len(out), len(tasks[-1])))
-            results.append((shared.at(place, *out.shape), out))
+            results.append((result, out))
             place += out.size
         message = marshal.dumps((given, described))
         spans = list(pairwise(accumulate(map(len, tasks), initial=0)))
@@ -211,8 +212,7 @@ class _Pool:
         for own, (first, _) in zip(tasks, spans, strict=True):
             shared.work(own, first, self._check)
         for (result, out), span in zip(results, spans, strict=True):
-            if not shared.all_set(_DONE, *span):
-                self._wait(partial(shared.all_set, _DONE, *span))
+            self._wait(partial(shared.all_set, _DONE, *span))
             _fence()
             np.copyto(out, result)
         numbers[_JOB] = 0

@@ -58,8 +58,7 @@ class Queries:
 
     def add(self, attend: Callable[[int, int], None], queries: int, heads: int, keys: int, width: int) -> None:
         """Have attend(a, b) called for ranges of queries, each with so many keys of so many channels at most."""
-        blocks = query_blocks(queries, heads, keys) if queries > 1 else ((0, 1),)
-        self._tasks += [partial(attend, a, b) for a, b in blocks]
+        self._tasks += [partial(attend, a, b) for a, b in query_blocks(queries, heads, keys)]
         self._multiplications += 2 * queries * heads * keys * width
 
     def run(self) -> None:
