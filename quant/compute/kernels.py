@@ -34,8 +34,12 @@ _SMALL_TOKENS = 128  # for more, rearranging weights by rows once is no more wor
 
 # A block of weights by columns is multiplied in small products of these most tokens, columns and rows, however many
 # tokens there are. What is not a multiple of 4 tokens is multiplied more slowly.
-_TILE_TOKENS, _TILE_COLUMNS, _TILE_ROWS = 24, 640, 64
+_TILE_TOKENS, _TILE_ROWS = 24, 64
 _EVEN_TILES = 24, 20, 16, 12
+
+TILE_ROWS = 32
+"""Rows of a tile of a float32 matrix, by columns: what small products read then lies one after another, and the
+processor fetches ahead. Wider ones take longer with one token, narrower ones with several."""
 
 _BUFFER_STEP = 16  # what numbers of elements in NumPy's buffers are multiples of
 
@@ -110,6 +114,18 @@ def products_of_float32(x: Float32, weights: Float32, out: Float32) -> list[Task
     return [partial(multiply_rows, x, weights[start:stop], out[:, start:stop]) for start, stop in spans]
 
 
+def products_of_tiles(x: Float32, tiles: Float32, out: Float32) -> list[Task]:
+    """Tasks for `multiply_tiles`."""
+    _, columns, width = tiles.shape
+    spans = equal_spans(len(tiles), 2 * columns * width)  # small matrices are shared, too
+    if len(x) == 1:  # for which the calls of `multiply_tiles` would take a tenth of the time
+        cut = out.reshape(-1, 1, width)
+        return [partial(np.matmul, x, tiles[first:last], cut[first:last]) for first, last in spans]
+    return [
+        partial(multiply_tiles, x, tiles[first:last], out[:, first * width : last * width]) for first, last in spans
+    ]
+
+
 def few_products_of_fp8(x: Float32, codes: UInt8, scales: Float32, block: tuple[int, int], out: Float32) -> list[Task]:
     """Tasks for out = x @ W.T of at most FEW tokens, if `FP8.folds`: x takes the scales of each row of blocks."""
     rows, columns = codes.shape
@@ -163,27 +179,52 @@ def scale_codes(codes: NDArray[np.integer], scales: Float32, out: Float32) -> No
 
 def multiply_columns(x: Float32, block: Float32, out: Float32, *, add: bool = False) -> None:
     """out = x @ block, or out += x @ block; x (T, in), block (in, rows), out (T, rows), all float32."""
-    small = threads.blas_has_small_products()
-    columns = len(block)
-    part = scratch("part", out.shape) if add or (small and columns > _TILE_COLUMNS) else out
-    for start, stop in equal_spans(columns, 1, _TILE_COLUMNS if small else columns):
-        to = part if add or start else out
-        (_multiply_tiles if small else np.matmul)(x[:, start:stop], block[start:stop], to)
+    if not threads.blas_has_small_products():
+        to = scratch("part", out.shape) if add else out
+        np.matmul(x, block, out=to)
+        if add:
+            out += to
+        return
+    for first, last, width in _tiles(block.shape[1], _TILE_ROWS):
+        tiles = block[:, first:last].reshape(len(block), -1, width).transpose(1, 0, 2)  # (n, in, width)
+        _multiply_small(x, tiles, out[:, first:last], add)
+
+
+def multiply_tiles(x: Float32, tiles: Float32, out: Float32) -> None:
+    """out = x @ W.T; x (T, in), out (T, out), all float32. tiles (n, in, width): the rows of W, so many at a time, by
+    columns."""
+    count, columns, width = tiles.shape
+    if threads.blas_has_small_products():
+        _multiply_small(x, tiles, out, add=False)
+    elif len(x) <= FEW:
+        np.matmul(x, tiles, out=out.reshape(len(x), count, width).transpose(1, 0, 2))
+    else:
+        block = scratch("rows", (columns, count * width))  # rearranged once: BLAS would do so with x for every tile
+        np.copyto(block.reshape(columns, count, width), tiles.transpose(1, 0, 2))
+        np.matmul(x, block, out=out)
+
+
+def _multiply_small(x: Float32, tiles: Float32, out: Float32, add: bool) -> None:
+    """`multiply_tiles` in small products, or out += x @ W.T."""
+    count, columns, width = tiles.shape
+    spans, pieces = _pieces(len(x), columns, width)
+    for start, stop in spans:
+        to = scratch("part", out.shape) if add or start else out
+        for first, last, each in pieces:
+            own = x[first:last, start:stop].reshape(-1, 1, each, stop - start)
+            cut = to[first:last].reshape(-1, each, count, width).transpose(0, 2, 1, 3)
+            np.matmul(own, tiles[:, start:stop], out=cut)  # (pieces, n, each, width)
         if to is not out:
-            out += part
+            out += to
 
 
-def _multiply_tiles(x: Float32, block: Float32, out: Float32) -> None:
-    """out = x @ block, of at most _TILE_COLUMNS, in small products."""
-    tokens, columns = x.shape
+@cache
+def _pieces(tokens: int, columns: int, width: int) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int, int]]]:
+    """How columns and tokens are cut into small products with tiles of so many rows."""
     # One call for all tokens where they can be cut evenly: at each, threads may wait for Python's lock.
     even = next((each for each in _EVEN_TILES if tokens % each == 0), 4 * _step(-(-tokens // 4), _TILE_TOKENS // 4))
-    for first, stop, each in _tiles(tokens, even):
-        own = x[first:stop].reshape(-1, 1, each, columns)
-        for row, last, width in _tiles(block.shape[1], _TILE_ROWS):
-            tiles = block[:, row:last].reshape(columns, -1, width).transpose(1, 0, 2)  # (tiles, columns, width)
-            to = out[first:stop, row:last].reshape(-1, each, len(tiles), width).transpose(0, 2, 1, 3)
-            np.matmul(own, tiles, out=to)  # (pieces, tiles, each, width)
+    most = _SMALL_MULTIPLICATIONS // (min(even, tokens) * width)
+    return equal_spans(columns, 1, most), list(_tiles(tokens, even))
 
 
 def _step(count: int, most: int) -> int:

@@ -28,7 +28,7 @@ def hold(matrix: QTensor, *, multiplied: bool, wide: bool) -> QTensor:
     """
     if multiplied:
         small = matrix.shape[0] * matrix.shape[1] < SMALL
-        matrix = F32(matrix.dequantize()) if small else fastest(matrix, wide=wide)
+        matrix = F32(matrix.dequantize()).tiled() if small else fastest(matrix, wide=wide)
     return settled(matrix)
 
 

@@ -15,7 +15,7 @@ from numoe.quant.formats import pack
 from numoe.quant.formats.fp8 import FP8
 from numoe.quant.formats.integer import INT4, INT8
 from numoe.quant.formats.mxfp4 import MXFP4
-from numoe.quant.formats.plain import BF16, F16, F32
+from numoe.quant.formats.plain import BF16, F16, F32, F32Tiles
 
 OUT, IN = 300, 608  # 3 blocks of 128 rows and 5 of 128 columns, the last of each partial; several scratch blocks
 
@@ -76,6 +76,45 @@ def test_products_with_any_number_of_tokens(kind, rows, columns, tokens, small):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "blas_has_small_products", lambda: small)
         np.testing.assert_allclose(matrix.matmul(x), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tiles=st.integers(1, 20),
+    columns=st.sampled_from([1, 32, 608, 2100]),
+    tokens=st.integers(1, 130),
+    small=st.booleans(),
+)
+def test_float32_in_tiles(tiles, columns, tokens, small):
+    """Held so, a matrix is multiplied as by its rows, and takes as many bytes."""
+    values = weights(tiles * 32, columns)
+    matrix = F32(values).tiled()
+    assert isinstance(matrix, F32Tiles) and matrix.nbytes == values.nbytes and matrix.format == F32.format
+    x = rng(1).standard_normal((tokens, columns + 3), dtype=np.float32)[:, 3:]
+    expected = x.astype(np.float64) @ values.T.astype(np.float64)
+    out = np.full((tokens, tiles * 32 + 2), np.nan, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "blas_has_small_products", lambda: small)
+        matrix.matmul(x, out=out[:, 1:-1])
+    np.testing.assert_allclose(out[:, 1:-1], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert np.isnan(out[:, [0, -1]]).all()
+
+
+def test_ranges_of_rows_in_tiles():
+    """Of whole tiles the bytes are shared."""
+    values = weights(160, 40)
+    matrix = F32(values).tiled()
+    np.testing.assert_array_equal(matrix.dequantize(), values)
+    for start, stop, step in ((0, 160, 1), (32, 96, 1), (5, 7, 1), (31, 33, 1), (64, 70, 1), (70, 128, 1), (3, 150, 7)):
+        part = matrix.slice_rows(start, stop, step)
+        np.testing.assert_array_equal(part.dequantize(), values[start:stop:step])
+        whole = step == 1 and start % 32 == stop % 32 == 0
+        assert isinstance(part, F32Tiles) == np.shares_memory(part.values, matrix.values) == whole
+    assert matrix.finite()
+    values[159, 39] = np.inf
+    assert not F32(values).tiled().finite()
+    odd = F32(values[:150])
+    assert odd.tiled() is odd
 
 
 @pytest.mark.parametrize("factor", [2.0**-110, 2.0**-20, 1.0, 2.0**18, 2.0**70, 2.0**110])
