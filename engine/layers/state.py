@@ -251,6 +251,8 @@ class KeptTogether:
 
     def _places(self, rows: Ids) -> Ids:
         """Of rows by their indices, (B,)."""
+        if self._spec.keep is None:
+            return rows
         firsts = [one.first for one in self._kept]
         return rows - np.array(firsts) if any(firsts) else rows
 

@@ -60,13 +60,18 @@ class Company:
 
     def __init__(self, segments: Sequence[Segment]):
         self.segments = segments
-        self.rows: Ids = np.array([segment.first for segment in segments])
+        firsts = [segment.first for segment in segments]
+        together = range(firsts[0], firsts[0] + len(firsts))
+        self.rows: slice | Ids = slice(together.start, together.stop) if firsts == [*together] else np.array(firsts)
         """Of the pass."""
         self.starts: Ids = np.array([segment.start for segment in segments])
+        self._states: dict[int, _States] = {}
 
     def states(self, block: int) -> _States:
         """The rows that they keep in a block, by name."""
-        return _States(self.segments, block)
+        if block not in self._states:
+            self._states[block] = _States(self.segments, block)
+        return self._states[block]
 
     def runs(self, counts: Sequence[int], most: int) -> list[Company]:
         """Those that attend together, by how many rows each sees: of several in a run none more than `most`."""
@@ -78,7 +83,7 @@ class Company:
                 runs.append(self.segments[first:number])
                 first, longest, total = number, rows, rows
         runs.append(self.segments[first:])
-        return [Company(run) for run in runs]
+        return [Company(run) for run in runs] if len(runs) > 1 else [self]
 
 
 class _States(dict[str, KeptTogether]):
