@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +40,9 @@ class Activations:
     def sums(self, group: int) -> Float32:
         """Of each group, (T, G)."""
         if group not in self._sums:
-            self._sums[group] = np.add.reduce(self.x.reshape(len(self.x), -1, group), axis=2)
+            # By BLAS, which takes a fifth of the time of NumPy's sums over so short an axis.
+            sums = np.matmul(self.x.reshape(-1, group), _ones(group))  # (T G,)
+            self._sums[group] = sums.reshape(len(self.x), -1)  # (T, G)
         return self._sums[group]
 
     def take(self, rows: Rows) -> Activations:
@@ -55,3 +59,8 @@ class _Taken(Activations):
     @property
     def whole(self) -> Activations:
         return self._whole
+
+
+@cache
+def _ones(count: int) -> Float32:
+    return np.ones(count, np.float32)

@@ -12,6 +12,7 @@ whose size depends on the shape alone, and so does every digit of a result.
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -54,6 +55,9 @@ kept as float32 where there is room: the calls for its groups would take several
 _SUMS = 1 << 19
 """Most sums of groups alive at a time in a product of few tokens, unless those of a quantum are more: 2 MiB, scaled and
 added up before it has left the caches. Digits depend on it, so it is the same on every machine."""
+
+_SUMS_A_WEIGHT = 0.75
+"""Where there are more sums of groups than that, it takes less time to scale the weights."""
 
 _WHOLE_SLABS = 1.75
 """Slabs of up to so many blocks are multiplied with one token at once, such as both of 1536 x 576; more were no faster
@@ -124,6 +128,11 @@ class Columns(QTensor):
         """The parts that workers and threads share."""
         return [self._slab(first, stop - first) for first, stop in self.spans]
 
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first row of each slab."""
+        return [first for first, _ in self.spans]
+
     def _slab(self, first: int, rows: int, count: int = 1) -> Slab:
         """The slab of so many rows from `first` on, or several."""
 
@@ -182,7 +191,7 @@ class Columns(QTensor):
         return np.ascontiguousarray(np.concatenate([self._rows(slab, 0, slab.rows).T for slab in self.slabs]))
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        for slab in self.slabs:
+        for slab in self.slabs[bisect_right(self._firsts, start) - 1 : bisect_left(self._firsts, stop)]:
             a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
             if a < b:
                 picked = slice(a - slab.first, b - slab.first)
@@ -257,7 +266,8 @@ class Columns(QTensor):
             return super().products(x, out)
         if len(out) == 1 and (runs := self._runs()):
             return [partial(self._multiply_one, run, x, out[0, run.first :][: run.alike * run.rows]) for run in runs]
-        multiply = self._multiply_few if len(out) <= FEW else self._multiply_many
+        few = len(out) <= min(FEW, _SUMS_A_WEIGHT * self.group)
+        multiply = self._multiply_few if few else self._multiply_many
         return [partial(multiply, slab, x, out[:, slab.first : slab.first + slab.rows]) for slab in self.slabs]
 
     def _runs(self) -> list[Slab]:
@@ -298,7 +308,7 @@ class Columns(QTensor):
             if first:
                 own += added
         if bias is not None:
-            own += np.matmul(x.sums(self.group), bias)
+            own += np.matmul(x.sums(self.group), bias, out=scratch("added", out.shape))
         if own is not out:
             np.copyto(out, own)
 
