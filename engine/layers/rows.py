@@ -177,6 +177,10 @@ class Stretch:
         """The same rows, of which only the first channels count."""
         return Stretch(self.form, self._planes, self._made_of, channels)
 
+    def heads(self, some: slice) -> Stretch:
+        """The rows of some heads."""
+        return Stretch(self.form, tuple(plane[some] for plane in self._planes), self._made_of, self._channels)
+
     def some(self, rows: Ids) -> Stretch:
         """Those of these numbers alone, of all heads."""
         return Stretch(self.form, tuple(plane[:, rows] for plane in self._planes), self._made_of, self._channels)

@@ -50,6 +50,7 @@ _WORTH = 1 << 21  # multiplications; for fewer, having others help takes longer 
 _count = 1
 _small_products = False
 _jobs: SimpleQueue[_Job | None] = SimpleQueue()
+_before_sharing: list[Task] = []
 _helper = threading.local()
 
 
@@ -99,6 +100,12 @@ def in_use() -> int:
     return _count
 
 
+def before_sharing(leave: Task) -> Task:
+    """Have this called before threads share tasks: who else is awake on their cores then leaves these to them."""
+    _before_sharing.append(leave)
+    return leave
+
+
 def run(tasks: list[Task]) -> None:
     """Do the tasks, spread over the threads; raises what they raise, after all have ended.
 
@@ -108,6 +115,8 @@ def run(tasks: list[Task]) -> None:
         for task in tasks:
             task()
         return
+    for leave in _before_sharing:
+        leave()
     job = _Job(tasks)
     _helper.busy = True
     try:

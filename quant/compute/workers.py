@@ -53,12 +53,12 @@ class Multiplied(Protocol):
 Product = tuple[Multiplied, Activations, Float32]
 """A matrix, x, and where x @ W.T goes."""
 
-# Shared memory: numbers (the job's, and of each worker whether it is in it and whether it sleeps), a byte a task for
-# begun and for done, the length of the message and the message itself, then the values.
-_JOB, _IN, _ASLEEP, _LENGTH = 0, 1, 65, 129
+# Shared memory: numbers (the job's, of each worker whether it is in it and whether it sleeps, the message's length, and
+# whether all are to sleep), a byte a task for begun and for done, the message itself, then the values.
+_JOB, _IN, _ASLEEP, _LENGTH, _REST = 0, 1, 65, 129, 130
 _MOST_WORKERS, _MOST_TASKS = 64, 1 << 12
 _MOST_PLACED = 1 << 10  # matrices of slots that a worker does not look for anew
-_BEGUN = 8 * 130
+_BEGUN = 8 * 131
 _DONE = _BEGUN + _MOST_TASKS
 _MESSAGE = _DONE + _MOST_TASKS
 _VALUES = 1 << 20
@@ -83,7 +83,7 @@ class _Shared:
 
         self._claims = get_context("fork").Lock()
         self.bytes = mmap.mmap(-1, _NBYTES)
-        self.numbers = memoryview(self.bytes)[: 8 * 130].cast("q")
+        self.numbers = memoryview(self.bytes)[:_BEGUN].cast("q")
         self.values = np.frombuffer(self.bytes, np.float32)
 
     def at(self, place: int, rows: int, columns: int) -> Float32:
@@ -155,6 +155,10 @@ class _Pool:
         same = len(self) == count and self.block == block_elements()
         return same and _all_in(self.members, products, self.regions)
 
+    def rest(self) -> None:
+        """Have the workers sleep until there is a job."""
+        self._shared.numbers[_REST] = 1
+
     def close(self) -> None:
         """End the workers, at once."""
         for bell in self._bells:
@@ -202,6 +206,7 @@ class _Pool:
         shared.bytes[_MESSAGE : _MESSAGE + len(message)] = message
         numbers[_LENGTH] = len(message)
         self._job += 1
+        numbers[_REST] = 0
         _fence()
         numbers[_JOB] = self._job
         _fence()
@@ -273,7 +278,7 @@ class _Pool:
                 if job and job != last:
                     break
             else:
-                if time.perf_counter() < awake:
+                if time.perf_counter() < awake and not numbers[_REST]:
                     continue
                 numbers[_ASLEEP + index] = 1
                 _fence()
@@ -398,6 +403,13 @@ def multiply(products: Sequence[Product]) -> bool:
         raise
     finally:
         _one_at_a_time.release()
+
+
+@threads.before_sharing
+def _rest() -> None:
+    """Leave the cores to threads."""
+    if pool := _pool:
+        pool.rest()
 
 
 def _is_member(matrix: Multiplied, members: dict[int, weakref.ref[Multiplied]]) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kinds import EPS, HIDDEN, random, weights_of
 
+from numoe.engine.layers.attention import softmax
 from numoe.engine.layers.attention.compressed import CompressedAttention
 from numoe.engine.layers.attention.grouped import GroupedQueryAttention
 from numoe.engine.layers.attention.indexer import Compressor, EntryIndexer
@@ -120,6 +121,33 @@ def test_many_share_threads_to_the_digits_of_one(sinks: bool, monkeypatch: pytes
         for count in (1, 3):
             threads.use(count)
             np.testing.assert_array_equal(attend_together(q, parts, 0.3, sink), np.concatenate(alone))
+    finally:
+        threads.use(before)
+
+
+@pytest.mark.parametrize("form", [FLOAT32, BF16, INT8], ids=lambda form: form.name)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_the_heads_of_a_query_share_threads_to_the_digits_of_one(
+    sinks: bool, form: RowForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = GroupedQueryAttention(10, 5, 8, Rope(8, 100.0), sinks=sinks)
+    weights, text = weights_of(kind), random(30, HIDDEN)
+
+    def last() -> np.ndarray:
+        compute, cache = kind.build(weights, Shared(EPS)), Cache([kind.state()], 64, form)
+        one_pass(compute, [cache], [text[:-1].copy()])
+        return one_pass(compute, [cache], [text[-1:].copy()])
+
+    expected = last()
+    monkeypatch.setattr(softmax, "_WORTH_PARTS", 0)
+    monkeypatch.setattr(softmax, "_WORTH_A_TASK", 0)
+    monkeypatch.setattr(threads, "_WORTH", 0)
+    assert softmax.head_parts(1, 5, 1) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    before = threads.in_use()
+    try:
+        for count in (1, 3):
+            threads.use(count)
+            np.testing.assert_array_equal(last(), expected)
     finally:
         threads.use(before)
 

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -113,6 +114,26 @@ def test_every_task_is_done_once() -> None:
     threads.use(3)
     for _ in range(150):
         np.testing.assert_array_equal(np.concatenate(matmul_all(products)), expected)
+
+
+def test_workers_leave_the_cores_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They sleep when threads share work, though a job was just done, and wake for the next one."""
+    monkeypatch.setattr(workers, "_AWAKE_SECONDS", 3600)
+    several = matrices([(64, 64)] * 3)
+    workers.know(several)
+    x = Activations(np.ones((1, 64), np.float32))
+    products: list[tuple[QTensor, Activations, None]] = [(matrix, x, None) for matrix in several]
+    expected = np.concatenate(alone(products))
+    threads.use(3)
+    for _ in range(3):
+        np.testing.assert_array_equal(np.concatenate(matmul_all(products)), expected)
+        threads.run([lambda: None, lambda: None])
+        assert workers._pool
+        numbers = workers._pool._shared.numbers
+        give_up = time.monotonic() + 60
+        while not all(numbers[workers._ASLEEP : workers._ASLEEP + 2]) and time.monotonic() < give_up:
+            os.sched_yield()
+        assert all(numbers[workers._ASLEEP : workers._ASLEEP + 2])
 
 
 def test_the_workers_do_some_of_the_work() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from numoe.engine.layers.attention.softmax import (
     attend,
     attend_together,
     first_visible,
+    head_parts,
     hidden_keys,
 )
 from numoe.engine.layers.block import Compute, Kind, Shared, angles
@@ -254,11 +256,11 @@ class GroupedQuery:
         kept = spec.window or spec.chunk
         most = start + count if kept is None else min(start + count, kept + count)
 
-        def block(a: int, b: int) -> None:
+        def block(heads: slice, a: int, b: int) -> None:
             first = first_visible(start + a, spec.window, spec.chunk)
-            asking = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)  # (G, T, R, C)
+            asking = q[a:b].reshape(b - a, groups, share, -1).transpose(1, 0, 2, 3)[heads]  # (G, T, R, C)
             hidden = hidden_keys(start + a, start + b, first, spec.window, spec.chunk)
-            keys, values = (states[name].view(first, start + b) for name in "kv")
+            keys, values = (states[name].view(first, start + b).heads(heads) for name in "kv")
             if self.indexer and index is not None:
                 asked = index[0][a:b], index[1][a:b]
                 picked = self.indexer.hidden(*asked, states["indexer.rows"], start + a)
@@ -266,6 +268,10 @@ class GroupedQuery:
                 if picked is not None and b - a == 1:  # of which the keys are few
                     seen = np.flatnonzero(~picked[0])
                     keys, values, hidden = keys.some(seen), values.some(seen), None
-            grouped[a:b] = attend(asking, [(keys, values, hidden)], self.scale, self.sink).transpose(1, 0, 2, 3)
+            sink = None if self.sink is None else self.sink[heads]
+            grouped[a:b, heads] = attend(asking, [(keys, values, hidden)], self.scale, sink).transpose(1, 0, 2, 3)
 
-        queries.add(block, count, spec.heads, most, spec.head_dim)
+        work = 0 if self.indexer else 2 * spec.heads * most * spec.head_dim  # an indexer chooses for all heads
+        for heads in head_parts(count, groups, work):
+            asking = share * (heads.stop - heads.start)
+            queries.add(partial(block, heads), count, asking, most, spec.head_dim)

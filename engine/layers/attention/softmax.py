@@ -26,6 +26,11 @@ _BLOCKS = 8
 to be spared the late ones' keys."""
 _FEW_QUERIES = 16
 
+_WORTH_A_TASK = 1 << 19
+"""Multiplications that a task has where threads share them, or more."""
+_HEAD_PARTS, _WORTH_PARTS = 4, 1 << 22
+"""The heads of one query that takes so many multiplications are so many tasks, or fewer."""
+
 Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
 
@@ -63,7 +68,16 @@ class Queries:
 
     def run(self) -> None:
         # Threads that each have little to do at a time wait for Python's lock instead.
-        run_worth(self._tasks, self._multiplications // max(1, len(self._tasks)))
+        worth = self._multiplications >= _WORTH_A_TASK * len(self._tasks)
+        run_worth(self._tasks, self._multiplications if worth else 0)
+
+
+def head_parts(queries: int, groups: int, multiplications: int) -> list[slice]:
+    """Ranges of the key/value heads, each of whose queries are a task: several where one query has much to do."""
+    if queries > 1 or multiplications < _WORTH_PARTS:
+        return [slice(0, groups)]
+    step = -(-groups // _HEAD_PARTS)
+    return [slice(first, min(first + step, groups)) for first in range(0, groups, step)]
 
 
 def first_visible(start: int, window: int | None, chunk: int | None = None) -> int:
