@@ -139,7 +139,7 @@ def test_the_heads_of_a_query_share_threads_to_the_digits_of_one(
         return one_pass(compute, [cache], [text[-1:].copy()])
 
     expected = last()
-    monkeypatch.setattr(softmax, "_WORTH_PARTS", 0)
+    monkeypatch.setattr(softmax, "_WORTH", 0)
     monkeypatch.setattr(softmax, "_WORTH_A_TASK", 0)
     monkeypatch.setattr(threads, "_WORTH", 0)
     assert softmax.head_parts(1, 5, 1) == [slice(0, 2), slice(2, 4), slice(4, 5)]

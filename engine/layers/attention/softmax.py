@@ -26,10 +26,10 @@ _BLOCKS = 8
 to be spared the late ones' keys."""
 _FEW_QUERIES = 16
 
-_WORTH_A_TASK = 1 << 19
-"""Multiplications that a task has where threads share them, or more."""
-_HEAD_PARTS, _WORTH_PARTS = 4, 1 << 22
-"""The heads of one query that takes so many multiplications are so many tasks, or fewer."""
+_WORTH, _WORTH_A_TASK = 1 << 22, 1 << 19
+"""Threads share multiplications where there are so many, and so many to a task."""
+_HEAD_PARTS = 4
+"""The heads of one query are so many tasks at most."""
 
 Part = tuple[Stretch, Stretch, NDArray[np.bool_] | None]
 """Keys, values and the (T, S) keys to hide: shared by all queries (G, S, C), or each query's own (T, S, C)."""
@@ -68,13 +68,13 @@ class Queries:
 
     def run(self) -> None:
         # Threads that each have little to do at a time wait for Python's lock instead.
-        worth = self._multiplications >= _WORTH_A_TASK * len(self._tasks)
+        worth = self._multiplications >= max(_WORTH, _WORTH_A_TASK * len(self._tasks))
         run_worth(self._tasks, self._multiplications if worth else 0)
 
 
 def head_parts(queries: int, groups: int, multiplications: int) -> list[slice]:
     """Ranges of the key/value heads, each of whose queries are a task: several where one query has much to do."""
-    if queries > 1 or multiplications < _WORTH_PARTS:
+    if queries > 1 or multiplications < _WORTH:
         return [slice(0, groups)]
     step = -(-groups // _HEAD_PARTS)
     return [slice(first, min(first + step, groups)) for first in range(0, groups, step)]
