@@ -133,6 +133,13 @@ class Columns(QTensor):
         """The first row of each slab."""
         return [first for first, _ in self.spans]
 
+    def _slabs_of(self, start: int, stop: int) -> Iterator[tuple[Slab, int, int]]:
+        """The slabs that have some of the rows start..stop, and which: first and last + 1."""
+        for slab in self.slabs[bisect_right(self._firsts, start) - 1 : bisect_left(self._firsts, stop)]:
+            a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
+            if a < b:
+                yield slab, a, b
+
     def _slab(self, first: int, rows: int, count: int = 1) -> Slab:
         """The slab of so many rows from `first` on, or several."""
 
@@ -191,17 +198,15 @@ class Columns(QTensor):
         return np.ascontiguousarray(np.concatenate([self._rows(slab, 0, slab.rows).T for slab in self.slabs]))
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        for slab in self.slabs[bisect_right(self._firsts, start) - 1 : bisect_left(self._firsts, stop)]:
-            a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
-            if a < b:
-                picked = slice(a - slab.first, b - slab.first)
-                part = out[a - start : b - start]
-                np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
-                grouped = part.reshape(b - a, -1, self.group)
-                scales, bias = self._scaling(slab)
-                grouped *= scales[:, picked].T[..., None]
-                if bias is not None:
-                    grouped += bias[:, picked].T[..., None]
+        for slab, a, b in self._slabs_of(start, stop):
+            picked = slice(a - slab.first, b - slab.first)
+            part = out[a - start : b - start]
+            np.copyto(part, self._rows(slab, picked.start, picked.stop).T, casting="unsafe")
+            grouped = part.reshape(b - a, -1, self.group)
+            scales, bias = self._scaling(slab)
+            grouped *= scales[:, picked].T[..., None]
+            if bias is not None:
+                grouped += bias[:, picked].T[..., None]
 
     def dequantize(self) -> Float32:
         out = np.empty(self.shape, np.float32)

@@ -102,11 +102,9 @@ class GGMLColumns(Columns):
         return all(self.kind.finite(slab.codes) for slab in self.slabs)
 
     def dequantize_rows(self, start: int, stop: int, out: Float32) -> None:
-        for slab in self.slabs:
-            a, b = max(start, slab.first), min(stop, slab.first + slab.rows)
-            if a < b:
-                planes = np.ascontiguousarray(slab.codes[..., a - slab.first : b - slab.first])
-                _decode(self.kind, planes, out[a - start : b - start])
+        for slab, a, b in self._slabs_of(start, stop):
+            planes = np.ascontiguousarray(slab.codes[..., a - slab.first : b - slab.first])
+            _decode(self.kind, planes, out[a - start : b - start])
 
     def _scaling(self, slab: Slab) -> tuple[Float32, Float32 | None]:
         return self.kind.scale(slab.codes)

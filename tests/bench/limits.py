@@ -77,9 +77,10 @@ def measured(name: str, shape: tuple[int, int], tokens: int, rounds: int, barrie
     sums = np.zeros((len(grouped), tokens, rows), np.float32)
     out, left, right, square = empty(tokens, rows), *(np.ones((LARGE, LARGE), np.float32) for _ in range(3))
     spans = [(start, min(start + step, len(grouped))) for start in range(0, len(grouped), step)]
-    stored = [random.integers(0, 1 << 16, (len(grouped), GROUP * rows // 4), np.uint16) for _ in range(count)]
+    words_each = GROUP * rows // 4 if name == "mxfp4" else 0
+    stored = [random.integers(0, 1 << 16, (len(grouped), words_each), np.uint16) for _ in range(count)]
     table = random.integers(0, 1 << 32, 1 << 16, np.uint32)
-    index = np.zeros((step, GROUP * rows // 4), np.intp)
+    index = np.zeros((step, words_each), np.intp)
     words = np.zeros(index.shape, np.uint32)
 
     def look_up() -> None:
@@ -107,7 +108,7 @@ def measured(name: str, shape: tuple[int, int], tokens: int, rounds: int, barrie
             matrix.matmul(Activations(x), out)
 
     share = 2**20 / (count * rows * columns)
-    parts: dict[str, Callable[[], None]] = {"look-up": look_up} if name == "mxfp4" else {}
+    parts: dict[str, Callable[[], None]] = {"look-up": look_up} if words_each else {}
     parts |= {"cast": cast, "sgemm": sgemm, "sums": add, "product": product}
     taken = {name: share * least(rounds, barrier, work) for name, work in parts.items()}
     return taken | {"large": least(rounds, barrier, lambda: np.matmul(left, right, out=square))}

@@ -61,6 +61,14 @@ def alone(products: list[tuple[QTensor, Activations, None]]) -> list[np.ndarray]
     return results
 
 
+def known(several: list[QTensor]) -> tuple[list[tuple[QTensor, Activations, None]], np.ndarray]:
+    """Products of matrices with 64 columns that workers know, and all their results."""
+    workers.know(several)
+    x = Activations(np.ones((1, 64), np.float32))
+    products: list[tuple[QTensor, Activations, None]] = [(matrix, x, None) for matrix in several]
+    return products, np.concatenate(alone(products))
+
+
 def pids() -> list[int]:
     return workers._pool.pids if workers._pool else []
 
@@ -106,11 +114,8 @@ def test_products_have_the_digits_of_one_process(
 
 def test_every_task_is_done_once() -> None:
     """Many short ones, so that several processes often want the same: products add to what they have written."""
-    several = [laid_out(pack_int4(np.random.default_rng(n).standard_normal((64, 64), np.float32))) for n in range(40)]
-    workers.know(several)
-    x = Activations(np.ones((1, 64), np.float32))
-    products: list[tuple[QTensor, Activations, None]] = [(matrix, x, None) for matrix in several]
-    expected = np.concatenate(alone(products))
+    random = [np.random.default_rng(n) for n in range(40)]
+    products, expected = known([laid_out(pack_int4(one.standard_normal((64, 64), np.float32))) for one in random])
     threads.use(3)
     for _ in range(150):
         np.testing.assert_array_equal(np.concatenate(matmul_all(products)), expected)
@@ -119,11 +124,7 @@ def test_every_task_is_done_once() -> None:
 def test_workers_leave_the_cores_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """They sleep when threads share work, though a job was just done, and wake for the next one."""
     monkeypatch.setattr(workers, "_AWAKE_SECONDS", 3600)
-    several = matrices([(64, 64)] * 3)
-    workers.know(several)
-    x = Activations(np.ones((1, 64), np.float32))
-    products: list[tuple[QTensor, Activations, None]] = [(matrix, x, None) for matrix in several]
-    expected = np.concatenate(alone(products))
+    products, expected = known(matrices([(64, 64)] * 3))
     threads.use(3)
     for _ in range(3):
         np.testing.assert_array_equal(np.concatenate(matmul_all(products)), expected)

@@ -273,5 +273,4 @@ class GroupedQuery:
 
         work = 0 if self.indexer else 2 * spec.heads * most * spec.head_dim  # an indexer chooses for all heads
         for heads in head_parts(count, groups, work):
-            asking = share * (heads.stop - heads.start)
-            queries.add(partial(block, heads), count, asking, most, spec.head_dim)
+            queries.add(partial(block, heads), count, share * (heads.stop - heads.start), most, spec.head_dim)
